@@ -1,0 +1,5 @@
+"""`python -m sdft_cli`."""
+
+from sdft_cli.cli.main import app
+
+app()

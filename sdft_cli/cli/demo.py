@@ -1,0 +1,73 @@
+"""`sdft demo`: the whole path on the project's own example sessions and a real 135M model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdft_cli.cli.common import command, say
+
+
+@command
+def demo(
+    out: Annotated[Path, typer.Option(help="The folder to create.")] = Path("demo"),
+    steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: the profile's]")] = None,
+    sessions: Annotated[int, typer.Option(min=12, help="Number of example sessions.")] = 72,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing demo folder.")] = False,
+) -> None:
+    """Prepare, train, merge and evaluate on made-up sessions with SmolLM2-135M; a few minutes on two cores.
+
+    Example: sdft demo --out demo
+    """
+    import shutil
+
+    from sdft_cli.cli.evaluate import run_evaluation
+    from sdft_cli.cli.merge import run_merge
+    from sdft_cli.cli.prepare import run_preparation
+    from sdft_cli.cli.train import run_training
+    from sdft_cli.config import EvalConfig, PrepareConfig, build, load_train_config
+    from sdft_cli.engine.runs import read_run, write_json
+    from sdft_cli.records import read_dataset
+    from sdft_cli.records.folders import check_output_folder
+    from sdft_cli.report import terminal
+    from sdft_cli.traces.examples import write_examples
+
+    check_output_folder(out, overwrite)
+    if out.exists():
+        shutil.rmtree(out)
+    start = time.monotonic()
+    clock = lambda: f"{time.monotonic() - start:.0f} s"  # noqa: E731
+    train_config = load_train_config("cpu-demo", (), {"optim.max_steps": steps, "seed": seed})
+
+    say(f"1/4 prepare: {sessions} example sessions")
+    write_examples(out / "sessions", sessions, seed)
+    prepare_config = build(
+        PrepareConfig,
+        {
+            "source": str(out / "sessions"),
+            "model": train_config.model,
+            "max_seq_tokens": 1024,
+            "max_prompt_tokens": 896,
+            "max_rollout_tokens": 128,
+            "validation_fraction": 0.3,
+            "teacher_template": "repeat",
+            "seed": seed,
+        },
+    )
+    manifest = run_preparation(prepare_config, out / "data")
+    terminal.stdout().print(terminal.funnel_table(manifest["funnel"]))
+    data = read_dataset(out / "data")
+
+    say(f"2/4 train ({clock()})")
+    run_training(train_config, data, out / "run")
+    say(f"3/4 merge ({clock()})")
+    terminal.stdout().print(terminal.merge_table(run_merge(read_run(out / "run"), out / "run" / "merged")))
+    say(f"4/4 eval ({clock()})")
+    result, _ = run_evaluation(str(out / "run"), data, build(EvalConfig, {"seed": seed, "max_new_tokens": 48}))
+    write_json(out / "eval.json", result)
+    terminal.stdout().print(terminal.eval_table(result))
+    say(f"Done in {clock()}. Read the answers in {out / 'eval.json'}, the model is in {out / 'run' / 'merged'}.")

@@ -1,0 +1,48 @@
+"""The `sdft` command."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from sdft_cli import __version__
+from sdft_cli.cli.demo import demo
+from sdft_cli.cli.evaluate import evaluate
+from sdft_cli.cli.merge import merge
+from sdft_cli.cli.prepare import prepare
+from sdft_cli.cli.train import train
+
+app = typer.Typer(
+    name="sdft",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Recorded coding-agent sessions in; a self-distilled (SDFT, arXiv 2601.19897), merged and evaluated model out.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"sdft {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Turn recorded coding-agent sessions into a better open model: prepare, train, merge, eval."""
+
+
+app.command()(prepare)
+app.command()(train)
+app.command()(merge)
+app.command("eval")(evaluate)
+app.command()(demo)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,105 @@
+"""`sdft prepare`: sessions -> per-assistant-turn records."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from sdft_cli.cli.common import DATA_ROOT, command, say
+
+if TYPE_CHECKING:
+    from sdft_cli.config import PrepareConfig
+
+
+@command
+def prepare(
+    source: Annotated[str, typer.Argument(help="A trace file, a folder of them, or a Hub dataset id (owner/name).")],
+    out: Annotated[Path | None, typer.Option(help="The dataset folder to create. [default: data/<source name>]")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option("--model", "--tokenizer", help="The model that will be trained: folder, Hub id or alias smollm2-135m."),
+    ] = None,
+    max_seq_tokens: Annotated[int | None, typer.Option(help="Cap on teacher prompt + expert turn. [default: 65536]")] = None,
+    max_prompt_tokens: Annotated[int | None, typer.Option(help="Cap on the teacher's prompt. [default: 57344]")] = None,
+    max_rollout_tokens: Annotated[int | None, typer.Option(help="Cap on the expert's turn. [default: 8192]")] = None,
+    validation_fraction: Annotated[float | None, typer.Option(help="Share of sessions held out. [default: 0.05]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the split. [default: 0]")] = None,
+    limit_sessions: Annotated[int | None, typer.Option(help="Read at most this many sessions.")] = None,
+    tools: Annotated[
+        str | None, typer.Option(help="Built-in tools in prompts: observed (in this source) or all. [default: observed]")
+    ] = None,
+    teacher_template: Annotated[str | None, typer.Option(help="A name in templates/teacher/, or a .txt file.")] = None,
+    revision: Annotated[str | None, typer.Option(help="Hub revision of the source; the commit is pinned.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset folder.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the funnel as JSON.")] = False,
+) -> None:
+    """Turn recorded sessions into per-assistant-turn records.
+
+    Every assistant turn becomes a record, or a rejection with a reason; nothing is truncated. Reasoning is stripped.
+
+    Example: sdft prepare armand0e/claude-fable-5-claude-code
+    """
+    from sdft_cli.config import PrepareConfig, build
+
+    given = {
+        "model": model,
+        "max_seq_tokens": max_seq_tokens,
+        "max_prompt_tokens": max_prompt_tokens,
+        "max_rollout_tokens": max_rollout_tokens,
+        "validation_fraction": validation_fraction,
+        "seed": seed,
+        "limit_sessions": limit_sessions,
+        "tools": tools,
+        "teacher_template": teacher_template,
+        "revision": revision,
+    }
+    config = build(PrepareConfig, {"source": source, **{k: v for k, v in given.items() if v is not None}})
+    target = out or DATA_ROOT / (Path(source).expanduser().resolve().stem if Path(source).exists() else source.split("/")[-1])
+    manifest = run_preparation(config, target, overwrite)
+
+    from sdft_cli.report import terminal
+
+    if as_json:
+        typer.echo(json.dumps({"dataset": str(target), **manifest["funnel"]}, indent=2))
+    else:
+        terminal.stdout().print(terminal.funnel_table(manifest["funnel"]))
+    _tell(manifest["broken_lines"], target)
+
+
+def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False) -> dict[str, Any]:
+    """Read the source, measure every turn, write the dataset; return its manifest."""
+    from sdft_cli.engine.models import resolve_model
+    from sdft_cli.prepare.pipeline import manifest_of, prepare as run, write
+    from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
+    from sdft_cli.prompts.teacher import load_teacher_template
+    from sdft_cli.records.folders import check_output_folder
+    from sdft_cli.report import terminal
+    from sdft_cli.report.cards import dataset_card
+    from sdft_cli.traces.source import resolve_source
+
+    check_output_folder(target, overwrite)
+    source = resolve_source(config.source, config.revision)
+    template = load_teacher_template(config.teacher_template)
+    prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
+    with terminal.progress_bar() as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done, total=total)
+
+        prepared = run(config, source, prompts, progress)
+    manifest = manifest_of(config, source, prompts, prepared)
+    write(prepared, manifest, target, dataset_card(manifest), overwrite)
+    return manifest
+
+
+def _tell(broken: list[str], target: Path) -> None:
+    if broken:
+        shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
+        say(f"{len(broken)} unreadable line(s) or file(s) were skipped: {shown}")
+    say(f"Dataset written to {target}; next: sdft train {target}")

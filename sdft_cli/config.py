@@ -1,0 +1,203 @@
+"""One pydantic model per stage. Unknown keys are refused; every constant that shapes a result is here.
+
+Profiles are YAML files in `templates/profiles/`; command-line flags and `--set key=value` override them. The resolved
+configuration is written into the manifest or the run folder, and later stages read it from there. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sdft_cli.errors import UsageError
+from sdft_cli.resources import resource, resource_text
+
+T = TypeVar("T", bound=BaseModel)
+DEFAULT_PROFILE = "qwen3.5-9b-64k"
+
+
+class _Config(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+class PrepareConfig(_Config):
+    """How sessions become records."""
+
+    source: str
+    revision: str | None = Field(None, description="Hub revision; the resolved commit goes into the manifest")
+    model: str = Field("unsloth/Qwen3.5-9B", description="folder, Hub id or alias whose tokenizer and template count")
+    max_seq_tokens: int = Field(65_536, gt=0, description="cap on teacher prompt + rollout cap's reference, tokens")
+    max_prompt_tokens: int = Field(57_344, gt=0, description="cap on the teacher's prompt, tokens")
+    max_rollout_tokens: int = Field(8_192, gt=0, description="cap on the expert's turn, tokens")
+    validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of session groups held out")
+    seed: int = Field(0, ge=0)
+    limit_sessions: int | None = Field(None, gt=0)
+    tools: Literal["observed", "all"] = Field("observed", description="which built-in tools a session is offered")
+    teacher_template: str = "expert_reference"
+
+    @model_validator(mode="after")
+    def _caps_fit(self) -> PrepareConfig:
+        if self.max_prompt_tokens > self.max_seq_tokens:
+            raise ValueError(
+                f"max_prompt_tokens ({self.max_prompt_tokens}) is above max_seq_tokens ({self.max_seq_tokens})"
+            )
+        return self
+
+
+class LoraSettings(_Config):
+    """The adapter: which modules it sits on, and its size."""
+
+    rank: int = Field(64, gt=0)
+    alpha: float = Field(128, gt=0)
+    dropout: float = Field(0.0, ge=0, lt=1, description="0 keeps student log-probabilities deterministic")
+    target_modules: tuple[str, ...] = Field(min_length=1, description="module names; language trunk only")
+
+
+class RolloutSettings(_Config):
+    """How the student samples."""
+
+    max_new_tokens: int = Field(8_192, gt=0)
+    temperature: float = Field(0.8, gt=0)
+    top_p: float = Field(0.95, gt=0, le=1)
+    merged_weights: bool = Field(
+        False, description="sample from a merged second copy of the adapted weights: faster, needs their memory again"
+    )
+
+
+class DistillSettings(_Config):
+    """The objective: reverse KL(student||teacher) over the whole vocabulary, averaged over the step's tokens."""
+
+    divergence: Literal["reverse_kl"] = "reverse_kl"
+    kl_temperature: float = Field(1.0, gt=0)
+    lambda_on_policy: float = Field(1.0, ge=0, le=1, description="share of records trained on the student's rollout")
+    chunk_rows: int = Field(256, gt=0, description="rows of logits held at once")
+
+
+class OptimSettings(_Config):
+    """AdamW with a linear warm-up, then a constant rate."""
+
+    learning_rate: float = Field(1e-5, gt=0)
+    warmup_steps: int = Field(20, ge=0)
+    weight_decay: float = Field(0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient's norm; null: never")
+    max_steps: int = Field(600, gt=0)
+    records_per_step: int = Field(1, gt=0, description="records of one optimiser step (the batch size)")
+    records_per_pass: int = Field(1, gt=0, description="records in one forward pass; smaller saves memory")
+
+
+class TrainConfig(_Config):
+    """A whole training run."""
+
+    profile: str
+    model: str
+    revision: str | None = None
+    backend: Literal["auto", "transformers", "unsloth"] = "auto"
+    device: Literal["cuda", "cpu", "any"] = Field("any", description="what the profile needs; checked before loading")
+    min_gpu_gb: float | None = Field(None, gt=0, description="GPU memory that the profile needs")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and of the compute")
+    max_seq_tokens: int = Field(65_536, gt=0)
+    max_prompt_tokens: int = Field(57_344, gt=0, description="records with a longer teacher prompt are refused")
+    gradient_checkpointing: bool = True
+    seed: int = Field(0, ge=0)
+    samples_every: int = Field(10, gt=0, description="save sampled rollouts every so many steps")
+    lora: LoraSettings
+    rollout: RolloutSettings
+    distill: DistillSettings
+    optim: OptimSettings
+
+
+class EvalConfig(_Config):
+    """What `sdft eval` measures, and how."""
+
+    max_new_tokens: int = Field(128, gt=0, description="cap on an evaluation rollout, tokens")
+    records_per_pass: int = Field(8, gt=0)
+    limit: int | None = Field(None, gt=0, description="at most this many validation records, the first ones")
+    seed: int = Field(0, ge=0)
+
+
+def explain(error: ValidationError) -> str:
+    """Say in one line what is wrong with a configuration."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"]) or "configuration"
+    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+
+
+def profile_names() -> list[str]:
+    """Return the names of the shipped profiles."""
+    return sorted(
+        entry.name.removesuffix(".yaml")
+        for entry in resource("templates", "profiles").iterdir()
+        if entry.name.endswith(".yaml")
+    )
+
+
+def _parse_override(text: str) -> tuple[list[str], Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UsageError(f"--set {text} is not key=value: write e.g. --set optim.learning_rate=1e-4.")
+    parsed = yaml.safe_load(value)
+    if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            parsed = float(parsed)
+        except ValueError:
+            pass
+    return key.split("."), parsed
+
+
+def _set(document: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    for key in keys[:-1]:
+        document = document.setdefault(key, {})
+        if not isinstance(document, dict):
+            raise UsageError(f"--set {'.'.join(keys)}: {key} is a value, not a section.")
+    document[keys[-1]] = value
+
+
+def load_train_config(
+    profile: str, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """Resolve a training configuration: profile, then `--set` overrides, then flags that were given.
+
+    Args:
+        profile: a shipped name, or the path of a YAML file.
+        overrides: texts `section.key=value`.
+        flags: dotted key -> value; None values are ignored.
+
+    Raises:
+        UsageError: unknown profile, unknown key, or a value out of range; the message names it.
+    """
+    path = Path(profile)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise UsageError(f"Profile {path} does not exist: check the path.")
+        text = path.read_text(encoding="utf-8")
+    elif profile in profile_names():
+        text = resource_text("templates", "profiles", f"{profile}.yaml")
+    else:
+        raise UsageError(f"Profile {profile} is unknown: use one of {', '.join(profile_names())}, or a YAML file.")
+    try:
+        document = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UsageError(f"Profile {profile} is not valid YAML: {str(error).splitlines()[0]}.") from error
+    if not isinstance(document, dict):
+        raise UsageError(f"Profile {profile} is not a YAML mapping: correct the file.")
+    document.setdefault("profile", profile)
+    for override in overrides:
+        _set(document, *_parse_override(override))
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _set(document, key.split("."), value)
+    return build(TrainConfig, document)
+
+
+def build(kind: type[T], document: Mapping[str, Any]) -> T:
+    """Validate a document; a `ValidationError` becomes a `UsageError` of one sentence."""
+    try:
+        return kind.model_validate(document)
+    except ValidationError as error:
+        raise UsageError(f"{explain(error)}: correct the option or the profile.") from error

@@ -1,0 +1,1 @@
+"""The algorithm: models and adapters, rollouts, divergence, the training loop."""

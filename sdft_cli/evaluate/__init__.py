@@ -1,0 +1,1 @@
+"""What was learned: likelihood, divergence, and tool calls, base against tuned."""

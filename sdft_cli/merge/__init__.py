@@ -1,0 +1,1 @@
+"""Adapter -> checkpoint, and the proof that it is the same model."""

@@ -1,0 +1,1 @@
+"""Sessions -> records: turns, reasoning, lengths, filters, splits, and a funnel that counts everything."""

@@ -1,0 +1,1 @@
+"""Chat rendering and tokenisation, the teacher's prompt, and tool calls parsed back out of text."""

@@ -1,0 +1,162 @@
+"""The two prompts of a record, through the model's own chat template.
+
+Student: conversation + tools, `enable_thinking=False`. Teacher: the same plus one last user message that carries the
+expert's turn (`prompts/teacher.py`). Both end in the same generation prompt, so both start from the same think-prefix.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdft_cli.errors import DataError, MachineError, UsageError
+from sdft_cli.prompts.encoding import PieceEncoder
+from sdft_cli.prompts.teacher import TeacherTemplate, load_teacher_template
+from sdft_cli.records import Message, Record, ToolSchema
+from sdft_cli.resources import text_hash
+
+
+class TemplateError(DataError):
+    """The model's chat template cannot render this conversation; the record is rejected as `template_error`."""
+
+
+def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
+    """Load the tokenizer of a model folder or Hub id; no weights, no remote code.
+
+    Raises:
+        UsageError: the folder or the Hub id holds no tokenizer with a chat template.
+        MachineError: the Hub cannot be reached.
+    """
+    from transformers import AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(model), revision=revision or "main", trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        if Path(model).exists():
+            raise UsageError(f"{model} holds no tokenizer that transformers can load: give a model folder.") from error
+        raise MachineError(
+            f"Model {model} is no local folder and could not be loaded from the Hub: check the name and the network, "
+            "or use the alias smollm2-135m."
+        ) from error
+    if not tokenizer.chat_template:
+        raise UsageError(f"The tokenizer of {model} has no chat template: use an instruct model.")
+    return tokenizer
+
+
+def template_message(message: Message) -> dict[str, Any]:
+    """Return a message in the form that chat templates read; tool arguments are objects, as templates expect."""
+    found: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        found["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.parsed_arguments()}}
+            for c in message.tool_calls
+        ]
+    if message.role == "tool":
+        found["tool_call_id"] = message.tool_call_id
+        found["name"] = message.name
+    return found
+
+
+def template_tool(tool: ToolSchema) -> dict[str, Any]:
+    """Return a tool in the form that chat templates read."""
+    function = {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)}
+    return {"type": "function", "function": function}
+
+
+class ChatPrompts:
+    """Render and encode the prompts of records with one tokenizer and one teacher template."""
+
+    def __init__(self, tokenizer: Any, teacher: TeacherTemplate) -> None:
+        self.tokenizer = tokenizer
+        self.teacher = teacher
+        self.encoder = PieceEncoder(tokenizer)
+        self.turn_end: str = tokenizer.eos_token
+        self.turn_end_id: int = tokenizer.eos_token_id
+        self._tools: dict[tuple[ToolSchema, ...], list[dict[str, Any]]] = {}
+
+    def fingerprint(self) -> dict[str, str]:
+        """Return the hashes that tie a dataset to a tokenizer, a chat template and a teacher template."""
+        backend = self.tokenizer.backend_tokenizer.to_str()
+        return {
+            "tokenizer": text_hash(backend),
+            "chat_template": text_hash(str(self.tokenizer.chat_template)),
+            "teacher_template": self.teacher.hash,
+        }
+
+    def render(self, messages: Sequence[Message], tools: tuple[ToolSchema, ...], generation: bool = True) -> str:
+        """Return the text of a conversation, ready for the model's next turn if `generation`.
+
+        Raises:
+            TemplateError: the template refuses the conversation.
+        """
+        from jinja2 import TemplateError as JinjaError
+
+        if tools not in self._tools:
+            self._tools[tools] = [template_tool(tool) for tool in tools]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                [template_message(m) for m in messages],
+                tools=self._tools[tools] or None,
+                tokenize=False,
+                add_generation_prompt=generation,
+                enable_thinking=False,
+            )
+        except (JinjaError, TypeError, KeyError, ValueError) as error:
+            raise TemplateError(f"The chat template refuses this conversation: {error}") from error
+        return str(text)
+
+    def reference_text(self, message: Message) -> str:
+        """Return an assistant turn as the model itself would write it, without the token that ends the turn.
+
+        Raises:
+            TemplateError: the template does not write the turn after its own generation prompt.
+        """
+        question = (Message("user", "."),)
+        prompt = self.render(question, ())
+        whole = self.render((*question, message), (), generation=False)
+        if not whole.startswith(prompt):
+            raise TemplateError("The chat template writes an assistant turn differently from its generation prompt.")
+        return whole[len(prompt) :].rstrip().removesuffix(self.turn_end)
+
+    def student_text(self, record: Record) -> str:
+        """Return the student's prompt: the conversation before the turn."""
+        return self.render(record.context, record.tools)
+
+    def teacher_text(self, record: Record) -> str:
+        """Return the teacher's prompt: the student's plus the expert's turn in its block."""
+        last = self.teacher.message(self.reference_text(record.reference))
+        return self.render((*record.context, last), record.tools)
+
+    def student_ids(self, record: Record) -> list[int]:
+        """Return the token ids of the student's prompt."""
+        return self.encoder.encode(self.student_text(record))
+
+    def teacher_ids(self, record: Record) -> list[int]:
+        """Return the token ids of the teacher's prompt."""
+        return self.encoder.encode(self.teacher_text(record))
+
+    def reference_ids(self, record: Record) -> list[int]:
+        """Return the token ids of the expert's turn, the token that ends the turn included."""
+        return [*self.encoder.encode(self.reference_text(record.reference)), self.turn_end_id]
+
+
+def open_prompts(model: str, manifest: Mapping[str, Any], revision: str | None = None) -> ChatPrompts:
+    """Return the prompts of a dataset for a model, with the teacher template that the dataset was measured with.
+
+    Raises:
+        DataError: the dataset was prepared with another tokenizer, chat template or teacher template, so its token
+            counts and caps do not hold.
+    """
+    prompts = ChatPrompts(load_tokenizer(model, revision), load_teacher_template(str(manifest["teacher_template"])))
+    expected, found = manifest["fingerprint"], prompts.fingerprint()
+    differing = [name for name in found if found[name] != expected.get(name)]
+    if differing:
+        raise DataError(
+            f"The dataset was prepared for {manifest['config']['model']}: its {' and '.join(differing).replace('_', ' ')} "
+            f"differ from those of {Path(model).name}; run `sdft prepare` again with --model for this model."
+        )
+    return prompts

@@ -1,0 +1,247 @@
+"""The dataset folder: sessions stored once, records as pointers, rejects with their reason, a manifest over all.
+
+    my-dataset/
+      README.md            data card (written by the caller through `extra_files`)
+      manifest.json        schema version, source, config, tokenizer and template hashes, funnel, file hashes
+      sessions.parquet     session_id, group, messages, tools, metadata
+      train.parquet        record pointers with their token counts
+      validation.parquet   the same; groups never straddle the split
+      rejected.parquet     every dropped assistant turn with its reason
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from sdft_cli.errors import DataError
+from sdft_cli.records.folders import new_folder
+from sdft_cli.records.types import Message, Record, RecordRow, Rejection, Session, ToolCall, ToolSchema
+
+SCHEMA_VERSION = 1
+FORMAT = "sdft-dataset"
+TABLES = ("sessions", "train", "validation", "rejected")
+
+_TOOL_CALL = pl.Struct({"id": pl.String, "name": pl.String, "arguments": pl.String})
+_MESSAGE = pl.Struct(
+    {
+        "role": pl.String,
+        "content": pl.String,
+        "tool_calls": pl.List(_TOOL_CALL),
+        "tool_call_id": pl.String,
+        "name": pl.String,
+        "status": pl.String,
+    }
+)
+_TOOL = pl.Struct({"name": pl.String, "description": pl.String, "parameters": pl.String, "origin": pl.String})
+_RECORD_COLUMNS: dict[str, Any] = {
+    "record_id": pl.String,
+    "session_id": pl.String,
+    "turn_index": pl.Int64,
+    "prompt_tokens": pl.Int64,
+    "teacher_prompt_tokens": pl.Int64,
+    "reference_tokens": pl.Int64,
+    "has_tool_call": pl.Boolean,
+}
+COLUMNS: dict[str, dict[str, Any]] = {
+    "sessions": {
+        "session_id": pl.String,
+        "group": pl.String,
+        "messages": pl.List(_MESSAGE),
+        "tools": pl.List(_TOOL),
+        "metadata": pl.String,
+    },
+    "train": _RECORD_COLUMNS,
+    "validation": _RECORD_COLUMNS,
+    "rejected": {
+        "record_id": pl.String,
+        "session_id": pl.String,
+        "turn_index": pl.Int64,
+        "reason": pl.String,
+        "detail": pl.String,
+        "prompt_tokens": pl.Int64,
+        "teacher_prompt_tokens": pl.Int64,
+        "reference_tokens": pl.Int64,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset folder in memory. `train` and `validation` are views into `sessions`."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    sessions: Mapping[str, Session]
+    train: Sequence[Record]
+    validation: Sequence[Record]
+    rejected: Sequence[Rejection]
+
+    def split(self, name: str) -> Sequence[Record]:
+        """Return the records of `train` or `validation`."""
+        return {"train": self.train, "validation": self.validation}[name]
+
+
+def _session_row(session: Session) -> dict[str, Any]:
+    def message(m: Message) -> dict[str, Any]:
+        return {
+            "role": m.role,
+            "content": m.content,
+            "tool_calls": [asdict(call) for call in m.tool_calls],
+            "tool_call_id": m.tool_call_id,
+            "name": m.name,
+            "status": m.status,
+        }
+
+    return {
+        "session_id": session.session_id,
+        "group": session.group,
+        "messages": [message(m) for m in session.messages],
+        "tools": [asdict(tool) for tool in session.tools],
+        "metadata": json.dumps(dict(session.metadata), ensure_ascii=False, sort_keys=True),
+    }
+
+
+def _session_of(row: Mapping[str, Any]) -> Session:
+    messages = tuple(
+        Message(
+            role=m["role"],
+            content=m["content"],
+            tool_calls=tuple(ToolCall(**call) for call in m["tool_calls"] or ()),
+            tool_call_id=m["tool_call_id"],
+            name=m["name"],
+            status=m["status"],
+        )
+        for m in row["messages"]
+    )
+    return Session(
+        session_id=row["session_id"],
+        messages=messages,
+        tools=tuple(ToolSchema(**tool) for tool in row["tools"]),
+        group=row["group"],
+        metadata=json.loads(row["metadata"]),
+    )
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_dataset(
+    target: Path,
+    sessions: Iterable[Session],
+    splits: Mapping[str, Sequence[RecordRow]],
+    rejected: Sequence[Rejection],
+    manifest: Mapping[str, Any],
+    extra_files: Mapping[str, str] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a dataset folder, all of it or nothing.
+
+    Args:
+        target: the folder to create; refused if it exists, unless `overwrite`.
+        sessions: every session that a record or a rejection points into; stored without reasoning.
+        splits: `train` and `validation` rows.
+        rejected: every dropped turn.
+        manifest: what the caller knows (source, config, hashes, funnel); format, schema version, row counts and file
+            hashes are added here.
+        extra_files: name -> text, e.g. the data card.
+
+    Raises:
+        UsageError, MachineError: as `new_folder`.
+    """
+    rows: dict[str, list[dict[str, Any]]] = {
+        "sessions": [_session_row(session) for session in sessions],
+        "train": [asdict(row) for row in splits["train"]],
+        "validation": [asdict(row) for row in splits["validation"]],
+        "rejected": [asdict(row) for row in rejected],
+    }
+    with new_folder(target, overwrite) as folder:
+        files = {}
+        for table in TABLES:
+            path = folder / f"{table}.parquet"
+            pl.DataFrame(rows[table], schema=COLUMNS[table], orient="row").write_parquet(path)
+            files[path.name] = {"sha256": sha256_of(path), "rows": len(rows[table])}
+        for name, text in (extra_files or {}).items():
+            (folder / name).write_text(text, encoding="utf-8")
+        document = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **manifest, "files": files}
+        (folder / "manifest.json").write_text(
+            json.dumps(document, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8"
+        )
+    return target
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read and check `manifest.json` of a dataset folder.
+
+    Raises:
+        DataError: the folder or the manifest is missing, is not JSON, or was not written by `sdft prepare`.
+    """
+    path = folder / "manifest.json"
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder: give a dataset written by `sdft prepare`.")
+    if not path.is_file():
+        raise DataError(f"{path} is missing: {folder} is not a dataset folder; run `sdft prepare` to make one.")
+    try:
+        manifest = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON ({error}): run `sdft prepare` again.") from error
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        raise DataError(f"{path} was not written by `sdft prepare`: give a folder that was.")
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise DataError(
+            f"{path} has schema version {manifest.get('schema_version')}, this sdft reads {SCHEMA_VERSION}: "
+            "run `sdft prepare` again."
+        )
+    return manifest
+
+
+def _read_table(folder: Path, table: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
+    path = folder / f"{table}.parquet"
+    if not path.is_file():
+        raise DataError(f"{path} is missing: the dataset is incomplete; run `sdft prepare` again.")
+    expected = manifest.get("files", {}).get(path.name, {})
+    if sha256_of(path) != expected.get("sha256"):
+        raise DataError(f"{path} is not the file that the manifest describes (truncated or changed): run `sdft prepare` again.")
+    try:
+        frame = pl.read_parquet(path)
+    except pl.exceptions.PolarsError as error:
+        raise DataError(f"{path} cannot be read as Parquet ({error}): run `sdft prepare` again.") from error
+    if dict(frame.schema) != pl.Schema(COLUMNS[table]):
+        raise DataError(f"{path} has other columns than schema version {SCHEMA_VERSION}: run `sdft prepare` again.")
+    return frame
+
+
+def read_dataset(folder: Path) -> Dataset:
+    """Read a dataset folder back; what was written compares equal.
+
+    Raises:
+        DataError: a file is missing, truncated, changed or foreign; the message names the file.
+    """
+    manifest = read_manifest(folder)
+    frames = {table: _read_table(folder, table, manifest) for table in TABLES}
+    sessions = {row["session_id"]: _session_of(row) for row in frames["sessions"].iter_rows(named=True)}
+
+    def records(table: str) -> list[Record]:
+        found = []
+        for row in frames[table].iter_rows(named=True):
+            pointer = RecordRow(**row)
+            session = sessions.get(pointer.session_id)
+            if session is None or not 0 <= pointer.turn_index < len(session.messages):
+                raise DataError(
+                    f"{folder / table}.parquet points to {pointer.record_id}, which sessions.parquet does not hold: "
+                    "run `sdft prepare` again."
+                )
+            found.append(Record(pointer, session))
+        return found
+
+    rejected = [Rejection(**row) for row in frames["rejected"].iter_rows(named=True)]
+    return Dataset(folder, manifest, sessions, records("train"), records("validation"), rejected)

@@ -1,0 +1,85 @@
+"""Whole folders or nothing: write aside, sync, rename."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sdft_cli.errors import MachineError, UsageError
+
+
+def check_output_folder(target: Path, overwrite: bool) -> None:
+    """Refuse a target that exists (unless `overwrite`) or whose parent cannot be written.
+
+    Raises:
+        UsageError: the folder exists and `overwrite` is false, or the path is a file.
+        MachineError: the parent folder cannot be created or written.
+    """
+    if target.is_file():
+        raise UsageError(f"{target} is a file: give --out a folder that does not exist yet.")
+    if target.exists() and any(target.iterdir()) and not overwrite:
+        raise UsageError(f"{target} already exists: choose another --out, or add --overwrite to replace it.")
+    parent = target.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        probe = parent / f".{target.name}.probe-{uuid.uuid4().hex[:8]}"
+        probe.mkdir()
+        probe.rmdir()
+    except OSError as error:
+        raise MachineError(f"Cannot write in {parent} ({error.strerror}): choose another --out.") from error
+
+
+def _sync(folder: Path) -> None:
+    for path in [*folder.rglob("*"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a scratch folder beside `target`; on success it becomes `target` in one rename, else it is removed.
+
+    A reader never sees a half-written folder. Raises what `check_output_folder` raises, and `MachineError` when the
+    disk is full or a write fails.
+    """
+    check_output_folder(target, overwrite)
+    target = target.absolute()
+    scratch = target.parent / f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
+    scratch.mkdir()
+    try:
+        yield scratch
+        _sync(scratch)
+        if target.exists():
+            old = target.parent / f".{target.name}.old-{uuid.uuid4().hex[:8]}"
+            target.rename(old)
+            scratch.rename(target)
+            shutil.rmtree(old)
+        else:
+            scratch.rename(target)
+    except OSError as error:
+        raise MachineError(f"Writing {target} failed ({error.strerror or error}): free space or choose another --out.") from error
+    finally:
+        if scratch.exists():
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def writable_file(path: Path) -> Path:
+    """Return `path` after making its folder.
+
+    Raises:
+        MachineError: the file cannot be written there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a"):
+            pass
+    except OSError as error:
+        raise MachineError(f"Cannot write {path} ({error.strerror}): choose another --out.") from error
+    return path

@@ -1,0 +1,1 @@
+"""Tables, cards and pages: what a person reads."""

@@ -1,0 +1,150 @@
+"""Tables and progress on the terminal. Data goes to stdout, progress to stderr; untrusted text is never markup."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+_MEANING = {
+    "over_prompt_cap": "teacher prompt over --max-prompt-tokens",
+    "over_rollout_cap": "expert turn over --max-rollout-tokens",
+    "over_sequence_cap": "prompt + expert turn over --max-seq-tokens",
+    "empty_reference": "no text and no call",
+    "reasoning_only": "nothing but reasoning",
+    "api_error": "an API error, not an answer",
+    "synthetic": "written by the agent program",
+    "no_context": "no user message before it",
+    "unknown_tool": "calls a tool that was not offered",
+    "template_error": "the chat template refuses it",
+    "abandoned_branch": "on a branch the session did not end on",
+}
+
+
+def stdout() -> Console:
+    """The console for results."""
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """The console for progress and notices."""
+    return Console(stderr=True, highlight=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> Table:
+    """Build a table whose first column is text and whose other columns are numbers, right-aligned."""
+    built = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    for index, column in enumerate(columns):
+        built.add_column(column, justify="left" if index == 0 else "right")
+    for row in rows:
+        built.add_row(*(Text(str(cell)) for cell in row))
+    return built
+
+
+def funnel_table(funnel: Mapping[str, Any]) -> Table:
+    """Show where every turn went."""
+    rows: list[tuple[str, str, str]] = [
+        ("sessions", f"{funnel['sessions']:,}", ""),
+        ("assistant turns", f"{funnel['turns']:,}", ""),
+    ]
+    for reason, count in sorted(funnel["rejected"].items(), key=lambda item: -item[1]):
+        rows.append((f"  - {reason}", f"{count:,}", _MEANING.get(reason, "")))
+    rows += [
+        ("records kept", f"{funnel['kept']:,}", f"{funnel['turns']:,} = {funnel['kept']:,} + {sum(funnel['rejected'].values()):,}"),
+        ("  train", f"{funnel['train']:,}", ""),
+        ("  validation", f"{funnel['validation']:,}", f"{funnel['validation_sessions']} session(s), none of them in train"),
+    ]
+    built = Table(title="Funnel", title_justify="left")
+    built.add_column("stage")
+    built.add_column("count", justify="right")
+    built.add_column("", style="dim")
+    for row in rows:
+        built.add_row(*(Text(cell) for cell in row))
+    return built
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A progress bar on stderr that leaves nothing behind."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr(), transient=True) as progress:
+        yield progress
+
+
+@contextmanager
+def live_training(total: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A live line of the training run on stderr; without a terminal, one plain line per step."""
+    console = stderr()
+    if not console.is_terminal:
+
+        def plain(metrics: Mapping[str, Any]) -> None:
+            console.print(Text(f"step {metrics['step']}/{total}  {_training_line(metrics)}"), soft_wrap=True)
+
+        yield plain
+        return
+    columns = (
+        TextColumn("step"),
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TextColumn("{task.fields[line]}", markup=False),
+        TimeElapsedColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("train", total=total, line="sampling the first rollouts ...")
+
+        def live(metrics: Mapping[str, Any]) -> None:
+            progress.update(task, completed=metrics["step"], line=_training_line(metrics))
+
+        yield live
+
+
+def _training_line(metrics: Mapping[str, Any]) -> str:
+    return (
+        f"KL {metrics['kl_per_token']:.4f}  length {metrics['rollout_length']:.1f}  "
+        f"{metrics['tokens_per_second']:.0f} tok/s  {metrics['seconds']:.1f} s/step  lr {metrics['learning_rate']:.1e}"
+    )
+
+
+_EVAL_ROWS = (
+    ("expert NLL per token (nats)", "expert_nll_per_token", "{:.3f}"),
+    ("KL(student||teacher) per token", "kl_per_token", "{:.3f}"),
+    ("rollout length (tokens)", "rollout_length", "{:.1f}"),
+    ("tool turns: call parses", "tool_parsed_share", "{:.1%}"),
+    ("tool turns: right tool", "tool_named_share", "{:.1%}"),
+    ("tool turns: arguments valid", "tool_valid_share", "{:.1%}"),
+    ("other turns: call not asked for", "unasked_call_share", "{:.1%}"),
+)
+
+
+def eval_table(result: Mapping[str, Any]) -> Table:
+    """Show every contender's summary side by side."""
+    summaries = {name: found["summary"] for name, found in result["contenders"].items()}
+    first = next(iter(summaries.values()))
+    title = f"Evaluation on {result['records']} validation records ({first['tool_turns']} tool turns)"
+    rows = [
+        (label, *("-" if s[key] is None else form.format(s[key]) for s in summaries.values()))
+        for label, key, form in _EVAL_ROWS
+    ]
+    return table(title, ["", *summaries], rows)
+
+
+def merge_table(check: Mapping[str, Any]) -> Table:
+    """Show how a merged checkpoint compares with its adapter."""
+    rows = [
+        ("adapted tensors", check["adapted_tensors"]),
+        ("untouched tensors", check["untouched_tensors"]),
+        ("delta elements that survive bf16", f"{check['surviving_share']:.1%}"),
+        ("KL(adapter on || merged), mean nats", f"{check['mean_kl']:.2e}"),
+        ("KL(adapter on || base), mean nats", f"{check['base_mean_kl']:.2e}"),
+        ("largest KL at a position, nats", f"{check['max_kl']:.2e}"),
+        ("same top token", f"{check['top1_agreement']:.2%}"),
+        ("positions compared", check["positions"]),
+    ]
+    return table("Merged checkpoint, loaded from disk, against base + adapter", ["", "value"], rows)

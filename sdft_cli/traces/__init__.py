@@ -1,0 +1,1 @@
+"""Where sessions come from, and how each agent writes them down: source -> files -> `Session`."""

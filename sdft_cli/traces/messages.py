@@ -1,0 +1,119 @@
+"""The plain format: one JSON object per line (or row) with `messages` in OpenAI style and, perhaps, `tools`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sdft_cli.records import Message, Session, ToolCall, ToolSchema
+from sdft_cli.traces.jsonl import read_lines
+from sdft_cli.traces.types import FileSessions, ReadReport
+
+FORMAT = "messages"
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+
+
+def looks_like(objects: Iterable[dict[str, Any]]) -> bool:
+    """Say whether these first objects are conversations in OpenAI style."""
+    return any(isinstance(obj.get("messages"), list) for obj in objects)
+
+
+def _loads(value: Any) -> Any:
+    """Some exports keep `messages`, `tools` or `arguments` as JSON text."""
+    return json.loads(value) if isinstance(value, str) else value
+
+
+def _text(content: Any, report: ReadReport) -> str:
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return content
+    parts = []
+    for part in content if isinstance(content, list) else [content]:
+        if isinstance(part, dict) and part.get("type") in ("text", "input_text", "output_text"):
+            parts.append(str(part.get("text") or ""))
+        elif isinstance(part, str):
+            parts.append(part)
+        else:
+            report.notes["images" if isinstance(part, dict) and "image" in str(part.get("type")) else "unknown_blocks"] += 1
+            parts.append("[image]")
+    return "\n".join(parts)
+
+
+def _tool_call(raw: dict[str, Any], index: int) -> ToolCall:
+    function = raw.get("function") or raw
+    arguments = function.get("arguments")
+    value = _loads(arguments) if arguments not in (None, "") else {}
+    if not isinstance(value, dict) or not isinstance(function.get("name"), str):
+        raise ValueError("a tool call has no name or its arguments are not an object")
+    return ToolCall(str(raw.get("id") or f"call_{index}"), function["name"], json.dumps(value, ensure_ascii=False))
+
+
+def _message(raw: dict[str, Any], index: int, report: ReadReport) -> Message:
+    role = _ROLES.get(str(raw.get("role")))
+    if role is None:
+        raise ValueError(f"role {raw.get('role')!r} is unknown")
+    return Message(
+        role=role,  # type: ignore[arg-type]  # checked against _ROLES above
+        content=_text(raw.get("content"), report),
+        tool_calls=tuple(_tool_call(c, index) for c in raw.get("tool_calls") or ()),
+        tool_call_id=raw.get("tool_call_id"),
+        name=raw.get("name"),
+        reasoning=str(raw.get("reasoning_content") or raw.get("reasoning") or ""),
+    )
+
+
+def _tool(raw: dict[str, Any]) -> ToolSchema:
+    function = raw.get("function") or raw
+    parameters = function.get("parameters") or function.get("input_schema") or {"type": "object", "properties": {}}
+    return ToolSchema(
+        str(function["name"]),
+        str(function.get("description") or ""),
+        json.dumps(_loads(parameters), ensure_ascii=False),
+        "given",
+    )
+
+
+def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
+    """Turn one conversation object into a session.
+
+    Raises:
+        ValueError, TypeError, KeyError: a message or a tool does not have the expected shape.
+    """
+    messages = tuple(_message(raw, i, report) for i, raw in enumerate(_loads(row["messages"])))
+    tools = tuple(_tool(raw) for raw in _loads(row.get("tools")) or ())
+    session_id = str(row.get("session_id") or row.get("id") or name)
+    return Session(session_id, messages, tools, group=session_id, metadata={"format": FORMAT, "file": name})
+
+
+def sessions_of_rows(rows: Iterable[tuple[str, dict[str, Any] | None]]) -> FileSessions:
+    """Turn named rows into sessions; a row that is no conversation is counted as broken, with its name."""
+    report = ReadReport()
+    sessions: list[Session] = []
+    seen: dict[str, int] = {}
+    for name, row in rows:
+        try:
+            if row is None:
+                raise ValueError("not a JSON object")
+            session = session_of(row, name, report)
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            report.lines["broken"] += 1
+            report.broken.append(f"{name} ({error})")
+            continue
+        report.lines["conversation"] += 1
+        seen[session.session_id] = seen.get(session.session_id, 0) + 1
+        if seen[session.session_id] > 1:
+            renamed = f"{session.session_id}~{seen[session.session_id]}"
+            session = Session(renamed, session.messages, session.tools, session.group, session.metadata)
+        if session.assistant_turns():
+            sessions.append(session)
+        else:
+            report.notes["contexts_without_turns"] += 1
+    return FileSessions(sessions, report)
+
+
+def read_messages(path: Path) -> FileSessions:
+    """Read a JSON Lines file of conversations."""
+    return sessions_of_rows((f"{path.name}:{number}", row) for number, row in read_lines(path))

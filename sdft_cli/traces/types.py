@@ -1,0 +1,39 @@
+"""What every reader returns."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from sdft_cli.records import Rejection, Session
+
+
+@dataclass
+class ReadReport:
+    """The account of one or more files: what happened to each line, and which turns are in no conversation.
+
+    `lines` counts lines by what they were (`conversation`, `meta`, `broken`, ...); their sum is the number of
+    non-blank lines. `notes` counts events inside lines (images, repaired links, orphan results).
+    """
+
+    lines: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    broken: list[str] = field(default_factory=list)
+    """`file:line` of each line that is not a JSON object."""
+    lost_turns: list[Rejection] = field(default_factory=list)
+    """Assistant turns outside every kept conversation: abandoned branches."""
+
+    def merge(self, other: ReadReport) -> None:
+        """Add the account of another file to this one."""
+        self.lines.update(other.lines)
+        self.notes.update(other.notes)
+        self.broken.extend(other.broken)
+        self.lost_turns.extend(other.lost_turns)
+
+
+@dataclass
+class FileSessions:
+    """The sessions of one file and the account of its lines."""
+
+    sessions: list[Session]
+    report: ReadReport
