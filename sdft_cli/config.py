@@ -6,6 +6,7 @@ configuration is written into the manifest or the run folder, and later stages r
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -52,7 +53,7 @@ class LoraSettings(_Config):
     """The adapter: which modules it sits on, and its size."""
 
     rank: int = Field(64, gt=0)
-    alpha: float = Field(128, gt=0)
+    alpha: int = Field(128, gt=0)
     dropout: float = Field(0.0, ge=0, lt=1, description="0 keeps student log-probabilities deterministic")
     target_modules: tuple[str, ...] = Field(min_length=1, description="module names; language trunk only")
 
@@ -143,10 +144,8 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
         raise UsageError(f"--set {text} is not key=value: write e.g. --set optim.learning_rate=1e-4.")
     parsed = yaml.safe_load(value)
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text
-        try:
+        with contextlib.suppress(ValueError):
             parsed = float(parsed)
-        except ValueError:
-            pass
     return key.split("."), parsed
 
 

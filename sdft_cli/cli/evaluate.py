@@ -62,7 +62,8 @@ def run_evaluation(subject: str, data: Dataset, config: EvalConfig) -> tuple[dic
     from sdft_cli.engine.models import resolve_model
     from sdft_cli.engine.runs import is_run, read_run
     from sdft_cli.errors import DataError
-    from sdft_cli.evaluate.run import Contender, evaluate as run
+    from sdft_cli.evaluate.run import Contender
+    from sdft_cli.evaluate.run import evaluate as run
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.report import terminal
 

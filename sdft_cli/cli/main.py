@@ -18,7 +18,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Recorded coding-agent sessions in; a self-distilled (SDFT, arXiv 2601.19897), merged and evaluated model out.",
+    help="Recorded coding-agent sessions in; a self-distilled (arXiv 2601.19897), merged and evaluated model out.",
 )
 
 

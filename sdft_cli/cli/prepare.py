@@ -17,19 +17,28 @@ if TYPE_CHECKING:
 @command
 def prepare(
     source: Annotated[str, typer.Argument(help="A trace file, a folder of them, or a Hub dataset id (owner/name).")],
-    out: Annotated[Path | None, typer.Option(help="The dataset folder to create. [default: data/<source name>]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The dataset folder to create. [default: data/<source name>]")
+    ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "--tokenizer", help="The model that will be trained: folder, Hub id or alias smollm2-135m."),
+        typer.Option(
+            "--model", "--tokenizer", help="The model that will be trained: folder, Hub id or alias smollm2-135m."
+        ),
     ] = None,
-    max_seq_tokens: Annotated[int | None, typer.Option(help="Cap on teacher prompt + expert turn. [default: 65536]")] = None,
+    max_seq_tokens: Annotated[
+        int | None, typer.Option(help="Cap on teacher prompt + expert turn. [default: 65536]")
+    ] = None,
     max_prompt_tokens: Annotated[int | None, typer.Option(help="Cap on the teacher's prompt. [default: 57344]")] = None,
     max_rollout_tokens: Annotated[int | None, typer.Option(help="Cap on the expert's turn. [default: 8192]")] = None,
-    validation_fraction: Annotated[float | None, typer.Option(help="Share of sessions held out. [default: 0.05]")] = None,
+    validation_fraction: Annotated[
+        float | None, typer.Option(help="Share of sessions held out. [default: 0.05]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the split. [default: 0]")] = None,
     limit_sessions: Annotated[int | None, typer.Option(help="Read at most this many sessions.")] = None,
     tools: Annotated[
-        str | None, typer.Option(help="Built-in tools in prompts: observed (in this source) or all. [default: observed]")
+        str | None,
+        typer.Option(help="Built-in tools in prompts: observed (in this source) or all. [default: observed]"),
     ] = None,
     teacher_template: Annotated[str | None, typer.Option(help="A name in templates/teacher/, or a .txt file.")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the source; the commit is pinned.")] = None,
@@ -57,7 +66,9 @@ def prepare(
         "revision": revision,
     }
     config = build(PrepareConfig, {"source": source, **{k: v for k, v in given.items() if v is not None}})
-    target = out or DATA_ROOT / (Path(source).expanduser().resolve().stem if Path(source).exists() else source.split("/")[-1])
+    target = out or DATA_ROOT / (
+        Path(source).expanduser().resolve().stem if Path(source).exists() else source.split("/")[-1]
+    )
     manifest = run_preparation(config, target, overwrite)
 
     from sdft_cli.report import terminal
@@ -72,7 +83,8 @@ def prepare(
 def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False) -> dict[str, Any]:
     """Read the source, measure every turn, write the dataset; return its manifest."""
     from sdft_cli.engine.models import resolve_model
-    from sdft_cli.prepare.pipeline import manifest_of, prepare as run, write
+    from sdft_cli.prepare.pipeline import manifest_of, write
+    from sdft_cli.prepare.pipeline import prepare as run
     from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
     from sdft_cli.prompts.teacher import load_teacher_template
     from sdft_cli.records.folders import check_output_folder

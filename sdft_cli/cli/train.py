@@ -21,7 +21,9 @@ def train(
     model: Annotated[str | None, typer.Option(help="Train this model instead of the profile's.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, transformers or unsloth.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder to create. [default: runs/<dataset>-<profile>]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The run folder to create. [default: runs/<dataset>-<profile>]")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of adapter, order and rollouts.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a profile value: section.key=value. Repeatable.")
@@ -43,7 +45,9 @@ def train(
     )
     folder = dataset or newest_dataset()
     data = read_dataset(folder)
-    target = out or RUNS_ROOT / f"{folder.resolve().name}-{Path(profile).stem if profile.endswith('.yaml') else profile}"
+    target = (
+        out or RUNS_ROOT / f"{folder.resolve().name}-{Path(profile).stem if profile.endswith('.yaml') else profile}"
+    )
     check_output_folder(target, overwrite)
     run_training(config, data, target, overwrite)
     say(f"Run written to {target}; next: sdft merge {target} --bf16")
@@ -53,8 +57,10 @@ def run_training(config: TrainConfig, data: Dataset, target: Path, overwrite: bo
     """Check, load, train, and write the run folder, all of it or nothing. Returns the last step's metrics."""
     from sdft_cli.engine.backend import check_machine, choose_backend, load_backend, model_type_of
     from sdft_cli.engine.models import resolve_model
+    from sdft_cli.engine.quiet import quiet_libraries
 
     check_machine(config)
+    quiet_libraries()
     model = resolve_model(config.model, say)
     backend_name, why = choose_backend(config.backend, model_type_of(model, config.revision))
     say(f"Backend: {backend_name} ({why})")
@@ -66,7 +72,8 @@ def run_training(config: TrainConfig, data: Dataset, target: Path, overwrite: bo
     from accelerate import Accelerator
 
     from sdft_cli.engine.runs import FORMAT, write_check_prompts, write_json
-    from sdft_cli.engine.train import Trainer, check_prompts, check_records, train as run
+    from sdft_cli.engine.train import Trainer, check_prompts, check_records
+    from sdft_cli.engine.train import train as run
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.records.folders import new_folder
 

@@ -19,7 +19,15 @@ from torch import nn
 
 from sdft_cli.errors import UsageError
 
-NOT_LANGUAGE = ("visual", "vision_tower", "vision_model", "vision_embed_tokens", "multi_modal_projector", "audio_tower", "mtp")
+NOT_LANGUAGE = (
+    "visual",
+    "vision_tower",
+    "vision_model",
+    "vision_embed_tokens",
+    "multi_modal_projector",
+    "audio_tower",
+    "mtp",
+)
 """Names of sub-modules that are no part of the language trunk."""
 
 

@@ -15,7 +15,19 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.errors import MachineError, UsageError
 
 UNSLOTH_MODEL_TYPES = frozenset(
-    {"llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen3_5", "qwen3_5_moe", "gemma", "gemma2", "gemma3", "granite"}
+    {
+        "llama",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "qwen3_moe",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "gemma",
+        "gemma2",
+        "gemma3",
+        "granite",
+    }
 )
 """`model_type`s for which `--backend auto` prefers unsloth."""
 
@@ -77,8 +89,7 @@ def response_states(
         mask[i, : len(row)] = 1
     states = backend.hidden_states(ids.to(backend.device), mask.to(backend.device))  # (B, T, H)
     pieces = [
-        states[i, len(x) - 1 : len(x) - 1 + len(y)]
-        for i, (x, y) in enumerate(zip(prompts, responses, strict=True))
+        states[i, len(x) - 1 : len(x) - 1 + len(y)] for i, (x, y) in enumerate(zip(prompts, responses, strict=True))
     ]
     return torch.cat(pieces)
 

@@ -12,6 +12,7 @@ import torch
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.adapters import check_targets, target_pattern
 from sdft_cli.engine.backend import Backend
+from sdft_cli.engine.quiet import quiet_libraries
 
 
 def model_class(config: Any) -> Any:
@@ -28,6 +29,7 @@ def model_class(config: Any) -> Any:
 
 def load_model(model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None) -> Any:
     """Load a model for inference, in eval mode, frozen, from safetensors; no remote code."""
+    quiet_libraries()
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, revision=revision or "main")

@@ -88,4 +88,6 @@ def _refuse_strays(model: Any, names: tuple[str, ...]) -> None:
     pattern = re.compile(target_pattern(names))
     strays = [name for name in lora_layers(model) if not pattern.fullmatch(name)]
     if strays:
-        raise MachineError(f"unsloth put the adapter on {strays[0]}, outside the language trunk: use --backend transformers.")
+        raise MachineError(
+            f"unsloth put the adapter on {strays[0]}, outside the language trunk: use --backend transformers."
+        )

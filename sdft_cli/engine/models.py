@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sdft_cli.engine.quiet import quiet_libraries
 from sdft_cli.errors import MachineError, UsageError
 from sdft_cli.records.folders import new_folder
 from sdft_cli.resources import resource_text, text_hash
@@ -92,6 +93,7 @@ _CONVERSION = 1
 
 def _convert(source: Path, digest: str, template: str, model: PackagedModel, target: Path) -> None:
     """Write a GGUF file as a bf16 safetensors folder with a tools-capable chat template."""
+    quiet_libraries()
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -102,16 +104,14 @@ def _convert(source: Path, digest: str, template: str, model: PackagedModel, tar
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    fresh = type(loaded)(config)
+    fresh: Any = type(loaded)(config)
     fresh.load_state_dict(loaded.state_dict())
     end = tokenizer.convert_tokens_to_ids(model.end_of_turn)
     # The GGUF metadata names the wrong token here; a turn ends with <|im_end|>.
     tokenizer.eos_token = tokenizer.pad_token = model.end_of_turn
     tokenizer.chat_template = template
     fresh.config.eos_token_id = fresh.config.pad_token_id = end
-    fresh.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=end, pad_token_id=end
-    )
+    fresh.generation_config = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=end, pad_token_id=end)
     target.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(target, overwrite=True) as scratch:
         fresh.to(torch.bfloat16).save_pretrained(scratch)
@@ -142,4 +142,6 @@ def local_folder(model: str, revision: str | None = None) -> Path:
     try:
         return Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.h5"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-        raise MachineError(f"Model {model} could not be loaded from the Hub: check the name and the network.") from error
+        raise MachineError(
+            f"Model {model} could not be loaded from the Hub: check the name and the network."
+        ) from error

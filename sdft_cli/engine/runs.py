@@ -1,12 +1,12 @@
 """The run folder: what a training run leaves behind, and where merge and eval read it from.
 
-    my-run/
-      run.json             format, sdft version, backend and why, model, dataset fingerprint, result
-      config.json          the resolved training configuration
-      metrics.jsonl        one line per step
-      samples.jsonl        a few sampled rollouts as text
-      check_prompts.jsonl  a few held-out prompts as token ids, on which `sdft merge` compares
-      adapter/             the LoRA adapter (peft format, safetensors)
+my-run/
+  run.json             format, sdft version, backend and why, model, dataset fingerprint, result
+  config.json          the resolved training configuration
+  metrics.jsonl        one line per step
+  samples.jsonl        a few sampled rollouts as text
+  check_prompts.jsonl  a few held-out prompts as token ids, on which `sdft merge` compares
+  adapter/             the LoRA adapter (peft format, safetensors)
 """
 
 from __future__ import annotations

@@ -47,5 +47,7 @@ def failures(check: dict[str, Any]) -> list[str]:
     if not check["mean_kl"] <= MAX_MEAN_KL:  # NaN fails too
         found.append(f"mean KL {check['mean_kl']:.2e} is over {MAX_MEAN_KL}")
     if check["base_mean_kl"] > MAX_MEAN_KL and not check["mean_kl"] * MIN_GAIN <= check["base_mean_kl"]:
-        found.append(f"the base (KL {check['base_mean_kl']:.2e}) is about as near as the merge ({check['mean_kl']:.2e})")
+        found.append(
+            f"the base (KL {check['base_mean_kl']:.2e}) is about as near as the merge ({check['mean_kl']:.2e})"
+        )
     return found

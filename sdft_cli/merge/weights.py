@@ -61,7 +61,8 @@ class Adapter:
         module = _PREFIX + name.removesuffix(".weight")
         a = self._file.get_tensor(f"{module}.lora_A.weight").float()
         b = self._file.get_tensor(f"{module}.lora_B.weight").float()
-        return (b @ a).mul_(self.scaling)
+        delta: torch.Tensor = (b @ a).mul_(self.scaling)
+        return delta
 
 
 def base_shards(base: Path) -> list[Path]:

@@ -74,9 +74,7 @@ class Prepared:
     report: ReadReport
 
 
-def _measure(
-    session: Session, turn: int, prompts: ChatPrompts, config: PrepareConfig
-) -> RecordRow | Rejection:
+def _measure(session: Session, turn: int, prompts: ChatPrompts, config: PrepareConfig) -> RecordRow | Rejection:
     """Count the tokens of one turn and keep it, or reject it by the cap that it breaks."""
     name = record_id_of(session.session_id, turn)
     has_call = bool(session.messages[turn].tool_calls)
@@ -121,9 +119,7 @@ def prepare(
     """
     funnel = Funnel()
     read = iter(range(len(source.files)))
-    found = read_source(
-        source, config.limit_sessions, lambda path: progress("Reading", next(read), len(source.files))
-    )
+    found = read_source(source, config.limit_sessions, lambda path: progress("Reading", next(read), len(source.files)))
     sessions = with_tools(found.sessions, every_builtin=config.tools == "all")
     kept_sessions: list[Session] = []
     rows: list[RecordRow] = []
@@ -169,14 +165,10 @@ def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, pre
     }
 
 
-def write(
-    prepared: Prepared, manifest: dict[str, Any], out: Path, card: str, overwrite: bool = False
-) -> Path:
+def write(prepared: Prepared, manifest: dict[str, Any], out: Path, card: str, overwrite: bool = False) -> Path:
     """Write the dataset folder, all of it or nothing; raises what `write_dataset` raises."""
     group_of = {s.session_id: s.group for s in prepared.sessions}
     splits: dict[str, list[RecordRow]] = {"train": [], "validation": []}
     for row in prepared.rows:
         splits["validation" if group_of[row.session_id] in prepared.held_out else "train"].append(row)
-    return write_dataset(
-        out, prepared.sessions, splits, prepared.rejected, manifest, {"README.md": card}, overwrite
-    )
+    return write_dataset(out, prepared.sessions, splits, prepared.rejected, manifest, {"README.md": card}, overwrite)

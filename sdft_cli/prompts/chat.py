@@ -156,7 +156,8 @@ def open_prompts(model: str, manifest: Mapping[str, Any], revision: str | None =
     differing = [name for name in found if found[name] != expected.get(name)]
     if differing:
         raise DataError(
-            f"The dataset was prepared for {manifest['config']['model']}: its {' and '.join(differing).replace('_', ' ')} "
-            f"differ from those of {Path(model).name}; run `sdft prepare` again with --model for this model."
+            f"The dataset was prepared for {manifest['config']['model']}: "
+            f"its {' and '.join(differing).replace('_', ' ')} differ from those of {Path(model).name}; "
+            "run `sdft prepare` again with --model for this model."
         )
     return prompts

@@ -1,12 +1,12 @@
 """The dataset folder: sessions stored once, records as pointers, rejects with their reason, a manifest over all.
 
-    my-dataset/
-      README.md            data card (written by the caller through `extra_files`)
-      manifest.json        schema version, source, config, tokenizer and template hashes, funnel, file hashes
-      sessions.parquet     session_id, group, messages, tools, metadata
-      train.parquet        record pointers with their token counts
-      validation.parquet   the same; groups never straddle the split
-      rejected.parquet     every dropped assistant turn with its reason
+my-dataset/
+  README.md            data card (written by the caller through `extra_files`)
+  manifest.json        schema version, source, config, tokenizer and template hashes, funnel, file hashes
+  sessions.parquet     session_id, group, messages, tools, metadata
+  train.parquet        record pointers with their token counts
+  validation.parquet   the same; groups never straddle the split
+  rejected.parquet     every dropped assistant turn with its reason
 """
 
 from __future__ import annotations
@@ -210,7 +210,9 @@ def _read_table(folder: Path, table: str, manifest: Mapping[str, Any]) -> pl.Dat
         raise DataError(f"{path} is missing: the dataset is incomplete; run `sdft prepare` again.")
     expected = manifest.get("files", {}).get(path.name, {})
     if sha256_of(path) != expected.get("sha256"):
-        raise DataError(f"{path} is not the file that the manifest describes (truncated or changed): run `sdft prepare` again.")
+        raise DataError(
+            f"{path} is not the file that the manifest describes (truncated or changed): run `sdft prepare` again."
+        )
     try:
         frame = pl.read_parquet(path)
     except pl.exceptions.PolarsError as error:

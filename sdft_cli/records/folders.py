@@ -64,7 +64,9 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
         else:
             scratch.rename(target)
     except OSError as error:
-        raise MachineError(f"Writing {target} failed ({error.strerror or error}): free space or choose another --out.") from error
+        raise MachineError(
+            f"Writing {target} failed ({error.strerror or error}): free space or choose another --out."
+        ) from error
     finally:
         if scratch.exists():
             shutil.rmtree(scratch, ignore_errors=True)

@@ -55,9 +55,17 @@ def funnel_table(funnel: Mapping[str, Any]) -> Table:
     for reason, count in sorted(funnel["rejected"].items(), key=lambda item: -item[1]):
         rows.append((f"  - {reason}", f"{count:,}", _MEANING.get(reason, "")))
     rows += [
-        ("records kept", f"{funnel['kept']:,}", f"{funnel['turns']:,} = {funnel['kept']:,} + {sum(funnel['rejected'].values()):,}"),
+        (
+            "records kept",
+            f"{funnel['kept']:,}",
+            f"{funnel['turns']:,} = {funnel['kept']:,} + {sum(funnel['rejected'].values()):,}",
+        ),
         ("  train", f"{funnel['train']:,}", ""),
-        ("  validation", f"{funnel['validation']:,}", f"{funnel['validation_sessions']} session(s), none of them in train"),
+        (
+            "  validation",
+            f"{funnel['validation']:,}",
+            f"{funnel['validation_sessions']} session(s), none of them in train",
+        ),
     ]
     built = Table(title="Funnel", title_justify="left")
     built.add_column("stage")

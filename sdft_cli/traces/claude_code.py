@@ -45,7 +45,8 @@ _KNOWN_TYPES = frozenset(
 def looks_like(objects: Iterable[dict[str, Any]]) -> bool:
     """Say whether these first lines of a file are Claude Code's."""
     return any(
-        obj.get("type") in _KNOWN_TYPES and ("uuid" in obj or "leafUuid" in obj or "sessionId" in obj or "snapshot" in obj)
+        obj.get("type") in _KNOWN_TYPES
+        and ("uuid" in obj or "leafUuid" in obj or "sessionId" in obj or "snapshot" in obj)
         for obj in objects
     )
 
@@ -88,6 +89,8 @@ class _Node:
     role: str
     lines: list[_Line]
     parent: _Node | None = None
+    top_line: str | None = None
+    """For a node without parent: the first line above it, whatever its kind. Branches that share it are a fork."""
     results: dict[str, list[_Line]] = field(default_factory=dict)
     """Tool results of this node's calls, by call id, in file order."""
 
@@ -200,12 +203,24 @@ class _Graph:
             self.node_of[line.uuid] = node
 
     def _link(self) -> None:
-        """Give each node its parent: the nearest conversation line above its first line."""
+        """Give each node its parent: the nearest conversation line above its first line.
+
+        A parent that stands later in the file (a damaged file) is linked last, and only if it closes no cycle.
+        """
+        forward: list[tuple[_Node, _Node]] = []
         previous: _Node | None = None
         for node in self.nodes:
+            node.top_line = node.lines[0].uuid
             if node.role != "boundary":  # a boundary starts a new context
-                node.parent = self._parent_of(node, previous)
+                parent = self._parent_of(node, previous)
+                if parent is not None and parent.lines[0].number > node.lines[0].number:
+                    forward.append((node, parent))
+                else:
+                    node.parent = parent
             previous = node
+        for node, parent in forward:
+            if not self._is_above(node, parent):
+                node.parent = parent
 
     def _parent_of(self, node: _Node, previous: _Node | None) -> _Node | None:
         uuid = node.lines[0].parent
@@ -213,39 +228,37 @@ class _Graph:
         while uuid is not None:
             parent = self.node_of.get(uuid)
             if parent is not None and parent is not node:
-                return parent if not self._is_above(node, parent) else None
+                return parent
             if uuid in visited or uuid not in self.by_uuid:
                 # The parent line is broken or missing: the order of lines decides.
                 self.report.notes["repaired_links"] += 1
                 return previous
             visited.add(uuid)
+            node.top_line = uuid
             uuid = self.by_uuid[uuid].parent
         return None
 
     @staticmethod
     def _is_above(node: _Node, start: _Node) -> bool:
-        """Say whether `node` is already an ancestor of `start` (a cycle, only in damaged files)."""
-        seen: set[int] = set()
+        """Say whether `node` is `start` or an ancestor of it."""
         current: _Node | None = start
-        while current is not None and id(current) not in seen:
+        while current is not None:
             if current is node:
                 return True
-            seen.add(id(current))
             current = current.parent
         return False
 
     def contexts(self) -> list[tuple[list[_Node], list[_Node]]]:
         """Return `(path, abandoned nodes)` for each tree, oldest first."""
-        root: dict[int, _Node] = {}
-        trees: dict[int, list[_Node]] = {}
+        tree_of: dict[int, str | None] = {}
+        trees: dict[str | None, list[_Node]] = {}
         for node in self.nodes:
             chain = [node]
-            while chain[-1].parent is not None and id(chain[-1].parent) not in root:
+            while chain[-1].parent is not None and id(chain[-1]) not in tree_of:
                 chain.append(chain[-1].parent)
-            top = root[id(chain[-1].parent)] if chain[-1].parent is not None else chain[-1]
-            for member in chain:
-                root[id(member)] = top
-            trees.setdefault(id(top), []).append(node)
+            tree = tree_of.get(id(chain[-1]), chain[-1].top_line)
+            tree_of.update((id(member), tree) for member in chain)
+            trees.setdefault(tree, []).append(node)
         logical = {n.lines[0].data.get("logicalParentUuid") for n in self.nodes if n.role == "boundary"}
         ends = {id(self.node_of[uuid]) for uuid in logical if uuid in self.node_of}
         found = []

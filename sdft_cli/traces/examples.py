@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 NOUNS = (
-    "parser cache router queue config token invoice session user billing metric worker loader index search graph ledger "
-    "report export upload"
-).split()
-VERBS = "load save parse build flush merge render fetch check update delete resolve".split()
+    *("parser", "cache", "router", "queue", "config", "token", "invoice", "session", "user", "billing"),
+    *("metric", "worker", "loader", "index", "search", "graph", "ledger", "report", "export", "upload"),
+)
+VERBS = ("load", "save", "parse", "build", "flush", "merge", "render", "fetch", "check", "update", "delete", "resolve")
 FOLDERS = ("src", "app", "lib", "pkg")
 
 
@@ -107,7 +107,11 @@ def _names(rng: random.Random) -> _Names:
 
 def _find(w: _Writer, n: _Names) -> None:
     w.user(w.rng.choice([f"Where is {n.function} defined?", f"Find the definition of {n.function}."]))
-    w.use("I search for it.", w.call("Grep", pattern=f"def {n.function}"), f"{n.path}:{w.rng.randrange(5, 200)}:def {n.function}(x):")
+    w.use(
+        "I search for it.",
+        w.call("Grep", pattern=f"def {n.function}"),
+        f"{n.path}:{w.rng.randrange(5, 200)}:def {n.function}(x):",
+    )
     w.say(f"`{n.function}` is defined in `{n.path}`.")
 
 
@@ -141,7 +145,11 @@ def _list(w: _Writer, n: _Names) -> None:
 
 def _create(w: _Writer, n: _Names) -> None:
     w.user(f"Create {n.path} with a function {n.function} that returns 1.")
-    w.use("I write it.", w.call("Write", file_path=n.path, content=f"def {n.function}():\n    return 1\n"), "File created.")
+    w.use(
+        "I write it.",
+        w.call("Write", file_path=n.path, content=f"def {n.function}():\n    return 1\n"),
+        "File created.",
+    )
     w.say(f"I created `{n.path}`.")
 
 
@@ -178,7 +186,12 @@ def example_session(index: int, seed: int = 0) -> list[dict[str, Any]]:
     special, which = divmod(index, 12)
     task = SPECIAL[special % len(SPECIAL)] if which == 11 else TASKS[index % len(TASKS)]
     task(writer, _names(rng))
-    snapshot = {"type": "file-history-snapshot", "messageId": writer.lines[0]["uuid"], "snapshot": {}, "isSnapshotUpdate": False}
+    snapshot = {
+        "type": "file-history-snapshot",
+        "messageId": writer.lines[0]["uuid"],
+        "snapshot": {},
+        "isSnapshotUpdate": False,
+    }
     return [snapshot, *writer.lines]
 
 

@@ -37,7 +37,9 @@ def _text(content: Any, report: ReadReport) -> str:
         elif isinstance(part, str):
             parts.append(part)
         else:
-            report.notes["images" if isinstance(part, dict) and "image" in str(part.get("type")) else "unknown_blocks"] += 1
+            report.notes[
+                "images" if isinstance(part, dict) and "image" in str(part.get("type")) else "unknown_blocks"
+            ] += 1
             parts.append("[image]")
     return "\n".join(parts)
 

@@ -72,7 +72,12 @@ def _download(dataset: str, revision: str | None) -> tuple[Path, str]:
     """Download a Hub dataset at one resolved commit; return its folder and the commit."""
     import httpx
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+    )
 
     try:
         commit = HfApi().dataset_info(dataset, revision=revision).sha
@@ -194,6 +199,6 @@ def read_source(
     if not sessions:
         raise DataError(
             f"No session with an assistant turn in {source.name} ({len(source.files)} file(s) read): "
-            "give Claude Code JSONL, or lines of {\"messages\": [...]}."
+            'give Claude Code JSONL, or lines of {"messages": [...]}.'
         )
     return FileSessions(sessions, report)

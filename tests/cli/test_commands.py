@@ -1,0 +1,186 @@
+"""The commands as a user runs them, in processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sdft_cli.traces.examples import write_examples
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+FAST = [
+    *("--set", "lora.rank=4"),
+    *("--set", "rollout.max_new_tokens=4"),
+    *("--set", "optim.records_per_step=2"),
+    *("--set", "optim.records_per_pass=2"),
+]
+
+
+def clean(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """Check the exit code and that a failure is one sentence; return stderr."""
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr + done.stdout
+    return done.stderr
+
+
+@pytest.mark.slow
+def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_model: Path) -> None:
+    write_examples(tmp_path / "sessions", 12)
+    done = sdft("prepare", "sessions", "--model", tiny_model, "--validation-fraction", 0.25, "--json")
+    clean(done, 0)
+    funnel = json.loads(done.stdout)
+    assert funnel["dataset"] == "data/sessions"
+    assert funnel["turns"] == funnel["kept"] + sum(funnel["rejected"].values())
+    assert funnel["rejected"] == {}
+
+    done = sdft("train", "--profile", "cpu-demo", "--model", tiny_model, "--max-steps", 2, *FAST)
+    error = clean(done, 0)
+    assert "Using the newest dataset: data/sessions" in error
+    assert "Backend: transformers (as asked)" in error
+    assert "step 2/2" in error
+    run = tmp_path / "runs" / "sessions-cpu-demo"
+    names = {"run.json", "config.json", "metrics.jsonl", "samples.jsonl", "check_prompts.jsonl", "adapter"}
+    assert {p.name for p in run.iterdir()} == names
+
+    done = sdft("merge", "--bf16")
+    assert "Using the newest run: runs/sessions-cpu-demo" in clean(done, 0)
+    assert "adapted tensors" in done.stdout
+    assert (run / "merged" / "model.safetensors").is_file()
+
+    first = sdft("eval", "--json", "--max-new-tokens", 4)
+    clean(first, 0)
+    document = (run / "eval.json").read_bytes()
+    clean(sdft("eval", "--json", "--max-new-tokens", 4), 0)
+    assert (run / "eval.json").read_bytes() == document  # the same seed, the same document
+    summaries = json.loads(first.stdout)
+    assert set(summaries) == {"base", "tuned"}
+    assert summaries["base"]["tool_turns"] == summaries["tuned"]["tool_turns"] > 0
+
+    table = sdft("eval", run / "merged", "data/sessions", "--max-new-tokens", 4, "--out", "m.json")
+    clean(table, 0)
+    assert "expert NLL per token" in table.stdout
+    merged = json.loads((tmp_path / "m.json").read_text())["contenders"]["model"]["summary"]
+    assert merged["expert_nll_per_token"] == pytest.approx(summaries["tuned"]["expert_nll_per_token"], abs=0.02)
+
+    # Nothing is overwritten unasked, and a run without its adapter is no run.
+    assert "--overwrite" in clean(sdft("train", "--profile", "cpu-demo", "--model", tiny_model), 2)
+    assert "--overwrite" in clean(sdft("merge", "--bf16"), 2)
+    (run / "adapter" / "adapter_model.safetensors").unlink()
+    assert "adapter_model.safetensors is missing" in clean(sdft("merge", run, "--bf16", "--overwrite"), 3)
+
+
+@pytest.mark.slow
+def test_bad_input_to_prepare_is_one_sentence_with_a_stable_code(sdft: Run, tmp_path: Path, tiny_model: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing").mkdir()
+    (tmp_path / "nothing" / "readme.txt").write_text("hi")
+    (tmp_path / "garbage.jsonl").write_bytes(os.urandom(5000))
+    (tmp_path / "silent.jsonl").write_text(
+        json.dumps({"type": "user", "uuid": "1", "sessionId": "s", "message": {"role": "user", "content": "hi"}})
+    )
+    write_examples(tmp_path / "good", 2)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").write_text("mine")
+    cases: list[tuple[list[object], int, str]] = [
+        (["empty"], 3, "holds no trace file"),
+        (["nothing"], 3, "holds no trace file"),
+        (["garbage.jsonl"], 3, "No session with an assistant turn"),
+        (["silent.jsonl"], 3, "No session with an assistant turn"),
+        (["missing/"], 3, "is no file, no folder"),
+        (["good", "--model", "no-such-model"], 2, "no alias (smollm2-135m)"),
+        (["good", "--model", "owner/no-such-model"], 1, "could not be loaded from the Hub"),
+        (["good", "--out", "taken"], 2, "--overwrite"),
+        (["good", "--max-seq-tokens", 5], 2, "is above max_seq_tokens"),
+        (["good", "--max-prompt-tokens", 5, "--model", tiny_model], 3, "over_prompt_cap 6"),
+        (["good", "--out", "/proc/nowhere/x"], 1, "Cannot write in /proc/nowhere"),
+        (["good", "--teacher-template", "nope", "--model", tiny_model], 2, "does not ship with sdft"),
+    ]
+    for arguments, code, message in cases:
+        error = clean(sdft("prepare", *arguments), code)
+        assert message in error, arguments
+        assert len([x for x in error.splitlines() if x.startswith("sdft: ")]) == 1
+    assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
+    assert (tmp_path / "taken" / "file").read_text() == "mine"
+
+
+@pytest.mark.slow
+def test_bad_input_to_train_merge_and_eval(sdft: Run, tmp_path: Path, tiny_model: Path, smollm2: Path) -> None:
+    assert "run `sdft prepare SOURCE` first" in clean(sdft("train"), 2)
+    assert "run `sdft train` first" in clean(sdft("merge", "--bf16"), 2)
+    assert "add --bf16" in clean(sdft("merge"), 2)
+    write_examples(tmp_path / "good", 3)
+    clean(sdft("prepare", "good", "--model", tiny_model, "--validation-fraction", 0), 0)
+    assert "use one of cpu-demo" in clean(sdft("train", "--profile", "nope"), 2)
+    error = clean(sdft("train", "--profile", "cpu-demo", "--model", tiny_model, "--set", "optim.lr=1"), 2)
+    assert "optim.lr" in error
+    other = tmp_path / "other"
+    other.mkdir()
+    for path in tiny_model.iterdir():
+        (other / path.name).write_bytes(path.read_bytes())
+    (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert "its chat template differ" in clean(sdft("train", "--profile", "cpu-demo", "--model", other), 3)
+    assert "over 10 tokens" in clean(
+        sdft("train", "--profile", "cpu-demo", "--model", tiny_model, "--set", "max_prompt_tokens=10"), 3
+    )
+    assert "has no validation record" in clean(sdft("eval", tiny_model), 3)
+    import torch
+
+    if not torch.cuda.is_available():
+        error = clean(sdft("train"), 1)
+        assert "needs a CUDA GPU with at least 70 GB" in error
+        assert "try --profile cpu-demo" in error
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
+
+
+def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "sdft_cli", *arguments],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_training_leaves_no_run(sdft: Run, tmp_path: Path, tiny_model: Path, number: signal.Signals) -> None:
+    write_examples(tmp_path / "good", 3)
+    clean(sdft("prepare", "good", "--model", tiny_model), 0)
+    process = start(
+        tmp_path, "train", "--profile", "cpu-demo", "--model", str(tiny_model), "--max-steps", "100000", *FAST
+    )
+    wait_for(lambda: any(p.stat().st_size > 500 for p in tmp_path.glob("runs/.*/metrics.jsonl")))
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert not (tmp_path / "runs" / "good-cpu-demo").exists()
+    if number != signal.SIGKILL:
+        assert process.returncode == 130
+        assert b"interrupted" in error
+        assert b"Traceback" not in error
+        assert not list((tmp_path / "runs").iterdir())
+
+
+def test_help_of_every_command_has_an_example(sdft: Run) -> None:
+    for name in ("prepare", "train", "merge", "eval", "demo"):
+        done = sdft(name, "--help")
+        clean(done, 0)
+        assert f"Example: sdft {name}" in done.stdout
+    assert sdft("--version").stdout.startswith("sdft 0.")
+    assert sdft().returncode == 2
+    assert sdft("prepare").returncode == 2

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sdft_cli.records import Message, ToolCall, ToolSchema
+from sdft_cli.traces.messages import read_messages
+
+
+def test_openai_conversations_are_read_with_their_tools(write_jsonl: Callable[..., Path]) -> None:
+    row = {
+        "id": "x",
+        "messages": [
+            {"role": "system", "content": "be brief"},
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "reasoning_content": "hm",
+                "tool_calls": [{"id": "c", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}],
+            },
+            {"role": "tool", "tool_call_id": "c", "content": "out"},
+            {"role": "assistant", "content": "done"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    }
+    found = read_messages(write_jsonl("m.jsonl", [row]))
+    (session,) = found.sessions
+    assert session.session_id == "x"
+    assert session.messages == (
+        Message("system", "be brief"),
+        Message("user", "hi"),
+        Message("assistant", "", (ToolCall("c", "f", '{"a": 1}'),), reasoning="hm"),
+        Message("tool", "out", tool_call_id="c"),
+        Message("assistant", "done"),
+    )
+    assert session.tools == (ToolSchema("f", "", '{"type": "object"}', "given"),)
+
+
+def test_rows_that_are_no_conversation_are_named_and_repeated_ids_stay_apart(write_jsonl: Callable[..., Path]) -> None:
+    good = {"id": "x", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    silent = {"messages": [{"role": "user", "content": "a"}]}
+    bad = {"messages": [{"role": "robot", "content": "a"}]}
+    found = read_messages(write_jsonl("m.jsonl", [good, good, silent, bad, b"{"]))
+    assert [s.session_id for s in found.sessions] == ["x", "x~2"]
+    assert {s.group for s in found.sessions} == {"x"}
+    assert found.report.lines == {"conversation": 3, "broken": 2}
+    assert found.report.notes["contexts_without_turns"] == 1
+    assert found.report.broken == ["m.jsonl:4 (role 'robot' is unknown)", "m.jsonl:5 (not a JSON object)"]
