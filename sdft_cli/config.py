@@ -117,7 +117,7 @@ class EvalConfig(_Config):
     """What `sdft eval` measures, and how."""
 
     max_new_tokens: int = Field(128, gt=0, description="cap on an evaluation rollout, tokens")
-    records_per_pass: int = Field(8, gt=0)
+    records_per_pass: int = Field(16, gt=0, description="records decoded and scored together")
     limit: int | None = Field(None, gt=0, description="at most this many validation records, the first ones")
     seed: int = Field(0, ge=0)
 

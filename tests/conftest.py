@@ -53,6 +53,7 @@ def tiny_model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=2,
         max_position_embeddings=8192,
         tie_word_embeddings=True,
+        initializer_range=0.3,  # logits with some shape; the usual 0.02 gives a uniform distribution
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,

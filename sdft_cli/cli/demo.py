@@ -53,7 +53,7 @@ def demo(
             "max_seq_tokens": 1024,
             "max_prompt_tokens": 896,
             "max_rollout_tokens": 128,
-            "validation_fraction": 0.3,
+            "validation_fraction": 0.2,
             "teacher_template": "repeat",
             "seed": seed,
         },

@@ -31,7 +31,7 @@ def validates(name: str, arguments: dict[str, object], tools: Sequence[ToolSchem
     if schema is None:
         return False
     try:
-        return bool(jsonschema_rs.is_valid(json.loads(schema), arguments))
+        return bool(jsonschema_rs.is_valid(json.loads(schema), arguments, offline=True))
     except ValueError:  # an invalid schema, or a remote reference that must not be fetched
         return False
 

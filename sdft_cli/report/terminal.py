@@ -155,4 +155,4 @@ def merge_table(check: Mapping[str, Any]) -> Table:
         ("same top token", f"{check['top1_agreement']:.2%}"),
         ("positions compared", check["positions"]),
     ]
-    return table("Merged checkpoint, loaded from disk, against base + adapter", ["", "value"], rows)
+    return table("Merged checkpoint against base + adapter", ["", "value"], rows)

@@ -23,7 +23,7 @@ PARTS = st.lists(
 ).map("".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(PARTS, PARTS)
 def test_pieces_give_the_ids_of_the_whole(tokenizer: Any, first: str, second: str) -> None:
     encoder = PieceEncoder(tokenizer)
