@@ -89,7 +89,9 @@ class OptimSettings(_Config):
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient's norm; null: never")
     max_steps: int = Field(600, gt=0)
     records_per_step: int = Field(1, gt=0, description="records of one optimiser step (the batch size)")
-    records_per_pass: int = Field(1, gt=0, description="records in one forward pass; smaller saves memory")
+    max_tokens_per_pass: int = Field(
+        65_536, gt=0, description="records share a forward pass up to this many padded tokens; smaller saves memory"
+    )
 
 
 class TrainConfig(_Config):
@@ -112,12 +114,22 @@ class TrainConfig(_Config):
     distill: DistillSettings
     optim: OptimSettings
 
+    @model_validator(mode="after")
+    def _a_rollout_fits(self) -> TrainConfig:
+        if self.max_prompt_tokens + self.rollout.max_new_tokens > self.max_seq_tokens:
+            raise ValueError(
+                f"max_prompt_tokens ({self.max_prompt_tokens}) and rollout.max_new_tokens "
+                f"({self.rollout.max_new_tokens}) together are above max_seq_tokens ({self.max_seq_tokens})"
+            )
+        return self
+
 
 class EvalConfig(_Config):
     """What `sdft eval` measures, and how."""
 
     max_new_tokens: int = Field(128, gt=0, description="cap on an evaluation rollout, tokens")
-    records_per_pass: int = Field(16, gt=0, description="records decoded and scored together")
+    max_records_per_pass: int = Field(16, gt=0, description="records decoded and scored together, at most")
+    max_tokens_per_pass: int = Field(16_384, gt=0, description="the same in padded tokens; smaller saves memory")
     limit: int | None = Field(None, gt=0, description="at most this many validation records, the first ones")
     seed: int = Field(0, ge=0)
 

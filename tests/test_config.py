@@ -26,6 +26,7 @@ def test_flags_override_settings_which_override_the_profile() -> None:
         (["distill.lambda_on_policy=2"], r"less than or equal to 1"),
         (["lora.target_modules=[]"], r"lora\.target_modules"),
         (["nonsense"], r"is not key=value"),
+        (["rollout.max_new_tokens=2000"], r"together are above max_seq_tokens \(8192\)"),
         (["seed.x=1"], r"seed is a value"),
     ],
 )

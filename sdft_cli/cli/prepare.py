@@ -83,19 +83,18 @@ def prepare(
 def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False) -> dict[str, Any]:
     """Read the source, measure every turn, write the dataset; return its manifest."""
     from sdft_cli.engine.models import resolve_model
-    from sdft_cli.prepare.pipeline import manifest_of, write
-    from sdft_cli.prepare.pipeline import prepare as run
+    from sdft_cli.prepare.pipeline import manifest_of, measure, read, write
     from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
     from sdft_cli.prompts.teacher import load_teacher_template
     from sdft_cli.records.folders import check_output_folder
     from sdft_cli.report import terminal
     from sdft_cli.report.cards import dataset_card
+    from sdft_cli.traces.data_cards import load_data_card
     from sdft_cli.traces.source import resolve_source
 
     check_output_folder(target, overwrite)
     source = resolve_source(config.source, config.revision)
     template = load_teacher_template(config.teacher_template)
-    prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
     with terminal.progress_bar() as bar:
         tasks: dict[str, Any] = {}
 
@@ -104,9 +103,15 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
                 tasks[what] = bar.add_task(what, total=total)
             bar.update(tasks[what], completed=done, total=total)
 
-        prepared = run(config, source, prompts, progress)
+        found = read(config, source, progress)  # before the tokenizer: bad input should not wait for a download
+        bar.stop()
+        prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
+        bar.start()
+        prepared = measure(config, source, found, prompts, progress)
+    card = load_data_card(source.name) if source.kind == "hub" else None
     manifest = manifest_of(config, source, prompts, prepared)
-    write(prepared, manifest, target, dataset_card(manifest), overwrite)
+    manifest["data_card"] = card and card["dataset"]
+    write(prepared, manifest, target, dataset_card(manifest, card["license"] if card else None), overwrite)
     return manifest
 
 

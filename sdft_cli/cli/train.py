@@ -69,18 +69,23 @@ def run_training(config: TrainConfig, data: Dataset, target: Path, overwrite: bo
 
         import_unsloth()
 
+    import torch
     from accelerate import Accelerator
 
     from sdft_cli.engine.runs import FORMAT, write_check_prompts, write_json
     from sdft_cli.engine.train import Trainer, check_prompts, check_records
     from sdft_cli.engine.train import train as run
+    from sdft_cli.errors import UsageError
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.records.folders import new_folder
 
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    if accelerator.num_processes > 1:
+        raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
     prompts = open_prompts(model, data.manifest, config.revision)
     check_records(data.train, config)
     loaded = load_backend(config, backend_name, model)
-    trainer = Trainer(config, loaded, prompts, Accelerator(cpu=loaded.device.type == "cpu"))
+    trainer = Trainer(config, loaded, prompts, accelerator)
     with new_folder(target, overwrite) as scratch:
         write_json(scratch / "config.json", config.model_dump(mode="json"))
         write_check_prompts(scratch / "check_prompts.jsonl", check_prompts(data.validation or data.train, prompts))

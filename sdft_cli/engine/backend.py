@@ -94,6 +94,25 @@ def response_states(
     return torch.cat(pieces)
 
 
+def passes(lengths: Sequence[int], max_tokens: int, max_records: int | None = None) -> list[range]:
+    """Cut a sequence of items into forward passes of at most `max_tokens` padded tokens each.
+
+    A pass of n items costs n * longest; an item that is longer than the cap is a pass of its own.
+    """
+    found: list[range] = []
+    start, longest = 0, 0
+    for i, length in enumerate(lengths):
+        count, width = i - start + 1, max(longest, length)
+        full = count * width > max_tokens or (max_records is not None and count > max_records)
+        if full and i > start:
+            found.append(range(start, i))
+            start, width = i, length
+        longest = width
+    if lengths:
+        found.append(range(start, len(lengths)))
+    return found
+
+
 def has_unsloth() -> bool:
     """Say whether the unsloth package is installed, without importing it."""
     return importlib.util.find_spec("unsloth") is not None

@@ -23,7 +23,7 @@ import torch
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.adapters import teacher_weights
-from sdft_cli.engine.backend import Backend, response_states
+from sdft_cli.engine.backend import Backend, passes, response_states
 from sdft_cli.engine.loss import chunked_reverse_kl
 from sdft_cli.engine.rollout import Rollout, sample_rollouts, stop_tokens
 from sdft_cli.engine.runs import CheckPrompt, JsonLines
@@ -131,11 +131,12 @@ class Trainer:
     def backward(self, examples: Sequence[Example], rollouts: Sequence[Rollout], phases: Phases) -> float:
         """Accumulate the gradient of the step's mean KL; return its value (nats per token)."""
         tokens = sum(len(r.ids) for r in rollouts)
-        distill, size = self.config.distill, self.config.optim.records_per_pass
+        distill = self.config.distill
+        lengths = [max(len(e.student), len(e.teacher)) + len(r.ids) for e, r in zip(examples, rollouts, strict=True)]
         total = 0.0
-        for start in range(0, len(examples), size):
-            batch = examples[start : start + size]
-            answers = [r.ids for r in rollouts[start : start + size]]
+        for rows in passes(lengths, self.config.optim.max_tokens_per_pass):
+            batch = [examples[i] for i in rows]
+            answers = [rollouts[i].ids for i in rows]
             with phases("teacher"), teacher_weights(self.backend.model):
                 teacher = response_states(self.backend, [e.teacher for e in batch], answers, self.pad_id)
             with phases("student"):

@@ -15,7 +15,7 @@ import torch
 
 from sdft_cli.config import EvalConfig
 from sdft_cli.engine.adapters import sampling_weights, teacher_weights
-from sdft_cli.engine.backend import Backend, response_states
+from sdft_cli.engine.backend import Backend, passes, response_states
 from sdft_cli.engine.loss import chunked_reverse_kl, token_log_likelihood
 from sdft_cli.engine.rollout import Rollout, generate, stop_tokens
 from sdft_cli.evaluate.tool_metrics import score_tool_turn
@@ -164,13 +164,14 @@ def evaluate(
     chosen = list(records[: config.limit] if config.limit else records)
     # Alike in length, batched together: less padding. The order of the result does not depend on it.
     by_length = sorted(chosen, key=lambda r: (r.row.prompt_tokens, r.record_id))
+    lengths = [r.row.teacher_prompt_tokens + max(r.row.reference_tokens, config.max_new_tokens) for r in by_length]
     found: dict[str, Any] = {}
     for contender in contenders:
         torch.manual_seed(config.seed)
         items: dict[str, Item] = {}
-        for start in range(0, len(by_length), config.records_per_pass):
-            progress(contender.name, start, len(by_length))
-            batch = by_length[start : start + config.records_per_pass]
+        for rows in passes(lengths, config.max_tokens_per_pass, config.max_records_per_pass):
+            progress(contender.name, rows.start, len(by_length))
+            batch = by_length[rows.start : rows.stop]
             items.update((i.record_id, i) for i in _measure(contender, teacher, batch, prompts, config))
         progress(contender.name, len(by_length), len(by_length))
         ordered = [items[r.record_id] for r in chosen]

@@ -19,7 +19,7 @@ from sdft_cli.records import Record, RecordRow, Rejection, Session, write_datase
 from sdft_cli.records.types import record_id_of
 from sdft_cli.traces.source import Source, read_source
 from sdft_cli.traces.tools import with_tools
-from sdft_cli.traces.types import ReadReport
+from sdft_cli.traces.types import FileSessions, ReadReport
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
@@ -110,16 +110,31 @@ def _turns(
 def prepare(
     config: PrepareConfig, source: Source, prompts: ChatPrompts, progress: Progress = lambda what, done, total: None
 ) -> Prepared:
-    """Turn a source into records.
+    """Read a source and turn its sessions into records; see `read` and `measure`."""
+    return measure(config, source, read(config, source, progress), prompts, progress)
+
+
+def read(config: PrepareConfig, source: Source, progress: Progress = lambda what, done, total: None) -> FileSessions:
+    """Read the sessions of a source; raises `DataError` if there are none."""
+    done = iter(range(len(source.files)))
+    return read_source(source, config.limit_sessions, lambda path: progress("Reading", next(done), len(source.files)))
+
+
+def measure(
+    config: PrepareConfig,
+    source: Source,
+    found: FileSessions,
+    prompts: ChatPrompts,
+    progress: Progress = lambda what, done, total: None,
+) -> Prepared:
+    """Turn sessions into records.
 
     Every assistant turn of every session becomes a record or a rejection with a reason.
 
     Raises:
-        DataError: no session, or no turn that can be kept.
+        DataError: no turn can be kept.
     """
     funnel = Funnel()
-    read = iter(range(len(source.files)))
-    found = read_source(source, config.limit_sessions, lambda path: progress("Reading", next(read), len(source.files)))
     sessions = with_tools(found.sessions, every_builtin=config.tools == "all")
     kept_sessions: list[Session] = []
     rows: list[RecordRow] = []

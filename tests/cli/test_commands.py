@@ -20,7 +20,6 @@ FAST = [
     *("--set", "lora.rank=4"),
     *("--set", "rollout.max_new_tokens=4"),
     *("--set", "optim.records_per_step=2"),
-    *("--set", "optim.records_per_pass=2"),
 ]
 
 
