@@ -117,7 +117,9 @@ def prepare(
 def read(config: PrepareConfig, source: Source, progress: Progress = lambda what, done, total: None) -> FileSessions:
     """Read the sessions of a source; raises `DataError` if there are none."""
     done = iter(range(len(source.files)))
-    return read_source(source, config.limit_sessions, lambda path: progress("Reading", next(done), len(source.files)))
+    found = read_source(source, config.limit_sessions, lambda path: progress("Reading", next(done), len(source.files)))
+    progress("Reading", len(source.files), len(source.files))
+    return found
 
 
 def measure(

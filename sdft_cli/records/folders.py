@@ -12,17 +12,23 @@ from pathlib import Path
 from sdft_cli.errors import MachineError, UsageError
 
 
+MARKERS = ("manifest.json", "run.json", "merge-check.json", "sdft-source.json", "sdft-demo.json")
+"""A folder that holds one of these was written by sdft, and may be replaced by it."""
+
+
 def check_output_folder(target: Path, overwrite: bool) -> None:
     """Refuse a target that exists (unless `overwrite`) or whose parent cannot be written.
 
     Raises:
-        UsageError: the folder exists and `overwrite` is false, or the path is a file.
+        UsageError: the folder exists and `overwrite` is false, or it was not written by sdft, or the path is a file.
         MachineError: the parent folder cannot be created or written.
     """
     if target.is_file():
         raise UsageError(f"{target} is a file: give --out a folder that does not exist yet.")
     if target.exists() and any(target.iterdir()) and not overwrite:
         raise UsageError(f"{target} already exists: choose another --out, or add --overwrite to replace it.")
+    if target.exists() and any(target.iterdir()) and not any((target / name).is_file() for name in MARKERS):
+        raise UsageError(f"{target} was not written by sdft, so --overwrite does not replace it: choose another --out.")
     parent = target.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)

@@ -24,7 +24,13 @@ from sdft_cli.records import Dataset, read_dataset  # noqa: E402
 from sdft_cli.traces.examples import write_examples  # noqa: E402
 from sdft_cli.traces.source import resolve_source  # noqa: E402
 
-FAST = ["lora.rank=4", "rollout.max_new_tokens=4", "optim.records_per_step=3", "optim.max_steps=2"]
+FAST = [
+    "optim.learning_rate=1e-3",
+    "lora.rank=4",
+    "rollout.max_new_tokens=4",
+    "optim.records_per_step=3",
+    "optim.max_steps=2",
+]
 
 
 @pytest.fixture(scope="module")

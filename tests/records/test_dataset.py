@@ -149,6 +149,11 @@ def test_an_existing_folder_is_refused_unless_overwritten(tmp_path: Path) -> Non
         write(folder)
     write(folder, manifest={"source": "new"}, overwrite=True)
     assert read_dataset(folder).manifest["source"] == "new"
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(UsageError, match="was not written by sdft"):
+        write(tmp_path / "mine", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file"):
         write(tmp_path / "file")
