@@ -88,7 +88,7 @@ def run_training(config: TrainConfig, data: Dataset, target: Path, overwrite: bo
     trainer = Trainer(config, loaded, prompts, accelerator)
     with new_folder(target, overwrite) as scratch:
         write_json(scratch / "config.json", config.model_dump(mode="json"))
-        write_check_prompts(scratch / "check_prompts.jsonl", check_prompts(data.validation or data.train, prompts))
+        write_check_prompts(scratch / "check_prompts.jsonl", check_prompts([*data.validation, *data.train], prompts))
         with _live(config.optim.max_steps) as report:
             last = run(trainer, data.train, scratch, report)
         write_json(

@@ -9,7 +9,7 @@ import torch
 
 from sdft_cli.config import RolloutSettings
 from sdft_cli.engine.adapters import sampling_weights
-from sdft_cli.engine.backend import Backend
+from sdft_cli.engine.backend import Backend, passes
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,19 @@ def sample_rollouts(
     stop_ids: Sequence[int],
     pad_id: int,
     seed: int,
+    max_tokens_per_pass: int,
 ) -> list[Rollout]:
-    """Sample one rollout per prompt from the student; the same seed gives the same rollouts on CPU."""
+    """Sample one rollout per prompt from the student; the same seed gives the same rollouts on CPU.
+
+    Prompts are decoded together up to `max_tokens_per_pass` padded tokens.
+    """
     torch.manual_seed(seed)
+    lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
+    found: list[Rollout] = []
     with sampling_weights(backend.model, settings.merged_weights):
-        return generate(
-            backend, prompts, settings.max_new_tokens, stop_ids, pad_id, settings.temperature, settings.top_p
-        )
+        for rows in passes(lengths, max_tokens_per_pass):
+            batch = prompts[rows.start : rows.stop]
+            found += generate(
+                backend, batch, settings.max_new_tokens, stop_ids, pad_id, settings.temperature, settings.top_p
+            )
+    return found

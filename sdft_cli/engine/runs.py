@@ -5,7 +5,7 @@ my-run/
   config.json          the resolved training configuration
   metrics.jsonl        one line per step
   samples.jsonl        a few sampled rollouts as text
-  check_prompts.jsonl  a few held-out prompts as token ids, on which `sdft merge` compares
+  check_prompts.jsonl  a few prompts as token ids, on which `sdft merge` compares
   adapter/             the LoRA adapter (peft format, safetensors)
 """
 

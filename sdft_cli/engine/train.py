@@ -118,10 +118,10 @@ class Trainer:
         rollouts: Iterator[Rollout] = iter(())
         if sampled:
             seed = random.Random(f"{self.config.seed}:{step}:rollout").getrandbits(63)
+            prompts = [e.student for e in sampled]
+            limit = self.config.optim.max_tokens_per_pass
             rollouts = iter(
-                sample_rollouts(
-                    self.backend, [e.student for e in sampled], self.config.rollout, self.stop_ids, self.pad_id, seed
-                )
+                sample_rollouts(self.backend, prompts, self.config.rollout, self.stop_ids, self.pad_id, seed, limit)
             )
         return [
             next(rollouts) if own else Rollout(self.prompts.reference_ids(e.record), True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -16,6 +17,12 @@ import pytest
 from sdft_cli.traces.examples import write_examples
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def has_unsloth() -> bool:
+    return importlib.util.find_spec("unsloth") is not None
+
+
 FAST = [
     *("--set", "lora.rank=4"),
     *("--set", "rollout.max_new_tokens=4"),
@@ -68,6 +75,25 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     assert "expert NLL per token" in table.stdout
     merged = json.loads((tmp_path / "m.json").read_text())["contenders"]["model"]["summary"]
     assert merged["expert_nll_per_token"] == pytest.approx(summaries["tuned"]["expert_nll_per_token"], abs=0.02)
+
+    if has_unsloth():
+        done = sdft(
+            "train",
+            "--profile",
+            "cpu-demo",
+            "--model",
+            tiny_model,
+            "--backend",
+            "unsloth",
+            "--max-steps",
+            1,
+            "--out",
+            "runs/fast",
+            *FAST,
+        )
+        assert "Backend: unsloth (as asked)" in clean(done, 0)
+        clean(sdft("merge", "runs/fast", "--bf16"), 0)
+        assert {p.name for p in tmp_path.iterdir()} <= {"sessions", "data", "runs", "m.json"}  # no compiled caches
 
     # Nothing is overwritten unasked, and a run without its adapter is no run.
     assert "--overwrite" in clean(sdft("train", "--profile", "cpu-demo", "--model", tiny_model), 2)
