@@ -77,14 +77,7 @@ def run_evaluation(subject: str, data: Dataset, config: EvalConfig) -> tuple[dic
     backend = open_for_eval(model, dtype, revision, found.adapter if found else None)
     base = Contender("base" if found else "model", backend, adapter=False)
     contenders = [base, Contender("tuned", backend, adapter=True)] if found else [base]
-    with terminal.progress_bar() as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(f"Measuring {what}", total=total)
-            bar.update(tasks[what], completed=done)
-
+    with terminal.progress_reporter() as progress:
         result = run(contenders, base, data.validation, prompts, config, progress)
     default = found.path / "eval.json" if found else Path(f"eval-{Path(subject).name}.json")
     return result, default

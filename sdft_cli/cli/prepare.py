@@ -95,18 +95,10 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
     check_output_folder(target, overwrite)
     source = resolve_source(config.source, config.revision)
     template = load_teacher_template(config.teacher_template)
-    with terminal.progress_bar() as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done, total=total)
-
-        found = read(config, source, progress)  # before the tokenizer: bad input should not wait for a download
-        bar.stop()
-        prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
-        bar.start()
+    with terminal.progress_reporter() as progress:  # before the tokenizer: bad input should not wait for a download
+        found = read(config, source, progress)
+    prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
+    with terminal.progress_reporter() as progress:
         prepared = measure(config, source, found, prompts, progress)
     card = load_data_card(source.name) if source.kind == "hub" else None
     manifest = manifest_of(config, source, prompts, prepared)

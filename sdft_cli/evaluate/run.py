@@ -170,10 +170,10 @@ def evaluate(
         torch.manual_seed(config.seed)
         items: dict[str, Item] = {}
         for rows in passes(lengths, config.max_tokens_per_pass, config.max_records_per_pass):
-            progress(contender.name, rows.start, len(by_length))
+            progress(f"Measuring {contender.name}", rows.start, len(by_length))
             batch = by_length[rows.start : rows.stop]
             items.update((i.record_id, i) for i in _measure(contender, teacher, batch, prompts, config))
-        progress(contender.name, len(by_length), len(by_length))
+        progress(f"Measuring {contender.name}", len(by_length), len(by_length))
         ordered = [items[r.record_id] for r in chosen]
         found[contender.name] = {"summary": summarise(ordered), "items": [asdict(i) for i in ordered]}
     return {"records": len(chosen), "config": config.model_dump(), "contenders": found}
