@@ -67,6 +67,9 @@ class RolloutSettings(_Config):
     merged_weights: bool = Field(
         False, description="sample from a merged second copy of the adapted weights: faster, needs their memory again"
     )
+    max_tokens_per_pass: int = Field(
+        65_536, gt=0, description="prompts are decoded together up to this many padded tokens"
+    )
 
 
 class DistillSettings(_Config):

@@ -93,17 +93,16 @@ def sample_rollouts(
     stop_ids: Sequence[int],
     pad_id: int,
     seed: int,
-    max_tokens_per_pass: int,
 ) -> list[Rollout]:
     """Sample one rollout per prompt from the student; the same seed gives the same rollouts on CPU.
 
-    Prompts are decoded together up to `max_tokens_per_pass` padded tokens.
+    Prompts are decoded together up to `settings.max_tokens_per_pass` padded tokens.
     """
     torch.manual_seed(seed)
     lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
     found: list[Rollout] = []
     with sampling_weights(backend.model, settings.merged_weights):
-        for rows in passes(lengths, max_tokens_per_pass):
+        for rows in passes(lengths, settings.max_tokens_per_pass):
             batch = prompts[rows.start : rows.stop]
             found += generate(
                 backend, batch, settings.max_new_tokens, stop_ids, pad_id, settings.temperature, settings.top_p

@@ -119,9 +119,8 @@ class Trainer:
         if sampled:
             seed = random.Random(f"{self.config.seed}:{step}:rollout").getrandbits(63)
             prompts = [e.student for e in sampled]
-            limit = self.config.optim.max_tokens_per_pass
             rollouts = iter(
-                sample_rollouts(self.backend, prompts, self.config.rollout, self.stop_ids, self.pad_id, seed, limit)
+                sample_rollouts(self.backend, prompts, self.config.rollout, self.stop_ids, self.pad_id, seed)
             )
         return [
             next(rollouts) if own else Rollout(self.prompts.reference_ids(e.record), True)
@@ -132,11 +131,13 @@ class Trainer:
         """Accumulate the gradient of the step's mean KL; return its value (nats per token)."""
         tokens = sum(len(r.ids) for r in rollouts)
         distill = self.config.distill
-        lengths = [max(len(e.student), len(e.teacher)) + len(r.ids) for e, r in zip(examples, rollouts, strict=True)]
+        pairs = list(zip(examples, rollouts, strict=True))
+        pairs.sort(key=lambda pair: len(pair[0].teacher) + len(pair[1].ids))  # alike in length: less padding
+        lengths = [max(len(e.student), len(e.teacher)) + len(r.ids) for e, r in pairs]
         total = 0.0
         for rows in passes(lengths, self.config.optim.max_tokens_per_pass):
-            batch = [examples[i] for i in rows]
-            answers = [rollouts[i].ids for i in rows]
+            batch = [pairs[i][0] for i in rows]
+            answers = [pairs[i][1].ids for i in rows]
             with phases("teacher"), teacher_weights(self.backend.model):
                 teacher = response_states(self.backend, [e.teacher for e in batch], answers, self.pad_id)
             with phases("student"):

@@ -109,7 +109,9 @@ def test_teacher_templates_have_one_slot() -> None:
     filled = TeacherTemplate("t", "a {reference} b").message("{reference} \\1 {0}")
     assert filled == Message("user", "a {reference} \\1 {0} b")
     for name in ("expert_reference", "repeat"):
-        assert "<expert_reference>\n{reference}\n</expert_reference>" in load_teacher_template(name).text
+        shown = load_teacher_template(name).message("HERE").content
+        assert shown.startswith("<expert_reference>\nHERE")
+        assert "</expert_reference>" in shown
     with pytest.raises(UsageError):
         load_teacher_template("nope")
 
