@@ -124,7 +124,7 @@ def test_bad_input_to_prepare_is_one_sentence_with_a_stable_code(sdft: Run, tmp_
         (["good", "--model", "owner/no-such-model"], 1, "could not be loaded from the Hub"),
         (["good", "--out", "taken"], 2, "--overwrite"),
         (["good", "--max-seq-tokens", 5], 2, "is above max_seq_tokens"),
-        (["good", "--max-prompt-tokens", 5, "--model", tiny_model], 3, "over_prompt_cap 6"),
+        (["good", "--max-prompt-tokens", 5, "--model", tiny_model], 3, "over_prompt_cap 4"),
         (["good", "--out", "/proc/nowhere/x"], 1, "Cannot write in /proc/nowhere"),
         (["good", "--teacher-template", "nope", "--model", tiny_model], 2, "does not ship with sdft"),
     ]
