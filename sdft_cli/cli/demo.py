@@ -15,7 +15,7 @@ from sdft_cli.cli.common import command, say
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to create.")] = Path("demo"),
     steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: the profile's]")] = None,
-    sessions: Annotated[int, typer.Option(min=12, help="Number of example sessions.")] = 60,
+    sessions: Annotated[int, typer.Option(min=12, help="Number of example sessions.")] = 72,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing demo folder.")] = False,
 ) -> None:
@@ -68,7 +68,7 @@ def demo(
     say(f"3/4 merge ({clock()})")
     terminal.stdout().print(terminal.merge_table(run_merge(read_run(out / "run"), out / "run" / "merged")))
     say(f"4/4 eval ({clock()})")
-    result, _ = run_evaluation(str(out / "run"), data, build(EvalConfig, {"seed": seed, "max_new_tokens": 44}))
+    result, _ = run_evaluation(str(out / "run"), data, build(EvalConfig, {"seed": seed, "max_new_tokens": 48}))
     write_json(out / "eval.json", result)
     terminal.stdout().print(terminal.eval_table(result))
     say(f"Done in {clock()}. Read the answers in {out / 'eval.json'}, the model is in {out / 'run' / 'merged'}.")

@@ -175,11 +175,7 @@ def _rewound(w: _Writer, n: _Names) -> None:
     _explain(w, n)
 
 
-TASKS: tuple[Callable[[_Writer, _Names], None], ...] = (
-    *(_explain, _find, _change, _test),
-    *(_explain, _list, _change, _create),
-)
-"""In turn; reading a file is what coding agents do most, here as in real sessions."""
+TASKS: tuple[Callable[[_Writer, _Names], None], ...] = (_find, _test, _change, _explain, _list, _create)
 SPECIAL: tuple[Callable[[_Writer, _Names], None], ...] = (_parallel, _rewound)
 
 
