@@ -89,6 +89,7 @@ def open_for_eval(model: str, dtype: str | None, revision: str | None, adapter: 
 
     Without one it is wrapped as `PlainModel`, so that the same code measures it.
     """
+    quiet_libraries()
     from peft import PeftModel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

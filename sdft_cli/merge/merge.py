@@ -11,6 +11,7 @@ import torch
 from sdft_cli.engine.adapters import teacher_weights
 from sdft_cli.engine.backend_transformers import load_model
 from sdft_cli.engine.models import local_folder
+from sdft_cli.engine.quiet import quiet_libraries
 from sdft_cli.engine.runs import CheckPrompt, Run, read_check_prompts, write_json
 from sdft_cli.errors import VerificationError
 from sdft_cli.merge.verify import compare, failures, log_probabilities
@@ -51,6 +52,7 @@ def merge_run(run: Run, model: str, target: Path, prompts: int = 8, overwrite: b
 
 
 def _compare(run: Run, base: Path, merged: Path, items: list[CheckPrompt]) -> dict[str, Any]:
+    quiet_libraries()
     from peft import PeftModel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
