@@ -36,11 +36,11 @@ def _text(content: Any, report: ReadReport) -> str:
             parts.append(str(part.get("text") or ""))
         elif isinstance(part, str):
             parts.append(part)
-        else:
-            report.notes[
-                "images" if isinstance(part, dict) and "image" in str(part.get("type")) else "unknown_blocks"
-            ] += 1
+        elif isinstance(part, dict) and "image" in str(part.get("type")):
+            report.notes["images"] += 1
             parts.append("[image]")
+        else:
+            report.notes["unknown_blocks"] += 1
     return "\n".join(parts)
 
 
