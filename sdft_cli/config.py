@@ -110,6 +110,9 @@ class TrainConfig(_Config):
     max_seq_tokens: int = Field(65_536, gt=0)
     max_prompt_tokens: int = Field(57_344, gt=0, description="records with a longer teacher prompt are refused")
     gradient_checkpointing: bool = True
+    prefix_sharing: Literal["auto", "packed", "none"] = Field(
+        "auto", description="compute common prefixes of a pass once; auto: where it is exact on this model"
+    )
     seed: int = Field(0, ge=0)
     samples_every: int = Field(10, gt=0, description="save sampled rollouts every so many steps")
     lora: LoraSettings
@@ -133,6 +136,7 @@ class EvalConfig(_Config):
     max_new_tokens: int = Field(128, gt=0, description="cap on an evaluation rollout, tokens")
     max_records_per_pass: int = Field(16, gt=0, description="records decoded and scored together, at most")
     max_tokens_per_pass: int = Field(16_384, gt=0, description="the same in padded tokens; smaller saves memory")
+    prefix_sharing: Literal["auto", "packed", "none"] = Field("auto", description="as in training")
     limit: int | None = Field(None, gt=0, description="at most this many validation records, the first ones")
     seed: int = Field(0, ge=0)
 

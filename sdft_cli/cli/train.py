@@ -72,6 +72,7 @@ def run_training(config: TrainConfig, data: Dataset, target: Path, overwrite: bo
     import torch
     from accelerate import Accelerator
 
+    from sdft_cli.engine.forward import choose_packing
     from sdft_cli.engine.runs import FORMAT, write_check_prompts, write_json
     from sdft_cli.engine.train import Trainer, check_prompts, check_records
     from sdft_cli.engine.train import train as run
@@ -85,6 +86,7 @@ def run_training(config: TrainConfig, data: Dataset, target: Path, overwrite: bo
     prompts = open_prompts(model, data.manifest, config.revision)
     check_records(data.train, config)
     loaded = load_backend(config, backend_name, model)
+    say(choose_packing(loaded, config.prefix_sharing))
     trainer = Trainer(config, loaded, prompts, accelerator)
     with new_folder(target, overwrite) as scratch:
         write_json(scratch / "config.json", config.model_dump(mode="json"))

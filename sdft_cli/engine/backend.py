@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +35,14 @@ class Backend(ABC):
     """A causal language model with one LoRA adapter on its language trunk.
 
     `model` is the peft model; `device` is where its inputs go. The base weights are frozen and never written.
+    `packed` says whether forward passes store common prefixes once; `takes_masks`, whether the library can do that.
     """
 
     name: str
     model: Any
     device: torch.device
+    packed: bool = False
+    takes_masks: bool = True
 
     @property
     def base(self) -> Any:
@@ -59,11 +61,6 @@ class Backend(ABC):
         trunk: nn.Module = self.base.model
         return trunk
 
-    def hidden_states(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the last hidden states (B, T, H) of right-padded inputs (B, T), with whatever weights are on."""
-        output = self.trunk(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        return output.last_hidden_state  # type: ignore[no-any-return]
-
     def parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters: the adapter's."""
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -71,46 +68,6 @@ class Backend(ABC):
     @abstractmethod
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter in peft's format, as safetensors."""
-
-
-def response_states(
-    backend: Backend, prompts: Sequence[Sequence[int]], responses: Sequence[Sequence[int]], pad_id: int
-) -> Tensor:
-    """Return the hidden states that predict the tokens of each response, joined over the batch: (sum |y|, H).
-
-    The state at position |x| - 1 + t predicts y_t, so only positions of the response are kept.
-    """
-    rows = [[*x, *y] for x, y in zip(prompts, responses, strict=True)]
-    width = max(map(len, rows))
-    ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros((len(rows), width), dtype=torch.long)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, : len(row)] = 1
-    states = backend.hidden_states(ids.to(backend.device), mask.to(backend.device))  # (B, T, H)
-    pieces = [
-        states[i, len(x) - 1 : len(x) - 1 + len(y)] for i, (x, y) in enumerate(zip(prompts, responses, strict=True))
-    ]
-    return torch.cat(pieces)
-
-
-def passes(lengths: Sequence[int], max_tokens: int, max_records: int | None = None) -> list[range]:
-    """Cut a sequence of items into forward passes of at most `max_tokens` padded tokens each.
-
-    A pass of n items costs n * longest; an item that is longer than the cap is a pass of its own.
-    """
-    found: list[range] = []
-    start, longest = 0, 0
-    for i, length in enumerate(lengths):
-        count, width = i - start + 1, max(longest, length)
-        full = count * width > max_tokens or (max_records is not None and count > max_records)
-        if full and i > start:
-            found.append(range(start, i))
-            start, width = i, length
-        longest = width
-    if lengths:
-        found.append(range(start, len(lengths)))
-    return found
 
 
 def has_unsloth() -> bool:

@@ -37,6 +37,7 @@ class UnslothBackend(Backend):
     """unsloth's patched model with a peft adapter."""
 
     name = "unsloth"
+    takes_masks = False  # its attention builds its own causal mask
 
     def __init__(self, model: Any, device: torch.device) -> None:
         self.model = model

@@ -9,7 +9,8 @@ import torch
 
 from sdft_cli.config import RolloutSettings
 from sdft_cli.engine.adapters import sampling_weights
-from sdft_cli.engine.backend import Backend, passes
+from sdft_cli.engine.backend import Backend
+from sdft_cli.engine.forward import packed_cache, padded_passes
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def generate(
             eos_token_id=list(stop_ids),
             pad_token_id=pad_id,
             use_cache=True,
+            past_key_values=packed_cache(backend, prompts) if backend.packed and ids.shape[1] > 1 else None,
             **sampling,
         )
     finally:
@@ -100,11 +102,12 @@ def sample_rollouts(
     """
     torch.manual_seed(seed)
     lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
-    found: list[Rollout] = []
+    found: dict[int, Rollout] = {}
     with sampling_weights(backend.model, settings.merged_weights):
-        for rows in passes(lengths, settings.max_tokens_per_pass):
-            batch = prompts[rows.start : rows.stop]
-            found += generate(
+        for rows in padded_passes(lengths, settings.max_tokens_per_pass):
+            batch = [prompts[i] for i in rows]
+            answers = generate(
                 backend, batch, settings.max_new_tokens, stop_ids, pad_id, settings.temperature, settings.top_p
             )
-    return found
+            found.update(zip(rows, answers, strict=True))
+    return [found[i] for i in range(len(prompts))]

@@ -23,7 +23,8 @@ import torch
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.adapters import teacher_weights
-from sdft_cli.engine.backend import Backend, passes, response_states
+from sdft_cli.engine.backend import Backend
+from sdft_cli.engine.forward import plan_passes, response_states
 from sdft_cli.engine.loss import chunked_reverse_kl
 from sdft_cli.engine.rollout import Rollout, sample_rollouts, stop_tokens
 from sdft_cli.engine.runs import CheckPrompt, JsonLines
@@ -131,13 +132,11 @@ class Trainer:
         """Accumulate the gradient of the step's mean KL; return its value (nats per token)."""
         tokens = sum(len(r.ids) for r in rollouts)
         distill = self.config.distill
-        pairs = list(zip(examples, rollouts, strict=True))
-        pairs.sort(key=lambda pair: len(pair[0].teacher) + len(pair[1].ids))  # alike in length: less padding
-        lengths = [max(len(e.student), len(e.teacher)) + len(r.ids) for e, r in pairs]
+        longest = [[*max(e.student, e.teacher, key=len), *r.ids] for e, r in zip(examples, rollouts, strict=True)]
         total = 0.0
-        for rows in passes(lengths, self.config.optim.max_tokens_per_pass):
-            batch = [pairs[i][0] for i in rows]
-            answers = [pairs[i][1].ids for i in rows]
+        for rows in plan_passes(self.backend, longest, self.config.optim.max_tokens_per_pass):
+            batch = [examples[i] for i in rows]
+            answers = [rollouts[i].ids for i in rows]
             with phases("teacher"), teacher_weights(self.backend.model):
                 teacher = response_states(self.backend, [e.teacher for e in batch], answers, self.pad_id)
             with phases("student"):

@@ -15,7 +15,8 @@ import torch
 
 from sdft_cli.config import EvalConfig
 from sdft_cli.engine.adapters import sampling_weights, teacher_weights
-from sdft_cli.engine.backend import Backend, passes, response_states
+from sdft_cli.engine.backend import Backend
+from sdft_cli.engine.forward import plan_passes, response_states
 from sdft_cli.engine.loss import chunked_reverse_kl, token_log_likelihood
 from sdft_cli.engine.rollout import Rollout, generate, stop_tokens
 from sdft_cli.evaluate.tool_metrics import score_tool_turn
@@ -162,18 +163,22 @@ def evaluate(
     document.
     """
     chosen = list(records[: config.limit] if config.limit else records)
-    # Alike in length, batched together: less padding. The order of the result does not depend on it.
-    by_length = sorted(chosen, key=lambda r: (r.row.prompt_tokens, r.record_id))
-    lengths = [r.row.teacher_prompt_tokens + max(r.row.reference_tokens, config.max_new_tokens) for r in by_length]
+    passes = plan_passes(
+        teacher.backend,
+        [prompts.teacher_ids(r) for r in chosen],
+        config.max_tokens_per_pass,
+        config.max_records_per_pass,
+    )
+    prompts.encoder.forget()
     found: dict[str, Any] = {}
     for contender in contenders:
         torch.manual_seed(config.seed)
         items: dict[str, Item] = {}
-        for rows in passes(lengths, config.max_tokens_per_pass, config.max_records_per_pass):
-            progress(f"Measuring {contender.name}", rows.start, len(by_length))
-            batch = by_length[rows.start : rows.stop]
+        for rows in passes:
+            progress(f"Measuring {contender.name}", len(items), len(chosen))
+            batch = [chosen[i] for i in rows]
             items.update((i.record_id, i) for i in _measure(contender, teacher, batch, prompts, config))
-        progress(f"Measuring {contender.name}", len(by_length), len(by_length))
+        progress(f"Measuring {contender.name}", len(items), len(chosen))
         ordered = [items[r.record_id] for r in chosen]
         found[contender.name] = {"summary": summarise(ordered), "items": [asdict(i) for i in ordered]}
     return {"records": len(chosen), "config": config.model_dump(), "contenders": found}

@@ -20,7 +20,8 @@ def main(name: str, model: str) -> None:
     import torch
 
     from sdft_cli.engine.adapters import lora_layers, teacher_weights
-    from sdft_cli.engine.backend import load_backend, response_states
+    from sdft_cli.engine.backend import load_backend
+    from sdft_cli.engine.forward import response_states
     from sdft_cli.engine.loss import chunked_reverse_kl
 
     backend = load_backend(config, name, model)

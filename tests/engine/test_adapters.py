@@ -9,8 +9,9 @@ torch = pytest.importorskip("torch")
 
 from sdft_cli.config import TrainConfig, load_train_config  # noqa: E402
 from sdft_cli.engine.adapters import lora_layers, sampling_weights, teacher_weights  # noqa: E402
-from sdft_cli.engine.backend import Backend, load_backend, response_states  # noqa: E402
+from sdft_cli.engine.backend import Backend, load_backend  # noqa: E402
 from sdft_cli.engine.backend_transformers import attach_lora, load_model  # noqa: E402
+from sdft_cli.engine.forward import response_states  # noqa: E402
 from sdft_cli.engine.loss import chunked_reverse_kl  # noqa: E402
 from sdft_cli.errors import UsageError  # noqa: E402
 

@@ -1,0 +1,159 @@
+"""Forward passes over many prompts at once: padded, or packed with their common prefixes stored once.
+
+Both give the same hidden states and the same gradient up to rounding; `packing_error` compares them on the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from sdft_cli.engine.prefix_tree import build_tree, shared_passes
+from sdft_cli.errors import UsageError
+
+if TYPE_CHECKING:
+    from sdft_cli.engine.backend import Backend
+
+Sequences = Sequence[Sequence[int]]
+
+
+def response_states(backend: Backend, prompts: Sequences, responses: Sequences, pad_id: int) -> Tensor:
+    """Return the hidden states that predict the tokens of each response, joined over the batch: (sum |y|, H).
+
+    The state at position |x| - 1 + t predicts y_t, so only positions of the response are kept.
+    """
+    rows = [[*x, *y] for x, y in zip(prompts, responses, strict=True)]
+    states = packed_states(backend, rows) if backend.packed else padded_states(backend, rows, pad_id)
+    return torch.cat([s[len(x) - 1 : len(x) - 1 + len(y)] for s, x, y in zip(states, prompts, responses, strict=True)])
+
+
+def padded_states(backend: Backend, rows: Sequences, pad_id: int) -> list[Tensor]:
+    """Return the last hidden states (T_i, H) of each sequence; one row of the batch each, padding on the right."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    states = backend.trunk(
+        input_ids=ids.to(backend.device), attention_mask=mask.to(backend.device), use_cache=False
+    ).last_hidden_state
+    return [state[: len(row)] for state, row in zip(states, rows, strict=True)]
+
+
+def packed_states(backend: Backend, rows: Sequences) -> list[Tensor]:
+    """Return the same states from one row that holds each distinct prefix once.
+
+    Every token has its own position and sees its own ancestors only (a 4-D mask), so its state, and the gradient
+    through it, are those of its sequence alone. Exact for attention over the full context; not for recurrent layers.
+    """
+    states, where = _packed(backend, rows, use_cache=False)
+    return [states.last_hidden_state[0][index] for index in where]
+
+
+def _packed(backend: Backend, rows: Sequences, use_cache: bool) -> tuple[Any, list[Tensor]]:
+    tree = build_tree(rows)
+    output = backend.trunk(
+        input_ids=torch.from_numpy(tree.ids)[None].to(backend.device),
+        attention_mask=torch.from_numpy(tree.mask())[None, None].to(backend.device),
+        position_ids=torch.from_numpy(tree.depths)[None].to(backend.device),
+        use_cache=use_cache,
+    )
+    return output, [torch.from_numpy(row).to(backend.device) for row in tree.rows]
+
+
+def packed_cache(backend: Backend, prompts: Sequences) -> Any:
+    """Return the key-value cache of all but the last token of each prompt, left-padded, from one packed prefill."""
+    from transformers import DynamicCache
+
+    output, where = _packed(backend, [prompt[:-1] for prompt in prompts], use_cache=True)
+    width = max(map(len, where))
+    index = torch.stack([torch.cat([w.new_zeros(width - len(w)), w]) for w in where])  # (B, W)
+    cache = DynamicCache()
+    for number, layer in enumerate(output.past_key_values.layers):
+        keys, values = (x[0][:, index].transpose(0, 1) for x in (layer.keys, layer.values))  # (B, heads, W, d)
+        cache.update(keys, values, number)
+    return cache
+
+
+def padded_passes(lengths: Sequence[int], max_tokens: int, max_items: int | None = None) -> list[list[int]]:
+    """Cut items into forward passes of at most `max_tokens` padded tokens each, items of like length together.
+
+    Returns lists of indices, each index once. A pass of n items costs n * longest; an item that is longer than the cap
+    is a pass of its own.
+    """
+    groups: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        count = len(groups[-1]) + 1 if groups else 1
+        if groups and count * lengths[index] <= max_tokens and (max_items is None or count <= max_items):
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
+
+
+def plan_passes(backend: Backend, rows: Sequences, max_tokens: int, max_items: int | None = None) -> list[list[int]]:
+    """Cut sequences into forward passes of at most `max_tokens` tokens, as this backend runs them."""
+    if backend.packed:
+        return shared_passes(rows, max_tokens, max_items)
+    return padded_passes([len(row) for row in rows], max_tokens, max_items)
+
+
+def packing_obstacle(model: Any) -> str | None:
+    """Say why a model cannot run packed, or None if it can."""
+    config = model.config.get_text_config()
+    layers = set(getattr(config, "layer_types", None) or ())
+    if layers - {"full_attention"}:
+        return f"the model has {', '.join(sorted(layers - {'full_attention'}))} layers"
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        return "the model attends in a sliding window"
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rope in ("dynamic", "longrope"):
+        return f"positions of type {rope} depend on the length of the batch"
+    if config._attn_implementation != "sdpa":
+        return f"attention of type {config._attn_implementation} takes no boolean mask"
+    return None
+
+
+CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-2}
+"""Largest relative difference of hidden states that counts as rounding, by dtype."""
+
+
+@torch.no_grad()
+def packing_error(backend: Backend) -> str | None:
+    """Compare packed with padded states on the loaded model, over made-up sequences with shared prefixes.
+
+    Returns None if they agree within rounding, else why this model is not to be run packed.
+    """
+    obstacle = packing_obstacle(backend.base) if backend.takes_masks else f"{backend.name} takes no mask of ours"
+    if obstacle:
+        return obstacle
+    vocabulary = backend.head.shape[0]
+    ids = [(7919 * i + 101) % vocabulary for i in range(64)]
+    rows = [ids[:40], [*ids[:24], *ids[40:60]], [*ids[:24], *ids[40:50], *ids[10:20]], ids[:12]]
+    was_training = backend.model.training
+    backend.model.eval()
+    try:
+        plain, packed = (torch.cat(x) for x in (padded_states(backend, rows, 0), packed_states(backend, rows)))
+    finally:
+        backend.model.train(was_training)
+    difference = float((plain - packed).float().norm() / plain.float().norm())
+    if not difference <= CHECK_TOLERANCE[plain.dtype]:
+        return f"packed states differ from padded ones by {difference:.1e}"
+    return None
+
+
+def choose_packing(backend: Backend, requested: str) -> str:
+    """Set `backend.packed` by the configured `prefix_sharing`, and return a sentence that says what it is.
+
+    Raises:
+        UsageError: packing was asked for and is not exact on this model.
+    """
+    error = packing_error(backend) if requested != "none" else "as asked"
+    if requested == "packed" and error:
+        raise UsageError(f"prefix_sharing is packed, but {error}: use auto or none.")
+    backend.packed = error is None
+    return f"Prefix sharing: {'packed (checked on this model)' if backend.packed else f'none ({error})'}"

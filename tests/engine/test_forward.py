@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from sdft_cli.config import load_train_config  # noqa: E402
+from sdft_cli.engine.backend import Backend, load_backend  # noqa: E402
+from sdft_cli.engine.forward import (  # noqa: E402
+    choose_packing,
+    packing_obstacle,
+    padded_passes,
+    plan_passes,
+    response_states,
+)
+from sdft_cli.engine.rollout import generate  # noqa: E402
+from sdft_cli.errors import UsageError  # noqa: E402
+
+SHARED = [1, 5, 9, 7, 30, 31, 44]
+PROMPTS = [[*SHARED, 50, 51], [*SHARED, 50, 52, 53], [*SHARED[:4], 60], [8, 9], SHARED]
+ANSWERS = [[70, 71, 72], [73], [74, 75, 2], [76, 77], [50, 51, 70, 71]]
+
+
+@pytest.fixture
+def backend(tiny_model: Path) -> Backend:
+    found = load_backend(load_train_config("cpu-demo", ["lora.rank=4"]), "transformers", str(tiny_model))
+    torch.manual_seed(1)
+    for p in found.parameters():
+        p.data.add_(torch.randn_like(p) * 0.1)
+    return found
+
+
+def test_packed_states_and_gradients_equal_those_of_each_sequence_alone(backend: Backend) -> None:
+    def run(packed: bool, together: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        backend.packed = packed
+        for p in backend.parameters():
+            p.grad = None
+        groups = [range(5)] if together else [[i] for i in range(5)]
+        states = torch.cat(
+            [response_states(backend, [PROMPTS[i] for i in g], [ANSWERS[i] for i in g], 2) for g in groups]
+        )
+        (states * torch.linspace(-1, 1, states.numel()).view_as(states)).sum().backward()
+        return states.detach(), torch.cat([p.grad.flatten() for p in backend.parameters() if p.grad is not None])
+
+    alone_states, alone_gradient = run(False, False)
+    for packed in (True, False):
+        states, gradient = run(packed, True)
+        assert torch.allclose(states, alone_states, atol=1e-5)
+        assert (gradient - alone_gradient).norm() <= 1e-5 * alone_gradient.norm()
+        assert alone_gradient.norm() > 0
+
+
+def test_packed_prefill_decodes_the_same_tokens(backend: Backend) -> None:
+    plain = generate(backend, PROMPTS, 12, [2], 2)
+    backend.packed = True
+    assert generate(backend, PROMPTS, 12, [2], 2) == plain
+    assert generate(backend, [[1, 5]], 12, [2], 2) == generate(backend, [[1, 5], [1, 5]], 12, [2], 2)[:1]
+
+
+def test_a_prompt_of_one_token_decodes(backend: Backend) -> None:
+    plain = generate(backend, [[5], [6]], 4, [2], 2)
+    backend.packed = True
+    assert generate(backend, [[5], [6]], 4, [2], 2) == plain
+    assert len(generate(backend, [[5], [6, 7, 8]], 4, [2], 2)) == 2
+
+
+def test_packing_is_checked_and_said(backend: Backend) -> None:
+    assert choose_packing(backend, "auto") == "Prefix sharing: packed (checked on this model)"
+    assert backend.packed
+    assert choose_packing(backend, "none") == "Prefix sharing: none (as asked)"
+    assert not backend.packed
+    backend.takes_masks = False
+    assert "none (transformers takes no mask of ours)" in choose_packing(backend, "auto")
+    with pytest.raises(UsageError, match="use auto or none"):
+        choose_packing(backend, "packed")
+
+
+def test_a_model_that_ignores_the_mask_is_found_out(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = type(backend.trunk)
+    forward = trunk.forward
+
+    def deaf(self: object, *arguments: object, attention_mask: torch.Tensor, **rest: object) -> object:
+        return forward(self, *arguments, attention_mask=attention_mask if attention_mask.dim() == 2 else None, **rest)
+
+    monkeypatch.setattr(trunk, "forward", deaf)
+    assert "packed states differ" in choose_packing(backend, "auto")
+    assert not backend.packed
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"layer_types": ["linear_attention", "full_attention"]}, "linear_attention layers"),
+        ({"sliding_window": 128}, "sliding window"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "positions of type dynamic"),
+        ({"_attn_implementation": "flash_attention_2"}, "takes no boolean mask"),
+    ],
+)
+def test_models_that_cannot_be_packed_are_named(backend: Backend, change: dict[str, object], why: str) -> None:
+    for key, value in change.items():
+        object.__setattr__(backend.base.config, key, value) if key.startswith("_") else setattr(
+            backend.base.config, key, value
+        )
+    assert why in str(packing_obstacle(backend.base))
+
+
+def test_padded_passes_fill_up_to_the_cap_and_no_item_is_lost() -> None:
+    assert padded_passes([3, 3, 3, 3], 6) == [[0, 1], [2, 3]]
+    assert padded_passes([1, 5, 1], 6) == [[0, 2], [1]]
+    assert padded_passes([9, 1], 6) == [[1], [0]]
+    assert padded_passes([1, 1, 1], 6, max_items=2) == [[0, 1], [2]]
+    assert padded_passes([], 6) == []
+
+
+def test_a_plan_counts_what_the_pass_will_cost(backend: Backend) -> None:
+    rows = [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6]]
+    assert plan_passes(backend, rows, 6) == [[0], [1], [2]]
+    backend.packed = True
+    assert plan_passes(backend, rows, 6) == [[0, 1, 2]]
