@@ -35,6 +35,11 @@ class PrepareConfig(_Config):
     max_prompt_tokens: int = Field(57_344, gt=0, description="cap on the teacher's prompt, tokens")
     max_rollout_tokens: int = Field(8_192, gt=0, description="cap on the expert's turn, tokens")
     validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of session groups held out")
+    split_by: Literal["session", "project"] = Field(
+        "session", description="what is held out whole: sessions (with their copies), or all sessions of a project"
+    )
+    redact: bool = Field(False, description="replace secrets, e-mail addresses and user names by pseudonyms")
+    workers: int = Field(1, ge=1, description="processes that measure sessions; the output is the same for any number")
     seed: int = Field(0, ge=0)
     limit_sessions: int | None = Field(None, gt=0)
     tools: Literal["observed", "all"] = Field("observed", description="which built-in tools a session is offered")
@@ -82,10 +87,13 @@ class DistillSettings(_Config):
 
 
 class OptimSettings(_Config):
-    """AdamW with a linear warm-up, then a constant rate."""
+    """AdamW with a linear warm-up, then a constant or falling rate."""
 
     learning_rate: float = Field(1e-5, gt=0)
     warmup_steps: int = Field(20, ge=0)
+    schedule: Literal["constant", "linear"] = Field(
+        "constant", description="after the warm-up: constant, or falling linearly to 0 behind the last step"
+    )
     weight_decay: float = Field(0.0, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)

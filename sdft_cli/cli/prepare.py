@@ -41,6 +41,8 @@ def prepare(
         typer.Option(help="Built-in tools in prompts: observed (in this source) or all. [default: observed]"),
     ] = None,
     teacher_template: Annotated[str | None, typer.Option(help="A name in templates/teacher/, or a .txt file.")] = None,
+    split_by: Annotated[str | None, typer.Option(help="Held out whole: session or project. [default: session]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes that measure sessions. [default: 1]")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the source; the commit is pinned.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the funnel as JSON.")] = False,
@@ -63,6 +65,8 @@ def prepare(
         "limit_sessions": limit_sessions,
         "tools": tools,
         "teacher_template": teacher_template,
+        "split_by": split_by,
+        "workers": workers,
         "revision": revision,
     }
     config = build(PrepareConfig, {"source": source, **{k: v for k, v in given.items() if v is not None}})
@@ -84,6 +88,7 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
     """Read the source, measure every turn, write the dataset; return its manifest."""
     from sdft_cli.engine.models import resolve_model
     from sdft_cli.prepare.pipeline import manifest_of, measure, read, write
+    from sdft_cli.prepare.workers import Job
     from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
     from sdft_cli.prompts.teacher import load_teacher_template
     from sdft_cli.records.folders import check_output_folder
@@ -99,7 +104,7 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
         found = read(config, source, progress)
     prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
     with terminal.progress_reporter() as progress:
-        prepared = measure(config, source, found, prompts, progress)
+        prepared = measure(config, source, found, Job(config, prompts), progress)
     card = load_data_card(source.name) if source.kind == "hub" else None
     manifest = manifest_of(config, source, prompts, prepared)
     manifest["data_card"] = card and card["dataset"]

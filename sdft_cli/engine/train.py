@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from sdft_cli.config import TrainConfig
+from sdft_cli.config import OptimSettings, TrainConfig
 from sdft_cli.engine.adapters import teacher_weights
 from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import plan_passes, response_states
@@ -65,6 +65,15 @@ def record_order(count: int, seed: int) -> Iterator[int]:
         epoch += 1
 
 
+def rate_factor(optim: OptimSettings, step: int) -> float:
+    """Return what the learning rate is multiplied with at a step (from 0)."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return 1.0
+    return max(0.0, (optim.max_steps - step) / max(1, optim.max_steps - optim.warmup_steps))
+
+
 def check_records(records: Sequence[Record], config: TrainConfig) -> None:
     """Refuse records that do not fit the profile; nothing is truncated.
 
@@ -100,9 +109,7 @@ class Trainer:
             eps=optim.eps,
             weight_decay=optim.weight_decay,
         )
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: min(1.0, (step + 1) / max(1, optim.warmup_steps))
-        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(optim, step))
         backend.model, self.optimizer, self.schedule = accelerator.prepare(backend.model, optimizer, schedule)
 
     def example(self, record: Record) -> Example:

@@ -31,6 +31,8 @@ class Reason(StrEnum):
     """The expert's turn is longer than `max_rollout_tokens`."""
     OVER_SEQUENCE_CAP = "over_sequence_cap"
     """Teacher's prompt and expert's turn together are longer than `max_seq_tokens`."""
+    DUPLICATE = "duplicate"
+    """Another record has the same tools, context and turn; the first one is kept and named."""
     ABANDONED_BRANCH = "abandoned_branch"
     """The turn stands on a branch that the session did not end on."""
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sdft_cli import __version__
 from sdft_cli.config import PrepareConfig
 from sdft_cli.errors import DataError
-from sdft_cli.prepare.filters import Reason, content_reason, length_reason
-from sdft_cli.prepare.reasoning import strip_session
-from sdft_cli.prepare.split import validation_groups
-from sdft_cli.prompts.chat import ChatPrompts, TemplateError
-from sdft_cli.records import Record, RecordRow, Rejection, Session, write_dataset
+from sdft_cli.prepare.duplicates import first_of_each, joined_groups, near_copies
+from sdft_cli.prepare.split import split_keys, validation_groups
+from sdft_cli.prepare.turns import SessionTurns
+from sdft_cli.prepare.workers import Job, map_sessions
+from sdft_cli.prompts.chat import ChatPrompts
+from sdft_cli.records import RecordRow, Rejection, Session, write_dataset
 from sdft_cli.records.types import record_id_of
 from sdft_cli.traces.source import Source, read_source
 from sdft_cli.traces.tools import with_tools
@@ -64,54 +65,28 @@ class Funnel:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The result in memory, before it is written."""
+    """The result in memory, before it is written.
+
+    `held_out` are the sessions of validation; `near` the validation records that a training record nearly repeats;
+    `redacted` the replacements by kind, None if redaction was off; `local_template` says whether counts were sums.
+    """
 
     sessions: Sequence[Session]
     rows: Sequence[RecordRow]
     rejected: Sequence[Rejection]
     held_out: set[str]
+    near: Sequence[tuple[str, str, float]]
+    redacted: Counter[str] | None
+    local_template: bool
     funnel: Funnel
     report: ReadReport
-
-
-def _measure(session: Session, turn: int, prompts: ChatPrompts, config: PrepareConfig) -> RecordRow | Rejection:
-    """Count the tokens of one turn and keep it, or reject it by the cap that it breaks."""
-    name = record_id_of(session.session_id, turn)
-    has_call = bool(session.messages[turn].tool_calls)
-    record = Record(RecordRow(name, session.session_id, turn, 0, 0, 0, has_call), session)
-    try:
-        lengths = (
-            len(prompts.student_ids(record)),
-            len(prompts.teacher_ids(record)),
-            len(prompts.reference_ids(record)),
-        )
-    except TemplateError as error:
-        return Rejection(name, session.session_id, turn, Reason.TEMPLATE_ERROR, str(error))
-    reason = length_reason(config, lengths[1], lengths[2])
-    if reason:
-        return Rejection(name, session.session_id, turn, reason, "", *lengths)
-    return RecordRow(name, session.session_id, turn, *lengths, has_call)
-
-
-def _turns(
-    session: Session, reasoning_only: set[int], prompts: ChatPrompts, config: PrepareConfig
-) -> list[RecordRow | Rejection]:
-    found: list[RecordRow | Rejection] = []
-    for turn in session.assistant_turns():
-        reason = content_reason(session, turn, turn in reasoning_only)
-        if reason:
-            found.append(Rejection(record_id_of(session.session_id, turn), session.session_id, turn, reason))
-        else:
-            found.append(_measure(session, turn, prompts, config))
-    prompts.encoder.forget()
-    return found
 
 
 def prepare(
     config: PrepareConfig, source: Source, prompts: ChatPrompts, progress: Progress = lambda what, done, total: None
 ) -> Prepared:
     """Read a source and turn its sessions into records; see `read` and `measure`."""
-    return measure(config, source, read(config, source, progress), prompts, progress)
+    return measure(config, source, read(config, source, progress), Job(config, prompts), progress)
 
 
 def read(config: PrepareConfig, source: Source, progress: Progress = lambda what, done, total: None) -> FileSessions:
@@ -122,11 +97,31 @@ def read(config: PrepareConfig, source: Source, progress: Progress = lambda what
     return found
 
 
+def _outcomes(turns: Sequence[SessionTurns], lost: Sequence[Rejection]) -> tuple[list[RecordRow], list[Rejection]]:
+    """Return the records, each once, and every rejection."""
+    outcomes = [o for t in turns for o in t.outcomes]
+    hash_of = {
+        record_id_of(t.session.session_id, i): (t.session.tools, value) for t in turns for i, value in t.hashes.items()
+    }
+    rows, copies = first_of_each((o for o in outcomes if isinstance(o, RecordRow)), hash_of)
+    return rows, [*lost, *(o for o in outcomes if isinstance(o, Rejection)), *copies]
+
+
+def _near(
+    turns: Sequence[SessionTurns], rows: Sequence[RecordRow], held_out_sessions: set[str]
+) -> list[tuple[str, str, float]]:
+    sketches: tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = ({}, {})
+    sketch_of = {t.session.session_id: t.sketches for t in turns}
+    for row in rows:
+        sketches[row.session_id in held_out_sessions][row.record_id] = sketch_of[row.session_id][row.turn_index]
+    return near_copies(*sketches)
+
+
 def measure(
     config: PrepareConfig,
     source: Source,
     found: FileSessions,
-    prompts: ChatPrompts,
+    job: Job,
     progress: Progress = lambda what, done, total: None,
 ) -> Prepared:
     """Turn sessions into records.
@@ -136,56 +131,66 @@ def measure(
     Raises:
         DataError: no turn can be kept.
     """
-    funnel = Funnel()
-    sessions = with_tools(found.sessions, every_builtin=config.tools == "all")
-    kept_sessions: list[Session] = []
-    rows: list[RecordRow] = []
-    rejected: list[Rejection] = list(found.report.lost_turns)
-    for number, session in enumerate(sessions):
-        progress("Measuring", number, len(sessions))
-        session, reasoning_only = strip_session(session, funnel.notes)
-        kept_sessions.append(session)
-        for outcome in _turns(session, reasoning_only, prompts, config):
-            (rows if isinstance(outcome, RecordRow) else rejected).append(outcome)  # type: ignore[arg-type]
-    progress("Measuring", len(sessions), len(sessions))
-    group_of = {s.session_id: s.group for s in kept_sessions}
-    held_out = validation_groups((group_of[r.session_id] for r in rows), config.validation_fraction, config.seed)
-    funnel.sessions = len(sessions)
-    funnel.turns = len(found.report.lost_turns) + sum(len(s.assistant_turns()) for s in kept_sessions)
+    offered = with_tools(found.sessions, every_builtin=config.tools == "all")
+    turns = list(map_sessions(job, offered, progress))
+    groups = joined_groups([t.session for t in turns], [t.hashes for t in turns])
+    sessions = [replace(t.session, group=group) for t, group in zip(turns, groups, strict=True)]
+    rows, rejected = _outcomes(turns, found.report.lost_turns)
+    keys = split_keys(sessions, config.split_by)
+    held_out = validation_groups((keys[r.session_id] for r in rows), config.validation_fraction, config.seed)
+    held_out_sessions = {s.session_id for s in sessions if keys[s.session_id] in held_out}
+    near = _near(turns, rows, held_out_sessions)
+
+    funnel = Funnel(sessions=len(sessions))
+    funnel.turns = len(found.report.lost_turns) + sum(len(s.assistant_turns()) for s in sessions)
     funnel.rejected.update(str(r.reason) for r in rejected)
-    funnel.validation = sum(group_of[r.session_id] in held_out for r in rows)
+    funnel.validation = sum(r.session_id in held_out_sessions for r in rows)
     funnel.train = len(rows) - funnel.validation
-    funnel.validation_sessions = sum(s.group in held_out for s in kept_sessions)
+    funnel.validation_sessions = len(held_out_sessions)
     funnel.notes.update(found.report.notes)
+    for t in turns:
+        funnel.notes.update(t.counts)
     funnel.notes["files_ignored"] += len(source.ignored)
+    funnel.notes["sessions_rendered_turn_by_turn"] += sum(t.in_full for t in turns)
+    funnel.notes["near_copies_across_split"] += len(near)
     funnel.lines.update(found.report.lines)
     funnel.check()
     if not rows:
         reasons = ", ".join(f"{reason} {count}" for reason, count in funnel.rejected.most_common())
         raise DataError(f"No turn of {source.name} can be kept ({reasons}): raise the cap that is named.")
-    return Prepared(kept_sessions, rows, rejected, held_out, funnel, found.report)
+    redacted = sum((t.redacted for t in turns), Counter[str]()) if config.redact else None
+    return Prepared(
+        sessions, rows, rejected, held_out_sessions, near, redacted, job.measurer.local, funnel, found.report
+    )
 
 
 def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, prepared: Prepared) -> dict[str, Any]:
     """Return the manifest: all that is needed to make the dataset again. It holds no time and no local path."""
-    settings = config.model_dump(mode="json", exclude={"source", "revision"})
+    settings = config.model_dump(mode="json", exclude={"source", "revision", "workers"})
     settings["model"] = Path(config.model).name if Path(config.model).exists() else config.model
+    redacted = prepared.redacted
     return {
         "sdft_version": __version__,
         "source": source.describe(),
         "config": settings,
         "fingerprint": prompts.fingerprint(),
         "exact_piece_encoding": prompts.encoder.exact_pieces,
+        "local_template": prepared.local_template,
         "teacher_template": prompts.teacher.name,
         "funnel": prepared.funnel.as_dict(),
+        "redaction": {"enabled": redacted is not None, "counts": dict(sorted((redacted or {}).items()))},
+        "near_copies": [list(pair) for pair in prepared.near[:NEAR_COPIES_LISTED]],
         "broken_lines": prepared.report.broken,
     }
 
 
+NEAR_COPIES_LISTED = 100
+"""The manifest names so many of them; the funnel counts all."""
+
+
 def write(prepared: Prepared, manifest: dict[str, Any], out: Path, card: str, overwrite: bool = False) -> Path:
     """Write the dataset folder, all of it or nothing; raises what `write_dataset` raises."""
-    group_of = {s.session_id: s.group for s in prepared.sessions}
     splits: dict[str, list[RecordRow]] = {"train": [], "validation": []}
     for row in prepared.rows:
-        splits["validation" if group_of[row.session_id] in prepared.held_out else "train"].append(row)
+        splits["validation" if row.session_id in prepared.held_out else "train"].append(row)
     return write_dataset(out, prepared.sessions, splits, prepared.rejected, manifest, {"README.md": card}, overwrite)

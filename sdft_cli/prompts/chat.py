@@ -2,12 +2,16 @@
 
 Student: conversation + tools, `enable_thinking=False`. Teacher: the same plus one last user message that carries the
 expert's turn (`prompts/teacher.py`). Both end in the same generation prompt, so both start from the same think-prefix.
+
+Everything that comes from a session is guarded before it is rendered (`prompts/control_tokens.py`). Guarded text is of
+type `str` all the same; only `encoder.encode` and `encoder.control.restore` know what to do with it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +80,7 @@ class ChatPrompts:
         self.encoder = PieceEncoder(tokenizer)
         self.turn_end: str = tokenizer.eos_token
         self.turn_end_id: int = tokenizer.eos_token_id
+        self._guard = self.encoder.control.guard
         self._tools: dict[tuple[ToolSchema, ...], list[dict[str, Any]]] = {}
 
     def fingerprint(self) -> dict[str, str]:
@@ -87,8 +92,15 @@ class ChatPrompts:
             "teacher_template": self.teacher.hash,
         }
 
-    def render(self, messages: Sequence[Message], tools: tuple[ToolSchema, ...], generation: bool = True) -> str:
-        """Return the text of a conversation, ready for the model's next turn if `generation`.
+    def guarded(self, message: Message) -> dict[str, Any]:
+        """Return a message as chat templates read it, its text guarded."""
+        found: dict[str, Any] = self._guard(template_message(message))
+        return found
+
+    def render(
+        self, messages: Sequence[dict[str, Any]], tools: tuple[ToolSchema, ...] = (), generation: bool = True
+    ) -> str:
+        """Return the guarded text of a conversation of guarded messages, ready for the next turn if `generation`.
 
         Raises:
             TemplateError: the template refuses the conversation.
@@ -96,10 +108,10 @@ class ChatPrompts:
         from jinja2 import TemplateError as JinjaError
 
         if tools not in self._tools:
-            self._tools[tools] = [template_tool(tool) for tool in tools]
+            self._tools[tools] = self._guard([template_tool(tool) for tool in tools])
         try:
             text = self.tokenizer.apply_chat_template(
-                [template_message(m) for m in messages],
+                list(messages),
                 tools=self._tools[tools] or None,
                 tokenize=False,
                 add_generation_prompt=generation,
@@ -109,39 +121,60 @@ class ChatPrompts:
             raise TemplateError(f"The chat template refuses this conversation: {error}") from error
         return str(text)
 
-    def reference_text(self, message: Message) -> str:
-        """Return an assistant turn as the model itself would write it, without the token that ends the turn.
+    @cached_property
+    def _question(self) -> tuple[dict[str, Any], str]:
+        """A user message that any turn can answer, and its rendering up to where the answer begins."""
+        question = {"role": "user", "content": "."}
+        return question, self.render([question])
+
+    def reference(self, message: Message) -> str:
+        """Return the guarded text of an assistant turn as the model itself would write it, its end token left out.
 
         Raises:
             TemplateError: the template does not write the turn after its own generation prompt.
         """
-        question = (Message("user", "."),)
-        prompt = self.render(question, ())
-        whole = self.render((*question, message), (), generation=False)
+        question, prompt = self._question
+        whole = self.render([question, self.guarded(message)], generation=False)
         if not whole.startswith(prompt):
             raise TemplateError("The chat template writes an assistant turn differently from its generation prompt.")
         return whole[len(prompt) :].rstrip().removesuffix(self.turn_end)
 
+    def teacher_message(self, reference: str) -> dict[str, Any]:
+        """Return the user message that shows a guarded reference to the teacher."""
+        return template_message(self.teacher.message(reference))
+
+    def student(self, record: Record) -> str:
+        """Return the guarded text of the student's prompt: the conversation before the turn."""
+        return self.render([self.guarded(m) for m in record.context], record.tools)
+
+    def teacher_prompt(self, record: Record) -> str:
+        """Return the guarded text of the teacher's prompt: the student's plus the expert's turn in its block."""
+        last = self.teacher_message(self.reference(record.reference))
+        return self.render([*(self.guarded(m) for m in record.context), last], record.tools)
+
     def student_text(self, record: Record) -> str:
-        """Return the student's prompt: the conversation before the turn."""
-        return self.render(record.context, record.tools)
+        """Return the student's prompt for a reader."""
+        return self.encoder.control.restore(self.student(record))
 
     def teacher_text(self, record: Record) -> str:
-        """Return the teacher's prompt: the student's plus the expert's turn in its block."""
-        last = self.teacher.message(self.reference_text(record.reference))
-        return self.render((*record.context, last), record.tools)
+        """Return the teacher's prompt for a reader."""
+        return self.encoder.control.restore(self.teacher_prompt(record))
+
+    def reference_text(self, message: Message) -> str:
+        """Return an assistant turn as the model would write it, for a reader."""
+        return self.encoder.control.restore(self.reference(message))
 
     def student_ids(self, record: Record) -> list[int]:
         """Return the token ids of the student's prompt."""
-        return self.encoder.encode(self.student_text(record))
+        return self.encoder.encode(self.student(record))
 
     def teacher_ids(self, record: Record) -> list[int]:
         """Return the token ids of the teacher's prompt."""
-        return self.encoder.encode(self.teacher_text(record))
+        return self.encoder.encode(self.teacher_prompt(record))
 
     def reference_ids(self, record: Record) -> list[int]:
         """Return the token ids of the expert's turn, the token that ends the turn included."""
-        return [*self.encoder.encode(self.reference_text(record.reference)), self.turn_end_id]
+        return [*self.encoder.encode(self.reference(record.reference)), self.turn_end_id]
 
 
 def open_prompts(model: str, manifest: Mapping[str, Any], revision: str | None = None) -> ChatPrompts:

@@ -1,4 +1,4 @@
-"""Exact token ids at the cost of the distinct text.
+"""Exact token ids at the cost of the distinct text, and no control token out of guarded text.
 
 An added token that is matched before normalisation, and swallows no white space around it, cuts a text: what stands
 before and after it is tokenised apart. So the ids of a text are the ids of its pieces, each beginning at such a token,
@@ -9,25 +9,44 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from typing import Any
+
+from sdft_cli.errors import UsageError
+from sdft_cli.prompts.control_tokens import SENTINEL, ControlTokens
 
 
 class PieceEncoder:
     """Encode rendered conversations, remembering pieces that were seen before.
 
-    `encode(text)` equals `tokenizer.encode(text, add_special_tokens=False)` for every text. Where the conditions of
-    the module docstring do not hold, `exact_pieces` is False and every text is encoded in full.
+    `encode(text)` equals `tokenizer.encode(text, add_special_tokens=False)` for every text without guarded parts. Where
+    the conditions of the module docstring do not hold, `exact_pieces` is False and every such text is encoded in full.
+    Guarded parts (`control_tokens.py`) are encoded as ordinary text.
+
+    Raises:
+        UsageError: the tokenizer is not a fast one.
     """
 
     def __init__(self, tokenizer: Any) -> None:
-        self._tokenizer = tokenizer
-        boundaries = [
+        self._backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+        if self._backend is None:
+            raise UsageError("The model has no fast tokenizer (tokenizer.json): convert it with transformers first.")
+        added = tokenizer.added_tokens_decoder
+        self._added_ids = {token.content: index for index, token in added.items()}
+        self._unknown: int | None = self._added_ids.get(
+            str(json.loads(self._backend.to_str())["model"].get("unk_token"))
+        )
+        self.control = ControlTokens(list(self._added_ids))
+        self.boundaries = [
             token.content
-            for token in tokenizer.added_tokens_decoder.values()
+            for token in added.values()
             if token.special and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
         ]
-        self.exact_pieces = bool(boundaries) and _segments_are_independent(tokenizer)
-        self._split = re.compile("|".join(f"(?={re.escape(b)})" for b in boundaries)) if self.exact_pieces else None
+        self.exact_pieces = bool(self.boundaries) and _segments_are_independent(self._backend)
+        starts = "|".join(map(re.escape, self.boundaries))
+        self._split = re.compile(f"(?={starts})") if starts else None
+        markers = sorted(self._added_ids, key=len, reverse=True)
+        self._markers = re.compile(f"({'|'.join(map(re.escape, markers))})") if markers else None
         self._pieces: dict[str, list[int]] = {}
 
     def forget(self) -> None:
@@ -36,30 +55,67 @@ class PieceEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, without any token that the text does not spell out."""
-        if self._split is None:
-            return self._full(text)
+        if self._split is None or not self.exact_pieces:
+            return self._encode(text)
         ids: list[int] = []
         for piece in self._split.split(text):
             if piece:
                 found = self._pieces.get(piece)
                 if found is None:
-                    found = self._pieces[piece] = self._full(piece)
+                    found = self._pieces[piece] = self._encode(piece)
                 ids.extend(found)
         return ids
 
-    def _full(self, text: str) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=False))
+    def _encode(self, text: str) -> list[int]:
+        if SENTINEL in text:
+            return self._encode_guarded(text)
+        ids = list(self._backend.encode(text, add_special_tokens=False).ids)
+        return self._encode_guarded(text) if self._unknown in ids else ids
+
+    def _encode_guarded(self, text: str) -> list[int]:
+        """Encode text with guarded parts: the template's own tokens by name, all between them as ordinary text."""
+        ids: list[int] = []
+        for part in self._markers.split(text) if self._markers else [text]:
+            if part in self._added_ids:
+                ids.append(self._added_ids[part])
+            elif part:
+                ids.extend(self._encode_plain(self.control.restore(part)))
+        return ids
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Encode text in which nothing is an added token, whatever it spells.
+
+        A vocabulary that lacks bytes writes its unknown token for them, and in some (SmolLM2) that is a control token:
+        letters without an encoding become U+FFFD, the replacement character.
+        """
+        ids = list(self._plain.encode(text, add_special_tokens=False).ids)
+        if self._unknown in ids:
+            letters = {x for x in set(text) if self._unknown in self._plain.encode(x, add_special_tokens=False).ids}
+            text = text.translate({ord(letter): "\ufffd" for letter in letters})
+            ids = list(self._plain.encode(text, add_special_tokens=False).ids)
+        if self._control_ids.isdisjoint(ids):
+            return ids
+        # A vocabulary whose merges build an added token out of its letters: keep the letters apart.
+        return [i for letter in text for i in self._plain.encode(letter, add_special_tokens=False).ids]
+
+    @cached_property
+    def _control_ids(self) -> frozenset[int]:
+        return frozenset(self._added_ids.values())
+
+    @cached_property
+    def _plain(self) -> Any:
+        """The same tokenizer without its added tokens."""
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(json.dumps({**json.loads(self._backend.to_str()), "added_tokens": []}))
 
 
-def _segments_are_independent(tokenizer: Any) -> bool:
+def _segments_are_independent(backend: Any) -> bool:
     """Say whether text between added tokens is tokenised without regard to what stands outside it.
 
     Metaspace treats the first segment of a text differently (`prepend_scheme: first`), and so do some normalisers
     that prepend; byte-level BPE does not.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return False
     document = json.loads(backend.to_str())
     text = json.dumps([document.get("pre_tokenizer"), document.get("normalizer")])
     return "Metaspace" not in text and "Prepend" not in text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from sdft_cli.records import Message
 from sdft_cli.resources import resource_text, text_hash
 
 SLOT = "{reference}"
+_CLOSING = re.compile(r"\s*(</[^<>\s]+>)")
 DEFAULT = "expert_reference"
 
 
@@ -29,8 +31,15 @@ class TeacherTemplate:
         return text_hash(self.text)
 
     def message(self, reference: str) -> Message:
-        """Return the user message that shows `reference` to the teacher; the slot is filled once, verbatim."""
+        """Return the user message that shows `reference` to the teacher.
+
+        The slot is filled once, verbatim, but for the tag that closes the block: in the reference it is written
+        `<\\/tag>`, so that no reference can end its own block.
+        """
         before, after = self.text.split(SLOT)
+        closing = _CLOSING.match(after)
+        if closing:
+            reference = reference.replace(closing[1], closing[1].replace("/", "\\/", 1))
         return Message("user", before + reference + after)
 
 

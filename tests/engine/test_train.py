@@ -15,7 +15,7 @@ from safetensors.torch import load_file  # noqa: E402
 from sdft_cli.config import PrepareConfig, TrainConfig, load_train_config  # noqa: E402
 from sdft_cli.engine.backend import load_backend  # noqa: E402
 from sdft_cli.engine.rollout import Rollout  # noqa: E402
-from sdft_cli.engine.train import Phases, Trainer, check_records, record_order, train  # noqa: E402
+from sdft_cli.engine.train import Phases, Trainer, check_records, rate_factor, record_order, train  # noqa: E402
 from sdft_cli.errors import DataError  # noqa: E402
 from sdft_cli.prepare.pipeline import manifest_of, prepare, write  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer, open_prompts  # noqa: E402
@@ -135,3 +135,14 @@ def test_records_that_do_not_fit_are_refused(data: Dataset) -> None:
         check_records([], load_train_config("cpu-demo"))
     with pytest.raises(DataError, match="over 10 tokens"):
         check_records(data.train, load_train_config("cpu-demo", ["max_prompt_tokens=10"]))
+
+
+def test_the_rate_rises_then_stays_or_falls() -> None:
+    def factors(schedule: str) -> list[float]:
+        optim = load_train_config(
+            "cpu-demo", ["optim.warmup_steps=2", "optim.max_steps=6", f"optim.schedule={schedule}"]
+        ).optim
+        return [rate_factor(optim, step) for step in range(7)]
+
+    assert factors("constant") == [0.5, 1, 1, 1, 1, 1, 1]
+    assert factors("linear") == [0.5, 1, 1, 0.75, 0.5, 0.25, 0]

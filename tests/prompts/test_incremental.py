@@ -1,0 +1,149 @@
+"""Sums over blocks are the full rendering, for every turn, with templates that change the past too."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdft_cli.prepare.reasoning import strip_session
+from sdft_cli.prompts.chat import ChatPrompts, TemplateError
+from sdft_cli.prompts.incremental import Lengths, Measured, Measurer, SessionMeasure, measure_in_full
+from sdft_cli.records import Message, Session, ToolCall, ToolSchema
+from sdft_cli.traces.source import read_source, resolve_source
+from sdft_cli.traces.tools import with_tools
+
+TOOLS = (ToolSchema("Run", "Run it.", '{"type": "object", "properties": {"x": {"type": "string"}}}'),)
+
+
+def lengths_of(found: Measured) -> Lengths:
+    return Lengths(len(found.student), len(found.teacher), len(found.reference))
+
+
+def measurable(session: Session) -> list[int]:
+    first_user = next((i for i, m in enumerate(session.messages) if m.role == "user"), len(session.messages))
+    return [turn for turn in session.assistant_turns() if turn > first_user]
+
+
+def check(measurer: Measurer, session: Session) -> SessionMeasure:
+    measure = measurer.session(session)
+    for turn in measurable(session):
+        assert measure.lengths(turn) == lengths_of(measure_in_full(measurer.prompts, session, turn)), turn
+        assert measure.holds_at(turn)
+    return measure
+
+
+@pytest.fixture(scope="module")
+def measurer(prompts: ChatPrompts) -> Measurer:
+    found = Measurer(prompts)
+    assert found.local
+    return found
+
+
+TEXT = st.sampled_from(["", " ", "x", "\n a\n", "<tool_response>", "<|im_end|>", "word " * 9, "</think>"])
+CALL = st.builds(lambda x: ToolCall("c", "Run", f'{{"x": "{x}"}}'), st.sampled_from(["", "ls", "a\\n b"]))
+MESSAGES = st.lists(
+    st.one_of(
+        st.builds(Message, st.just("user"), TEXT),
+        st.builds(Message, st.just("assistant"), TEXT, st.lists(CALL, max_size=2).map(tuple)),
+        st.builds(lambda t: Message("tool", t, tool_call_id="c", name="Run"), TEXT),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(MESSAGES, st.booleans(), st.booleans())
+def test_any_conversation_is_the_sum_of_its_blocks(
+    measurer: Measurer, messages: list[Message], system: bool, tools: bool
+) -> None:
+    start = [Message("system", "Be brief.")] if system else []
+    measure = check(measurer, Session("s", (*start, *messages), TOOLS if tools else ()))
+    assert not measure.in_full
+
+
+@pytest.mark.parametrize("template", ["smollm2", "qwen3_5_nothink"])
+def test_real_sessions_are_measured_exactly(
+    make_prompts: Callable[[str], ChatPrompts], template: str, shared_sessions: Path
+) -> None:
+    """All shared sessions, at their first, middle and last turns; benchmarks/bench_prepare.py compares every turn."""
+    measurer = Measurer(make_prompts(template))
+    compared = 0
+    for session in with_tools(read_source(resolve_source(str(shared_sessions))).sessions):
+        session, _ = strip_session(session, Counter())
+        measure, turns = measurer.session(session), measurable(session)
+        chosen = {turns[0], turns[len(turns) // 2], turns[-1]} if turns else set()
+        for turn in turns:
+            counted = measure.lengths(turn)
+            if turn in chosen:
+                compared += 1
+                assert counted == lengths_of(measure_in_full(measurer.prompts, session, turn))
+                assert measure.holds_at(turn)
+        assert not measure.in_full
+        measurer.prompts.encoder.forget()
+    assert compared >= 40
+
+
+ONE = "{%- for m in messages -%}<|im_start|>{{ m.role }}\\n{{ m.content }}"
+END = "<|im_end|>\\n{%- endfor -%}{%- if add_generation_prompt -%}<|im_start|>assistant\\n{%- endif -%}"
+
+
+@pytest.mark.parametrize(
+    ("template", "why"),
+    [
+        (ONE + "{{ loop.index }}" + END, "the position of a message changes its text"),
+        (ONE + "{{ messages | length }}" + END, "the number of messages changes every text"),
+        (ONE + "{{ 'A' if loop.last and m.role == 'assistant' }}" + END, "the last answer looks different"),
+        ((ONE + END).replace("<|im_start|>", "##"), "blocks do not begin at a token boundary"),
+    ],
+)
+def test_a_template_that_is_not_local_is_found_out_and_measured_in_full(
+    make_prompts: Callable[[str], ChatPrompts], template: str, why: str
+) -> None:
+    prompts = make_prompts("smollm2")
+    prompts.tokenizer.chat_template = template.replace("\\n", "\n")
+    measurer = Measurer(prompts)
+    assert not measurer.local, why
+    session = Session("s", tuple(Message("user" if i % 2 == 0 else "assistant", f"m{i}") for i in range(6)))
+    try:
+        assert check(measurer, session).in_full
+    except TemplateError as error:  # the second one: no reference can be cut out of a rendering
+        assert "differently from its generation prompt" in str(error)  # noqa: PT017
+
+
+def test_qwen3_is_not_local_and_is_measured_in_full(make_prompts: Callable[[str], ChatPrompts]) -> None:
+    """It writes a think block into an answer that is the last message, so a block depends on what follows it."""
+    measurer = Measurer(make_prompts("qwen3"))
+    assert not measurer.local
+    messages = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
+    assert check(measurer, Session("s", messages)).in_full
+
+
+def test_a_session_that_the_probes_did_not_foresee_is_caught_at_its_last_turn(
+    make_prompts: Callable[[str], ChatPrompts],
+) -> None:
+    """A template may behave for the probes and not for a session: here, from the 40th message on."""
+    prompts = make_prompts("smollm2")
+    prompts.tokenizer.chat_template += "{%- if messages | length > 40 -%}<|im_start|>too long{%- endif -%}"
+    measurer = Measurer(prompts)
+    assert measurer.local
+    messages = tuple(Message("user" if i % 2 == 0 else "assistant", f"m{i}") for i in range(60))
+    session = Session("s", messages)
+    measure = measurer.session(session)
+    for turn in measurable(session):
+        measure.lengths(turn)
+    assert not measure.holds_at(measurable(session)[-1])
+
+
+def test_what_the_template_refuses_is_refused(make_prompts: Callable[[str], ChatPrompts]) -> None:
+    prompts = make_prompts("qwen3_5_nothink")
+    messages = (Message("user", "a"), Message("assistant", "b"), Message("system", "late"), Message("user", "c"))
+    session = Session("s", (*messages, Message("assistant", "d")))
+    measure = Measurer(prompts).session(session)
+    assert measure.lengths(1).student > 0
+    with pytest.raises(TemplateError, match="System message must be at the beginning"):
+        measure.lengths(4)
