@@ -56,26 +56,36 @@ def packed_states(backend: Backend, rows: Sequences) -> list[Tensor]:
 
 def _packed(backend: Backend, rows: Sequences, use_cache: bool) -> tuple[Any, list[Tensor]]:
     tree = build_tree(rows)
+    # A tree with one branch is a plain sequence: without a mask the attention kernel skips the upper triangle.
+    mask = torch.from_numpy(tree.mask())[None, None].to(backend.device) if len(tree.branches) > 1 else None
     output = backend.trunk(
         input_ids=torch.from_numpy(tree.ids)[None].to(backend.device),
-        attention_mask=torch.from_numpy(tree.mask())[None, None].to(backend.device),
+        attention_mask=mask,
         position_ids=torch.from_numpy(tree.depths)[None].to(backend.device),
         use_cache=use_cache,
     )
     return output, [torch.from_numpy(row).to(backend.device) for row in tree.rows]
 
 
-def packed_cache(backend: Backend, prompts: Sequences) -> Any:
-    """Return the key-value cache of all but the last token of each prompt, left-padded, from one packed prefill."""
+def packed_cache(backend: Backend, prompts: Sequences, max_tokens: int) -> Any:
+    """Return the key-value cache of all but the last token of each prompt, left-padded to one width W.
+
+    Common prefixes are computed once, in packed passes of at most `max_tokens` tokens. Keys, values: (B, heads, W, d).
+    """
     from transformers import DynamicCache
 
-    output, where = _packed(backend, [prompt[:-1] for prompt in prompts], use_cache=True)
-    width = max(map(len, where))
-    index = torch.stack([torch.cat([w.new_zeros(width - len(w)), w]) for w in where])  # (B, W)
+    rows = [list(prompt[:-1]) for prompt in prompts]
+    width = max(map(len, rows))
+    found: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    for group in plan_passes(backend, rows, max_tokens):
+        output, where = _packed(backend, [rows[i] for i in group], use_cache=True)
+        index = torch.stack([torch.cat([w.new_zeros(width - len(w)), w]) for w in where])  # (group, W)
+        layers = [(x.keys[0][:, index], x.values[0][:, index]) for x in output.past_key_values.layers]
+        for place, i in enumerate(group):
+            found[i] = [(keys[:, place], values[:, place]) for keys, values in layers]
     cache = DynamicCache()
-    for number, layer in enumerate(output.past_key_values.layers):
-        keys, values = (x[0][:, index].transpose(0, 1) for x in (layer.keys, layer.values))  # (B, heads, W, d)
-        cache.update(keys, values, number)
+    for number, pairs in enumerate(zip(*(found[i] for i in range(len(rows))), strict=True)):
+        cache.update(torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs]), number)
     return cache
 
 
@@ -95,10 +105,22 @@ def padded_passes(lengths: Sequence[int], max_tokens: int, max_items: int | None
     return groups
 
 
+def attention_share(backend: Backend) -> float:
+    """Return what attending to one token costs, in units of the rest of a token's forward pass through a layer.
+
+    Queries with keys and weights with values are 4 operations per head dimension; the rest is 2 per parameter.
+    """
+    config = backend.base.config.get_text_config()
+    heads = config.num_attention_heads
+    size = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    parameters = sum(p.numel() for n, p in backend.trunk.named_parameters() if ".layers." in f".{n}")
+    return float(4 * size * config.num_hidden_layers / (2 * parameters))
+
+
 def plan_passes(backend: Backend, rows: Sequences, max_tokens: int, max_items: int | None = None) -> list[list[int]]:
     """Cut sequences into forward passes of at most `max_tokens` tokens, as this backend runs them."""
     if backend.packed:
-        return shared_passes(rows, max_tokens, max_items)
+        return shared_passes(rows, max_tokens, max_items, attention_share(backend))
     return padded_passes([len(row) for row in rows], max_tokens, max_items)
 
 

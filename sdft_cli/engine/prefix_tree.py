@@ -75,19 +75,34 @@ def build_tree(sequences: Sequence[Sequence[int]]) -> PrefixTree:
     return PrefixTree(np.concatenate([empty, *ids]), np.concatenate([empty, *depths]), rows, branches)
 
 
-def shared_passes(sequences: Sequence[Sequence[int]], max_tokens: int, max_items: int | None = None) -> list[list[int]]:
+def shared_passes(
+    sequences: Sequence[Sequence[int]], max_tokens: int, max_items: int | None = None, attention: float = 0.0
+) -> list[list[int]]:
     """Cut sequences into groups whose trees hold at most `max_tokens` tokens; neighbours share the most.
 
-    Returns lists of indices, each index once. A sequence that is longer than the cap is a group of its own.
+    A tree of n tokens costs `n + attention * n * n`: its mask spares no attention between branches. So a sequence joins
+    a group only if that costs no more than a pass of its own.
+
+    Args:
+        sequences: token ids.
+        max_tokens: cap on a tree; a sequence that is longer is a group of its own.
+        max_items: cap on the sequences of a group.
+        attention: cost of attending to one token, in units of the rest of a token's forward pass.
+
+    Returns lists of indices, each index once.
     """
+
+    def cost(tokens: int) -> float:
+        return tokens + attention * tokens * tokens
+
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     groups: list[list[int]] = []
     size = 0
     for index in sorted(range(len(arrays)), key=lambda i: list(sequences[i])):
         whole = len(arrays[index])
         new = whole - common_prefix(arrays[groups[-1][-1]], arrays[index]) if groups else whole
-        room = bool(groups) and (max_items is None or len(groups[-1]) < max_items)
-        if room and size + new <= max_tokens:
+        room = bool(groups) and (max_items is None or len(groups[-1]) < max_items) and size + new <= max_tokens
+        if room and cost(size + new) - cost(size) <= cost(whole):
             groups[-1].append(index)
             size += new
         else:

@@ -21,6 +21,10 @@ class Rollout:
     finished: bool
 
 
+PREFILL_TOKENS = 8192
+"""Prompts with common prefixes are prefilled together up to so many distinct tokens."""
+
+
 def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask (B, T) with padding on the left, as batched decoding wants it."""
     width = max(map(len, rows))
@@ -58,6 +62,7 @@ def generate(
         temperature, top_p: sampling from torch's global generator; `temperature=None` is greedy decoding.
     """
     ids, mask = left_padded(prompts, pad_id)
+    shared = backend.packed and min(map(len, prompts)) > 1
     sampling = (
         {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
         if temperature is None
@@ -73,7 +78,7 @@ def generate(
             eos_token_id=list(stop_ids),
             pad_token_id=pad_id,
             use_cache=True,
-            past_key_values=packed_cache(backend, prompts) if backend.packed and ids.shape[1] > 1 else None,
+            past_key_values=packed_cache(backend, prompts, PREFILL_TOKENS) if shared else None,
             **sampling,
         )
     finally:

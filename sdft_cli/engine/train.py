@@ -113,9 +113,19 @@ class Trainer:
         backend.model, self.optimizer, self.schedule = accelerator.prepare(backend.model, optimizer, schedule)
 
     def example(self, record: Record) -> Example:
-        """Encode both prompts of a record."""
+        """Encode both prompts of a record.
+
+        Raises:
+            DataError: they have other lengths than `sdft prepare` counted, so the caps may not hold.
+        """
         found = Example(record, self.prompts.student_ids(record), self.prompts.teacher_ids(record))
         self.prompts.encoder.forget()
+        counted, expected = (len(found.student), len(found.teacher)), record.row
+        if counted != (expected.prompt_tokens, expected.teacher_prompt_tokens):
+            raise DataError(
+                f"Record {record.record_id} has prompts of {counted[0]} and {counted[1]} tokens, the dataset says "
+                f"{expected.prompt_tokens} and {expected.teacher_prompt_tokens}: run `sdft prepare` again."
+            )
         return found
 
     def trajectories(self, examples: Sequence[Example], step: int) -> tuple[list[Rollout], list[bool]]:

@@ -9,12 +9,14 @@ torch = pytest.importorskip("torch")
 from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.backend import Backend, load_backend  # noqa: E402
 from sdft_cli.engine.forward import (  # noqa: E402
+    attention_share,
     choose_packing,
     packing_obstacle,
     padded_passes,
     plan_passes,
     response_states,
 )
+from sdft_cli.engine.prefix_tree import shared_passes  # noqa: E402
 from sdft_cli.engine.rollout import generate  # noqa: E402
 from sdft_cli.errors import UsageError  # noqa: E402
 
@@ -63,7 +65,7 @@ def test_a_prompt_of_one_token_decodes(backend: Backend) -> None:
     plain = generate(backend, [[5], [6]], 4, [2], 2)
     backend.packed = True
     assert generate(backend, [[5], [6]], 4, [2], 2) == plain
-    assert len(generate(backend, [[5], [6, 7, 8]], 4, [2], 2)) == 2
+    assert len(generate(backend, [[5], [6, 7, 8], [6, 7, 9]], 4, [2], 2)) == 3
 
 
 def test_packing_is_checked_and_said(backend: Backend) -> None:
@@ -119,3 +121,18 @@ def test_a_plan_counts_what_the_pass_will_cost(backend: Backend) -> None:
     assert plan_passes(backend, rows, 6) == [[0], [1], [2]]
     backend.packed = True
     assert plan_passes(backend, rows, 6) == [[0, 1, 2]]
+
+
+def test_sharing_pays_for_attention_across_branches(backend: Backend) -> None:
+    """Two sequences of 1,000 tokens that share 10 are cheaper apart where attention costs as much as the rest."""
+    common = list(range(10))
+    rows = [[*common, *range(100, 1090)], [*common, *range(2000, 2990)]]
+    assert shared_passes(rows, 10_000) == [[0, 1]]
+    assert shared_passes(rows, 10_000, attention=1e-3) == [[0], [1]]
+    long_prefix = list(range(5000, 5900))
+    rows = [[*long_prefix, 1, 2], [*long_prefix, 3, 4]]
+    assert shared_passes(rows, 10_000, attention=1e-3) == [[0, 1]]
+    # A Llama layer by hand: hidden 32, MLP 64, 4 heads of 8, 2 key-value heads, two norms.
+    layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 32
+    lora = sum(p.numel() for p in backend.parameters()) / 2
+    assert attention_share(backend) == pytest.approx(4 * 32 / (2 * (layer + lora)))

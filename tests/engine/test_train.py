@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -146,3 +147,11 @@ def test_the_rate_rises_then_stays_or_falls() -> None:
 
     assert factors("constant") == [0.5, 1, 1, 1, 1, 1, 1]
     assert factors("linear") == [0.5, 1, 1, 0.75, 0.5, 0.25, 0]
+
+
+def test_a_record_that_was_counted_otherwise_is_refused(tiny_model: Path, data: Dataset) -> None:
+    found = trainer(tiny_model, data)
+    record = data.train[0]
+    wrong = replace(record, row=replace(record.row, prompt_tokens=record.row.prompt_tokens + 1))
+    with pytest.raises(DataError, match="run `sdft prepare` again"):
+        found.example(wrong)
