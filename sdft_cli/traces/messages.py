@@ -78,6 +78,12 @@ def _tool(raw: dict[str, Any]) -> ToolSchema:
     )
 
 
+def tools_of(raw: Iterable[Any]) -> tuple[ToolSchema, ...]:
+    """Return the function tools of a list; entries without a name (a provider's own tools) are no functions."""
+    named = (tool.get("function") or tool for tool in raw if isinstance(tool, dict))
+    return tuple(_tool(tool) for tool in named if isinstance(tool, dict) and isinstance(tool.get("name"), str))
+
+
 def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
     """Turn one conversation object into a session.
 
