@@ -4,8 +4,8 @@ teich knows how each agent writes its sessions down. Its converter also strips t
 like JSON, drops some messages, and reads a tree of lines as if it were a list. So it is given the structure only:
 
 1. `_contexts` picks the lines that the model saw: the path to the last line of a tree, cut at compactions.
-2. `_Vault` replaces every text by a token. teich arranges the tokens, and they are replaced by the texts again, so texts
-   come back exactly. A token that does not come back is a text that teich dropped: it is counted.
+2. `_Vault` replaces every text by a token. teich arranges the tokens, and then the texts take their places again, so
+   they come back exactly. A token that does not come back is a text that teich dropped: it is counted.
 3. `_messages` gives every tool result its call, and joins the leading system messages into one.
 """
 
@@ -40,8 +40,10 @@ _KINDS = frozenset(
     | {"hermes_session_meta", "external_session_meta"}
 )
 _TEXTS = ("text", "thinking", "content", "output", "reasoning_content", "reasoning")
-_CONTAINERS = ("message", "payload", "content", "summary", "messages", "tool_calls", "function", "output", "traces")
-_CONTAINERS += ("base_instructions",)
+_CONTAINERS = frozenset(
+    {"message", "payload", "content", "summary", "messages", "tool_calls", "function", "output", "traces"}
+    | {"base_instructions"}
+)
 _REASONING = ("thinking", "reasoning", "reasoning_content", "reasoning_text", "summary_text")
 _IMAGES = ("image", "input_image", "image_url")
 _RESULT_IDS = ("toolCallId", "tool_use_id", "tool_call_id")
@@ -473,9 +475,7 @@ def _reason(line: _Line, vaults: Sequence[_Vault], used: set[int]) -> str:
 def _lost_turns(lines: Sequence[_Line], base: str, agent: str) -> list[Rejection]:
     """One rejection per abandoned assistant turn; in Codex, a turn is a run of texts and calls."""
     turns = [
-        x
-        for i, x in enumerate(lines)
-        if x.is_assistant and not (agent == "codex" and i and lines[i - 1].is_assistant)
+        x for i, x in enumerate(lines) if x.is_assistant and not (agent == "codex" and i and lines[i - 1].is_assistant)
     ]
     return [Rejection(f"{base}/abandoned-{x.data.get('id') or x.name}", base, None, ABANDONED) for x in turns]
 
