@@ -51,6 +51,7 @@ _ROLES = ("system", "user", "assistant", "tool")
 _STATUS = {"error": "api_error", "aborted": "interrupted"}
 _TOKEN = re.compile("\ue000(\\d+)\ue001")
 _MARKUP = re.compile(r"<(think|tool_call|tool_response)>(.*?)</\1>", re.DOTALL)
+_THINKING = re.compile(r"<(think)>(.*?)</\1>", re.DOTALL)
 _ARGUMENTS = "sdft_arguments"
 
 
@@ -178,8 +179,8 @@ def _kept_arguments(value: Any, line: _Line, vault: _Vault) -> Any:
     return json.dumps(kept) if isinstance(value, str) else kept
 
 
-def _markup(text: str, line: _Line, vault: _Vault) -> str:
-    """Keep the parts of a Hermes text in which reasoning, calls and results are marked with tags."""
+def _markup(text: str, tags: re.Pattern[str], line: _Line, vault: _Vault) -> str:
+    """Keep the parts of a Hermes text in which reasoning (and calls and results) are marked with tags."""
 
     def part(match: re.Match[str]) -> str:
         tag, inner = match.groups()
@@ -193,7 +194,7 @@ def _markup(text: str, line: _Line, vault: _Vault) -> str:
         return f"<{tag}>{inner}</{tag}>"
 
     parts, end = [], 0
-    for match in _MARKUP.finditer(text):
+    for match in tags.finditer(text):
         parts += [text[end : match.start()], part(match)]
         end = match.end()
     parts.append(text[end:])
@@ -223,7 +224,9 @@ def _protect(value: Any, line: _Line, vault: _Vault, reasoning: bool = False) ->
         elif key in ("arguments", "input"):
             found[key] = _kept_arguments(item, line, vault)
         elif key == "value" and "from" in value and isinstance(item, str):
-            found[key] = _markup(item, line, vault)
+            found[key] = _markup(item, _MARKUP, line, vault)
+        elif key == "content" and value.get("role") == "assistant" and isinstance(item, str) and "<think>" in item:
+            found[key] = _markup(item, _THINKING, line, vault)
         elif key in _TEXTS and isinstance(item, str):
             found[key] = vault.keep(item, line, hidden) if item.strip() else item
         else:
