@@ -254,7 +254,7 @@ def _events(lines: Sequence[_Line], vault: _Vault) -> list[dict[str, Any]]:
         data = line.data
         if data.get("type") in ("event_msg", "turn_context") or data.get("type") in _HEADERS:
             found.append(data)
-        else:
+        elif line.body.get("visibility") != "user_only":  # Droid shows these to its user, not to the model
             found += [_protect(part, line, vault) for part in _split_results(data)]
     return found
 
@@ -262,24 +262,26 @@ def _events(lines: Sequence[_Line], vault: _Vault) -> list[dict[str, Any]]:
 def _tree(lines: Sequence[_Line], report: ReadReport) -> tuple[list[_Line], list[_Line]]:
     """Return the path from the root to the last line, and the lines on other branches.
 
-    A missing parent (a broken line) is replaced by the line before; a file without parents is one path.
+    A parent is the nearest line above with that id, since Droid uses an id twice. Where there is none (a broken line),
+    it is the line before. A file without parents is one path.
     """
     nodes = [x for x in lines if x.data.get("type") not in _HEADERS and isinstance(x.data.get("id"), str)]
     nodes = [x for x in nodes if "parentId" in x.data or x.data.get("type") == "message"]
     if not any(x.data.get("parentId") for x in nodes):
         return list(lines), []
-    by_id = {str(x.data["id"]): x for x in nodes}
-    before = dict(zip((id(x) for x in nodes[1:]), nodes, strict=False))
-    path: dict[int, _Line] = {}
-    current: _Line | None = nodes[-1]
-    while current is not None and id(current) not in path:
-        path[id(current)] = current
-        parent = current.data.get("parentId")
-        if parent and parent not in by_id:
+    above: dict[str, int] = {}
+    parents: list[int] = []
+    for position, node in enumerate(nodes):
+        parent = node.data.get("parentId")
+        parents.append(above.get(str(parent), -2) if parent else -1)
+        above[str(node.data["id"])] = position
+    path: set[int] = set()
+    current = len(nodes) - 1
+    while current >= 0:
+        path.add(id(nodes[current]))
+        if parents[current] == -2:
             report.notes["repaired_links"] += 1
-            current = before.get(id(current))
-        else:
-            current = by_id[parent] if parent else None
+        current = current - 1 if parents[current] == -2 else parents[current]
     in_tree = {id(x) for x in nodes}
     kept = [x for x in lines if id(x) not in in_tree or id(x) in path]
     return kept, [x for x in nodes if id(x) not in path]
