@@ -67,7 +67,7 @@ def prepare(
         "revision": revision,
     }
     given = {key: value for key, value in flags.items() if value is not None}
-    config = build(PrepareConfig, {"source": source, **_card_defaults(source), **given})
+    config = build(PrepareConfig, {"source": source, **card_defaults(source), **given})
     target = out or DATA_ROOT / (
         Path(source).expanduser().resolve().stem if Path(source).exists() else source.split("/")[-1]
     )
@@ -82,7 +82,7 @@ def prepare(
     _tell(manifest["broken_lines"], target)
 
 
-def _card_defaults(source: str) -> dict[str, Any]:
+def card_defaults(source: str) -> dict[str, Any]:
     """Return the settings that the source's data card states; flags override them.
 
     Raises:

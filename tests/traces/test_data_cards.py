@@ -9,6 +9,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
+from sdft_cli.cli.prepare import card_defaults
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.traces.data_cards import READERS, data_card_names, load_data_card, parse_card
 from sdft_cli.traces.source import read_source, resolve_source
@@ -92,6 +93,18 @@ def test_cards_lists_them_and_shows_one(sdft: Run) -> None:
     unknown = sdft("cards", "no/card")
     assert (unknown.returncode, unknown.stdout) == (2, "")
     assert unknown.stderr.startswith("sdft: There is no card of no/card")
+
+
+def test_prepare_takes_a_cards_defaults_but_not_for_a_local_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "armand0e/claude-fable-5-claude-code"
+    stated = {"max_seq_tokens": 65_536, "max_prompt_tokens": 57_344, "max_rollout_tokens": 8_192}
+    assert card_defaults(name) == stated
+    assert card_defaults("no/card") == {}
+    (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert card_defaults(name) == {}
 
 
 def test_prepare_says_where_a_dataset_off_the_hub_is(sdft: Run) -> None:

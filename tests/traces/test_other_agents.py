@@ -19,7 +19,7 @@ from sdft_cli.traces.source import read_file, read_source, resolve_source
 from sdft_cli.traces.tools import with_tools
 from sdft_cli.traces.types import OTHER_AGENTS, FileSessions
 from tests.conftest import SHARED
-from tests.traces.agent_lines import SESSIONS
+from tests.traces.agent_sessions import SESSIONS
 
 WriteLines = Callable[..., Path]
 OTHERS = SHARED / "traces" / "other-agents"
@@ -94,6 +94,24 @@ def test_codex_prompts_context_and_lines(write_jsonl: WriteLines) -> None:
     assert session.metadata["models"] == ["gpt-x"]
     assert found.report.lines == {"conversation": 10, "event_msg": 2, "turn_context": 1, "reasoning_without_text": 1}
     assert found.report.notes["joined_system_messages"] == 2
+
+
+def test_early_codex_sessions_without_envelopes_read_the_same(write_jsonl: WriteLines) -> None:
+    old = [x["payload"] for x in SESSIONS["codex"] if x["type"] in ("session_meta", "response_item")]
+    old.insert(3, {"record_type": "state"})
+    old.append({"type": "web_search_call", "status": "completed", "action": {"query": "q"}})
+    found = read(write_jsonl("c.jsonl", old))
+    new = read(write_jsonl("d.jsonl", SESSIONS["codex"]))
+    assert found.sessions[0].messages == new.sessions[0].messages
+    counted = {"conversation": 10, "reasoning_without_text": 1, "unknown_type": 1, "unread_item": 1}
+    assert found.report.lines == counted
+
+
+def test_cursors_own_transcripts_have_no_header(write_jsonl: WriteLines) -> None:
+    found = read(write_jsonl("u.jsonl", SESSIONS["cursor"][2:6]))
+    assert found.sessions[0].messages == read(write_jsonl("v.jsonl", SESSIONS["cursor"])).sessions[0].messages
+    assert found.sessions[0].session_id == "u"
+    assert found.report.lines == {"conversation": 4}
 
 
 def test_tools_are_given_where_the_trace_lists_them(write_jsonl: WriteLines) -> None:
