@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from sdft_cli import __version__
+from sdft_cli.cli.cards import cards
 from sdft_cli.cli.demo import demo
 from sdft_cli.cli.evaluate import evaluate
 from sdft_cli.cli.merge import merge
@@ -42,6 +43,7 @@ app.command()(train)
 app.command()(merge)
 app.command("eval")(evaluate)
 app.command()(demo)
+app.command()(cards)
 
 
 if __name__ == "__main__":

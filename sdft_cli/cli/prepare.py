@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,7 +56,7 @@ def prepare(
     """
     from sdft_cli.config import PrepareConfig, build
 
-    given = {
+    flags = {
         "model": model,
         "max_seq_tokens": max_seq_tokens,
         "max_prompt_tokens": max_prompt_tokens,
@@ -69,7 +70,8 @@ def prepare(
         "workers": workers,
         "revision": revision,
     }
-    config = build(PrepareConfig, {"source": source, **{k: v for k, v in given.items() if v is not None}})
+    given = {key: value for key, value in flags.items() if value is not None}
+    config = build(PrepareConfig, {"source": source, **card_defaults(source), **given})
     target = out or DATA_ROOT / (
         Path(source).expanduser().resolve().stem if Path(source).exists() else source.split("/")[-1]
     )
@@ -82,6 +84,23 @@ def prepare(
     else:
         terminal.stdout().print(terminal.funnel_table(manifest["funnel"]))
     _tell(manifest["broken_lines"], target)
+
+
+def card_defaults(source: str) -> dict[str, Any]:
+    """Return the settings that the source's data card states; flags override them.
+
+    Raises:
+        UsageError: the card says that the dataset is not on the Hub.
+    """
+    from sdft_cli.errors import UsageError
+    from sdft_cli.traces.data_cards import load_data_card
+
+    card = None if Path(source).expanduser().exists() else load_data_card(source)
+    if card is None:
+        return {}
+    if card.url:
+        raise UsageError(f"{source} is not on the Hub: get it from {card.url}, then name the folder.")
+    return card.defaults.model_dump(exclude_none=True)
 
 
 def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False) -> dict[str, Any]:
@@ -99,16 +118,17 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
 
     check_output_folder(target, overwrite)
     source = resolve_source(config.source, config.revision)
+    card = load_data_card(source.name) if source.kind == "hub" else None
+    source = replace(source, format=card.reader if card else None)
     template = load_teacher_template(config.teacher_template)
     with terminal.progress_reporter() as progress:  # before the tokenizer: bad input should not wait for a download
         found = read(config, source, progress)
     prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
     with terminal.progress_reporter() as progress:
         prepared = measure(config, source, found, Job(config, prompts), progress)
-    card = load_data_card(source.name) if source.kind == "hub" else None
     manifest = manifest_of(config, source, prompts, prepared)
-    manifest["data_card"] = card and card["dataset"]
-    write(prepared, manifest, target, dataset_card(manifest, card["license"] if card else None), overwrite)
+    manifest["data_card"] = card and card.dataset
+    write(prepared, manifest, target, dataset_card(manifest, card.license if card else None), overwrite)
     return manifest
 
 

@@ -19,6 +19,10 @@ class Reason(StrEnum):
     """The agent wrote an API error where an answer should be."""
     SYNTHETIC = "synthetic"
     """The agent wrote the turn itself, not a model."""
+    INTERRUPTED = "interrupted"
+    """The user stopped the turn before it was whole."""
+    REPEATED = "repeated"
+    """Context that was kept through a compaction; the turn is a candidate in its session's first part."""
     NO_CONTEXT = "no_context"
     """No user message stands before the turn."""
     UNKNOWN_TOOL = "unknown_tool"
@@ -40,10 +44,8 @@ class Reason(StrEnum):
 def content_reason(session: Session, turn: int, reasoning_only: bool) -> Reason | None:
     """Say why a turn cannot be a reference, by what it says."""
     message = session.messages[turn]
-    if message.status == "api_error":
-        return Reason.API_ERROR
-    if message.status == "synthetic":
-        return Reason.SYNTHETIC
+    if message.status:
+        return Reason(message.status)
     if reasoning_only:
         return Reason.REASONING_ONLY
     if not message.content.strip() and not message.tool_calls:

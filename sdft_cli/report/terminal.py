@@ -27,6 +27,8 @@ _MEANING = {
     "reasoning_only": "nothing but reasoning",
     "api_error": "an API error, not an answer",
     "synthetic": "written by the agent program",
+    "interrupted": "stopped by the user before it was whole",
+    "repeated": "kept through a compaction; counted in the part before",
     "no_context": "no user message before it",
     "unknown_tool": "calls a tool that was not offered",
     "template_error": "the chat template refuses it",
@@ -81,6 +83,32 @@ def funnel_table(funnel: Mapping[str, Any]) -> Table:
     built.add_column("", style="dim")
     for row in rows:
         built.add_row(*(Text(cell) for cell in row))
+    return built
+
+
+def cards_table(cards: Sequence[Mapping[str, Any]]) -> Table:
+    """List data cards, a row each; `-` stands for a licence that is not known."""
+    built = Table(title="Datasets with a card", title_justify="left")
+    for column in ("dataset", "format", "license"):
+        built.add_column(column, no_wrap=True)
+    built.add_column("description")
+    for card in cards:
+        cells = (card["dataset"], card["format"], card.get("license") or "-", card["description"])
+        built.add_row(*(Text(cell) for cell in cells))
+    return built
+
+
+def card_table(card: Mapping[str, Any]) -> Table:
+    """Show one data card, a row per fact."""
+    built = Table(title=Text(str(card["dataset"])), title_justify="left", show_header=False)
+    built.add_column("fact", no_wrap=True)
+    built.add_column("value")
+    for key, value in card.items():
+        facts = value if isinstance(value, dict) else {"": value}
+        for name, fact in facts.items():
+            built.add_row(Text(f"{key}.{name}" if name else key), Text(str(fact)))
+    if "license" not in card:
+        built.add_row(Text("license"), Text("not known here: read the dataset's own card"))
     return built
 
 

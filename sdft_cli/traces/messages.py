@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
-from sdft_cli.traces.jsonl import read_lines
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "messages"
@@ -78,6 +76,12 @@ def _tool(raw: dict[str, Any]) -> ToolSchema:
     )
 
 
+def tools_of(raw: Iterable[Any]) -> tuple[ToolSchema, ...]:
+    """Return the function tools of a list; entries without a name (a provider's own tools) are no functions."""
+    named = (tool.get("function") or tool for tool in raw if isinstance(tool, dict))
+    return tuple(_tool(tool) for tool in named if isinstance(tool, dict) and isinstance(tool.get("name"), str))
+
+
 def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
     """Turn one conversation object into a session.
 
@@ -90,7 +94,10 @@ def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
     return Session(session_id, messages, tools, group=session_id, metadata={"format": FORMAT, "file": name})
 
 
-def sessions_of_rows(rows: Iterable[tuple[str, dict[str, Any] | None]]) -> FileSessions:
+def sessions_of_rows(
+    rows: Iterable[tuple[str, dict[str, Any] | None]],
+    build: Callable[[dict[str, Any], str, ReadReport], Session] = session_of,
+) -> FileSessions:
     """Turn named rows into sessions; a row that is no conversation is counted as broken, with its name."""
     report = ReadReport()
     sessions: list[Session] = []
@@ -99,7 +106,7 @@ def sessions_of_rows(rows: Iterable[tuple[str, dict[str, Any] | None]]) -> FileS
         try:
             if row is None:
                 raise ValueError("not a JSON object")
-            session = session_of(row, name, report)
+            session = build(row, name, report)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             report.lines["broken"] += 1
             report.broken.append(f"{name} ({error})")
@@ -114,8 +121,3 @@ def sessions_of_rows(rows: Iterable[tuple[str, dict[str, Any] | None]]) -> FileS
         else:
             report.notes["contexts_without_turns"] += 1
     return FileSessions(sessions, report)
-
-
-def read_messages(path: Path) -> FileSessions:
-    """Read a JSON Lines file of conversations."""
-    return sessions_of_rows((f"{path.name}:{number}", row) for number, row in read_lines(path))

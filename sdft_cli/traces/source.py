@@ -6,16 +6,17 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.errors import DataError, MachineError
+from sdft_cli.errors import DataError, MachineError, SdftError
 from sdft_cli.records import Session
-from sdft_cli.traces import claude_code, messages
+from sdft_cli.traces import claude_code, golden, messages, other_agents
 from sdft_cli.traces.jsonl import read_lines
-from sdft_cli.traces.types import FileSessions, ReadReport
+from sdft_cli.traces.types import OTHER_AGENTS, FileSessions, ReadReport
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _SNIFFED_LINES = 50
 
@@ -30,6 +31,8 @@ class Source:
     files: tuple[Path, ...]
     ignored: tuple[str, ...] = ()
     revision: str | None = None
+    format: str | None = None
+    """The format that a data card names, for files whose first lines tell none."""
 
     def describe(self) -> dict[str, Any]:
         """Return what the manifest records; no path of this machine is in it."""
@@ -57,11 +60,17 @@ def resolve_source(name: str, revision: str | None = None) -> Source:
 
 def _folder(name: str, kind: str, root: Path) -> Source:
     found = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p, root))
-    files = tuple(p for p in found if p.suffix in SUFFIXES)
+    saved = {p.parent for p in found if p.suffix == ".arrow"}
+    files = tuple(p for p in found if p.suffix in SUFFIXES and not (p.parent in saved and _bookkeeping(p)))
     if not files:
         raise DataError(f"{name} holds no trace file ({', '.join(SUFFIXES)}): give a folder or dataset with sessions.")
-    ignored = tuple(str(p.relative_to(root)) for p in found if p.suffix not in SUFFIXES)
+    ignored = tuple(str(p.relative_to(root)) for p in found if p not in files)
     return Source(name, kind, root, files, ignored)
+
+
+def _bookkeeping(path: Path) -> bool:
+    """Say whether `datasets` wrote this file beside the rows that `save_to_disk` stores."""
+    return path.name in ("state.json", "dataset_info.json") or path.name.startswith("cache-")
 
 
 def _hidden(path: Path, root: Path) -> bool:
@@ -115,41 +124,72 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Rows of a Parquet file, or of an Arrow file as `datasets` saves it."""
     from datasets import Dataset, disable_progress_bars, enable_progress_bars
 
     disable_progress_bars()
     try:
-        rows = Dataset.from_parquet(str(path))
+        load = Dataset.from_parquet if path.suffix == ".parquet" else Dataset.from_file
+        rows = load(str(path))
     except Exception as error:  # datasets wraps pyarrow's errors in several classes of its own
-        raise DataError(f"{path} cannot be read as Parquet ({type(error).__name__}): check the file.") from error
+        raise DataError(f"{path} cannot be read as a table ({type(error).__name__}): check the file.") from error
     finally:
         enable_progress_bars()
     for index, row in enumerate(rows):
         yield f"{path.name}[{index}]", _without_nulls(row)
 
 
-def _sniff(path: Path) -> list[dict[str, Any]]:
-    """Return the first objects of a file, enough to tell its format."""
-    if path.suffix == ".json":
-        return [row for _, row in _json_rows(path) if row is not None][:_SNIFFED_LINES]
-    if path.suffix == ".parquet":
-        return [row for _, (_, row) in zip(range(_SNIFFED_LINES), _parquet_rows(path), strict=False)]
-    return [row for _, (_, row) in zip(range(_SNIFFED_LINES), read_lines(path), strict=False) if row is not None]
+def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
+    """Yield the named rows of a trace file; None for one that is no JSON object.
+
+    Raises:
+        DataError: a table cannot be read.
+    """
+    if path.suffix == ".jsonl":
+        yield from ((f"{path.name}:{number}", row) for number, row in read_lines(path))
+    elif path.suffix == ".json":
+        yield from _json_rows(path)
+    else:
+        yield from _table_rows(path)
 
 
-def read_file(path: Path) -> FileSessions | None:
-    """Read one trace file with the reader that its first lines ask for, or return None if no reader knows them."""
-    first = _sniff(path)
+def detect_format(path: Path) -> str | None:
+    """Name the format of a trace file by its first objects, or None. Our own readers come before teich's.
+
+    A Hermes export has `messages` too, but keeps its system prompt beside them, so it is told apart first.
+    """
+    first = [row for _, row in islice(rows_of(path), _SNIFFED_LINES) if row is not None]
     if path.suffix == ".jsonl" and claude_code.looks_like(first):
-        return claude_code.read_claude_code(path)
-    if messages.looks_like(first):
-        readers: dict[str, Callable[[Path], FileSessions]] = {
-            ".jsonl": messages.read_messages,
-            ".json": lambda p: messages.sessions_of_rows(_json_rows(p)),
-            ".parquet": lambda p: messages.sessions_of_rows(_parquet_rows(p)),
-        }
-        return readers[path.suffix](path)
+        return claude_code.FORMAT
+    agent = other_agents.detect(first)
+    if golden.looks_like(first):
+        return golden.FORMAT
+    if messages.looks_like(first) and agent != "hermes":
+        return messages.FORMAT
+    return agent
+
+
+def read_file(path: Path, known_format: str | None = None) -> FileSessions | None:
+    """Read one trace file with the reader that its first lines ask for, or return None if no reader knows them.
+
+    Args:
+        path: the file.
+        known_format: what a data card says, used where the first lines tell nothing.
+
+    Raises:
+        DataError: the file is damaged as a whole.
+        MachineError: the file is another agent's and teich is not installed.
+    """
+    found = detect_format(path) or known_format
+    if found == claude_code.FORMAT:
+        return claude_code.read_claude_code(path) if path.suffix == ".jsonl" else None
+    if found == golden.FORMAT:
+        return messages.sessions_of_rows(rows_of(path), golden.session_of)
+    if found == messages.FORMAT:
+        return messages.sessions_of_rows(rows_of(path))
+    if found in OTHER_AGENTS:
+        return other_agents.read_other_agent(path, found, rows_of(path))
     return None
 
 
@@ -176,16 +216,26 @@ def read_source(
         limit: stop after this many sessions.
         progress: called with each file before it is read.
 
+    A file that cannot be read at all is counted and named; if nothing else can be read, its error is raised.
+
     Raises:
         DataError: no file holds a session with an assistant turn.
+        MachineError: the files are another agent's and teich is not installed.
     """
     report, taken = ReadReport(), set[str]()
+    failures: list[SdftError] = []
     sessions: list[Session] = []
     unread = list(source.files)
     while unread and (limit is None or len(sessions) < limit):
         path = unread.pop(0)
         progress(path)
-        found = read_file(path)
+        try:
+            found = read_file(path, source.format)
+        except (DataError, MachineError) as error:
+            failures.append(error)
+            report.notes["unreadable_files"] += 1
+            report.broken.append(f"{path.name} ({error})")
+            continue
         if found is None:
             report.notes["unrecognised_files"] += 1
             report.broken.append(path.name)
@@ -196,9 +246,12 @@ def read_source(
         report.notes["sessions_over_limit"] += max(0, len(sessions) - limit)
         report.notes["files_not_read"] += len(unread)
         sessions = sessions[:limit]
+    if not sessions and failures:
+        raise failures[0]
     if not sessions:
+        first = f" First problem: {report.broken[0]}." if report.broken else ""
         raise DataError(
             f"No session with an assistant turn in {source.name} ({len(source.files)} file(s) read): "
-            'give Claude Code JSONL, or lines of {"messages": [...]}.'
+            f'give Claude Code JSONL, or lines of {{"messages": [...]}}.{first}'
         )
     return FileSessions(sessions, report)

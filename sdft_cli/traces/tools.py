@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sdft_cli.records import Session, ToolCall, ToolSchema
 from sdft_cli.resources import resource_text
+from sdft_cli.traces.types import OTHER_AGENTS
 
 _JSON_TYPES: list[tuple[type, str]] = [
     (bool, "boolean"),
@@ -73,26 +74,45 @@ def _calls_by_name(sessions: Iterable[Session]) -> dict[str, list[ToolCall]]:
     return found
 
 
+def _agent(session: Session) -> str:
+    """Name whose built-in tools a session may have had; plain conversations count as Claude Code's."""
+    name = str(session.metadata.get("format") or "")
+    return name if name in OTHER_AGENTS or name == "golden" else "claude_code"
+
+
 def with_tools(sessions: Sequence[Session], every_builtin: bool = False) -> list[Session]:
     """Give each session that names no tools the ones that it may have had.
 
-    Built-in tools: those that any session of the source calls (or all, with `every_builtin`), so that a prompt does
-    not give away which tools its own session will use. Other tools (MCP) are a session's own: those that its group
-    calls, with schemas inferred from all calls of the source.
+    Built-in tools: those that any session of the same agent in the source calls (or all, with `every_builtin`), so
+    that a prompt does not give away which tools its own session will use. Other tools (MCP) are a session's own: those
+    that its group calls. Schemas are declared for Claude Code's built-in tools, else inferred from all calls.
     """
-    builtin = declared_tools()
-    calls = _calls_by_name(s for s in sessions if not s.tools)
-    offered = [tool for name, tool in builtin.items() if every_builtin or name in calls]
-    inferred = {name: infer_schema(name, found) for name, found in calls.items() if name not in builtin}
     groups: dict[str, set[str]] = {}
     for session in sessions:
         groups.setdefault(session.group, set()).update(_calls_by_name([session]))
-    return [
-        session
-        if session.tools
-        else replace(
-            session,
-            tools=(*offered, *(inferred[n] for n in sorted(groups[session.group]) if n in inferred)),
-        )
-        for session in sessions
-    ]
+    offers = {
+        agent: _Offer.of([s for s in sessions if _agent(s) == agent and not s.tools], agent, every_builtin)
+        for agent in {_agent(s) for s in sessions}
+    }
+    return [s if s.tools else replace(s, tools=offers[_agent(s)].to(groups[s.group])) for s in sessions]
+
+
+@dataclass(frozen=True)
+class _Offer:
+    """What the sessions of one agent are offered: some tools to all, the others to the groups that call them."""
+
+    to_all: tuple[ToolSchema, ...]
+    others: dict[str, ToolSchema]
+
+    @classmethod
+    def of(cls, sessions: Sequence[Session], agent: str, every_builtin: bool) -> _Offer:
+        calls = _calls_by_name(sessions)
+        declared = declared_tools() if agent == "claude_code" else {}
+        inferred = {name: infer_schema(name, found) for name, found in sorted(calls.items()) if name not in declared}
+        builtin = [tool for name, tool in declared.items() if every_builtin or name in calls]
+        if agent != "claude_code":  # its built-in tools are not known, but MCP tools carry their server's name
+            builtin = [tool for name, tool in inferred.items() if not name.startswith("mcp")]
+        return cls(tuple(builtin), {n: t for n, t in inferred.items() if t not in builtin})
+
+    def to(self, called: set[str]) -> tuple[ToolSchema, ...]:
+        return (*self.to_all, *(tool for name, tool in self.others.items() if name in called))

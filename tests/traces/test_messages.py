@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sdft_cli.records import Message, ToolCall, ToolSchema
-from sdft_cli.traces.messages import read_messages
+from sdft_cli.traces.source import read_file
 
 
 def test_openai_conversations_are_read_with_their_tools(write_jsonl: Callable[..., Path]) -> None:
@@ -24,7 +24,8 @@ def test_openai_conversations_are_read_with_their_tools(write_jsonl: Callable[..
         ],
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
     }
-    found = read_messages(write_jsonl("m.jsonl", [row]))
+    found = read_file(write_jsonl("m.jsonl", [row]))
+    assert found is not None
     (session,) = found.sessions
     assert session.session_id == "x"
     assert session.messages == (
@@ -41,7 +42,8 @@ def test_rows_that_are_no_conversation_are_named_and_repeated_ids_stay_apart(wri
     good = {"id": "x", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     silent = {"messages": [{"role": "user", "content": "a"}]}
     bad = {"messages": [{"role": "robot", "content": "a"}]}
-    found = read_messages(write_jsonl("m.jsonl", [good, good, silent, bad, b"{"]))
+    found = read_file(write_jsonl("m.jsonl", [good, good, silent, bad, b"{"]))
+    assert found is not None
     assert [s.session_id for s in found.sessions] == ["x", "x~2"]
     assert {s.group for s in found.sessions} == {"x"}
     assert found.report.lines == {"conversation": 3, "broken": 2}
