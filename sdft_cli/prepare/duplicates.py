@@ -93,7 +93,7 @@ def similarity(a: Sequence[int], b: Sequence[int]) -> float:
     """Estimate the Jaccard similarity of two texts from their sketches (Broder 1997)."""
     if not a or not b:
         return 0.0
-    union = heapq.nsmallest(max(len(a), len(b)), set(a) | set(b))
+    union = heapq.nsmallest(SKETCH_SIZE, set(a) | set(b))
     both = set(a) & set(b)
     return sum(x in both for x in union) / len(union)
 
