@@ -1,11 +1,11 @@
 """Self-contained rows for other trainers: each row carries its whole conversation and its tools.
 
 `openai`    {"messages", "tools"}: the conversation with the expert's turn last; tool arguments are JSON text.
-`trl`       {"prompt", "privileged_context", "tools"}: what `trl.experimental.sdft.SDFTTrainer` reads. Tool arguments are
-            objects, as chat templates expect. The trainer reads a string `privileged_context`, and of a list of messages
-            only their text, so the expert's turn is rendered to text here, calls included.
+`trl`       {"prompt", "privileged_context", "tools"}: what `trl.experimental.sdft.SDFTTrainer` reads. Tool arguments
+            are objects, as chat templates expect. Of a `privileged_context` in messages the trainer reads the text
+            only, so the expert's turn is rendered to text here, calls included.
 `sharegpt`  {"conversations", "tools"}: LLaMA-Factory's format, in which human or observation and gpt or function_call
-            alternate. A conversation that does not alternate would be skipped there; it is left out here, and counted.
+            alternate. It skips a conversation that does not, so that is left out here, and counted.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _message(message: Message, arguments: Callable[[ToolCall], Any]) -> dict[str
 
 
 def openai_row(record: Record) -> Row:
-    """Return `{"messages", "tools"}` with the expert's turn last; a row without tools has no `tools`, as OpenAI wants."""
+    """Return `{"messages", "tools"}` with the expert's turn last; no `tools` where there are none, as OpenAI wants."""
     messages = [_message(m, lambda call: call.arguments) for m in (*record.context, record.reference)]
     return {"messages": messages, "tools": _tools(record.tools)} if record.tools else {"messages": messages}
 
