@@ -93,7 +93,7 @@ def trl_row(record: Record, render: Renderer = plain_turn, tool_turns: bool = Fa
     Raises:
         NotExpressibleError: the prompt does not end in a user message (TRL 1.15 refuses it) and not `tool_turns`.
     """
-    if not tool_turns and record.context[-1].role != "user":
+    if not tool_turns and [m.role for m in record.context[-1:]] != ["user"]:
         raise NotExpressibleError("prompt does not end in a user message")
     prompt = [_message(m, ToolCall.parsed_arguments) for m in record.context]
     return {"prompt": prompt, "privileged_context": render(record.reference), "tools": _tools(record.tools)}

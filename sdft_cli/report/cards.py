@@ -25,7 +25,7 @@ def code_span(value: Any) -> str:
     text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(value)).strip()
     if re.fullmatch(r"[\w .:/@+-]+", text):
         return f"`{text}`"
-    return "<code>" + re.sub(r"[^\w ]", lambda found: f"&#{ord(found.group())};", text) + "</code>"
+    return "<code>" + re.sub(r"[^\w ]|_", lambda found: f"&#{ord(found.group())};", text) + "</code>"
 
 
 def _number(value: int) -> str:
