@@ -254,7 +254,8 @@ def test_our_own_reader_reads_the_openai_file_back(examples: Dataset, tmp_path: 
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12)
 ARGUMENTS = st.dictionaries(TEXT, st.none() | st.integers(-9, 9) | TEXT | st.lists(TEXT, max_size=2), max_size=3)
 CALLS = st.lists(
-    st.builds(lambda i, n, a: ToolCall(i or "c", n, json.dumps(a, ensure_ascii=False)), TEXT, TEXT, ARGUMENTS), max_size=2
+    st.builds(lambda i, n, a: ToolCall(i or "c", n, json.dumps(a, ensure_ascii=False)), TEXT, TEXT, ARGUMENTS),
+    max_size=2,
 ).map(tuple)
 TURN = st.builds(lambda text, calls: Message("assistant", text, calls), TEXT, CALLS)
 OTHERS = st.builds(Message, st.sampled_from(["system", "user"]), TEXT) | st.builds(
