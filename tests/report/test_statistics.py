@@ -69,7 +69,7 @@ def test_every_number_is_in_its_bin(kept: list[int], over: list[int]) -> None:
 
 
 def test_the_reasons_of_caps_are_those_of_prepare() -> None:
-    assert CAP_REASONS == {Reason.OVER_PROMPT_CAP, Reason.OVER_ROLLOUT_CAP, Reason.OVER_SEQUENCE_CAP}
+    assert {Reason.OVER_PROMPT_CAP, Reason.OVER_ROLLOUT_CAP, Reason.OVER_SEQUENCE_CAP} == CAP_REASONS
 
 
 LENGTHS = st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 150))
