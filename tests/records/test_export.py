@@ -343,3 +343,21 @@ def test_an_empty_split_and_a_format_that_holds_nothing_are_refused(tmp_path: Pa
     with pytest.raises(DataError, match="No record of train fits the format trl"):
         export(data, "trl", tmp_path / "x.jsonl")
     assert not (tmp_path / "x.jsonl").exists()
+
+
+def test_real_sessions_are_exported_whole_or_counted(shared_sessions: Path) -> None:
+    from sdft_cli.traces.source import read_source, resolve_source
+    from sdft_cli.traces.tools import with_tools
+
+    found = with_tools(read_source(resolve_source(str(shared_sessions)), limit=8).sessions, every_builtin=False)
+    records = [Record(row(s, turn), s) for s in found for turn in s.assistant_turns()][::5]
+    refused = 0
+    for one in records:
+        last = session_of(json.loads(json.dumps(openai_row(one))), "x", ReadReport()).messages[-1]
+        assert (last.content, last.tool_calls) == (one.reference.content, one.reference.tool_calls)
+        try:
+            like_llama_factory(sharegpt_row(one))
+        except NotExpressibleError:
+            refused += 1
+    assert len(records) > 20
+    assert refused < len(records) / 4
