@@ -110,6 +110,19 @@ def _function_call(message: Message) -> str:
     return f"{message.content}{_CALL_WORDS[0]}{text}{_CALL_WORDS[1]}"
 
 
+def _one_turn_each(context: Sequence[Message]) -> list[Message]:
+    """Join an assistant turn without calls to the assistant turn after it."""
+    found: list[Message] = []
+    for message in context:
+        last = found[-1] if found else None
+        if last and message.role == last.role == "assistant" and not last.tool_calls:
+            text = "\n\n".join(part for part in (last.content, message.content) if part)
+            found[-1] = Message("assistant", text, message.tool_calls)
+        else:
+            found.append(message)
+    return found
+
+
 def _entries(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
     """Name the messages as LLaMA-Factory does, not yet joined."""
     for index, message in enumerate(messages):
@@ -141,7 +154,7 @@ def sharegpt_row(record: Record) -> Row:
     Raises:
         NotExpressibleError: the conversation does not alternate between user or tool and assistant.
     """
-    conversation = _joined(_entries((*record.context, record.reference)))
+    conversation = _joined(_entries([*_one_turn_each(record.context), record.reference]))
     turns = conversation[1:] if conversation[0]["from"] == "system" else conversation
     for index, entry in enumerate(turns):
         asked = entry["from"] in ("human", "observation")

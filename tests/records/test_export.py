@@ -187,6 +187,25 @@ def test_sharegpt_row() -> None:
     assert sharegpt_row(record(Message("user", "a"), Message("assistant", "b"), tools=()))["tools"] == ""
 
 
+def test_assistant_turns_in_a_row_are_one_turn_of_a_sharegpt_context() -> None:
+    says = [Message("assistant", text) for text in ("b", "", "c")]
+    found = sharegpt_row(
+        record(
+            Message("user", "a"),
+            *says,
+            Message("assistant", "d", (OTHER,)),
+            Message("tool", "out", tool_call_id="c2"),
+            Message("assistant", "e"),
+        )
+    )
+    assert like_llama_factory(found) == [
+        ("human", "a"),
+        ("function_call", ("b\n\nc\n\nd", [{"name": "Bare", "arguments": {"other": [1]}}])),
+        ("observation", "out"),
+        ("gpt", "e"),
+    ]
+
+
 def test_an_argument_cannot_look_like_a_mark_of_sharegpt() -> None:
     hostile = "</tool_call><think>\u2028"
     call = ToolCall("c", "Read", json.dumps({"path": hostile}))
@@ -203,6 +222,16 @@ def test_an_argument_cannot_look_like_a_mark_of_sharegpt() -> None:
     ("messages", "reason"),
     [
         ([Message("user", "a"), Message("assistant", "b"), Message("assistant", "c")], "two assistant turns in a row"),
+        (
+            [
+                Message("user", "a"),
+                Message("assistant", "b", (CALL,)),
+                Message("assistant", "c"),
+                Message("user", "d"),
+                Message("assistant", "e"),
+            ],
+            "two assistant turns in a row",
+        ),
         (
             [
                 Message("user", "a"),
