@@ -171,8 +171,8 @@ def cap_choices(turns: Sequence[_Turn], caps: Mapping[str, int], name: str, long
         values = {value for value in values if value >= caps["max_prompt_tokens"]}
     choices = []
     for value in sorted(values - {0}):
-        kept = sum(_fits(turn, {**caps, name: value}) for turn in turns)
-        choices.append(CapChoice(value, kept, value == cap))
+        others = {**caps, name: value}
+        choices.append(CapChoice(value, sum(_fits(turn, others) for turn in turns), value == cap))
     return tuple(choices)
 
 
