@@ -6,6 +6,7 @@ Every number is computed here, once; the terminal, the HTML page, the data card 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -149,31 +150,27 @@ def _turns(rows: Iterable[RecordRow], rejected: Iterable[Rejection]) -> list[_Tu
     return found
 
 
-def _fits(turn: _Turn, caps: Mapping[str, int]) -> bool:
-    return (
-        turn.teacher_prompt_tokens <= caps["max_prompt_tokens"]
-        and turn.reference_tokens <= caps["max_rollout_tokens"]
-        and turn.sequence_tokens <= caps["max_seq_tokens"]
-    )
+def _length_of(turn: _Turn, cap_name: str) -> int:
+    """Return the length that a cap is on."""
+    return int(getattr(turn, next(name for name, _, cap in LENGTHS if cap == cap_name)))
 
 
-def cap_choices(turns: Sequence[_Turn], caps: Mapping[str, int], name: str, longest: int) -> tuple[CapChoice, ...]:
+def cap_choices(turns: Sequence[_Turn], caps: Mapping[str, int], name: str) -> tuple[CapChoice, ...]:
     """Return candidate values of one cap, and how many of the measured turns each would keep.
 
     Candidates are the cap halved and doubled twice and the longest length there is; those that `sdft prepare` refuses
     (a prompt cap above the sequence cap) and those above the longest length are left out.
     """
     cap = caps[name]
-    values = {cap, longest, *(cap * 2**power // 4 for power in range(5) if cap * 2**power // 4 <= longest)}
+    longest = max((_length_of(turn, name) for turn in turns), default=0)
+    values = {cap, longest, *(cap * 2**power // 4 for power in range(5) if cap * 2**power // 4 <= longest)} - {0}
     if name == "max_prompt_tokens":
         values = {value for value in values if value <= caps["max_seq_tokens"]}
     if name == "max_seq_tokens":
         values = {value for value in values if value >= caps["max_prompt_tokens"]}
-    choices = []
-    for value in sorted(values - {0}):
-        others = {**caps, name: value}
-        choices.append(CapChoice(value, sum(_fits(turn, others) for turn in turns), value == cap))
-    return tuple(choices)
+    others = [other for other in CAPS if other != name]
+    lengths = sorted(_length_of(t, name) for t in turns if all(_length_of(t, other) <= caps[other] for other in others))
+    return tuple(CapChoice(value, bisect_right(lengths, value), value == cap) for value in sorted(values))
 
 
 def _tools(sessions: Iterable[Session], rows: Iterable[RecordRow]) -> tuple[ToolUse, ...]:
@@ -219,7 +216,6 @@ def statistics_of(
     sessions = list(sessions)
     turns = _turns(rows, rejected)
     lengths = tuple(_length(turns, name, what, cap, caps[cap] if cap else None) for name, what, cap in LENGTHS)
-    longest = {cap: max((getattr(t, name) for t in turns), default=0) for name, _, cap in LENGTHS if cap}
     session_tokens: dict[str, int] = {}
     for turn in turns:
         tokens = turn.prompt_tokens + turn.reference_tokens
@@ -230,7 +226,7 @@ def statistics_of(
         session_turns=summary_of(len(session.assistant_turns()) for session in sessions),
         session_tokens=summary_of(session_tokens.values()),
         tools=_tools(sessions, rows),
-        caps={name: cap_choices(turns, caps, name, longest[name]) for name in CAPS},
+        caps={name: cap_choices(turns, caps, name) for name in CAPS},
     )
 
 

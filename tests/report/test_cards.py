@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdft_cli.records import write_dataset
@@ -56,6 +56,7 @@ def test_metadata() -> None:
     assert bare["size_categories"] == ["n<1K"]
 
 
+@settings(deadline=None)
 @given(TEXT, TEXT)
 def test_metadata_survives_any_name(name: str, license_id: str) -> None:
     manifest = manifest_of(1, source=name)
@@ -72,6 +73,7 @@ def test_the_hub_library_reads_the_metadata(tmp_path: Path) -> None:
     assert card.data.pretty_name == f"Per-turn records from {SOURCE}"
 
 
+@settings(deadline=None)
 @given(TEXT)
 def test_a_name_in_a_cell_is_no_markup(name: str) -> None:
     found = code_span(name)

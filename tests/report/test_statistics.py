@@ -44,6 +44,7 @@ def test_summary() -> None:
     assert summary_of(range(10, 0, -1)) == Summary(10, 1, 5, 9, 10)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 1000), min_size=1))
 def test_median_is_the_lower_median(values: list[int]) -> None:
     found = summary_of(values)
@@ -59,6 +60,7 @@ def test_histogram_borders_are_inclusive_above() -> None:
     assert histogram_of([], [], None) == Histogram((), (), ())
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 200_000), max_size=30), st.lists(st.integers(1, 200_000), max_size=30))
 def test_every_number_is_in_its_bin(kept: list[int], over: list[int]) -> None:
     found = histogram_of(kept, over, None)
