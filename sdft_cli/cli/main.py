@@ -10,8 +10,10 @@ from sdft_cli import __version__
 from sdft_cli.cli.cards import cards
 from sdft_cli.cli.demo import demo
 from sdft_cli.cli.evaluate import evaluate
+from sdft_cli.cli.export import export
 from sdft_cli.cli.merge import merge
 from sdft_cli.cli.prepare import prepare
+from sdft_cli.cli.report import report
 from sdft_cli.cli.train import train
 
 app = typer.Typer(
@@ -42,6 +44,8 @@ app.command()(prepare)
 app.command()(train)
 app.command()(merge)
 app.command("eval")(evaluate)
+app.command()(report)
+app.command()(export)
 app.command()(demo)
 app.command()(cards)
 

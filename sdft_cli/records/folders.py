@@ -1,4 +1,4 @@
-"""Whole folders or nothing: write aside, sync, rename."""
+"""Whole folders and files or nothing: write aside, sync, rename."""
 
 from __future__ import annotations
 
@@ -38,13 +38,17 @@ def check_output_folder(target: Path, overwrite: bool) -> None:
         raise MachineError(f"Cannot write in {parent} ({error.strerror}): choose another --out.") from error
 
 
+def _sync_path(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 def _sync(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync_path(path)
 
 
 @contextmanager
@@ -75,6 +79,34 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     finally:
         if scratch.exists():
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def new_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
+    """Yield a scratch path beside `target`; on success it becomes `target` in one rename, else it is removed.
+
+    Raises:
+        UsageError: the file exists and `overwrite` is false, or the path is a folder.
+        MachineError: the folder cannot be written, the disk is full, or a write fails.
+    """
+    if target.is_dir():
+        raise UsageError(f"{target} is a folder: name a file in it.")
+    if target.exists() and not overwrite:
+        raise UsageError(f"{target} already exists: choose another name, or add --overwrite to replace it.")
+    scratch = target.absolute().parent / f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
+    try:
+        scratch.parent.mkdir(parents=True, exist_ok=True)
+        scratch.touch()
+        yield scratch
+        _sync_path(scratch)
+        scratch.replace(target)
+    except OSError as error:
+        raise MachineError(
+            f"Writing {target} failed ({error.strerror or error}): free space or choose another name."
+        ) from error
+    finally:
+        if scratch.exists():
+            scratch.unlink()
 
 
 def writable_file(path: Path) -> Path:

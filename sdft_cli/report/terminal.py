@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console
+from rich.columns import Columns
+from rich.console import Console, Group, RenderableType
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -18,6 +19,12 @@ from rich.progress import (
 )
 from rich.table import Table
 from rich.text import Text
+
+from sdft_cli.records import Dataset
+from sdft_cli.report.bars import HistogramBars
+from sdft_cli.report.statistics import CapChoice, Statistics, Summary, dataset_statistics
+
+TOP_TOOLS = 15
 
 _MEANING = {
     "over_prompt_cap": "teacher prompt over --max-prompt-tokens",
@@ -110,6 +117,59 @@ def card_table(card: Mapping[str, Any]) -> Table:
     if "license" not in card:
         built.add_row(Text("license"), Text("not known here: read the dataset's own card"))
     return built
+
+
+def lengths_table(statistics: Statistics) -> Table:
+    """Show how long the records are, against the caps, and how long the sessions are."""
+
+    def cells(summary: Summary | None) -> tuple[str, ...]:
+        if summary is None:
+            return ("-",) * 4
+        return tuple(f"{number:,}" for number in (summary.min, summary.median, summary.p90, summary.max))
+
+    rows = [(x.what, *cells(x.kept), f"{x.cap:,}" if x.cap else "") for x in statistics.lengths]
+    rows += [
+        ("turns per session", *cells(statistics.session_turns), ""),
+        ("tokens per session", *cells(statistics.session_tokens), ""),
+    ]
+    caption = "Tokens of the records; a session's tokens are those of its longest measured turn."
+    return table("Lengths", ["", "min", "median", "p90", "max", "cap"], rows, caption)
+
+
+def tools_table(statistics: Statistics, top: int = TOP_TOOLS) -> Table:
+    """Show the tools that are called most."""
+    rows = [(tool.name, f"{tool.calls:,}", f"{tool.in_records:,}") for tool in statistics.tools[:top]]
+    rest = statistics.tools[top:]
+    if rest:
+        calls, in_records = sum(t.calls for t in rest), sum(t.in_records for t in rest)
+        rows.append((f"{len(rest)} other tool(s)", f"{calls:,}", f"{in_records:,}"))
+    return table("Tools called", ["tool", "calls", "in records"], rows)
+
+
+def caps_tables(statistics: Statistics) -> Columns:
+    """Show how many records each cap would keep at other values, side by side where they fit."""
+
+    def one(name: str, choices: Sequence[CapChoice]) -> Table:
+        rows = [(f"{c.value:,}" + (" (now)" if c.current else ""), f"{c.kept:,}") for c in choices]
+        return table(f"--{name.replace('_', '-')}", ["if it were", "records"], rows)
+
+    return Columns([one(name, choices) for name, choices in statistics.caps.items()])
+
+
+def dataset_report(dataset: Dataset, full: bool = False) -> RenderableType:
+    """Show a dataset: funnel and lengths, and the caps if one of them rejected a turn; `full` shows everything.
+
+    Raises:
+        DataError: as `dataset_statistics`.
+    """
+    statistics = dataset_statistics(dataset)
+    parts: list[RenderableType] = [funnel_table(dataset.manifest["funnel"]), lengths_table(statistics)]
+    if full:
+        parts += [HistogramBars(length) for length in statistics.lengths]
+        parts += [tools_table(statistics)]
+    if full or any(any(length.histogram.over_cap) for length in statistics.lengths):
+        parts += [Text("Records kept if one cap were different, the other two as they are:"), caps_tables(statistics)]
+    return Group(*parts)
 
 
 @contextmanager

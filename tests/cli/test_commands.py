@@ -202,7 +202,7 @@ def test_a_killed_training_leaves_no_run(sdft: Run, tmp_path: Path, tiny_model: 
 
 
 def test_help_of_every_command_has_an_example(sdft: Run) -> None:
-    for name in ("prepare", "train", "merge", "eval", "demo"):
+    for name in ("prepare", "train", "merge", "eval", "report", "export", "demo"):
         done = sdft(name, "--help")
         clean(done, 0)
         assert f"Example: sdft {name}" in done.stdout

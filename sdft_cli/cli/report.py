@@ -1,0 +1,38 @@
+"""`sdft report`: what is in a dataset."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdft_cli.cli.common import command, newest_dataset, say
+
+
+@command
+def report(
+    dataset: Annotated[Path | None, typer.Argument(help="A dataset folder. [default: the newest under data/]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page of its own: one file, no scripts.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing HTML file.")] = False,
+) -> None:
+    """Show a dataset: funnel, lengths against the caps, sessions, tools, and what other caps would keep.
+
+    Example: sdft report data/my-sessions --html report.html
+    """
+    from sdft_cli.records import read_dataset
+    from sdft_cli.report import terminal
+    from sdft_cli.report.page import write_page
+    from sdft_cli.report.statistics import dataset_statistics
+
+    data = read_dataset(dataset or newest_dataset())
+    if html:
+        write_page(data, html, overwrite)
+        say(f"Report written to {html}")
+    if as_json:
+        document = {"funnel": data.manifest["funnel"], **dataset_statistics(data).as_dict()}
+        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+    elif not html:
+        terminal.stdout().print(terminal.dataset_report(data, full=True))

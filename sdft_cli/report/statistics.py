@@ -1,0 +1,236 @@
+"""The numbers of a dataset: lengths against the caps, sessions, tools, and what another cap would keep.
+
+Every number is computed here, once; the terminal, the HTML page, the data card and `--json` only show it.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from sdft_cli.errors import DataError
+from sdft_cli.records import Dataset, RecordRow, Rejection, Session
+
+CAPS = ("max_prompt_tokens", "max_rollout_tokens", "max_seq_tokens")
+CAP_REASONS = frozenset({"over_prompt_cap", "over_rollout_cap", "over_sequence_cap"})
+"""Turns with these reasons were measured, and would be records under higher caps."""
+LENGTHS: tuple[tuple[str, str, str | None], ...] = (
+    ("prompt_tokens", "student prompt", None),
+    ("teacher_prompt_tokens", "teacher prompt", "max_prompt_tokens"),
+    ("reference_tokens", "expert turn", "max_rollout_tokens"),
+    ("sequence_tokens", "teacher prompt + turn", "max_seq_tokens"),
+)
+"""name, what it is, and the cap on it."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Order statistics of whole numbers; percentiles are nearest-rank, so each is one of the numbers."""
+
+    count: int
+    min: int
+    median: int
+    p90: int
+    max: int
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts in bins whose borders are powers of two: bin i holds `edges[i] < x <= edges[i + 1]`; 0 counts as 1."""
+
+    edges: tuple[int, ...]
+    kept: tuple[int, ...]
+    over_cap: tuple[int, ...]
+    """Turns that were measured and rejected by a cap, whichever it was."""
+
+
+@dataclass(frozen=True)
+class Length:
+    """One of the lengths of a turn, in tokens."""
+
+    name: str
+    what: str
+    cap_name: str | None
+    cap: int | None
+    kept: Summary | None
+    """None where no record was kept."""
+    histogram: Histogram
+
+
+@dataclass(frozen=True)
+class CapChoice:
+    """How many records a cap would keep if it were `value` and the other two stayed as they are."""
+
+    value: int
+    kept: int
+    current: bool
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """How often a tool is called, in all sessions and in the turns that are records."""
+
+    name: str
+    calls: int
+    in_records: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Everything that the report shows beside the funnel."""
+
+    measured: int
+    """Turns whose lengths are known: the records, and the turns rejected by a cap alone."""
+    lengths: tuple[Length, ...]
+    session_turns: Summary | None
+    session_tokens: Summary | None
+    """Longest measured turn of a session: the student's prompt and the expert's turn together."""
+    tools: tuple[ToolUse, ...]
+    caps: Mapping[str, tuple[CapChoice, ...]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain dictionaries and lists, for `--json`."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Turn:
+    session_id: str
+    prompt_tokens: int
+    teacher_prompt_tokens: int
+    reference_tokens: int
+    kept: bool
+
+    @property
+    def sequence_tokens(self) -> int:
+        return self.teacher_prompt_tokens + self.reference_tokens
+
+
+def summary_of(values: Iterable[int]) -> Summary | None:
+    """Return the order statistics of some numbers, or None if there are none."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    rank = lambda share: ordered[max(0, math.ceil(share * len(ordered)) - 1)]  # noqa: E731
+    return Summary(len(ordered), ordered[0], rank(0.5), rank(0.9), ordered[-1])
+
+
+def histogram_of(kept: Sequence[int], over_cap: Sequence[int], cap: int | None) -> Histogram:
+    """Count numbers in bins between powers of two, from the smallest number to the largest (or to the cap)."""
+    values = [*kept, *over_cap, *([cap] if cap else [])]
+    if not values:
+        return Histogram((), (), ())
+    bins = [_bin(value) for value in values]
+    first, last = min(bins), max(bins)
+    counts = [Counter(map(_bin, kept)), Counter(map(_bin, over_cap))]
+    edges = [0 if exponent < 0 else 2**exponent for exponent in range(first - 1, last + 1)]
+    inside = range(first, last + 1)
+    return Histogram(tuple(edges), tuple(counts[0][b] for b in inside), tuple(counts[1][b] for b in inside))
+
+
+def _bin(value: int) -> int:
+    """Return the smallest exponent whose power of two is not below `value`; 0 for 0 and 1."""
+    return max(0, value - 1).bit_length()
+
+
+def _turns(rows: Iterable[RecordRow], rejected: Iterable[Rejection]) -> list[_Turn]:
+    found = [_Turn(r.session_id, r.prompt_tokens, r.teacher_prompt_tokens, r.reference_tokens, True) for r in rows]
+    for turn in rejected:
+        if turn.reason in CAP_REASONS:
+            lengths = (turn.prompt_tokens, turn.teacher_prompt_tokens, turn.reference_tokens)
+            if any(length is None for length in lengths):
+                raise DataError(
+                    f"{turn.record_id} was rejected by a cap without its lengths: run `sdft prepare` again."
+                )
+            found.append(_Turn(turn.session_id, *lengths, False))  # type: ignore[arg-type]  # checked above
+    return found
+
+
+def _length_of(turn: _Turn, cap_name: str) -> int:
+    """Return the length that a cap is on."""
+    return int(getattr(turn, next(name for name, _, cap in LENGTHS if cap == cap_name)))
+
+
+def cap_choices(turns: Sequence[_Turn], caps: Mapping[str, int], name: str) -> tuple[CapChoice, ...]:
+    """Return candidate values of one cap, and how many of the measured turns each would keep.
+
+    Candidates are the cap halved and doubled twice and the longest length there is; those that `sdft prepare` refuses
+    (a prompt cap above the sequence cap) and those above the longest length are left out.
+    """
+    cap = caps[name]
+    longest = max((_length_of(turn, name) for turn in turns), default=0)
+    values = {cap, longest, *(cap * 2**power // 4 for power in range(5) if cap * 2**power // 4 <= longest)} - {0}
+    if name == "max_prompt_tokens":
+        values = {value for value in values if value <= caps["max_seq_tokens"]}
+    if name == "max_seq_tokens":
+        values = {value for value in values if value >= caps["max_prompt_tokens"]}
+    others = [other for other in CAPS if other != name]
+    lengths = sorted(_length_of(t, name) for t in turns if all(_length_of(t, other) <= caps[other] for other in others))
+    return tuple(CapChoice(value, bisect_right(lengths, value), value == cap) for value in sorted(values))
+
+
+def _tools(sessions: Iterable[Session], rows: Iterable[RecordRow]) -> tuple[ToolUse, ...]:
+    targets = {(row.session_id, row.turn_index) for row in rows}
+    calls, in_records = Counter[str](), Counter[str]()
+    for session in sessions:
+        for turn in session.assistant_turns():
+            names = Counter(call.name for call in session.messages[turn].tool_calls)
+            calls.update(names)
+            if (session.session_id, turn) in targets:
+                in_records.update(names)
+    return tuple(ToolUse(name, calls[name], in_records[name]) for name in sorted(calls, key=lambda n: (-calls[n], n)))
+
+
+def _length(turns: Sequence[_Turn], name: str, what: str, cap_name: str | None, cap: int | None) -> Length:
+    kept = [getattr(turn, name) for turn in turns if turn.kept]
+    over_cap = [getattr(turn, name) for turn in turns if not turn.kept]
+    return Length(name, what, cap_name, cap, summary_of(kept), histogram_of(kept, over_cap, cap))
+
+
+def statistics_of(
+    manifest: Mapping[str, Any],
+    sessions: Iterable[Session],
+    rows: Sequence[RecordRow],
+    rejected: Iterable[Rejection],
+) -> Statistics:
+    """Compute the statistics of records that need not be on disk yet.
+
+    Args:
+        manifest: its `config` holds the three caps.
+        sessions: every session that a row or a rejection points into.
+        rows: the records of every split.
+        rejected: every dropped turn.
+
+    Raises:
+        DataError: the manifest has no caps.
+    """
+    config = manifest.get("config", {})
+    missing = [name for name in CAPS if not isinstance(config.get(name), int)]
+    if missing:
+        raise DataError(f"The manifest has no {' and no '.join(missing)}: run `sdft prepare` again.")
+    caps = {name: int(config[name]) for name in CAPS}
+    sessions = list(sessions)
+    turns = _turns(rows, rejected)
+    lengths = tuple(_length(turns, name, what, cap, caps[cap] if cap else None) for name, what, cap in LENGTHS)
+    session_tokens: dict[str, int] = {}
+    for turn in turns:
+        tokens = turn.prompt_tokens + turn.reference_tokens
+        session_tokens[turn.session_id] = max(tokens, session_tokens.get(turn.session_id, 0))
+    return Statistics(
+        measured=len(turns),
+        lengths=lengths,
+        session_turns=summary_of(len(session.assistant_turns()) for session in sessions),
+        session_tokens=summary_of(session_tokens.values()),
+        tools=_tools(sessions, rows),
+        caps={name: cap_choices(turns, caps, name) for name in CAPS},
+    )
+
+
+def dataset_statistics(dataset: Dataset) -> Statistics:
+    """Compute the statistics of a dataset folder; raises as `statistics_of`."""
+    rows = [record.row for record in (*dataset.train, *dataset.validation)]
+    return statistics_of(dataset.manifest, dataset.sessions.values(), rows, dataset.rejected)

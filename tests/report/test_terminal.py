@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import pytest
+from rich.console import Console, RenderableType
+
+from sdft_cli.records import Session
+from sdft_cli.report import terminal
+from sdft_cli.report.bars import HistogramBars, bar_cells
+from sdft_cli.report.statistics import Histogram, Length
+from tests.datasets import example_dataset, row, store
+from tests.report.hostile import NAMES, hostile_dataset
+
+
+def shown(renderable: RenderableType, width: int, encoding: str = "utf-8") -> list[str]:
+    raw = io.BytesIO()
+    console = Console(file=io.TextIOWrapper(raw, encoding, write_through=True), width=width, highlight=False)
+    console.print(renderable)
+    return raw.getvalue().decode(encoding).splitlines()
+
+
+LENGTH = Length(
+    "reference_tokens",
+    "expert turn",
+    "max_rollout_tokens",
+    40,
+    None,
+    Histogram((4, 8, 16, 32, 64), (10, 0, 5, 1), (0, 0, 0, 20)),
+)
+
+
+def test_bars() -> None:
+    title, *bars = shown(HistogramBars(LENGTH), 80)[1:]
+    assert title == "expert turn, tokens  (\u2588 kept, \u2591 rejected by a cap)"
+    kept, over = "\u2588", "\u2591"
+    assert [line.rstrip() for line in bars] == [  # 60 cells for the largest bin, 1 + 20
+        "   \u2264 8 " + kept * 29 + " 10",
+        "  \u2264 16 0",
+        "  \u2264 32 " + kept * 14 + " 5",
+        "  \u2264 64 " + kept * 3 + over * 57 + " 1 + 20",
+        "  \u2500\u2500\u2500\u2500 cap 40 (--max-rollout-tokens)",
+    ]
+    plain = shown(HistogramBars(LENGTH), 80, "ascii")
+    assert plain[5] == "  <= 64 " + "#" * 3 + "." * 57 + " 1 + 20"
+
+
+def test_a_count_is_never_shown_as_nothing() -> None:
+    assert bar_cells(1, 0, 1_000_000, 40) == (1, 0)
+    assert bar_cells(0, 1, 1_000_000, 40) == (0, 1)
+    assert bar_cells(500_000, 500_000, 1_000_000, 40) == (20, 20)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_report_fits_the_terminal_and_names_survive(tmp_path: Path, width: int) -> None:
+    lines = shown(terminal.dataset_report(hostile_dataset(tmp_path / "d"), full=True), width)
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for name in NAMES:
+        for part in name.split("\n"):
+            assert part in text
+    assert "cap 100 (--max-prompt-tokens)" in text
+    assert "100 (now)" in text
+    assert "\x1b" not in text
+
+
+def test_the_short_form_shows_caps_only_where_one_rejected_a_turn(tmp_path: Path) -> None:
+    quiet = "\n".join(shown(terminal.dataset_report(example_dataset(tmp_path, 3)), 80))
+    assert "Funnel" in quiet
+    assert "teacher prompt" in quiet
+    assert "if it were" not in quiet
+    assert "Tools called" not in quiet
+    loud = "\n".join(shown(terminal.dataset_report(hostile_dataset(tmp_path / "d")), 80))
+    assert "if it were" in loud
+
+
+def test_the_terminal_shows_the_most_called_tools_and_the_rest_in_one_row(tmp_path: Path) -> None:
+    from sdft_cli.records import Message, ToolCall
+    from sdft_cli.report.statistics import ToolUse, dataset_statistics
+
+    calls = tuple(ToolCall(str(i), f"tool{i:02}", "{}") for i in range(20) for _ in range(20 - i))
+    session = Session("s", (Message("user", "a"), Message("assistant", "", calls)))
+    statistics = dataset_statistics(store(tmp_path / "d", [session], [row(session, 1)]))
+    assert statistics.tools == tuple(ToolUse(f"tool{i:02}", 20 - i, 20 - i) for i in range(20))
+    text = "\n".join(shown(terminal.tools_table(statistics), 80))
+    assert "tool14" in text
+    assert "tool15" not in text
+    assert "5 other tool(s)" in text
+    assert " 15 " in text.split("other tool(s)")[1]  # 5 + 4 + 3 + 2 + 1 calls
