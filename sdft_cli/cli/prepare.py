@@ -82,8 +82,10 @@ def prepare(
     if as_json:
         typer.echo(json.dumps({"dataset": str(target), **manifest["funnel"]}, indent=2))
     else:
-        terminal.stdout().print(terminal.funnel_table(manifest["funnel"]))
-    _tell(manifest["broken_lines"], target)
+        from sdft_cli.records import read_dataset
+
+        terminal.stdout().print(terminal.dataset_report(read_dataset(target)))
+    _tell(manifest, target)
 
 
 def card_defaults(source: str) -> dict[str, Any]:
@@ -113,6 +115,7 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
     from sdft_cli.records.folders import check_output_folder
     from sdft_cli.report import terminal
     from sdft_cli.report.cards import dataset_card
+    from sdft_cli.report.statistics import statistics_of
     from sdft_cli.traces.data_cards import load_data_card
     from sdft_cli.traces.source import resolve_source
 
@@ -128,12 +131,23 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
         prepared = measure(config, source, found, Job(config, prompts), progress)
     manifest = manifest_of(config, source, prompts, prepared)
     manifest["data_card"] = card and card.dataset
-    write(prepared, manifest, target, dataset_card(manifest, card.license if card else None), overwrite)
+    statistics = statistics_of(manifest, prepared.sessions, prepared.rows, prepared.rejected)
+    write(prepared, manifest, target, dataset_card(manifest, card.license if card else None, statistics), overwrite)
     return manifest
 
 
-def _tell(broken: list[str], target: Path) -> None:
+def _tell(manifest: dict[str, Any], target: Path) -> None:
+    broken = manifest["broken_lines"]
     if broken:
         shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
         say(f"{len(broken)} unreadable line(s) or file(s) were skipped: {shown}")
-    say(f"Dataset written to {target}; next: sdft train {target}")
+    say(_redaction(manifest["redaction"]))
+    say(f"Dataset written to {target}; look at it: sdft report {target}; next: sdft train {target}")
+
+
+def _redaction(redaction: dict[str, Any]) -> str:
+    """Say what was redacted, or what redaction was told to leave."""
+    if not redaction["enabled"]:
+        return "Not redacted: secrets, e-mail addresses, user names and home folders are in the dataset as recorded."
+    counts = redaction["counts"]
+    return "Redacted: " + (", ".join(f"{kind} {count}" for kind, count in counts.items()) or "nothing was found")

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,42 @@ def _session_of(row: Mapping[str, Any]) -> Session:
     )
 
 
+ROW_GROUP_BYTES, ROW_GROUP_ROWS = 16 << 20, 100_000
+"""A row group of a table is closed at so much text or so many rows, so that writing needs the memory of one."""
+
+
+def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Cut rows into groups that fit into memory."""
+    group: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        group.append(row)
+        size += sum(
+            len(m["content"]) + sum(len(c["arguments"]) for c in m["tool_calls"]) for m in row.get("messages", ())
+        )
+        if size >= ROW_GROUP_BYTES or len(group) >= ROW_GROUP_ROWS:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _write_table(path: Path, table: str, rows: Iterable[dict[str, Any]]) -> int:
+    """Write rows as Parquet, group by group; return how many there were."""
+    import pyarrow.parquet as pq
+
+    def arrow(group: list[dict[str, Any]]) -> Any:
+        frame = pl.DataFrame(group, schema=COLUMNS[table], orient="row")
+        return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
+
+    count = 0
+    with pq.ParquetWriter(path, arrow([]).schema, compression="zstd") as writer:
+        for group in _row_groups(rows):
+            writer.write_table(arrow(group))
+            count += len(group)
+    return count
+
+
 def sha256_of(path: Path) -> str:
     """Return the hex sha256 of a file."""
     with path.open("rb") as file:
@@ -158,18 +194,18 @@ def write_dataset(
     Raises:
         UsageError, MachineError: as `new_folder`.
     """
-    rows: dict[str, list[dict[str, Any]]] = {
-        "sessions": [_session_row(session) for session in sessions],
-        "train": [asdict(row) for row in splits["train"]],
-        "validation": [asdict(row) for row in splits["validation"]],
-        "rejected": [asdict(row) for row in rejected],
+    rows: dict[str, Iterable[dict[str, Any]]] = {
+        "sessions": map(_session_row, sessions),
+        "train": map(asdict, splits["train"]),
+        "validation": map(asdict, splits["validation"]),
+        "rejected": map(asdict, rejected),
     }
     with new_folder(target, overwrite) as folder:
         files = {}
         for table in TABLES:
             path = folder / f"{table}.parquet"
-            pl.DataFrame(rows[table], schema=COLUMNS[table], orient="row").write_parquet(path)
-            files[path.name] = {"sha256": sha256_of(path), "rows": len(rows[table])}
+            count = _write_table(path, table, rows[table])
+            files[path.name] = {"sha256": sha256_of(path), "rows": count}
         for name, text in (extra_files or {}).items():
             (folder / name).write_text(text, encoding="utf-8")
         document = {"format": FORMAT, "schema_version": SCHEMA_VERSION, **manifest, "files": files}

@@ -27,7 +27,8 @@ from sdft_cli.records.export import (
     write_jsonl,
 )
 from sdft_cli.records.folders import new_file
-from sdft_cli.traces.messages import read_messages, session_of
+from sdft_cli.traces.messages import session_of
+from sdft_cli.traces.source import read_file
 from sdft_cli.traces.source import read_file
 from sdft_cli.traces.types import ReadReport
 from tests.datasets import example_dataset, row, store
@@ -277,7 +278,7 @@ def test_our_own_reader_reads_the_openai_file_back(examples: Dataset, tmp_path: 
             t.name: json.loads(t.parameters) for t in expected.tools
         }
     if suffix == "jsonl":
-        assert read_messages(path).sessions == found.sessions
+        assert read_file(path).sessions == found.sessions
 
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12)
