@@ -19,6 +19,10 @@ class Reason(StrEnum):
     """The agent wrote an API error where an answer should be."""
     SYNTHETIC = "synthetic"
     """The agent wrote the turn itself, not a model."""
+    INTERRUPTED = "interrupted"
+    """The user stopped the agent in this turn or refused its tool call."""
+    TRUNCATED = "truncated"
+    """The turn is not whole: it ran into a token limit, or was stopped on the way."""
     NO_CONTEXT = "no_context"
     """No user message stands before the turn."""
     UNKNOWN_TOOL = "unknown_tool"
@@ -38,10 +42,9 @@ class Reason(StrEnum):
 def content_reason(session: Session, turn: int, reasoning_only: bool) -> Reason | None:
     """Say why a turn cannot be a reference, by what it says."""
     message = session.messages[turn]
-    if message.status == "api_error":
-        return Reason.API_ERROR
-    if message.status == "synthetic":
-        return Reason.SYNTHETIC
+    by_status = {r.value: r for r in (Reason.API_ERROR, Reason.SYNTHETIC, Reason.INTERRUPTED, Reason.TRUNCATED)}
+    if message.status in by_status:
+        return by_status[message.status]
     if reasoning_only:
         return Reason.REASONING_ONLY
     if not message.content.strip() and not message.tool_calls:

@@ -27,6 +27,8 @@ _MEANING = {
     "reasoning_only": "nothing but reasoning",
     "api_error": "an API error, not an answer",
     "synthetic": "written by the agent program",
+    "interrupted": "the user stopped it or refused its call",
+    "truncated": "cut off by a token limit",
     "no_context": "no user message before it",
     "unknown_tool": "calls a tool that was not offered",
     "template_error": "the chat template refuses it",

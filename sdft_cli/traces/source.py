@@ -138,11 +138,14 @@ def _sniff(path: Path) -> list[dict[str, Any]]:
     return [row for _, (_, row) in zip(range(_SNIFFED_LINES), read_lines(path), strict=False) if row is not None]
 
 
-def read_file(path: Path) -> FileSessions | None:
-    """Read one trace file with the reader that its first lines ask for, or return None if no reader knows them."""
+def read_file(path: Path, seen: claude_code.SeenLines | None = None) -> FileSessions | None:
+    """Read one trace file with the reader that its first lines ask for, or return None if no reader knows them.
+
+    `seen` holds the Claude Code lines that earlier files of the source hold.
+    """
     first = _sniff(path)
     if path.suffix == ".jsonl" and claude_code.looks_like(first):
-        return claude_code.read_claude_code(path)
+        return claude_code.read_claude_code(path, seen)
     if messages.looks_like(first):
         readers: dict[str, Callable[[Path], FileSessions]] = {
             ".jsonl": messages.read_messages,
@@ -169,7 +172,9 @@ def _unique(sessions: Sequence[Session], taken: set[str], report: ReadReport) ->
 def read_source(
     source: Source, limit: int | None = None, progress: Callable[[Path], None] = lambda path: None
 ) -> FileSessions:
-    """Read the sessions of a source, file by file in the order of their names.
+    """Read the sessions of a source, file by file in the order of their names, subagents' files last.
+
+    A session that was resumed in a second file is in the group of the first, and its repeated turns count once.
 
     Args:
         source: what `resolve_source` returned.
@@ -179,19 +184,20 @@ def read_source(
     Raises:
         DataError: no file holds a session with an assistant turn.
     """
-    report, taken = ReadReport(), set[str]()
+    report, taken, seen = ReadReport(), set[str](), claude_code.SeenLines()
     sessions: list[Session] = []
-    unread = list(source.files)
+    unread = sorted(source.files, key=lambda p: p.name.startswith("agent-"))
     while unread and (limit is None or len(sessions) < limit):
         path = unread.pop(0)
         progress(path)
-        found = read_file(path)
+        found = read_file(path, seen)
         if found is None:
             report.notes["unrecognised_files"] += 1
             report.broken.append(path.name)
             continue
         report.merge(found.report)
         sessions.extend(_unique(found.sessions, taken, report))
+    sessions = [replace(s, group=seen.root(s.group)) for s in sessions]
     if limit is not None:
         report.notes["sessions_over_limit"] += max(0, len(sessions) - limit)
         report.notes["files_not_read"] += len(unread)
