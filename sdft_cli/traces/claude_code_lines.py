@@ -124,6 +124,8 @@ class Line:
 
     def is_interrupt(self) -> bool:
         """Say whether the line marks the point at which the user stopped the agent."""
+        if text_field(self.data, "interruptedMessageId"):
+            return True
         texts = (b.get("content") if b.get("type") == "tool_result" else b.get("text") for b in self.blocks)
         return any(isinstance(t, str) and t.strip() in _INTERRUPTS for t in texts)
 
