@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from sdft_cli.traces.claude_code_lines import Line, object_field, text_field
 
-_STEPS_PER_NODE = 20
+_STEPS_PER_NODE = 10
 """Each compaction may walk and copy its context; more steps than this per node are refused: time stays linear."""
 _MARKER_REACH = 20
 """How many attachments may stand between a turn and the marker that the user stopped it."""
