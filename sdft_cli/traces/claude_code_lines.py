@@ -177,6 +177,7 @@ class SeenLines:
     def __init__(self) -> None:
         self._first: dict[str, tuple[int, str, Path]] = {}
         self._joined: dict[str, str] = {}
+        self._order: dict[str, int] = {}
 
     def root(self, group: str) -> str:
         """Return the name that all groups joined with `group` share: the one that was read first."""
@@ -192,9 +193,10 @@ class SeenLines:
         key = text_field(object_field(line.data, "forkedFrom"), "messageUuid") or line.uuid
         content = hash(msgspec.json.encode([line.kind, line.data.get("message")]))
         first = self._first.setdefault(key, (content, group, path))
+        self._order.setdefault(group, len(self._order))
         if first[0] != content or first[2] == path:
             return False
-        older, newer = self.root(first[1]), self.root(group)
+        older, newer = sorted((self.root(first[1]), self.root(group)), key=self._order.__getitem__)
         if older != newer:
             self._joined[newer] = older
         return True
