@@ -121,26 +121,47 @@ def test_every_line_has_one_fate_and_every_turn_is_somewhere_once(lines: list[An
     assert kept + len(report.lost_turns) == len(chains) + len(errors)
 
 
+Plain = list[tuple[str, int | None]]
+PLAIN = st.lists(
+    st.tuples(st.sampled_from(["user", "assistant", "progress"]), st.integers(-2, 3)), min_size=1, max_size=25
+)
+
+
+def plain_graph(steps: list[tuple[str, int]]) -> Plain:
+    """`(kind, parent)` of each line: the parent is 1 to 4 lines before, or none."""
+    return [
+        (kind, i - 1 - max(back, 0) if back > -2 and i > max(back, 0) else None) for i, (kind, back) in enumerate(steps)
+    ]
+
+
+def ancestors(graph: Plain, number: int) -> list[int]:
+    """The lines from the root of the tree to `number`, by walking parents one by one."""
+    parent = graph[number][1]
+    return [*(ancestors(graph, parent) if parent is not None else []), number]
+
+
+def expected_contexts(graph: Plain) -> list[list[int]]:
+    """The path to the last conversation line of each tree that has one with an answer, worked out the naive way."""
+    last: dict[int, int] = {}
+    for number, (kind, _) in enumerate(graph):
+        if kind != "progress":
+            last[ancestors(graph, number)[0]] = number
+    paths = [[n for n in ancestors(graph, leaf) if graph[n][0] != "progress"] for leaf in last.values()]
+    return sorted(path for path in paths if any(graph[n][0] == "assistant" for n in path))
+
+
 @QUIET
-@given(lines=graphs())
-def test_a_context_follows_the_parents(lines: list[Any], tmp_path: Path) -> None:
-    """Where a line's parent is known, earlier in the file and conversation itself, it stands above it in a context."""
+@given(steps=PLAIN)
+def test_a_context_is_the_path_of_parents_to_the_last_line_of_a_tree(
+    steps: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    graph = plain_graph(steps)
+    lines = [
+        line(str(i), None if parent is None else str(parent), kind, text(f"<{i}>"), mid=f"m{i}")
+        for i, (kind, parent) in enumerate(graph)
+    ]
     found = read_claude_code(write(tmp_path / "s.jsonl", lines))
-    simple = not any(
-        isinstance(x, bytes) or x.get("subtype") or x.get("isCompactSummary") or x["type"] == "queue-operation"
-        for x in lines
-    )
-    if not simple:
-        return
-    by_uuid = {x["uuid"]: x for x in lines}
-    for session in found.sessions:
-        position = {mark: i for i, m in enumerate(session.messages) for mark in marks(m.content)}
-        for mark, where in position.items():
-            data = by_uuid[str(mark)]
-            parent = data["parentUuid"]
-            first = data["type"] == "user" and isinstance(data["message"]["content"], str)
-            if first and parent in by_uuid and int(parent) < mark and int(parent) in position:
-                assert position[int(parent)] <= where
+    assert sorted([n for m in s.messages for n in marks(m.content)] for s in found.sessions) == expected_contexts(graph)
 
 
 @QUIET
