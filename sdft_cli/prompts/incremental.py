@@ -102,7 +102,8 @@ class _Sums:
         self.prompts = windows.prompts
         self.session = session
         first_user = next((i for i, m in enumerate(session.messages) if m.role == "user"), len(session.messages))
-        self.starts = [turn for turn in session.assistant_turns() if turn > first_user]
+        # Also turns that are no candidates: wherever an answer stands, it is written live or as past.
+        self.starts = [i for i, m in enumerate(session.messages) if m.role == "assistant" and i > first_user]
         self.head: list[int] | None = None
         self.blocks: list[_Block] = []
         self.live_from = 0

@@ -33,7 +33,7 @@ class Message:
     """One message of a conversation.
 
     `reasoning` exists only between reader and `prepare`; it is never written to disk and never rendered.
-    `status` names why an assistant message must not become a reference (`api_error`, `synthetic`, ...), else None.
+    `status` names why an assistant message must not become a reference (`synthetic`, `interrupted`, ...), else None.
     """
 
     role: Role
@@ -70,8 +70,12 @@ class Session:
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def assistant_turns(self) -> list[int]:
-        """Return the indices of the assistant messages: each is one candidate record."""
-        return [i for i, message in enumerate(self.messages) if message.role == "assistant"]
+        """Return the indices of the assistant messages: each is one candidate record.
+
+        Those whose `status` is "repeated" are left out: they are turns of another session (the one that was resumed or
+        compacted) and stand here as context only.
+        """
+        return [i for i, m in enumerate(self.messages) if m.role == "assistant" and m.status != "repeated"]
 
 
 @dataclass(frozen=True, slots=True)

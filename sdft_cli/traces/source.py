@@ -170,12 +170,15 @@ def detect_format(path: Path) -> str | None:
     return agent
 
 
-def read_file(path: Path, known_format: str | None = None) -> FileSessions | None:
+def read_file(
+    path: Path, known_format: str | None = None, seen: claude_code.SeenLines | None = None
+) -> FileSessions | None:
     """Read one trace file with the reader that its first lines ask for, or return None if no reader knows them.
 
     Args:
         path: the file.
         known_format: what a data card says, used where the first lines tell nothing.
+        seen: the Claude Code lines that earlier files of the source hold.
 
     Raises:
         DataError: the file is damaged as a whole.
@@ -183,7 +186,7 @@ def read_file(path: Path, known_format: str | None = None) -> FileSessions | Non
     """
     found = detect_format(path) or known_format
     if found == claude_code.FORMAT:
-        return claude_code.read_claude_code(path) if path.suffix == ".jsonl" else None
+        return claude_code.read_claude_code(path, seen) if path.suffix == ".jsonl" else None
     if found == golden.FORMAT:
         return messages.sessions_of_rows(rows_of(path), golden.session_of)
     if found == messages.FORMAT:
@@ -209,7 +212,9 @@ def _unique(sessions: Sequence[Session], taken: set[str], report: ReadReport) ->
 def read_source(
     source: Source, limit: int | None = None, progress: Callable[[Path], None] = lambda path: None
 ) -> FileSessions:
-    """Read the sessions of a source, file by file in the order of their names.
+    """Read the sessions of a source, file by file in the order of their names, subagents' files last.
+
+    A session that was resumed in a second file is in the group of the first, and its repeated turns count once.
 
     Args:
         source: what `resolve_source` returned.
@@ -222,15 +227,15 @@ def read_source(
         DataError: no file holds a session with an assistant turn.
         MachineError: the files are another agent's and teich is not installed.
     """
-    report, taken = ReadReport(), set[str]()
+    report, taken, seen = ReadReport(), set[str](), claude_code.SeenLines()
     failures: list[SdftError] = []
     sessions: list[Session] = []
-    unread = list(source.files)
+    unread = sorted(source.files, key=lambda p: p.name.startswith("agent-"))
     while unread and (limit is None or len(sessions) < limit):
         path = unread.pop(0)
         progress(path)
         try:
-            found = read_file(path, source.format)
+            found = read_file(path, source.format, seen)
         except (DataError, MachineError) as error:
             failures.append(error)
             report.notes["unreadable_files"] += 1
@@ -242,6 +247,7 @@ def read_source(
             continue
         report.merge(found.report)
         sessions.extend(_unique(found.sessions, taken, report))
+    sessions = [replace(s, group=seen.root(s.group)) for s in sessions]
     if limit is not None:
         report.notes["sessions_over_limit"] += max(0, len(sessions) - limit)
         report.notes["files_not_read"] += len(unread)

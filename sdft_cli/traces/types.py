@@ -31,7 +31,9 @@ class ReadReport:
     broken: list[str] = field(default_factory=list)
     """`file:line` of each line that is not a JSON object."""
     lost_turns: list[Rejection] = field(default_factory=list)
-    """Assistant turns outside every kept conversation: abandoned branches."""
+    """Assistant turns outside every kept conversation: abandoned branches, API errors."""
+    fates: dict[int, str] = field(default_factory=dict)
+    """What became of each line of one file, by number from 1; `lines` counts these. Not merged."""
 
     def merge(self, other: ReadReport) -> None:
         """Add the account of another file to this one."""

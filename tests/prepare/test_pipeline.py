@@ -54,15 +54,15 @@ def test_every_turn_is_a_record_or_has_its_reason(write_jsonl: Callable[..., Pat
     settings = config(path, max_rollout_tokens=50, max_prompt_tokens=400, max_seq_tokens=600, validation_fraction=0)
     found = prepare(settings, resolve_source(str(path)), prompts)
     assert [(r.turn_index, r.reason) for r in found.rejected] == [
+        (None, "api_error"),
         (None, "abandoned_branch"),
         (0, "no_context"),
         (4, "reasoning_only"),
         (5, "empty_reference"),
-        (6, "api_error"),
-        (7, "synthetic"),
-        (9, "over_rollout_cap"),
+        (6, "synthetic"),
+        (8, "over_rollout_cap"),
     ]
-    assert [r.turn_index for r in found.rows] == [2, 11]
+    assert [r.turn_index for r in found.rows] == [2, 10]
     assert found.funnel.turns == 9
     assert found.funnel.kept == 2
 

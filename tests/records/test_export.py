@@ -29,7 +29,6 @@ from sdft_cli.records.export import (
 from sdft_cli.records.folders import new_file
 from sdft_cli.traces.messages import session_of
 from sdft_cli.traces.source import read_file
-from sdft_cli.traces.source import read_file
 from sdft_cli.traces.types import ReadReport
 from tests.datasets import example_dataset, row, store
 

@@ -1,0 +1,388 @@
+"""The graph of a Claude Code conversation: lines -> messages (`Node`) -> the contexts that the model saw.
+
+1. `_build` joins the lines of one API message (same `message.id`) into one node and hangs each tool result on the node
+   that made the call, so that parallel calls are no forks.
+2. `_link` gives each node its parent, in the order of the file, and copies what a compaction kept.
+3. `contexts` cuts the graph into trees. The path to the last node of a tree is what the model saw; the other branches
+   are abandoned.
+
+Every step is linear in the number of lines, up to the path compression of `_root`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sdft_cli.traces.claude_code_lines import Line, object_field, text_field
+
+_STEPS_PER_NODE = 10
+"""Each compaction may walk and copy its context; more steps than this per node are refused: time stays linear."""
+_MARKER_REACH = 20
+"""How many attachments may stand between a turn and the marker that the user stopped it."""
+
+
+@dataclass(eq=False, slots=True)
+class Node:
+    """One message of the conversation: a line of the user's side, or all lines of one assistant message."""
+
+    role: str
+    lines: list[Line]
+    key: str
+    tree: str
+    """Names the tree of a node without parent: the topmost line above it, whatever its kind."""
+    parent: Node | None = None
+    results: dict[str, list[Line]] = field(default_factory=dict)
+    """Tool results of this node's calls, by call id, in the order of the file."""
+    copy_of: Node | None = None
+    """The node that this one shows again in a later context: kept by a compaction, or microcompacted."""
+    cleared: frozenset[str] = frozenset()
+    """Calls whose results the model no longer saw."""
+    fresh: bool = False
+    """Nothing but a boundary, what it kept and lines of the user's side stand above this node."""
+    interrupted: bool = False
+    truncated: bool = False
+    up: Node | None = None
+    """A node nearer to the root of the tree (path compression)."""
+
+    @property
+    def number(self) -> int:
+        return self.lines[0].number
+
+    @property
+    def all_lines(self) -> list[Line]:
+        return [*self.lines, *(line for lines in self.results.values() for line in lines)]
+
+    @property
+    def order(self) -> int:
+        """The position of the node's last line in the file, results included."""
+        return max(line.number for line in self.all_lines)
+
+    @property
+    def repeats(self) -> bool:
+        """Say whether another context or another file has this message as its own."""
+        return self.copy_of is not None or any(line.repeats for line in self.lines)
+
+
+@dataclass
+class Context:
+    """One tree: the nodes that the model saw, in order, and those on branches that were given up."""
+
+    path: list[Node]
+    abandoned: list[Node]
+
+
+def _ids(line: Line, kinds: Sequence[str], key: str) -> list[str]:
+    return [text_field(block, key) for block in line.blocks if block.get("type") in kinds]
+
+
+def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
+    """Return `(number of the line that took it from the queue, the line that queued it)` for prompts shown mid-turn.
+
+    `remove` takes a prompt out because the running turn absorbs it; `dequeue` starts a turn of its own with it, whose
+    user line follows; `popAll` gives the prompts back to the user. Newer versions also write what was absorbed as an
+    attachment: that line then shows it.
+    """
+    attached = Counter(
+        block["text"]
+        for line in lines
+        if object_field(line.data, "attachment").get("type") == "queued_command"
+        for block in line.blocks
+        if block.get("type") == "text"
+    )
+    waiting: list[Line] = []
+    shown: list[tuple[int, Line]] = []
+    for line in lines:
+        operation = line.data.get("operation") if line.kind == "queue" else None
+        if operation == "enqueue":
+            waiting.append(line)
+        elif operation == "popAll":
+            waiting.clear()
+        elif operation in ("remove", "dequeue") and waiting:
+            content = text_field(line.data, "content")
+            named = (i for i, w in enumerate(waiting) if content and w.data.get("content") == content)
+            prompt = waiting.pop(next(named, 0))
+            words = text_field(prompt.data, "content")
+            if operation == "remove" and attached[words] > 0:
+                attached[words] -= 1
+            elif operation == "remove" and words.strip():
+                shown.append((line.number, prompt))
+    return shown
+
+
+class Graph:
+    """The conversation graph of one chain (the main one, or one subagent's) of a file.
+
+    `notes` counts what had to be decided: `repaired_links`, `cycles`, `orphan_tool_results`, `queued_prompts`,
+    `compactions_not_followed`.
+    """
+
+    def __init__(self, lines: list[Line], notes: Counter[str]) -> None:
+        self.lines = lines
+        self.notes = notes
+        self.nodes: list[Node] = []
+        self.node_of: dict[str, Node] = {}
+        self._by_uuid = {line.uuid: line for line in lines}
+        self._messages: dict[str, Node] = {}
+        self._nearest: dict[str, tuple[Node | None, str, bool]] = {}
+        self._copy: dict[Node, Node] = {}
+        self._steps = 0
+        self._ends: set[Node] = set()
+        self._queue = queued_prompts(lines)[::-1]
+        self._build()
+        self._link()
+        self._mark()
+
+    def _build(self) -> None:
+        owner: dict[str, Node] = {}
+        for line in self.lines:
+            if line.kind == "assistant":
+                self._assistant_line(line, owner)
+            elif line.kind == "user":
+                self._user_line(line, owner)
+            elif line.kind in ("boundary", "microcompact"):
+                node = self._new(line.kind, line)
+                if line.kind == "boundary":
+                    self.node_of[line.uuid] = node
+
+    def _new(self, role: str, line: Line, key: str | None = None) -> Node:
+        node = Node(role, [line], key or line.uuid, line.uuid)
+        self.nodes.append(node)
+        return node
+
+    def _assistant_line(self, line: Line, owner: dict[str, Node]) -> None:
+        key = text_field(line.message, "id") or line.uuid
+        node = self._messages.get(key)
+        if node is None:
+            node = self._messages[key] = self._new("assistant", line, key)
+        else:
+            node.lines.append(line)
+        self.node_of[line.uuid] = node
+        owner.update((call, node) for call in _ids(line, ("tool_use",), "id"))
+
+    def _user_line(self, line: Line, owner: dict[str, Node]) -> None:
+        results = _ids(line, ("tool_result",), "tool_use_id")
+        owned = [r for r in results if r in owner]
+        for result in owned:
+            owner[result].results.setdefault(result, []).append(line)
+        self.notes["orphan_tool_results"] += len(results) - len(owned)
+        self.node_of[line.uuid] = owner[owned[0]] if owned else self._new("user", line)
+
+    def _root(self, node: Node) -> Node:
+        passed = []
+        while node.up is not None:
+            passed.append(node)
+            node = node.up
+        for other in passed:
+            other.up = node
+        return node
+
+    def _attach(self, node: Node, parent: Node | None) -> None:
+        """Make `parent` the parent of a node that has none, unless that closes a cycle."""
+        if parent is None:
+            return
+        if self._root(parent) is node:
+            self.notes["cycles"] += 1
+            return
+        node.parent, node.up = parent, self._root(parent)
+        node.fresh = parent.fresh and node.role == "user"
+
+    def _link(self) -> None:
+        """Link the nodes in the order of the file; a parent that stands later in the file comes last."""
+        forward: list[tuple[Node, Node]] = []
+        previous: Node | None = None
+        for node in list(self.nodes):
+            if node.role == "microcompact":
+                self._microcompact(node, self._parent_of(node, previous))
+                continue
+            if node.role == "boundary":
+                self._compact(node, previous)
+            else:
+                parent = self._parent_of(node, previous)
+                if parent is not None and parent.number > node.number:
+                    forward.append((node, parent))
+                elif self._starts_anew(node, parent):
+                    self._ends.update([parent] if parent else [])
+                else:
+                    self._attach(node, self._queued(node, parent))
+            previous = node
+        for node, parent in forward:
+            self._attach(node, self._current(parent))
+        self._ask(previous, None)
+
+    def _parent_of(self, node: Node, previous: Node | None) -> Node | None:
+        """Return the nearest conversation node above a node's first line, in its latest copy."""
+        line = node.lines[0]
+        seen: set[str] = set()
+        while line.uuid not in seen:
+            seen.add(line.uuid)
+            if line.by_order:
+                return self._current(previous)
+            if line.parent is None:
+                return None
+            parent, top, missing = self._above(line.parent)
+            if missing:
+                # The parent line is broken or missing: the order of lines decides.
+                self.notes["repaired_links"] += 1
+                return self._current(previous)
+            if parent is not node:
+                node.tree = node.tree if parent else top
+                return self._current(parent)
+            line = self._by_uuid[top]
+        return None
+
+    def _above(self, uuid: str) -> tuple[Node | None, str, bool]:
+        """Walk up from a line to the nearest node: `(node, the line where the walk ended, whether it got lost)`."""
+        passed: list[str] = []
+        found = self._nearest.get(uuid)
+        visited: set[str] = set()
+        while found is None:
+            line = self._by_uuid.get(uuid)
+            if uuid in self.node_of:
+                found = (self.node_of[uuid], uuid, False)
+            elif line is None or uuid in visited or line.by_order:
+                found = (None, uuid, True)
+            else:
+                visited.add(uuid)
+                passed.append(uuid)
+                found = (None, uuid, False) if line.parent is None else self._nearest.get(line.parent)
+                uuid = line.parent or uuid
+        self._nearest.update(dict.fromkeys(passed, found))
+        return found
+
+    def _current(self, node: Node | None) -> Node | None:
+        return self._copy.get(node, node) if node is not None else None
+
+    @staticmethod
+    def _starts_anew(node: Node, parent: Node | None) -> bool:
+        """A summary that continues no boundary (older versions wrote none) starts a context by itself."""
+        return node.lines[0].data.get("isCompactSummary") is True and parent is not None and not parent.fresh
+
+    def _queued(self, node: Node, parent: Node | None) -> Node | None:
+        """The first assistant message that begins after a prompt was absorbed is the first that saw it."""
+        return self._ask(parent, node.number) if node.role == "assistant" else parent
+
+    def _ask(self, parent: Node | None, before: int | None) -> Node | None:
+        """Put the prompts that were absorbed before line `before` behind `parent`; return the last node."""
+        while self._queue and (before is None or self._queue[-1][0] < before):
+            _, line = self._queue.pop()
+            node = self._new("user", line)
+            self.node_of[line.uuid] = node
+            self.notes["queued_prompts"] += 1
+            self._attach(node, parent)
+            parent = node
+        return parent
+
+    def _compact(self, boundary: Node, previous: Node | None) -> None:
+        """End the context that a boundary closes, and put what the compaction kept behind its summary."""
+        boundary.fresh = True
+        data = boundary.lines[0].data
+        closed = self._current(self.node_of.get(text_field(data, "logicalParentUuid")))
+        end = self._ask(closed or self._current(previous), boundary.number)
+        if closed is not None and end is not None:
+            self._ends.add(end)
+        kept, anchor = self._kept(object_field(data, "compactMetadata"), boundary)
+        if kept:
+            self._copy[anchor] = self._copy_path(kept, anchor, frozenset(), boundary.tree)
+
+    def _kept(self, metadata: dict[str, object], boundary: Node) -> tuple[list[Node], Node]:
+        """Return the nodes that a compaction kept word for word, in order, and the node that they follow."""
+        listed, segment = object_field(metadata, "preservedMessages"), object_field(metadata, "preservedSegment")
+        anchor = text_field(listed, "anchorUuid") or text_field(segment, "anchorUuid")
+        after = self.node_of.get(anchor, boundary)
+        uuids = listed.get("uuids")
+        if isinstance(uuids, list):
+            found = [self.node_of[u] for u in uuids if isinstance(u, str) and u in self.node_of]
+        else:
+            found = self._segment(text_field(segment, "headUuid"), text_field(segment, "tailUuid"))
+        kept = list(dict.fromkeys(self._current(n) or n for n in found))
+        return [n for n in kept if n not in (after, boundary) and n.role in ("user", "assistant")], after
+
+    def _segment(self, head: str, tail: str) -> list[Node]:
+        first, last = self._current(self.node_of.get(head)), self._current(self.node_of.get(tail))
+        path = self._walk(last, first) if first is not None else []
+        return path if path and path[0] is first else []
+
+    def _microcompact(self, node: Node, parent: Node | None) -> None:
+        """Start a context that shows everything so far again, without the results that were cleared."""
+        metadata = object_field(node.lines[0].data, "microcompactMetadata")
+        ids = metadata.get("compactedToolIds")
+        cleared = frozenset(i for i in ids if isinstance(i, str)) if isinstance(ids, list) else frozenset()
+        path = self._walk(parent, None) if cleared else []
+        if path:
+            self._copy_path(path, None, cleared, node.tree)
+
+    def _walk(self, last: Node | None, first: Node | None) -> list[Node]:
+        """Return the path that ends with `last` and begins with `first` (with the root, if that is not above)."""
+        path: list[Node] = []
+        while last is not None and (not path or path[-1] is not first):
+            if self._steps > _STEPS_PER_NODE * (len(self.node_of) + 50):
+                self.notes["compactions_not_followed"] += 1
+                return []
+            self._steps += 1
+            path.append(last)
+            last = last.parent
+        return path[::-1]
+
+    def _copy_path(self, path: list[Node], parent: Node | None, cleared: frozenset[str], tree: str) -> Node:
+        """Copy nodes as a path behind `parent`; what follows them in the file follows the copies from now on."""
+        for node in path:
+            origin = node.copy_of or node
+            made = Node(node.role, node.lines, node.key, tree, None, node.results, origin)
+            made.cleared = node.cleared | cleared
+            self.nodes.append(made)
+            self._attach(made, parent)
+            made.fresh = not cleared
+            self._copy[origin] = self._copy[node] = parent = made
+        assert parent is not None
+        return parent
+
+    @staticmethod
+    def path_to(node: Node | None) -> list[Node]:
+        """Return the nodes from the root of a tree to `node`."""
+        path = []
+        while node is not None:
+            path.append(node)
+            node = node.parent
+        return path[::-1]
+
+    def _mark(self) -> None:
+        """Mark the turns that the user cut off and those that ran into a limit."""
+        for line in self.lines:
+            if line.kind == "assistant":
+                reason = line.message.get("stop_reason")
+                if reason in ("max_tokens", "model_context_window_exceeded", "refusal"):
+                    self.node_of[line.uuid].truncated = True
+            elif line.kind == "api_error" and line.says_truncated():
+                node = self._above(line.parent)[0] if line.parent else None
+                if node is not None:
+                    node.truncated = True
+            elif line.kind == "user" and line.is_interrupt():
+                self._interrupt(line)
+
+    def _interrupt(self, line: Line) -> None:
+        node: Node | None = self._messages.get(text_field(line.data, "interruptedMessageId"))
+        if node is None:
+            node = self.node_of[line.uuid]
+            node = node.parent if node.role == "user" else node
+        for _ in range(_MARKER_REACH):  # attachments and queued prompts stand between the turn and the marker
+            if node is None or node.role != "user" or node.lines[0].data.get("type") == "user":
+                break
+            node = node.parent
+        if node is not None and node.role == "assistant":
+            (node.copy_of or node).interrupted = True
+
+    def contexts(self) -> list[Context]:
+        """Return the trees of the graph, in the order of their first node in the file."""
+        trees: dict[str, list[Node]] = {}
+        for node in self.nodes:
+            if node.role != "microcompact":
+                trees.setdefault(self._root(node).tree, []).append(node)
+        found = []
+        for members in trees.values():
+            ends = [n for n in members if n in self._ends]
+            path = self.path_to(max(ends or members, key=lambda n: n.order))
+            on_path = set(path)
+            found.append(Context(path, [n for n in members if n not in on_path]))
+        return found
