@@ -18,9 +18,9 @@ _COMMON_WORDS = (
     "administrator ubuntu debian centos fedora ec2-user opc azureuser runner runneradmin vsts jenkins travis circleci "
     "buildkite gitlab github vagrant vscode node python ruby rust golang java app apps application www www-data nginx "
     "postgres mysql redis git dev devel developer dev-user test tester testuser test-user tests demo example sample "
-    "foo bar baz alice bob carol dave eve john jane johndoe janedoe john.doe jdoe joe shared public default guest home lib "
-    "linuxbrew homebrew jovyan codespace coder sandbox workspace workspaces project projects repo repos code src data "
-    "docs documents downloads desktop work build builder deploy deployer service server client local localhost "
+    "foo bar baz alice bob carol dave eve john jane johndoe janedoe john.doe jdoe joe shared public default guest home "
+    "lib linuxbrew homebrew jovyan codespace coder sandbox workspace workspaces project projects repo repos code src "
+    "data docs documents downloads desktop work build builder deploy deployer service server client local localhost "
     "localhost.localdomain main master system xxx xxxx xyz abc all any none null undefined true false index dashboard "
     "settings profile about page pages login signup website analytics notifications company claude codex cursor "
     "anthropic openai assistant agent model human computer laptop macbook desktop-pc container docker kali pi"
@@ -28,11 +28,9 @@ _COMMON_WORDS = (
 COMMON = frozenset(_COMMON_WORDS.split())
 """Names that say nothing about a person: never redacted, in a path or elsewhere."""
 
-# A path starts after no word character (or a drive letter, or a compiler's -I or -L).
-_HEAD = rb"(?:(?<![\w.~})-])|(?<=-[IL])|(?<=/mnt/[a-z])|(?<=\\[nrt]))"
-_UNIX = re.compile(
-    _HEAD + rb"(?:/home/|(?:/[a-z]|/Volumes/[\w .-]{1,40}|/System/Volumes/Data)?/Users/)([A-Za-z][\w.-]{1,63})"
-)
+_UNIX = re.compile(rb"/(?:home|Users)/([A-Za-z][\w.-]{1,63})")
+# A path starts after no word character (or an escape, a compiler's -I or -L, a drive, a volume).
+_BEFORE_UNIX = re.compile(rb"(?:^|[^\w.~})-]|\\[nrt]|-[IL]|/[a-z]|/Volumes/[\w .-]{1,40}|/System/Volumes/Data)$")
 _WINDOWS = re.compile(
     rb"(?i:\b[a-z]:(?:\\{1,4}|/)(?:Users|Documents and Settings)(?:\\{1,4}|/))"
     rb"([A-Za-z][\w.-]{1,63}(?: [\w.-]{1,30}){0,2}(?=[\\/])|[A-Za-z][\w.-]{1,63})"
@@ -62,6 +60,8 @@ def path_names(data: bytes) -> Iterator[tuple[int, int]]:
     for pattern in (_UNIX, _WINDOWS, _DASHED):
         for match in pattern.finditer(data):
             start, end = match.span(1)
+            if pattern is _UNIX and not _BEFORE_UNIX.search(data[max(0, match.start() - 48) : match.start()]):
+                continue
             end = start + len(data[start:end].rstrip(b".-_"))
             name = data[start:end]
             # `/home/index.html` is a page, `/home/jo.smith/x` a folder

@@ -117,6 +117,7 @@ def is_secret_value(value: bytes, quoted: bool) -> bool:
 
 # Shapes: a prefix that only one issuer uses. (kind, needles that must occur, pattern)
 
+_GITLAB = (b"pat", b"dt", b"ptt", b"rt", b"cbt", b"ft", b"imt", b"agent", b"oas", b"soat", b"ffct")
 _EDGE = rb"(?<![A-Za-z0-9])"
 _SHAPES: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = tuple(
     (kind, needles, re.compile(pattern))
@@ -130,9 +131,9 @@ _SHAPES: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = tuple(
         ("github_token", (b"github_pat_",), rb"github_pat_[A-Za-z0-9_]{36,}"),
         (
             "gitlab_token",
-            (b"gl",),
+            tuple(b"gl%b-" % kind for kind in _GITLAB),
             _EDGE
-            + rb"gl(?:pat|dt|ptt|rt|cbt|ft|imt|agent|oas|soat|ffct)-[A-Za-z0-9_-]{20,}"
+            + rb"gl(?:%b)-[A-Za-z0-9_-]{20,}" % b"|".join(_GITLAB)
             + rb"(?:\.[0-9a-z]{2}\.?[0-9a-z]{7,9})?",
         ),
         ("slack_token", (b"xox",), rb"xox[abcdeoprs](?:\.xox[bp])?-[A-Za-z0-9-]{10,}"),
@@ -200,14 +201,15 @@ def key_material(block: bytes) -> bytes:
 
 
 _KEYWORD = re.compile(
-    rb"pass(?:word|wd|phrase)|pwd|secret|token|credential|(?:api|access|auth|private|encrypt(?:ion)?|signing|account"
-    rb"|secret|shared|master)[_-]?key"
+    rb"pass(?:word|wd|phrase)|pwd|secret|token|credential|(?:api|access|auth|private|encryption|signing|account|shared"
+    rb"|master)[ _-]?key"
 )
 _ASSIGNED = re.compile(
     rb"(?:s|_?\d{1,2}|_(?:prod|dev|live|test|staging|value))?[\"'`\])*]{0,8}"
     rb"(?:[ \t]{0,8}(?:=>|:=|=|:)\*{0,2}[ \t]{0,8}|[ \t]+is[ \t]+|(?P<gap>[ \t]+))"
-    rb"[bru]{0,2}(?P<quote>[\"'`]{0,8})(?P<value>[^\s\"'`\x01]{6,1024})"
+    rb"(?:[bru]{0,2}(?P<quote>[\"'`]{1,8}))?(?P<value>[^\s\"'`\x01]{6,1024})"
 )
+_AWS_SECRET = re.compile(rb"(?![0-9a-f]+$|[0-9A-F]+$)[A-Za-z0-9/+]{40}")
 _CODE = b",;(){}[]<>|\\"
 _KIND_OF_KEYWORD = {b"pa": "password", b"pw": "password", b"to": "token", b"se": "secret", b"cr": "credential"}
 
@@ -225,9 +227,10 @@ def _assignments(flat: bytes) -> Iterator[Span]:
         if not quoted:
             end = _literal_end(flat, start, end)
         kind = _KIND_OF_KEYWORD.get(keyword[0][:2], "api_key")
-        if kind == "secret" and keyword[0].endswith(b"key"):
-            kind = "secret_key"
-        if is_secret_value(flat[start:end], quoted):
+        value = flat[start:end]
+        if keyword[0].endswith(b"key") and _AWS_SECRET.fullmatch(value) and not is_placeholder(value):
+            yield Span(start, end, "aws_secret_key")  # one in 64 starts like a path
+        elif is_secret_value(value, quoted):
             yield Span(start, end, kind)
 
 
@@ -246,22 +249,19 @@ def _literal_end(flat: bytes, start: int, end: int) -> int:
     return end
 
 
-_AUTHORIZATION = re.compile(
-    rb"(?i:\b(?P<scheme>bearer|basic)|authorization[\"']{0,4}[ \t]*[:=][ \t]*[\"']{0,4}(?:token|apikey))[ \t]+"
-    rb"(?P<value>[A-Za-z0-9._~+/=-]{16,4096})"
-)
+_SCHEME = re.compile(rb"bearer|basic|authorization[\"']{0,8}[ \t]*[:=][ \t]*[\"']{0,8}(?:token|apikey)")
+_CREDENTIAL = re.compile(rb"[ \t]+([A-Za-z0-9._~+/=-]{16,4096})")
 
 
 def _authorizations(flat: bytes) -> Iterator[Span]:
-    for match in _AUTHORIZATION.finditer(flat):
-        value = match["value"].rstrip(b".")
-        if _mixed(value) and not is_placeholder(value) and not is_wordy(value):
-            yield Span(match.start("value"), match.start("value") + len(value), "authorization")
+    for scheme in _SCHEME.finditer(flat.lower()):
+        match = _CREDENTIAL.match(flat, scheme.end())
+        value = match[1].rstrip(b".") if match else b""
+        if match and _mixed(value) and not is_placeholder(value) and not is_wordy(value):
+            yield Span(match.start(1), match.start(1) + len(value), "authorization")
 
 
-_URL_PASSWORD = re.compile(
-    rb"[A-Za-z][A-Za-z0-9+.-]*:(?:\\*/){2}(?P<user>[^\s:/@\"'`<>]*):(?P<value>[^\s/\"'`<>]+)@(?=[\w\[])"
-)
+_URL_PASSWORD = re.compile(rb":(?:\\*/){2}(?P<user>[^\s:/@\"'`<>]*):(?P<value>[^\s/\"'`<>]+)@(?=[\w\[])")
 
 
 def _url_passwords(flat: bytes) -> Iterator[Span]:
@@ -273,28 +273,14 @@ def _url_passwords(flat: bytes) -> Iterator[Span]:
                 yield Span(*match.span("value"), "url_password")
 
 
-_AWS_SECRET = re.compile(
-    rb"(?i:(?:aws|secret|access)[\w .-]{0,24}key)[\"'`]{0,8}[ \t]*(?:=>|:=|=|:|[ \t]is)[ \t]*[\"'`]{0,8}"
-    rb"(?P<value>[A-Za-z0-9/+]{40})(?![A-Za-z0-9/+=])"
-)
-_HEX = re.compile(rb"[0-9a-f]+|[0-9A-F]+")
-
-
-def _aws_secrets(flat: bytes) -> Iterator[Span]:
-    for match in _AWS_SECRET.finditer(flat):
-        value = match["value"]
-        if _mixed(value) and not _HEX.fullmatch(value) and not is_placeholder(value) and not is_wordy(value):
-            yield Span(*match.span("value"), "aws_secret_key")
-
-
 # E-mail addresses.
 
 _DOMAIN = re.compile(rb"@((?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?\.)+[A-Za-z]{2,12})(?![\w(\[-]|\.\w)")
 _LOCAL = re.compile(rb"[A-Za-z0-9](?:[A-Za-z0-9._%+-]*[A-Za-z0-9_+-])?$")
 _TOP_LEVEL = (
     b"com org net edu gov mil int info biz io ai dev app co me tv cloud tech xyz online site email name pro eu "
-    b"at au be bg br ca ch cl cn cz de dk ee es fi fr gr hk hr hu ie il in ir is it jp ke kr lt lu lv ma mx my ng nl no "
-    b"nz pe ph pk pl pt ro rs ru sa se sg si sk th tr tw ua uk us vn za"
+    b"at au be bg br ca ch cl cn cz de dk ee es fi fr gr hk hr hu ie il in ir is it jp ke kr lt lu lv ma mx my ng nl "
+    b"no nz pe ph pk pl pt ro rs ru sa se sg si sk th tr tw ua uk us vn za"
 )
 _TLDS = frozenset(_TOP_LEVEL.split())
 _PUBLIC_LOCAL = re.compile(
@@ -326,7 +312,6 @@ def _emails(flat: bytes) -> Iterator[Span]:
 RULES: tuple[Callable[[bytes], Iterator[Span]], ...] = (
     _shapes,
     _private_keys,
-    _aws_secrets,
     _assignments,
     _authorizations,
     _url_passwords,
