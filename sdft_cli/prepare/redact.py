@@ -26,6 +26,7 @@ from sdft_cli.prepare.redact_rules import (
     is_wordy,
     key_material,
     mask,
+    without_colours,
 )
 from sdft_cli.prepare.redact_walk import rewrite_session
 from sdft_cli.records import Session
@@ -119,7 +120,9 @@ class Redactor:
         if prefix:
             shift = len(prefix)
             found = [f._replace(start=f.start - shift, end=f.end - shift) for f in found if f.start >= shift]
-        found += [_Found(start, end, "user_name", masked[start:end]) for start, end in path_names(masked)]
+        found += [
+            _Found(start, end, "user_name", masked[start:end]) for start, end in path_names(without_colours(masked))
+        ]
         return tuple(_merged([*found, *_exact_matches(masked, self._known)]))
 
     def _pseudonym(self, found: _Found) -> bytes:

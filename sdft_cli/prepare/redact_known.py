@@ -23,7 +23,8 @@ _COMMON_WORDS = (
     "data docs documents downloads desktop work build builder deploy deployer service server client local localhost "
     "localhost.localdomain main master system xxx xxxx xyz abc all any none null undefined true false index dashboard "
     "settings profile about page pages login signup website analytics notifications company claude codex cursor "
-    "anthropic openai assistant agent model human computer laptop macbook desktop-pc container docker kali pi"
+    "anthropic openai assistant agent model human computer laptop macbook desktop-pc container docker kali pi owner "
+    "new-user"
 )
 COMMON = frozenset(_COMMON_WORDS.split())
 """Names that say nothing about a person: never redacted, in a path or elsewhere."""
@@ -32,7 +33,7 @@ _UNIX = re.compile(rb"/(?:home|Users)/([A-Za-z][\w.-]{1,63})")
 # A path starts after no word character (or an escape, a compiler's -I or -L, a drive, a volume).
 _BEFORE_UNIX = re.compile(rb"(?:^|[^\w.~})-]|\\[nrt]|-[IL]|/[a-z]|/Volumes/[\w .-]{1,40}|/System/Volumes/Data)$")
 _WINDOWS = re.compile(
-    rb"(?i:\b[a-z]:(?:\\{1,4}|/)(?:Users|Documents and Settings)(?:\\{1,4}|/))"
+    rb":(?<=[A-Za-z]:)(?:\\{1,8}|/)(?i:Users|Documents and Settings)(?:\\{1,8}|/)"
     rb"([A-Za-z][\w.-]{1,63}(?: [\w.-]{1,30}){0,2}(?=[\\/])|[A-Za-z][\w.-]{1,63})"
 )
 _DASHED = re.compile(rb"(?:(?<![\w-])-Users-|(?<=[/\\])-home-)([A-Za-z][A-Za-z0-9]{1,63})(?![A-Za-z0-9])")
@@ -67,7 +68,12 @@ def path_names(data: bytes) -> Iterator[tuple[int, int]]:
             # `/home/index.html` is a page, `/home/jo.smith/x` a folder
             if b"." in name and data[end : end + 1] not in (b"/", b"\\"):
                 continue
-            if len(name) >= 2 and name.decode("utf-8", "replace").lower() not in COMMON and not is_placeholder(name):
+            if (
+                len(name) >= 2
+                and name != b"All Users"
+                and name.decode("utf-8", "replace").lower() not in COMMON
+                and not is_placeholder(name)
+            ):
                 yield start, end
 
 

@@ -48,13 +48,17 @@ def flatten(data: bytes) -> bytes:
     """
     if b"\\" in data:
         data = _ESCAPED_QUOTE.sub(_quote, _ESCAPED_SPACE.sub(_space, data))
-    if b"\x1b" in data:
-        data = _COLOUR.sub(_blank, data)
+    data = without_colours(data)
     if b"\0" in data:
         data = data.replace(b"\0", b"\n")
     if b"\xed" in data or b"\xef" in data:
         data = _SURROGATE.sub(_blank, data)
     return mask(data)
+
+
+def without_colours(data: bytes) -> bytes:
+    """Return a copy of the same length with blanks for the terminal's colour codes, which end in a letter."""
+    return _COLOUR.sub(_blank, data) if b"\x1b" in data else data
 
 
 def mask(data: bytes) -> bytes:
@@ -77,6 +81,10 @@ _WEAK = re.compile(
     re.IGNORECASE,
 )
 _TOKENS = re.compile(rb"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
+_DIGIT = re.compile(rb"[0-9]")
+_LETTER = re.compile(rb"[A-Za-z]")
+_SIGN = re.compile(rb"[!@#$%^&*?]")
+_CONSTANT = re.compile(rb"[A-Z_][A-Z0-9]*(?:_[A-Z0-9]*)+")
 _VOWEL = re.compile(rb"[aeiouyAEIOUY]")
 _CONSONANTS = re.compile(rb"[^aeiouyAEIOUY]{4}")
 _PATH = re.compile(rb"(?:~|\.{1,2}|[A-Za-z]:)?[/\\][\w.@-]+(?:[/\\][\w.@-]*)*")
@@ -90,11 +98,13 @@ def is_placeholder(value: bytes) -> bool:
 def is_wordy(value: bytes) -> bool:
     """Tell whether a value reads as words (an identifier, a label) more than as random characters."""
     words = [t for t in _TOKENS.findall(value) if len(t) >= 3 and _VOWEL.search(t) and not _CONSONANTS.search(t)]
-    return sum(map(len, words)) >= 0.7 * len(value)
+    if value.upper() != value:  # runs of capitals are words in `MAX_LENGTH`, and chance in `aXKOBq`
+        words = [t for t in words if not t.isupper()]
+    return sum(map(len, words)) >= 0.72 * len(value)
 
 
 def _mixed(value: bytes) -> bool:
-    return any(48 <= b <= 57 for b in value) or (value.lower() != value and value.upper() != value)
+    return bool(_DIGIT.search(value)) or (value.lower() != value and value.upper() != value)
 
 
 def is_secret_value(value: bytes, quoted: bool) -> bool:
@@ -103,12 +113,11 @@ def is_secret_value(value: bytes, quoted: bool) -> bool:
     A literal has a digit and a letter (or, in quotes, a sign) and is no placeholder, path, identifier or code.
     Without quotes it must have 8 characters, with quotes 6.
     """
-    if len(value) < (6 if quoted else 8) or is_placeholder(value) or b"://" in value:
+    if len(value) < (6 if quoted else 8) or not _LETTER.search(value):
         return False
-    digit = any(48 <= b <= 57 for b in value)
-    letter = any(65 <= b <= 90 or 97 <= b <= 122 for b in value)
-    sign = any(b in b"!@#$%^&*?" for b in value[1:])
-    if not letter or not (digit or (quoted and sign)):
+    if not _DIGIT.search(value) and not (quoted and _SIGN.search(value, 1)):
+        return False
+    if is_placeholder(value) or b"://" in value or (not quoted and _CONSTANT.fullmatch(value)):
         return False
     if _PATH.fullmatch(value) and (len(value) < 32 or is_wordy(value) or value.count(b"/") > 3):
         return False
@@ -132,9 +141,7 @@ _SHAPES: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = tuple(
         (
             "gitlab_token",
             tuple(b"gl%b-" % kind for kind in _GITLAB),
-            _EDGE
-            + rb"gl(?:%b)-[A-Za-z0-9_-]{20,}" % b"|".join(_GITLAB)
-            + rb"(?:\.[0-9a-z]{2}\.?[0-9a-z]{7,9})?",
+            _EDGE + rb"gl(?:%b)-[A-Za-z0-9_-]{20,}" % b"|".join(_GITLAB) + rb"(?:\.[0-9a-z]{2}\.?[0-9a-z]{7,9})?",
         ),
         ("slack_token", (b"xox",), rb"xox[abcdeoprs](?:\.xox[bp])?-[A-Za-z0-9-]{10,}"),
         ("slack_token", (b"xapp-",), rb"xapp-\d-[A-Za-z0-9-]{10,}"),
@@ -150,7 +157,7 @@ _SHAPES: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = tuple(
             _EDGE + rb"sk-(?:(?:proj|svcacct|admin|or-v1|None)-[A-Za-z0-9_-]{20,}|[A-Za-z0-9]{32,})",
         ),
         ("google_key", (b"AIza",), rb"AIza[A-Za-z0-9_-]{35}"),
-        ("stripe_key", (b"_live_", b"_test_"), _EDGE + rb"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}"),
+        ("stripe_key", (b"k_live_", b"k_test_"), _EDGE + rb"[rs]k_(?:live|test)_[A-Za-z0-9]{16,}"),
         ("npm_token", (b"npm_",), _EDGE + rb"npm_[A-Za-z0-9]{36}"),
         ("pypi_token", (b"pypi-AgE",), rb"pypi-AgE[A-Za-z0-9_-]{40,}"),
         ("hugging_face_token", (b"hf_", b"api_org_"), _EDGE + rb"(?:hf|api_org)_[A-Za-z0-9]{30,}"),
@@ -160,12 +167,17 @@ _SHAPES: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = tuple(
 )
 
 
+_BY_NEEDLE = {needle: shape for shape in _SHAPES for needle in shape[1]}
+# One search for all needles costs less than one per needle: most texts hold none.
+_NEEDLE = re.compile(b"|".join(sorted(map(re.escape, _BY_NEEDLE), key=len, reverse=True)))
+
+
 def _shapes(flat: bytes) -> Iterator[Span]:
-    for kind, needles, pattern in _SHAPES:
-        if any(needle in flat for needle in needles):
-            for match in pattern.finditer(flat):
-                if not is_placeholder(match[0]) and _mixed(match[0][4:]):
-                    yield Span(*match.span(), kind)
+    hit = set(_NEEDLE.findall(flat))
+    for kind, pattern in dict.fromkeys((_BY_NEEDLE[n][0], _BY_NEEDLE[n][2]) for n in hit):
+        for match in pattern.finditer(flat):
+            if not is_placeholder(match[0]) and (_mixed(match[0][4:]) or not is_wordy(match[0])):
+                yield Span(*match.span(), kind)
 
 
 # Context: what stands before the value.
@@ -210,7 +222,7 @@ _ASSIGNED = re.compile(
     rb"(?:[bru]{0,2}(?P<quote>[\"'`]{1,8}))?(?P<value>[^\s\"'`\x01]{6,1024})"
 )
 _AWS_SECRET = re.compile(rb"(?![0-9a-f]+$|[0-9A-F]+$)[A-Za-z0-9/+]{40}")
-_CODE = b",;(){}[]<>|\\"
+_CODE = re.compile(rb"[,;(){}\[\]<>|\\]")
 _KIND_OF_KEYWORD = {b"pa": "password", b"pw": "password", b"to": "token", b"se": "secret", b"cr": "credential"}
 
 
@@ -222,28 +234,27 @@ def _assignments(flat: bytes) -> Iterator[Span]:
             continue
         start, end = match.span("value")
         quoted = bool(match["quote"]) and flat[end : end + 1] in (b'"', b"'", b"`")
-        if match["gap"] and not quoted and not _is_option(flat, keyword.start()):
-            continue
         if not quoted:
             end = _literal_end(flat, start, end)
-        kind = _KIND_OF_KEYWORD.get(keyword[0][:2], "api_key")
         value = flat[start:end]
-        if keyword[0].endswith(b"key") and _AWS_SECRET.fullmatch(value) and not is_placeholder(value):
-            yield Span(start, end, "aws_secret_key")  # one in 64 starts like a path
-        elif is_secret_value(value, quoted):
-            yield Span(start, end, kind)
+        is_aws = keyword[0].endswith(b"key") and _AWS_SECRET.fullmatch(value) and not is_placeholder(value)
+        if not is_aws and not is_secret_value(value, quoted):  # one AWS key in 64 starts like a path
+            continue
+        if not match["gap"] or quoted or _is_option(flat, keyword.start()):
+            yield Span(start, end, "aws_secret_key" if is_aws else _KIND_OF_KEYWORD.get(keyword[0][:2], "api_key"))
 
 
 def _is_option(flat: bytes, keyword: int) -> bool:
     """Tell whether the word that ends in a keyword is a command-line option (`--db-password`)."""
-    return bool(re.search(rb"(?<!\S)--[\w-]*$", flat[max(0, keyword - 40) : keyword]))
+    return bool(re.search(rb"(?<![\w-])--[\w-]*$", flat[max(0, keyword - 40) : keyword]))
 
 
 def _literal_end(flat: bytes, start: int, end: int) -> int:
     """Cut an unquoted value where code or a sentence goes on; return `start` where it is a call or a subscript."""
-    for offset in range(start, end):
-        if flat[offset] in _CODE:
-            return start if flat[offset] in b"([{" else offset
+    if code := _CODE.search(flat, start, end + 1):
+        if code[0] in b"([{":
+            return start
+        end = min(end, code.start())
     while end > start and flat[end - 1] in b".:!?":
         end -= 1
     return end

@@ -6,7 +6,8 @@ import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from sdft_cli.prepare.redact_rules import mask
 from sdft_cli.records import Message, Session, ToolSchema
@@ -87,23 +88,44 @@ def _rewrite_json(text: str, rewrite: Rewrite) -> str:
 
 
 def _rewrite_literals(text: str, rewrite: Rewrite) -> str:
-    parts, at, name = [], 0, ""
+    parts, at = [], 0
+    for literal in _literals(text):
+        new = rewrite(literal.value, literal.name)
+        if new != literal.value:
+            parts += [text[at : literal.start], _encoded(new)]
+            at = literal.end
+    return "".join([*parts, text[at:]]) if parts else text
+
+
+class _Literal(NamedTuple):
+    """The string `value` is written at `text[start:end]`; `name` is its key if it is a value and the key matters."""
+
+    start: int
+    end: int
+    value: str
+    name: str
+
+
+@lru_cache(4096)  # tools are the same in many sessions, and every session is walked twice
+def _literals(text: str) -> tuple[_Literal, ...]:
+    found, at, name = [], 0, ""
     for match in _LITERAL.finditer(text):
         between = text[at : match.start()]
         if (at and "," in between) or "{" in between or "}" in between:
             name = ""
         value = _decoded(match[0])
-        is_key = text[match.end() : match.end() + 8].lstrip()[:1] == ":"
-        new = rewrite(value, "" if is_key else _context(name))
-        parts += [between, match[0] if new == value else _encoded(new)]
         at = match.end()
+        is_key = text[at : at + 8].lstrip()[:1] == ":"
+        found.append(_Literal(match.start(), at, value, "" if is_key else _context(name)))
         if is_key:
             name = mask(value.encode("utf-8", "replace")).decode("utf-8", "replace")
-    return "".join([*parts, text[at:]])
+    return tuple(found)
 
 
 def _decoded(literal: str) -> str:
     """Decode a JSON string; what is no valid one (a broken call) is searched as it stands."""
+    if "\\" not in literal:
+        return literal[1:-1]
     try:
         value = json.loads(literal, strict=False)
     except ValueError:

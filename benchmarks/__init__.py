@@ -1,0 +1,1 @@
+"""Measurements, each one command, run from the root of the repository."""
