@@ -172,11 +172,15 @@ _BY_NEEDLE = {needle: shape for shape in _SHAPES for needle in shape[1]}
 _NEEDLE = re.compile(b"|".join(sorted(map(re.escape, _BY_NEEDLE), key=len, reverse=True)))
 
 
+def _is_shape(value: bytes) -> bool:
+    return not is_placeholder(value) and (_mixed(value[4:]) or not is_wordy(value))
+
+
 def _shapes(flat: bytes) -> Iterator[Span]:
     hit = set(_NEEDLE.findall(flat))
     for kind, pattern in dict.fromkeys((_BY_NEEDLE[n][0], _BY_NEEDLE[n][2]) for n in hit):
         for match in pattern.finditer(flat):
-            if not is_placeholder(match[0]) and (_mixed(match[0][4:]) or not is_wordy(match[0])):
+            if _is_shape(match[0]):
                 yield Span(*match.span(), kind)
 
 
