@@ -75,15 +75,27 @@ def _simple(
 PASSWORD_FRAMES = ("password={}", "password: {}", 'passwd="{}"', "PGPASSWORD={}", 'db_password = "{}"', "--password {}")
 KEY_FRAMES = ("SERVICE_API_KEY={}", "export WEATHER_TOKEN={}", 'client_secret: "{}"', "api-key: {}", "X_SECRET='{}'")
 AWS_FRAMES = ("aws_secret_access_key = {}", "AWS_SECRET_ACCESS_KEY={}", 'SecretAccessKey": "{}"')
+BEARER_FRAMES = ("Authorization: Bearer {}", "-H 'authorization: bearer {}'")
+PATH_FRAMES = ("/home/{}/src/main.py", "/Users/{}/x", "C:\\Users\\{}\\x", "x/-Users-{}-app/y")
 DATABASES = ("postgres", "postgresql+asyncpg", "mysql", "mongodb+srv", "redis", "amqp")
 
 
-def _database(r: random.Random) -> str:
-    return f"{r.choice(DATABASES)}://app:{{}}@db{r.randrange(9)}.internal:5432/main"
+def _database(r: random.Random) -> Case:
+    value = _chars(r, ALNUM, r.randrange(10, 24))
+    return Case("database_url", f"{r.choice(DATABASES)}://app:{value}@db.internal:5432/main", (value,))
+
+
+def _slack_bot(r: random.Random) -> str:
+    return f"xoxb-{_chars(r, string.digits, 12)}-{_chars(r, string.digits, 13)}-{_chars(r, ALNUM, 24)}"
 
 
 def _email(r: random.Random) -> str:
-    return f"{_chars(r, string.ascii_lowercase, 6)}.{_chars(r, string.ascii_lowercase, 7)}@{_chars(r, ALNUM[:26], 8)}.{r.choice(['com', 'de', 'io', 'co.uk'])}"
+    first, last, domain = (_chars(r, string.ascii_lowercase, count) for count in (6, 7, 8))
+    return f"{first}.{last}@{domain}.{r.choice(['com', 'de', 'io', 'co.uk'])}"
+
+
+def _basic(r: random.Random) -> str:
+    return base64.b64encode(f"svc:{_password(r)}".encode()).decode()
 
 
 def _user(r: random.Random) -> str:
@@ -97,7 +109,7 @@ MAKERS: dict[str, Callable[[random.Random], Case]] = dict(
         _simple("github_classic", lambda r: f"gh{r.choice('pousr')}_" + _chars(r, ALNUM, 36)),
         _simple("github_fine_grained", lambda r: f"github_pat_{_chars(r, ALNUM, 22)}_{_chars(r, ALNUM, 59)}"),
         _simple("gitlab", lambda r: "glpat-" + _chars(r, URL_SAFE, 20)),
-        _simple("slack_bot", lambda r: f"xoxb-{r.randrange(10**11, 10**12)}-{r.randrange(10**12, 10**13)}-{_chars(r, ALNUM, 24)}"),
+        _simple("slack_bot", _slack_bot),
         _simple("slack_webhook", _slack_webhook, ("https://hooks.slack.com/{}",)),
         _simple("openai", lambda r: f"sk-proj-{_chars(r, URL_SAFE, 74)}T3BlbkFJ{_chars(r, URL_SAFE, 74)}"),
         _simple("anthropic", lambda r: f"sk-ant-api03-{_chars(r, URL_SAFE, 93)}AA"),
@@ -109,23 +121,16 @@ MAKERS: dict[str, Callable[[random.Random], Case]] = dict(
         _simple("sendgrid", lambda r: f"SG.{_chars(r, URL_SAFE, 22)}.{_chars(r, URL_SAFE, 43)}"),
         _simple("jwt", _jwt),
         ("rsa_private_key", _pem("RSA PRIVATE", 64, 24, "MIIEowIBAAKCAQEA")),
-        ("openssh_private_key", _pem("OPENSSH PRIVATE", 70, 5, "b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQAAAAAAAAABAAAA")),
+        ("openssh_private_key", _pem("OPENSSH PRIVATE", 70, 5, "b3BlbnNzaC1rZXktdjEAAAAABG5vbmUAAAAEbm9uZQ")),
         _simple("password", _password, PASSWORD_FRAMES),
         _simple("generic_key", lambda r: _chars(r, ALNUM, r.randrange(20, 48)), KEY_FRAMES),
-        _simple("bearer", lambda r: _chars(r, ALNUM, 40), ("Authorization: Bearer {}", "-H 'authorization: bearer {}'")),
-        _simple("basic", lambda r: base64.b64encode(f"svc:{_password(r)}".encode()).decode(), ("Authorization: Basic {}",)),
+        _simple("bearer", lambda r: _chars(r, ALNUM, 40), BEARER_FRAMES),
+        _simple("basic", _basic, ("Authorization: Basic {}",)),
+        ("database_url", _database),
         _simple("email", _email, ("{}", "mail <{}>", "user.email={}")),
-        _simple("user_in_path", _user, ("/home/{}/src/main.py", "/Users/{}/x", "C:\\Users\\{}\\x", "x/-Users-{}-app/y")),
+        _simple("user_in_path", _user, PATH_FRAMES),
     ]
-)  # fmt: skip
-
-
-def _database_case(r: random.Random) -> Case:
-    value = _chars(r, ALNUM, r.randrange(10, 24))
-    return Case("database_url", _database(r).replace("{}", value), (value,))
-
-
-MAKERS["database_url"] = _database_case
+)
 
 
 def _session(content: str = "Done.", arguments: object = None) -> Session:

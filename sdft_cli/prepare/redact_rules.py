@@ -71,7 +71,7 @@ def mask(data: bytes) -> bytes:
 # Values that are no secret.
 
 _PLACEHOLDER = re.compile(
-    rb"x{4,}|\*{3,}|\.{3}|\xe2\x80\xa6|[<>]|\$\{|\$\(|\{|^[$%@#]|your|example|placeholder|change.?me|dummy|fake|redacted"
+    rb"^\[|\\[wWdDsS]|x{4,}|\*{3,}|\.{3}|\xe2\x80\xa6|[<>]|\$\{|\$\(|\{|^[$%@#]|your|example|placeholder|change.?me|dummy|fake|redacted"
     rb"|insert|todo|replace|12345678|01234567|abcdef0?1?|deadbeef|env[.\[(]|environ|getenv|process\.|\x01",
     re.IGNORECASE,
 )
@@ -84,7 +84,7 @@ _TOKENS = re.compile(rb"[A-Z]?[a-z]+|[A-Z]+|[0-9]+")
 _DIGIT = re.compile(rb"[0-9]")
 _LETTER = re.compile(rb"[A-Za-z]")
 _SIGN = re.compile(rb"[!@#$%^&*?]")
-_CONSTANT = re.compile(rb"[A-Z_][A-Z0-9]*(?:_[A-Z0-9]*)+")
+_NAME = re.compile(rb"[A-Z_][A-Z0-9]*(?:_[A-Z0-9]*)+|[a-z_][a-z0-9_]*(?:\.[a-z_][a-z0-9_]*)+")
 _VOWEL = re.compile(rb"[aeiouyAEIOUY]")
 _CONSONANTS = re.compile(rb"[^aeiouyAEIOUY]{4}")
 _PATH = re.compile(rb"(?:~|\.{1,2}|[A-Za-z]:)?[/\\][\w.@-]+(?:[/\\][\w.@-]*)*")
@@ -117,7 +117,7 @@ def is_secret_value(value: bytes, quoted: bool) -> bool:
         return False
     if not _DIGIT.search(value) and not (quoted and _SIGN.search(value, 1)):
         return False
-    if is_placeholder(value) or b"://" in value or (not quoted and _CONSTANT.fullmatch(value)):
+    if is_placeholder(value) or b"://" in value or (not quoted and _NAME.fullmatch(value)):
         return False
     if _PATH.fullmatch(value) and (len(value) < 32 or is_wordy(value) or value.count(b"/") > 3):
         return False
@@ -169,7 +169,7 @@ _SHAPES: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = tuple(
 
 _BY_NEEDLE = {needle: shape for shape in _SHAPES for needle in shape[1]}
 # One search for all needles costs less than one per needle: most texts hold none.
-_NEEDLE = re.compile(b"|".join(sorted(map(re.escape, _BY_NEEDLE), key=len, reverse=True)))
+_NEEDLE = re.compile(b"|".join(sorted(map(re.escape, _BY_NEEDLE), key=lambda needle: len(needle), reverse=True)))
 
 
 def _is_shape(value: bytes) -> bool:

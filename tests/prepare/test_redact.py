@@ -15,10 +15,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from benchmarks.redaction_corpus import MAKERS, PLACES, leaks, strings_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.redaction_corpus import MAKERS, PLACES, leaks, strings_of
 from sdft_cli.errors import MachineError
 from sdft_cli.prepare import redact_rules
 from sdft_cli.prepare.redact import Redactor
@@ -81,6 +81,7 @@ CLEAN = (
     "token = tokens[index1]",
     "max_tokens=4096, pad_token='[PAD]', token_ids=[1, 2, 3]",
     "secretName: my-app-secret-v2",
+    "per_token = layout.kv_bytes_per_token_f16 * n; mask2_token='[MASK2]'; token = r'[^\\W\\d]\\w*'",
     "password: ${{ secrets.DB_PASSWORD_2 }}",
     "curl -H 'Authorization: Bearer $TOKEN1234567890abc'",
     "Authorization: Bearer <your_token_goes_here_123>",
