@@ -68,8 +68,8 @@ def sessions(redactor: Redactor, folder: Path) -> dict[str, Any]:
     size = sum(map(size_of, found))
     return {
         "sessions": len(found),
-        "messages": len(pairs),
-        "changed_messages": sum(a is not b for a, b in pairs),
+        "messages": len(before),
+        "changed_messages": sum(a is not b for a, b in zip(before, after, strict=True)),
         "replacements": dict(counts),
         "MB": round(size / 1e6, 3),
         "MB_per_s": round(size / 1e6 / seconds, 1),

@@ -169,7 +169,7 @@ _SHAPES: tuple[tuple[str, tuple[bytes, ...], re.Pattern[bytes]], ...] = tuple(
 
 _BY_NEEDLE = {needle: shape for shape in _SHAPES for needle in shape[1]}
 # One search for all needles costs less than one per needle: most texts hold none.
-_NEEDLE = re.compile(b"|".join(sorted(map(re.escape, _BY_NEEDLE), key=lambda needle: len(needle), reverse=True)))
+_NEEDLE = re.compile(b"|".join(re.escape(needle) for needle in sorted(_BY_NEEDLE, key=len, reverse=True)))
 
 
 def _is_shape(value: bytes) -> bool:
