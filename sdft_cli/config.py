@@ -38,7 +38,7 @@ class PrepareConfig(_Config):
     split_by: Literal["session", "project"] = Field(
         "session", description="what is held out whole: sessions (with their copies), or all sessions of a project"
     )
-    redact: bool = Field(False, description="replace secrets, e-mail addresses and user names by pseudonyms")
+    redact: bool = Field(True, description="replace secrets, e-mail addresses and user names by pseudonyms")
     workers: int = Field(1, ge=1, description="processes that measure sessions; the output is the same for any number")
     seed: int = Field(0, ge=0)
     limit_sessions: int | None = Field(None, gt=0)

@@ -13,6 +13,7 @@ from sdft_cli.cli.common import DATA_ROOT, command, say
 
 if TYPE_CHECKING:
     from sdft_cli.config import PrepareConfig
+    from sdft_cli.prepare.turns import Redact
 
 
 @command
@@ -43,6 +44,12 @@ def prepare(
     ] = None,
     teacher_template: Annotated[str | None, typer.Option(help="A name in templates/teacher/, or a .txt file.")] = None,
     split_by: Annotated[str | None, typer.Option(help="Held out whole: session or project. [default: session]")] = None,
+    redact: Annotated[
+        bool | None,
+        typer.Option(
+            "--redact/--no-redact", help="Replace secrets and personal names by pseudonyms. [default: redact]"
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Processes that measure sessions. [default: 1]")] = None,
     revision: Annotated[str | None, typer.Option(help="Hub revision of the source; the commit is pinned.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset folder.")] = False,
@@ -67,6 +74,7 @@ def prepare(
         "tools": tools,
         "teacher_template": teacher_template,
         "split_by": split_by,
+        "redact": redact,
         "workers": workers,
         "revision": revision,
     }
@@ -128,12 +136,20 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
         found = read(config, source, progress)
     prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
     with terminal.progress_reporter() as progress:
-        prepared = measure(config, source, found, Job(config, prompts), progress)
+        prepared = measure(config, source, found, Job(config, prompts, redactor(config)), progress)
     manifest = manifest_of(config, source, prompts, prepared)
     manifest["data_card"] = card and card.dataset
     statistics = statistics_of(manifest, prepared.sessions, prepared.rows, prepared.rejected)
     write(prepared, manifest, target, dataset_card(manifest, card.license if card else None, statistics), overwrite)
     return manifest
+
+
+def redactor(config: PrepareConfig) -> Redact | None:
+    """Return what redacts a session, with this machine's key and the values that are known on it; None if it is off."""
+    from sdft_cli.prepare.redact import Redactor
+    from sdft_cli.prepare.redact_known import known_values, redaction_key
+
+    return Redactor(redaction_key(), known_values()).session if config.redact else None
 
 
 def _tell(manifest: dict[str, Any], target: Path) -> None:

