@@ -45,7 +45,7 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     funnel = json.loads(done.stdout)
     assert funnel["dataset"] == "data/sessions"
     assert funnel["turns"] == funnel["kept"] + sum(funnel["rejected"].values())
-    assert funnel["rejected"] == {}
+    assert funnel["rejected"] == {"duplicate": 1}  # two sessions that begin with the same request and call
 
     done = sdft("train", "--profile", "cpu-demo", "--model", tiny_model, "--max-steps", 2, *FAST)
     error = clean(done, 0)
