@@ -60,11 +60,8 @@ def sessions(redactor: Redactor, folder: Path) -> dict[str, Any]:
     started = time.process_time()
     redacted = [redactor.session(session, counts) for session in found]
     seconds = time.process_time() - started
-    pairs = [
-        (a, b)
-        for old, new in zip(found, redacted, strict=True)
-        for a, b in zip(old.messages, new.messages, strict=True)
-    ]
+    before, after = ([message for session in some for message in session.messages] for some in (found, redacted))
+    pairs = list(zip(before, after, strict=True))
     size = sum(map(size_of, found))
     return {
         "sessions": len(found),

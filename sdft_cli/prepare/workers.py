@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -45,6 +48,19 @@ def _run_in_worker(session: Session) -> SessionTurns:
     return _job.run(session)
 
 
+@contextmanager
+def _children_ignore_interrupts() -> Iterator[None]:
+    """Start processes that leave Ctrl-C to this one, which stops them; a terminal sends it to all."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def map_sessions(
     job: Job, sessions: Sequence[Session], progress: Callable[[str, int, int], None]
 ) -> Iterator[SessionTurns]:
@@ -62,6 +78,8 @@ def map_sessions(
         workers = min(job.config.workers, total)
         with ProcessPoolExecutor(workers, context, _start_worker, (job,)) as pool:
             try:
+                with _children_ignore_interrupts():
+                    pool.submit(int)  # the first task starts all processes
                 for number, found in enumerate(pool.map(_run_in_worker, sessions)):
                     progress("Measuring", number, total)
                     yield found

@@ -37,10 +37,13 @@ def test_any_number_of_workers_writes_the_same_bytes(sdft: Run, tmp_path: Path, 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_run_that_is_stopped_leaves_no_dataset(tmp_path: Path, smollm2: Path, workers: int, how: int) -> None:
-    write_examples(tmp_path / "sessions", 600)
+    with (tmp_path / "sessions.jsonl").open("w") as file:
+        for i in range(6000):
+            turns = [{"role": ("user", "assistant")[j % 2], "content": f"word {i} {j} " * 20} for j in range(12)]
+            file.write(json.dumps({"messages": turns}) + "\n")
     options = ["--model", str(smollm2), "--out", "d", "--workers", str(workers)]
     process = subprocess.Popen(
-        [sys.executable, "-m", "sdft_cli", "prepare", "sessions", *options],
+        [sys.executable, "-m", "sdft_cli", "prepare", "sessions.jsonl", *options],
         cwd=tmp_path,
         env={**os.environ, "NO_COLOR": "1"},
         stdout=subprocess.PIPE,

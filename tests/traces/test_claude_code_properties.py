@@ -310,7 +310,7 @@ SHAPES: list[Callable[[int], list[Any]]] = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.__name__)
 def test_time_grows_with_the_number_of_lines(shape: Callable[[int], list[Any]], tmp_path: Path) -> None:
-    """Eight times the lines take about eight times as long; a quadratic step would take 64 times."""
+    """Sixteen times the lines take about sixteen times as long; a quadratic step would take 256 times."""
 
     def seconds(count: int) -> float:
         path = write(tmp_path / f"{count}.jsonl", shape(count))
@@ -319,4 +319,4 @@ def test_time_grows_with_the_number_of_lines(shape: Callable[[int], list[Any]], 
         return time.process_time() - started
 
     small = min(seconds(2_000), seconds(2_000))
-    assert seconds(16_000) < 30 * max(small, 0.01)
+    assert seconds(32_000) < 100 * max(small, 0.01)
