@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sdft_cli.config import PrepareConfig
 from sdft_cli.prepare.turns import Redact, SessionTurns, turns_of
@@ -38,9 +40,9 @@ class Job:
 _job: Job | None = None
 
 
-def _start_worker(job: Job) -> None:
-    global _job  # a worker process has one job, given when it starts
-    _job = job
+def _start_worker(path: str) -> None:
+    global _job
+    _job = pickle.loads(Path(path).read_bytes())  # written by the parent process
 
 
 def _run_in_worker(session: Session) -> SessionTurns:
@@ -49,16 +51,29 @@ def _run_in_worker(session: Session) -> SessionTurns:
 
 
 @contextmanager
-def _children_ignore_interrupts() -> Iterator[None]:
-    """Start processes that leave Ctrl-C to this one, which stops them; a terminal sends it to all."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _interrupts_ignored() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C, which a terminal sends to all: this one stops them.
+
+    They inherit what is set here. Their job comes from a file, so that starting them takes milliseconds.
+    """
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def _in_processes(
+    pool: ProcessPoolExecutor, sessions: Sequence[Session], progress: Callable[[str, int, int], None]
+) -> Iterator[SessionTurns]:
+    try:
+        with _interrupts_ignored():
+            results = pool.map(_run_in_worker, sessions)
+        for number, found in enumerate(results):
+            progress("Measuring", number, len(sessions))
+            yield found
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def map_sessions(
@@ -76,14 +91,10 @@ def map_sessions(
     else:
         context = multiprocessing.get_context("spawn")  # tokenizers' threads do not survive a fork
         workers = min(job.config.workers, total)
-        with ProcessPoolExecutor(workers, context, _start_worker, (job,)) as pool:
-            try:
-                with _children_ignore_interrupts():
-                    pool.submit(int)  # the first task starts all processes
-                for number, found in enumerate(pool.map(_run_in_worker, sessions)):
-                    progress("Measuring", number, total)
-                    yield found
-            except BaseException:
-                pool.shutdown(wait=True, cancel_futures=True)
-                raise
+        with TemporaryDirectory(prefix="sdft-") as folder:
+            path = Path(folder) / "job"
+            path.write_bytes(pickle.dumps(job))
+            yield from _in_processes(
+                ProcessPoolExecutor(workers, context, _start_worker, (str(path),)), sessions, progress
+            )
     progress("Measuring", total, total)
