@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import json
 import re
+import zlib
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
@@ -85,7 +86,7 @@ def sketch(text: str) -> tuple[int, ...]:
     if len(words) < MIN_WORDS:
         return ()
     runs = {" ".join(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1)}
-    hashes = (int.from_bytes(hashlib.blake2b(run.encode(), digest_size=8).digest(), "big") for run in runs)
+    hashes = {zlib.crc32(run.encode()) for run in runs}
     return tuple(heapq.nsmallest(SKETCH_SIZE, hashes))
 
 

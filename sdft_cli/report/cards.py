@@ -78,7 +78,7 @@ def dataset_card(
     environment.filters["code"] = code_span
     template = environment.from_string(resource_text("templates", "cards", "dataset.md.jinja"))
     return template.render(
-        metadata=yaml.safe_dump(hub_metadata(manifest, license_id), sort_keys=False, allow_unicode=True),
+        metadata=yaml.safe_dump(hub_metadata(manifest, license_id), sort_keys=False),
         manifest=manifest,
         license=license_id,
         funnel=manifest["funnel"],

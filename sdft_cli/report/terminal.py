@@ -36,6 +36,7 @@ _MEANING = {
     "synthetic": "written by the agent program",
     "interrupted": "the user stopped it or refused its call",
     "truncated": "cut off by a token limit",
+    "duplicate": "the same tools, context and turn as another record",
     "no_context": "no user message before it",
     "unknown_tool": "calls a tool that was not offered",
     "template_error": "the chat template refuses it",

@@ -228,6 +228,7 @@ def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadRepor
     group = group_of(lines, path.stem)
     base = f"{group}/agent-{agent}" if agent else group
     models = sorted({text_field(line.message, "model") for line in lines if line.kind == "assistant"} - {""})
+    project = next((cwd for line in lines if isinstance(cwd := line.data.get("cwd"), str)), None)
     report.lost_turns.extend(_errors(lines, base))
     sessions: list[Session] = []
     for context in Graph(lines, report.notes).contexts():
@@ -241,6 +242,8 @@ def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadRepor
         metadata: dict[str, Any] = {"format": FORMAT, "file": path.name, "models": models, "context": number}
         if agent:
             metadata["agent"] = agent
+        if project:
+            metadata["project"] = project
         session_id = base if number == 1 else f"{base}#{number}"
         sessions.append(Session(session_id, tuple(writer.messages(context)), group=group, metadata=metadata))
     for line in lines:

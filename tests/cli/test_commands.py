@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from sdft_cli.records import read_dataset
 from sdft_cli.traces.examples import write_examples
+from tests.traces.lines import line, text
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -35,6 +37,36 @@ def clean(done: subprocess.CompletedProcess[str], code: int) -> str:
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr + done.stdout
     return done.stderr
+
+
+@pytest.mark.slow
+def test_secrets_and_names_do_not_reach_the_dataset(sdft: Run, tmp_path: Path, tiny_model: Path) -> None:
+    token, home = "ghp_" + "aZ3kQ9xL2mN8vB4cR7tY" + "1wE5uI0oP6sD", "/home/mwinterbottom"
+    sessions = tmp_path / "sessions"
+    sessions.mkdir()
+    lines = [
+        line("1", None, "user", f"My token is {token}, the code is in {home}/app.", cwd=f"{home}/app"),
+        line("2", "1", "assistant", text(f"I use {token} in {home}/app."), mid="m"),
+        line("3", None, "user", "Another project.", cwd="/srv/other"),
+    ]
+    (sessions / "s.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    done = sdft("prepare", "sessions", "--model", tiny_model, "--out", "d", "--validation-fraction", 0)
+    error = clean(done, 0)
+    assert "Redacted: github_token 2, user_name" in error
+    assert token not in done.stdout + error
+    (session,) = read_dataset(tmp_path / "d").sessions.values()
+    stored = repr(session)
+    assert token not in stored
+    assert "mwinterbottom" not in stored
+    pseudonyms = [word for m in session.messages for word in m.content.split() if "REDACTED" in word]
+    assert len({p.rstrip(",") for p in pseudonyms}) == 1  # one value, one pseudonym, in prompt and reference
+    assert session.metadata["project"].endswith("/app")
+
+    done = sdft("prepare", "sessions", "--model", tiny_model, "--out", "raw", "--validation-fraction", 0, "--no-redact")
+    assert "Not redacted: secrets, e-mail addresses, user names and home folders" in clean(done, 0)
+    (session,) = read_dataset(tmp_path / "raw").sessions.values()
+    assert token in session.messages[1].content
+    assert session.metadata["project"] == f"{home}/app"
 
 
 @pytest.mark.slow
