@@ -52,7 +52,7 @@ def test_secrets_and_names_do_not_reach_the_dataset(sdft: Run, tmp_path: Path, t
     (sessions / "s.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
     done = sdft("prepare", "sessions", "--model", tiny_model, "--out", "d", "--validation-fraction", 0)
     error = clean(done, 0)
-    assert "Redacted: github_token 2, user_name" in error
+    assert "Redacted: token 2, user_name 3" in error
     assert token not in done.stdout + error
     (session,) = read_dataset(tmp_path / "d").sessions.values()
     stored = repr(session)
