@@ -59,7 +59,7 @@ def demo(
             "seed": seed,
         },
     )
-    manifest = run_preparation(prepare_config, out / "data")
+    manifest, _ = run_preparation(prepare_config, out / "data")
     terminal.stdout().print(terminal.funnel_table(manifest["funnel"]))
     data = read_dataset(out / "data")
 

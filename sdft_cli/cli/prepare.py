@@ -14,6 +14,7 @@ from sdft_cli.cli.common import DATA_ROOT, command, say
 if TYPE_CHECKING:
     from sdft_cli.config import PrepareConfig
     from sdft_cli.prepare.turns import Redact
+    from sdft_cli.report.statistics import Statistics
 
 
 @command
@@ -83,16 +84,14 @@ def prepare(
     target = out or DATA_ROOT / (
         Path(source).expanduser().resolve().stem if Path(source).exists() else source.split("/")[-1]
     )
-    manifest = run_preparation(config, target, overwrite)
+    manifest, statistics = run_preparation(config, target, overwrite)
 
     from sdft_cli.report import terminal
 
     if as_json:
         typer.echo(json.dumps({"dataset": str(target), **manifest["funnel"]}, indent=2))
     else:
-        from sdft_cli.records import read_dataset
-
-        terminal.stdout().print(terminal.dataset_report(read_dataset(target)))
+        terminal.stdout().print(terminal.statistics_report(manifest["funnel"], statistics))
     _tell(manifest, target)
 
 
@@ -113,8 +112,8 @@ def card_defaults(source: str) -> dict[str, Any]:
     return card.defaults.model_dump(exclude_none=True)
 
 
-def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False) -> dict[str, Any]:
-    """Read the source, measure every turn, write the dataset; return its manifest."""
+def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False) -> tuple[dict[str, Any], Statistics]:
+    """Read the source, measure every turn, write the dataset; return its manifest and its statistics."""
     from sdft_cli.engine.models import resolve_model
     from sdft_cli.prepare.pipeline import manifest_of, measure, read, write
     from sdft_cli.prepare.workers import Job
@@ -136,20 +135,22 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
         found = read(config, source, progress)
     prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
     with terminal.progress_reporter() as progress:
-        prepared = measure(config, source, found, Job(config, prompts, redactor(config)), progress)
+        prepared = measure(source, found, Job(config, prompts, redactor(config)), progress)
     manifest = manifest_of(config, source, prompts, prepared)
     manifest["data_card"] = card and card.dataset
     statistics = statistics_of(manifest, prepared.sessions, prepared.rows, prepared.rejected)
     write(prepared, manifest, target, dataset_card(manifest, card.license if card else None, statistics), overwrite)
-    return manifest
+    return manifest, statistics
 
 
 def redactor(config: PrepareConfig) -> Redact | None:
     """Return what redacts a session, with this machine's key and the values that are known on it; None if it is off."""
+    if not config.redact:
+        return None
     from sdft_cli.prepare.redact import Redactor
     from sdft_cli.prepare.redact_known import known_values, redaction_key
 
-    return Redactor(redaction_key(), known_values()).session if config.redact else None
+    return Redactor(redaction_key(), known_values()).session
 
 
 def _tell(manifest: dict[str, Any], target: Path) -> None:

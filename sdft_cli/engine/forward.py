@@ -113,7 +113,8 @@ def attention_share(backend: Backend) -> float:
     config = backend.base.config.get_text_config()
     heads = config.num_attention_heads
     size = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    parameters = sum(p.numel() for n, p in backend.trunk.named_parameters() if ".layers." in f".{n}")
+    embeddings = backend.base.get_input_embeddings().weight.numel()
+    parameters = sum(p.numel() for p in backend.trunk.parameters()) - embeddings
     return float(4 * size * config.num_hidden_layers / (2 * parameters))
 
 

@@ -163,12 +163,9 @@ def evaluate(
     document.
     """
     chosen = list(records[: config.limit] if config.limit else records)
-    passes = plan_passes(
-        teacher.backend,
-        [prompts.teacher_ids(r) for r in chosen],
-        config.max_tokens_per_pass,
-        config.max_records_per_pass,
-    )
+    answer = [prompts.turn_end_id]  # stands for the tokens that follow a prompt, whichever they will be
+    longest = [prompts.teacher_ids(r) + answer * max(r.row.reference_tokens, config.max_new_tokens) for r in chosen]
+    passes = plan_passes(teacher.backend, longest, config.max_tokens_per_pass, config.max_records_per_pass)
     prompts.encoder.forget()
     found: dict[str, Any] = {}
     for contender in contenders:

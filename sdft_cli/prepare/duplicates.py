@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+from sdft_cli.prepare.filters import Reason
 from sdft_cli.records import Message, RecordRow, Rejection, Session
 
 
@@ -59,8 +60,6 @@ def first_of_each(
     rows: Iterable[RecordRow], hash_of: Mapping[str, Hashable]
 ) -> tuple[list[RecordRow], list[Rejection]]:
     """Keep the first record of each hash; the others become rejections that name it."""
-    from sdft_cli.prepare.filters import Reason
-
     seen: dict[Hashable, str] = {}
     kept: list[RecordRow] = []
     copies: list[Rejection] = []

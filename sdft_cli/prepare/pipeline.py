@@ -82,11 +82,9 @@ class Prepared:
     report: ReadReport
 
 
-def prepare(
-    config: PrepareConfig, source: Source, prompts: ChatPrompts, progress: Progress = lambda what, done, total: None
-) -> Prepared:
+def prepare(source: Source, job: Job, progress: Progress = lambda what, done, total: None) -> Prepared:
     """Read a source and turn its sessions into records; see `read` and `measure`."""
-    return measure(config, source, read(config, source, progress), Job(config, prompts), progress)
+    return measure(source, read(job.config, source, progress), job, progress)
 
 
 def read(config: PrepareConfig, source: Source, progress: Progress = lambda what, done, total: None) -> FileSessions:
@@ -118,11 +116,7 @@ def _near(
 
 
 def measure(
-    config: PrepareConfig,
-    source: Source,
-    found: FileSessions,
-    job: Job,
-    progress: Progress = lambda what, done, total: None,
+    source: Source, found: FileSessions, job: Job, progress: Progress = lambda what, done, total: None
 ) -> Prepared:
     """Turn sessions into records.
 
@@ -131,6 +125,7 @@ def measure(
     Raises:
         DataError: no turn can be kept.
     """
+    config = job.config
     offered = with_tools(found.sessions, every_builtin=config.tools == "all")
     turns = list(map_sessions(job, offered, progress))
     groups = joined_groups([t.session for t in turns], [t.hashes for t in turns])
@@ -158,7 +153,7 @@ def measure(
     if not rows:
         reasons = ", ".join(f"{reason} {count}" for reason, count in funnel.rejected.most_common())
         raise DataError(f"No turn of {source.name} can be kept ({reasons}): raise the cap that is named.")
-    redacted = sum((t.redacted for t in turns), Counter[str]()) if config.redact else None
+    redacted = sum((t.redacted for t in turns), Counter[str]()) if job.redact is not None else None
     return Prepared(
         sessions, rows, rejected, held_out_sessions, near, redacted, job.measurer.local, funnel, found.report
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from sdft_cli.config import PrepareConfig
 from sdft_cli.prepare.duplicates import turn_hashes, turn_sketch
-from sdft_cli.prepare.filters import content_reason, length_reason
+from sdft_cli.prepare.filters import Reason, content_reason, length_reason
 from sdft_cli.prepare.reasoning import strip_session
 from sdft_cli.prompts.chat import TemplateError
 from sdft_cli.prompts.incremental import Measurer, SessionMeasure
@@ -45,8 +45,6 @@ def _outcome(measure: SessionMeasure, turn: int, reasoning_only: bool, config: P
     try:
         found = measure.lengths(turn)
     except TemplateError as error:
-        from sdft_cli.prepare.filters import Reason
-
         return Rejection(name, session.session_id, turn, Reason.TEMPLATE_ERROR, str(error))
     lengths = (found.student, found.teacher, found.reference)
     over = length_reason(config, found.teacher, found.reference)

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,11 +22,19 @@ from sdft_cli.records import Session
 
 @dataclass(frozen=True)
 class Job:
-    """What every session goes through. Pickled once for each worker process."""
+    """What every session goes through. Pickled once for all worker processes.
+
+    Raises:
+        ValueError: `config.redact` asks for redaction and `redact` is missing, or the other way round.
+    """
 
     config: PrepareConfig
     prompts: ChatPrompts
-    redact: Redact | None = field(default=None)
+    redact: Redact | None
+
+    def __post_init__(self) -> None:
+        if self.config.redact != (self.redact is not None):
+            raise ValueError("config.redact and redact disagree")
 
     @cached_property
     def measurer(self) -> Measurer:

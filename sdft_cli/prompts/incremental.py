@@ -193,9 +193,14 @@ class SessionMeasure:
         return Lengths(len(found.student), len(found.teacher), len(found.reference))
 
     def holds_at(self, turn: int) -> bool:
-        """Compare the sums of the turn that was measured last with its full rendering."""
-        if self._sums is None or self.in_full:
+        """Compare the sums of the turn that was measured last with its full rendering.
+
+        False, too, if a later turn could not be summed: the turns before it were, and nothing vouches for them.
+        """
+        if self._sums is None:
             return True
+        if self.in_full:
+            return False
         return self._sums.measured(turn) == measure_in_full(self.prompts, self.session, turn)
 
 

@@ -163,8 +163,12 @@ def dataset_report(dataset: Dataset, full: bool = False) -> RenderableType:
     Raises:
         DataError: as `dataset_statistics`.
     """
-    statistics = dataset_statistics(dataset)
-    parts: list[RenderableType] = [funnel_table(dataset.manifest["funnel"]), lengths_table(statistics)]
+    return statistics_report(dataset.manifest["funnel"], dataset_statistics(dataset), full)
+
+
+def statistics_report(funnel: Mapping[str, Any], statistics: Statistics, full: bool = False) -> RenderableType:
+    """Show the same from a funnel and statistics that are at hand."""
+    parts: list[RenderableType] = [funnel_table(funnel), lengths_table(statistics)]
     if full:
         parts += [HistogramBars(length) for length in statistics.lengths]
         parts += [tools_table(statistics)]

@@ -42,13 +42,13 @@ def _text(content: Any, report: ReadReport) -> str:
     return "\n".join(parts)
 
 
-def _tool_call(raw: dict[str, Any], index: int) -> ToolCall:
+def _tool_call(raw: dict[str, Any], name: str) -> ToolCall:
     function = raw.get("function") or raw
     arguments = function.get("arguments")
     value = _loads(arguments) if arguments not in (None, "") else {}
     if not isinstance(value, dict) or not isinstance(function.get("name"), str):
         raise ValueError("a tool call has no name or its arguments are not an object")
-    return ToolCall(str(raw.get("id") or f"call_{index}"), function["name"], json.dumps(value, ensure_ascii=False))
+    return ToolCall(str(raw.get("id") or name), function["name"], json.dumps(value, ensure_ascii=False))
 
 
 def _message(raw: dict[str, Any], index: int, report: ReadReport) -> Message:
@@ -58,7 +58,7 @@ def _message(raw: dict[str, Any], index: int, report: ReadReport) -> Message:
     return Message(
         role=role,  # type: ignore[arg-type]  # checked against _ROLES above
         content=_text(raw.get("content"), report),
-        tool_calls=tuple(_tool_call(c, index) for c in raw.get("tool_calls") or ()),
+        tool_calls=tuple(_tool_call(c, f"call_{index}_{n}") for n, c in enumerate(raw.get("tool_calls") or ())),
         tool_call_id=raw.get("tool_call_id"),
         name=raw.get("name"),
         reasoning=str(raw.get("reasoning_content") or raw.get("reasoning") or ""),

@@ -19,6 +19,7 @@ from sdft_cli.engine.rollout import Rollout  # noqa: E402
 from sdft_cli.engine.train import Phases, Trainer, check_records, rate_factor, record_order, train  # noqa: E402
 from sdft_cli.errors import DataError  # noqa: E402
 from sdft_cli.prepare.pipeline import manifest_of, prepare, write  # noqa: E402
+from sdft_cli.prepare.workers import Job  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer, open_prompts  # noqa: E402
 from sdft_cli.prompts.teacher import load_teacher_template  # noqa: E402
 from sdft_cli.records import Dataset, read_dataset  # noqa: E402
@@ -39,9 +40,9 @@ def data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     folder = tmp_path_factory.mktemp("data")
     write_examples(folder / "sessions", 6)
     source = resolve_source(str(folder / "sessions"))
-    config = PrepareConfig(source=str(folder / "sessions"), model=str(tiny_model))
+    config = PrepareConfig(source=str(folder / "sessions"), model=str(tiny_model), redact=False)
     prompts = ChatPrompts(load_tokenizer(tiny_model), load_teacher_template())
-    found = prepare(config, source, prompts)
+    found = prepare(source, Job(config, prompts, None))
     return read_dataset(write(found, manifest_of(config, source, prompts, found), folder / "d", ""))
 
 

@@ -13,6 +13,7 @@ from sdft_cli.prepare.filters import Reason
 from sdft_cli.prepare.pipeline import manifest_of, prepare, write
 from sdft_cli.prepare.reasoning import strip_message, strip_session
 from sdft_cli.prepare.split import validation_groups
+from sdft_cli.prepare.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Message, Session, ToolCall, read_dataset
@@ -28,7 +29,7 @@ def prompts(smollm2: Path) -> ChatPrompts:
 
 
 def config(source: Path, **changes: object) -> PrepareConfig:
-    return PrepareConfig.model_validate({"source": str(source), "model": "smollm2-135m", **changes})
+    return PrepareConfig.model_validate({"source": str(source), "model": "smollm2-135m", "redact": False, **changes})
 
 
 def test_every_turn_is_a_record_or_has_its_reason(write_jsonl: Callable[..., Path], prompts: ChatPrompts) -> None:
@@ -52,7 +53,7 @@ def test_every_turn_is_a_record_or_has_its_reason(write_jsonl: Callable[..., Pat
         ],
     )
     settings = config(path, max_rollout_tokens=50, max_prompt_tokens=400, max_seq_tokens=600, validation_fraction=0)
-    found = prepare(settings, resolve_source(str(path)), prompts)
+    found = prepare(resolve_source(str(path)), Job(settings, prompts, None))
     assert [(r.turn_index, r.reason) for r in found.rejected] == [
         (None, "api_error"),
         (None, "abandoned_branch"),
@@ -70,12 +71,12 @@ def test_every_turn_is_a_record_or_has_its_reason(write_jsonl: Callable[..., Pat
 def test_nothing_is_truncated_and_the_cap_that_fails_is_named(tmp_path: Path, prompts: ChatPrompts) -> None:
     write_examples(tmp_path / "x", 6)
     source = resolve_source(str(tmp_path / "x"))
-    everything = prepare(config(tmp_path / "x"), source, prompts)
+    everything = prepare(source, Job(config(tmp_path / "x"), prompts, None))
     longest = max(r.teacher_prompt_tokens for r in everything.rows)
     assert not everything.rejected
 
     def reasons(**caps: int) -> Counter[str]:
-        return Counter(r.reason for r in prepare(config(tmp_path / "x", **caps), source, prompts).rejected)
+        return Counter(r.reason for r in prepare(source, Job(config(tmp_path / "x", **caps), prompts, None)).rejected)
 
     over = sum(r.teacher_prompt_tokens > longest - 1 for r in everything.rows)
     assert reasons(max_prompt_tokens=longest) == {}
@@ -94,7 +95,7 @@ def test_lengths_are_those_of_a_full_render_and_encode(tmp_path: Path, prompts: 
     write_examples(tmp_path / "x", 12)
     settings = config(tmp_path / "x", validation_fraction=0.25)
     source = resolve_source(str(tmp_path / "x"))
-    found = prepare(settings, source, prompts)
+    found = prepare(source, Job(settings, prompts, None))
     manifest = manifest_of(settings, source, prompts, found)
     data = read_dataset(write(found, manifest, tmp_path / "d", dataset_card(manifest)))
 
@@ -127,7 +128,7 @@ def test_a_call_of_a_tool_that_was_not_offered_is_rejected(
         "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}],
     }
     path = write_jsonl("m.jsonl", [row])
-    found = prepare(config(path), resolve_source(str(path)), prompts)
+    found = prepare(resolve_source(str(path)), Job(config(path), prompts, None))
     assert [(r.turn_index, r.reason) for r in found.rejected] == [(3, "unknown_tool")]
 
 
@@ -172,8 +173,16 @@ def test_results_of_a_kept_turn_stay_in_later_contexts(write_jsonl: Callable[...
             line("4", "3", "assistant", text("done"), mid="m2"),
         ],
     )
-    found = prepare(config(path, max_rollout_tokens=40), resolve_source(str(path)), prompts)
+    found = prepare(resolve_source(str(path)), Job(config(path, max_rollout_tokens=40), prompts, None))
     assert [(r.turn_index, r.reason) for r in found.rejected] == [(1, "over_rollout_cap")]
     (row,) = found.rows
     assert row.turn_index == 3
     assert row.prompt_tokens > 500  # the long call is in the context
+
+
+def test_a_job_that_would_not_redact_as_configured_is_refused(tmp_path: Path, prompts: ChatPrompts) -> None:
+    """Else the manifest would call a dataset redacted that is not."""
+    with pytest.raises(ValueError, match="disagree"):
+        Job(config(tmp_path, redact=True), prompts, None)
+    with pytest.raises(ValueError, match="disagree"):
+        Job(config(tmp_path), prompts, lambda session, counts: session)

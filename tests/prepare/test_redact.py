@@ -90,7 +90,7 @@ CLEAN = (
     "git clone git@github.com:owner/name.git && echo noreply@anthropic.com",
     "Co-Authored-By: x <12345+someone@users.noreply.github.com>, a@example.com, b@host.test",
     "y = q@k.transpose(1, 2) + x@w.T; react@18.2.0; actions/checkout@v4.1.0; @app.route('/x')",
-    "cd /home/user/project /home/runner/work /Users/runner /root/x /home/ubuntu C:\\Users\\Public\\x",
+    *(f"cd /home/{name}/project /Users/{name} C:\\Users\\{name}\\x" for name in ("user", "runner", "ubuntu", "public")),
     'href="/home/index.html" import x from "../home/header"; ./home/x1 https://a.dev/home/abc12',
     "-----BEGIN PRIVATE KEY-----\n...\n-----END PRIVATE KEY-----",
     "if '-----BEGIN RSA PRIVATE KEY-----' in text and '-----END RSA PRIVATE KEY-----' in text: pass",

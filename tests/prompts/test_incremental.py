@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdft_cli.config import PrepareConfig
 from sdft_cli.prepare.reasoning import strip_session
+from sdft_cli.prepare.turns import turns_of
 from sdft_cli.prompts.chat import ChatPrompts, TemplateError
 from sdft_cli.prompts.incremental import Lengths, Measured, Measurer, SessionMeasure, measure_in_full
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
@@ -93,26 +95,27 @@ END = "<|im_end|>\\n{%- endfor -%}{%- if add_generation_prompt -%}<|im_start|>as
 
 
 @pytest.mark.parametrize(
-    ("template", "why"),
+    ("template", "refused"),
     [
-        (ONE + "{{ loop.index }}" + END, "the position of a message changes its text"),
-        (ONE + "{{ messages | length }}" + END, "the number of messages changes every text"),
-        (ONE + "{{ 'A' if loop.last and m.role == 'assistant' }}" + END, "the last answer looks different"),
-        ((ONE + END).replace("<|im_start|>", "##"), "blocks do not begin at a token boundary"),
+        (ONE + "{{ loop.index }}" + END, False),  # the position of a message changes its text
+        (ONE + "{{ messages | length }}" + END, True),  # their number changes every text: no reference can be cut out
+        (ONE + "{{ 'A' if loop.last and m.role == 'assistant' }}" + END, False),  # the last answer looks different
+        ((ONE + END).replace("<|im_start|>", "##"), False),  # blocks do not begin at a token boundary
     ],
 )
 def test_a_template_that_is_not_local_is_found_out_and_measured_in_full(
-    make_prompts: Callable[[str], ChatPrompts], template: str, why: str
+    make_prompts: Callable[[str], ChatPrompts], template: str, refused: bool
 ) -> None:
     prompts = make_prompts("smollm2")
     prompts.tokenizer.chat_template = template.replace("\\n", "\n")
     measurer = Measurer(prompts)
-    assert not measurer.local, why
+    assert not measurer.local
     session = Session("s", tuple(Message("user" if i % 2 == 0 else "assistant", f"m{i}") for i in range(6)))
-    try:
+    if refused:
+        with pytest.raises(TemplateError, match="differently from its generation prompt"):
+            measurer.session(session).lengths(1)
+    else:
         assert check(measurer, session).in_full
-    except TemplateError as error:  # the second one: no reference can be cut out of a rendering
-        assert "differently from its generation prompt" in str(error)  # noqa: PT017
 
 
 def test_qwen3_is_not_local_and_is_measured_in_full(make_prompts: Callable[[str], ChatPrompts]) -> None:
@@ -137,6 +140,28 @@ def test_a_session_that_the_probes_did_not_foresee_is_caught_at_its_last_turn(
     for turn in measurable(session):
         measure.lengths(turn)
     assert not measure.holds_at(measurable(session)[-1])
+
+
+def test_turns_that_were_summed_before_one_that_could_not_be_are_not_trusted(
+    make_prompts: Callable[[str], ChatPrompts],
+) -> None:
+    """The block of one turn does not begin at a token boundary; the turns before it were summed all the same."""
+    prompts = make_prompts("smollm2")
+    start = "'<|im_start|>' + message['role']"
+    assert start in prompts.tokenizer.chat_template
+    odd = start.replace("'<|im_start|>'", "('##' if message['content'] == 'odd' else '<|im_start|>')")
+    prompts.tokenizer.chat_template = prompts.tokenizer.chat_template.replace(start, odd)
+    measurer = Measurer(prompts)
+    assert measurer.local
+    texts = ("q", "a", "r", "b", "s", "odd", "t", "c")
+    session = Session("s", tuple(Message("user" if i % 2 == 0 else "assistant", t) for i, t in enumerate(texts)))
+    measure = measurer.session(session)
+    measure.lengths(1)
+    assert measure.holds_at(1)
+    measure.lengths(7)
+    assert measure.in_full
+    assert not measure.holds_at(7)
+    assert turns_of(session, measurer, PrepareConfig(source="x", redact=False), None).in_full
 
 
 def test_what_the_template_refuses_is_refused(make_prompts: Callable[[str], ChatPrompts]) -> None:
