@@ -3,8 +3,9 @@
     python -m benchmarks.bench_prepare SESSIONS [--template qwen3_5_nothink] [--every 1] [--json FILE]
 
 Both sides count the same turns of the same sessions with the same tokenizer, one after the other in one process, and
-the counts are compared. `--every N` gives the plain side every N-th turn only; rates are per record. Also: the
-floor of the machine (one parse of the files, one encode of the distinct text), and how time grows with turns.
+the counts are compared; then, untimed, the token ids. `--every N` gives the plain side every N-th turn only; rates are
+per record. Also: the floor of the machine (one parse of the files, one encode of the distinct text), and how time
+grows with turns.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from sdft_cli.engine.models import resolve_model
 from sdft_cli.prepare.reasoning import strip_session
 from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer, template_message, template_tool
-from sdft_cli.prompts.incremental import Lengths, Measurer
+from sdft_cli.prompts.incremental import Lengths, Measured, Measurer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Message, Session
 from sdft_cli.traces.source import read_source, resolve_source
@@ -47,25 +48,54 @@ def measurable(session: Session) -> list[int]:
     return [turn for turn in session.assistant_turns() if turn > first]
 
 
-def plain_lengths(prompts: ChatPrompts, session: Session, turn: int) -> Lengths:
-    """Count a turn the plain way: transformers' template and tokenizer, nothing of ours, nothing remembered."""
+def plain_ids(prompts: ChatPrompts, session: Session, turn: int) -> Measured:
+    """Encode a turn the plain way: transformers' template and tokenizer, nothing of ours, nothing remembered."""
     tokenizer = prompts.tokenizer
 
-    def count(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> tuple[str, int]:
+    def ids(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
         text = tokenizer.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
-        return text, len(tokenizer.encode(text, add_special_tokens=False))
+        found: list[int] = tokenizer.encode(text, add_special_tokens=False)
+        return found
 
     tools = [template_tool(t) for t in session.tools] or None
     context = [template_message(m) for m in session.messages[:turn]]
     reference = prompts.reference_text(session.messages[turn])
     last = template_message(prompts.teacher.message(reference))
-    return Lengths(
-        count(context, tools)[1],
-        count([*context, last], tools)[1],
-        len(tokenizer.encode(reference, add_special_tokens=False)) + 1,
+    return Measured(
+        ids(context, tools),
+        ids([*context, last], tools),
+        [*tokenizer.encode(reference, add_special_tokens=False), prompts.turn_end_id],
     )
+
+
+def plain_lengths(prompts: ChatPrompts, session: Session, turn: int) -> Lengths:
+    """Count a turn the plain way."""
+    found = plain_ids(prompts, session, turn)
+    return Lengths(len(found.student), len(found.teacher), len(found.reference))
+
+
+def differing_ids(measurer: Measurer, sessions: list[Session], every: int) -> dict[str, int]:
+    """Compare the token ids of every N-th turn; where a control token is spelled, with our own full rendering."""
+    found = Counter[str]()
+    for session in sessions:
+        measure = measurer.session(session)
+        for number, turn in enumerate(measurable(session)):
+            try:
+                measure.lengths(turn)
+            except TemplateError:
+                continue
+            if number % every:
+                continue
+            found["turns"] += 1
+            spelled = spells_control_tokens(measurer.prompts, session, turn)
+            found["with_a_spelled_control_token"] += spelled
+            found["differ_from_own_full_rendering"] += not measure.holds_at(turn)
+            if not spelled:
+                found["differ_from_plain"] += measure.measured(turn) != plain_ids(measurer.prompts, session, turn)
+        measurer.prompts.encoder.forget()
+    return dict(found)
 
 
 def spells_control_tokens(prompts: ChatPrompts, session: Session, turn: int) -> bool:
@@ -164,6 +194,7 @@ def main() -> None:
         "ratio": (len(counts) / seconds) / (len(chosen) / plain_seconds),
         "differing": len(differing),
         "differing_where_no_control_token_is_spelled": len(differing) - len(spelled),
+        "ids": differing_ids(measurer, sessions, arguments.every),
         "floor": floor(list(source.files), prompts, sessions),
         "growth": growth(measurer, arguments.turns),
     }

@@ -192,6 +192,12 @@ class SessionMeasure:
             found = measure_in_full(self.prompts, self.session, turn)
         return Lengths(len(found.student), len(found.teacher), len(found.reference))
 
+    def measured(self, turn: int) -> Measured:
+        """Return the token ids of the turn that was measured last."""
+        if self._sums is None or self.in_full:
+            return measure_in_full(self.prompts, self.session, turn)
+        return self._sums.measured(turn)
+
     def holds_at(self, turn: int) -> bool:
         """Compare the sums of the turn that was measured last with its full rendering.
 
@@ -201,7 +207,7 @@ class SessionMeasure:
             return True
         if self.in_full:
             return False
-        return self._sums.measured(turn) == measure_in_full(self.prompts, self.session, turn)
+        return self.measured(turn) == measure_in_full(self.prompts, self.session, turn)
 
 
 def _probes() -> list[Session]:
