@@ -69,21 +69,53 @@ class RolloutSettings(_Config):
     max_new_tokens: int = Field(8_192, gt=0)
     temperature: float = Field(0.8, gt=0)
     top_p: float = Field(0.95, gt=0, le=1)
-    merged_weights: bool = Field(
-        False, description="sample from a merged second copy of the adapted weights: faster, needs their memory again"
+    per_record: int = Field(1, gt=0, description="rollouts of each record of a step")
+    weights: Literal["auto", "merged", "adapter"] = Field(
+        "auto", description="sample from a merged second copy of the adapted weights (faster); auto: if memory allows"
     )
     max_tokens_per_pass: int = Field(
         65_536, gt=0, description="prompts are decoded together up to this many padded tokens"
     )
+    gap_every: int | None = Field(
+        10, gt=0, description="every so many steps, compare the sampler's log-probabilities with the trainer's"
+    )
 
 
 class DistillSettings(_Config):
-    """The objective: reverse KL(student||teacher) over the whole vocabulary, averaged over the step's tokens."""
+    """The objective: a divergence between student and teacher at the tokens of a trajectory."""
 
-    divergence: Literal["reverse_kl"] = "reverse_kl"
+    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = Field(
+        "reverse_kl", description="reverse_kl: KL(student||teacher); forward_kl: KL(teacher||student)"
+    )
+    jsd_beta: float = Field(0.5, gt=0, lt=1, description="jsd only: weight of the teacher in the mixture")
+    support: Literal["full", "top_k"] = Field("full", description="words that count: all, or the top_k at each token")
+    top_k: int = Field(100, gt=0)
+    top_k_of: Literal["student", "teacher"] = "student"
+    top_k_tail: bool = Field(
+        True, description="the other words count together as one; false: the top_k are renormalised"
+    )
     kl_temperature: float = Field(1.0, gt=0)
-    lambda_on_policy: float = Field(1.0, ge=0, le=1, description="share of records trained on the student's rollout")
+    lambda_on_policy: float = Field(
+        1.0, ge=0, le=1, description="share of records trained on the student's rollout, the rest on the expert's turn"
+    )
+    average: Literal["tokens", "sequences"] = Field(
+        "tokens", description="each token of the step weighs the same, or each trajectory does"
+    )
+    skip_first_tokens: int = Field(0, ge=0, description="tokens at a trajectory's start without loss")
+    max_loss_tokens: int | None = Field(None, gt=0, description="only so many tokens of a trajectory have loss")
+    truncated_rollouts: Literal["keep", "mask"] = Field(
+        "keep", description="mask: a rollout that was cut by max_new_tokens has no loss"
+    )
     chunk_rows: int = Field(256, gt=0, description="rows of logits held at once")
+
+
+class TeacherSettings(_Config):
+    """Whose weights score the rollouts. All kinds see the expert's turn."""
+
+    kind: Literal["base", "ema", "live"] = Field(
+        "base", description="adapter off; an exponential moving average of the adapter; or the student itself"
+    )
+    ema_decay: float = Field(0.98, ge=0, lt=1, description="ema <- decay * ema + (1 - decay) * adapter, each step")
 
 
 class OptimSettings(_Config):
@@ -105,16 +137,67 @@ class OptimSettings(_Config):
     )
 
 
+class CheckpointSettings(_Config):
+    """When the state of a run is saved, so that it can go on after a kill."""
+
+    every: int = Field(50, gt=0, description="steps between checkpoints; one more is saved on SIGTERM and SIGINT")
+    keep_last: int = Field(2, gt=0, description="newest checkpoints that stay, besides the best one")
+
+
+class HeldoutSettings(_Config):
+    """The evaluation on fixed validation records while training."""
+
+    every: int | None = Field(50, gt=0, description="steps between evaluations; null: never")
+    records: int = Field(16, gt=0, description="validation records, the same each time")
+    max_new_tokens: int = Field(256, gt=0, description="cap on a rollout, tokens; decoded greedily")
+
+
+Action = Literal["off", "warn", "stop"]
+
+
+class StopSettings(_Config):
+    """What is done when a run goes wrong."""
+
+    not_finite: Action = Field("stop", description="the loss or the gradient is NaN or infinite")
+    length_collapse: Action = Field("warn", description="held-out rollouts are shorter than length_share of the first")
+    length_share: float = Field(0.1, gt=0, lt=1)
+    validity_collapse: Action = Field(
+        "warn", description="the share of valid tool calls is below validity_share of the best one before"
+    )
+    validity_share: float = Field(0.5, gt=0, lt=1)
+    kl_rising: Action = Field("warn", description="held-out KL rose kl_rising_evaluations times in a row")
+    kl_rising_evaluations: int = Field(3, gt=0)
+    sampler_gap: Action = Field("stop", description="sampler and trainer disagree by more than max_sampler_gap")
+    max_sampler_gap: float = Field(
+        0.1, gt=0, description="mean |log p(sampler) - log p(trainer)| of sampled tokens, nats"
+    )
+
+
+class GateSettings(_Config):
+    """The teacher-lift gate: does the reference teach anything? Measured on held-out records before step 1."""
+
+    action: Action = "stop"
+    records: int = Field(32, gt=0, description="validation records, the first ones; training records if there is none")
+    max_new_tokens: int = Field(256, gt=0, description="cap on a rollout, tokens; decoded greedily")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")
+    resamples: int = Field(2_000, gt=0, description="of the bootstrap over sessions")
+
+
 class TrainConfig(_Config):
     """A whole training run."""
 
     profile: str
+    objective: Literal["sdft", "sft"] = Field(
+        "sdft", description="sft: the control arm, cross-entropy on the expert's turn; all else is the same"
+    )
     model: str
     revision: str | None = None
     backend: Literal["auto", "transformers", "unsloth"] = "auto"
     device: Literal["cuda", "cpu", "any"] = Field("any", description="what the profile needs; checked before loading")
     min_gpu_gb: float | None = Field(None, gt=0, description="GPU memory that the profile needs")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and of the compute")
+    load_in_4bit: bool = Field(False, description="frozen weights in 4 bits (NF4); the unsloth backend on a GPU only")
+    fast_inference: bool = Field(False, description="sample with unsloth's vLLM engine; the unsloth backend on a GPU")
     max_seq_tokens: int = Field(65_536, gt=0)
     max_prompt_tokens: int = Field(57_344, gt=0, description="records with a longer teacher prompt are refused")
     gradient_checkpointing: bool = True
@@ -123,10 +206,19 @@ class TrainConfig(_Config):
     )
     seed: int = Field(0, ge=0)
     samples_every: int = Field(10, gt=0, description="save sampled rollouts every so many steps")
+    rehearse: bool = Field(True, description="run the longest step once before step 1, without an update")
+    trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
+        (), description="besides metrics.jsonl, which is always written"
+    )
     lora: LoraSettings
-    rollout: RolloutSettings
-    distill: DistillSettings
+    rollout: RolloutSettings = RolloutSettings()
+    distill: DistillSettings = DistillSettings()
+    teacher: TeacherSettings = TeacherSettings()
     optim: OptimSettings
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    heldout: HeldoutSettings = HeldoutSettings()
+    stop: StopSettings = StopSettings()
+    gate: GateSettings = GateSettings()
 
     @model_validator(mode="after")
     def _a_rollout_fits(self) -> TrainConfig:

@@ -1,23 +1,18 @@
-"""Which weights are on. The only place that switches adapters or touches weights.
-
-| context            | adapter in the forward pass | weights            | used for                          |
-| ------------------ | --------------------------- | ------------------ | --------------------------------- |
-| (none)             | on, with gradient           | base               | student's forward and backward    |
-| `teacher_weights`  | off                         | base               | teacher; base model in `eval`     |
-| `sampling_weights` | off, merged copy if asked   | base + (a/r) B A   | rollouts                          |
-"""
+"""Which weights are on: `weights` below is the only place that switches adapters or touches weights."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import ExitStack, contextmanager
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from sdft_cli.errors import UsageError
+
+Weights = Literal["student", "adapter", "base", "ema", "merged"]
 
 NOT_LANGUAGE = (
     "visual",
@@ -60,33 +55,76 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
 
 
+class EmaAdapter:
+    """A second adapter: the exponential moving average of the first, in fp32, one tensor per trainable parameter."""
+
+    def __init__(self, model: Any, decay: float) -> None:
+        """Start as a copy of the adapter as it is."""
+        self.decay = decay
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.tensors = {name: p.detach().clone().float() for name, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """ema <- decay * ema + (1 - decay) * adapter."""
+        for name, parameter in self.parameters.items():
+            self.tensors[name].lerp_(parameter.float(), 1 - self.decay)
+
+    @contextmanager
+    def swapped_in(self) -> Iterator[None]:
+        """The adapter's parameters hold the average; their own tensors are put back untouched."""
+        own = {name: p.data for name, p in self.parameters.items()}
+        try:
+            for name, parameter in self.parameters.items():
+                parameter.data = self.tensors[name].to(parameter.dtype)
+            yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.data = own[name]
+
+
 @contextmanager
-def teacher_weights(model: Any) -> Iterator[None]:
-    """The base model: adapters off, no gradient. Restores what was on before."""
-    with torch.no_grad(), model.disable_adapter():
+def weights(model: Any, case: Weights, ema: EmaAdapter | None = None) -> Iterator[None]:
+    """Switch weights on for a while; what was on before is restored, bit for bit, whatever happens inside.
+
+    | case       | adapter      | weights in the forward pass   | gradient | used for                                |
+    | ---------- | ------------ | ----------------------------- | -------- | --------------------------------------- |
+    | `student`  | on           | base, and B A beside it       | yes      | the student's forward and backward      |
+    | `adapter`  | on           | the same                      | no       | teacher `live`; rollouts; evaluation    |
+    | `base`     | off          | base                          | no       | teacher `base`; the base model in eval  |
+    | `ema`      | averaged one | base, and its B A beside it   | no       | teacher `ema`                           |
+    | `merged`   | off          | base + (alpha/r) B A          | no       | rollouts and evaluation, faster         |
+
+    With `merged` each adapted weight is replaced by the sum, added in fp32 from the pristine weight and cast once. The
+    pristine tensors are kept aside and put back, so the base never drifts; it takes their memory a second time.
+
+    Raises:
+        ValueError: `ema` without an averaged adapter.
+    """
+    with ExitStack() as stack:
+        if case != "student":
+            stack.enter_context(torch.no_grad())
+        if case in ("base", "merged"):
+            stack.enter_context(model.disable_adapter())
+        if case == "merged":
+            stack.enter_context(_merged(model))
+        if case == "ema":
+            if ema is None:
+                raise ValueError("case ema needs the averaged adapter")
+            stack.enter_context(ema.swapped_in())
         yield
 
 
 @contextmanager
-def sampling_weights(model: Any, merged: bool) -> Iterator[None]:
-    """The student for sampling, without gradient.
-
-    With `merged`, each adapted weight is replaced by W + (alpha/r) B A, added in fp32 and cast once, and the adapter is
-    off. The pristine tensors are kept aside and put back untouched, so the base never drifts.
-    """
-    if not merged:
-        with torch.no_grad():
-            yield
-        return
+def _merged(model: Any) -> Iterator[None]:
     pristine: list[tuple[nn.Parameter, torch.Tensor]] = []
-    with torch.no_grad(), model.disable_adapter():
-        try:
-            for layer in lora_layers(model).values():
-                weight = layer.get_base_layer().weight
-                delta = layer.get_delta_weight(layer.active_adapters[0]).float()
-                pristine.append((weight, weight.data))
-                weight.data = (weight.data.float() + delta).to(weight.dtype)
-            yield
-        finally:
-            for weight, data in pristine:
-                weight.data = data
+    try:
+        for layer in lora_layers(model).values():
+            weight = layer.get_base_layer().weight
+            delta = layer.get_delta_weight(layer.active_adapters[0]).float()
+            pristine.append((weight, weight.data))
+            weight.data = (weight.data.float() + delta).to(weight.dtype)
+        yield
+    finally:
+        for weight, data in pristine:
+            weight.data = data

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from sdft_cli.config import RolloutSettings
-from sdft_cli.engine.adapters import sampling_weights
+from sdft_cli.engine.adapters import weights
 from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import packed_cache, padded_passes
 
@@ -108,7 +108,7 @@ def sample_rollouts(
     torch.manual_seed(seed)
     lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
     found: dict[int, Rollout] = {}
-    with sampling_weights(backend.model, settings.merged_weights):
+    with weights(backend.model, "adapter" if settings.weights == "adapter" else "merged"):
         for rows in padded_passes(lengths, settings.max_tokens_per_pass):
             batch = [prompts[i] for i in rows]
             answers = generate(

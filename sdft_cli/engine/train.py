@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from sdft_cli.config import OptimSettings, TrainConfig
-from sdft_cli.engine.adapters import teacher_weights
+from sdft_cli.engine.adapters import weights
 from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import plan_passes, response_states
 from sdft_cli.engine.loss import chunked_reverse_kl
@@ -154,14 +154,14 @@ class Trainer:
         for rows in plan_passes(self.backend, longest, self.config.optim.max_tokens_per_pass):
             batch = [examples[i] for i in rows]
             answers = [rollouts[i].ids for i in rows]
-            with phases("teacher"), teacher_weights(self.backend.model):
+            with phases("teacher"), weights(self.backend.model, "base"):
                 teacher = response_states(self.backend, [e.teacher for e in batch], answers, self.pad_id)
             with phases("student"):
                 student = response_states(self.backend, [e.student for e in batch], answers, self.pad_id)
             with phases("loss"):
-                weights = torch.full((len(student),), 1.0 / tokens, device=student.device)
+                share = torch.full((len(student),), 1.0 / tokens, device=student.device)
                 output = chunked_reverse_kl(
-                    student, teacher, self.backend.head, weights, distill.kl_temperature, distill.chunk_rows
+                    student, teacher, self.backend.head, share, distill.kl_temperature, distill.chunk_rows
                 )
             with phases("backward"):
                 self.accelerator.backward(output.loss)

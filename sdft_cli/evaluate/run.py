@@ -7,14 +7,14 @@ divergence is measured on each model's own answer (on-policy), against the base 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from sdft_cli.config import EvalConfig
-from sdft_cli.engine.adapters import sampling_weights, teacher_weights
+from sdft_cli.engine.adapters import weights
 from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import plan_passes, response_states
 from sdft_cli.engine.loss import chunked_reverse_kl, token_log_likelihood
@@ -36,13 +36,13 @@ class Contender:
     @contextmanager
     def weights(self) -> Iterator[None]:
         """Switch this contender's weights on, without gradient."""
-        with torch.no_grad(), nullcontext() if self.adapter else teacher_weights(self.backend.model):
+        with weights(self.backend.model, "adapter" if self.adapter else "base"):
             yield
 
     @contextmanager
     def sampling(self) -> Iterator[None]:
         """The same weights, arranged for fast decoding."""
-        with sampling_weights(self.backend.model, True) if self.adapter else teacher_weights(self.backend.model):
+        with weights(self.backend.model, "merged" if self.adapter else "base"):
             yield
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from sdft_cli.engine.adapters import teacher_weights
+from sdft_cli.engine.adapters import weights
 from sdft_cli.engine.backend_transformers import load_model
 from sdft_cli.engine.models import local_folder
 from sdft_cli.engine.quiet import quiet_libraries
@@ -59,7 +59,7 @@ def _compare(run: Run, base: Path, merged: Path, items: list[CheckPrompt]) -> di
     dtype = getattr(torch, run.config.dtype)
     adapted: Any = PeftModel.from_pretrained(load_model(str(base), dtype, device), str(run.adapter)).eval()
     trained_log_p = log_probabilities(adapted, items, device)
-    with teacher_weights(adapted):
+    with weights(adapted, "base"):
         base_log_p = log_probabilities(adapted, items, device)
     del adapted
     gc.collect()

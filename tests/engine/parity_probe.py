@@ -19,7 +19,7 @@ def main(name: str, model: str) -> None:
         import_unsloth()
     import torch
 
-    from sdft_cli.engine.adapters import lora_layers, teacher_weights
+    from sdft_cli.engine.adapters import lora_layers, weights
     from sdft_cli.engine.backend import load_backend
     from sdft_cli.engine.forward import response_states
     from sdft_cli.engine.loss import chunked_reverse_kl
@@ -34,7 +34,7 @@ def main(name: str, model: str) -> None:
     teachers = [[1, 44, 55, 66, *p] for p in prompts]
     answers = [[504, 1029, 2], [3365, 28], [338, 1789, 30, 198]]
     student = response_states(backend, prompts, answers, 2)
-    with teacher_weights(backend.model):
+    with weights(backend.model, "base"):
         teacher = response_states(backend, teachers, answers, 2)
     found = chunked_reverse_kl(student, teacher, backend.head, torch.full((9,), 1 / 9), chunk_rows=4)
     found.loss.backward()

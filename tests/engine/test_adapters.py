@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.config import TrainConfig, load_train_config  # noqa: E402
-from sdft_cli.engine.adapters import lora_layers, sampling_weights, teacher_weights  # noqa: E402
+from sdft_cli.engine.adapters import lora_layers, weights  # noqa: E402
 from sdft_cli.engine.backend import Backend, load_backend  # noqa: E402
 from sdft_cli.engine.backend_transformers import attach_lora, load_model  # noqa: E402
 from sdft_cli.engine.forward import response_states  # noqa: E402
@@ -39,7 +39,7 @@ def test_teacher_logits_equal_the_base_models(backend: Backend, tiny_model: Path
     randomise(backend.model)
     base = load_model(str(tiny_model), torch.float32, torch.device("cpu"))
     ids = torch.tensor([[*PROMPTS[0], *ANSWERS[0]]])
-    with teacher_weights(backend.model):
+    with weights(backend.model, "base"):
         teacher = backend.model(input_ids=ids).logits
     assert torch.equal(teacher, base(input_ids=ids).logits)
     assert not torch.allclose(backend.model(input_ids=ids).logits, teacher, atol=1e-3)
@@ -47,7 +47,7 @@ def test_teacher_logits_equal_the_base_models(backend: Backend, tiny_model: Path
 
 def test_an_untrained_adapter_without_the_reference_has_no_divergence(backend: Backend) -> None:
     student = response_states(backend, PROMPTS, ANSWERS, 2)
-    with teacher_weights(backend.model):
+    with weights(backend.model, "base"):
         teacher = response_states(backend, PROMPTS, ANSWERS, 2)
     found = chunked_reverse_kl(student, teacher, backend.head, torch.full((5,), 0.2))
     assert abs(found.loss.item()) <= 1e-6
@@ -68,9 +68,9 @@ def test_merged_sampling_weights_compute_the_same_and_are_put_back_bit_for_bit(b
     before = {name: tensor.clone() for name, tensor in backend.model.state_dict().items()}
     ids = torch.tensor([[*PROMPTS[0], *ANSWERS[0]]])
     adapted = backend.model(input_ids=ids).logits
-    with sampling_weights(backend.model, merged=True):
+    with weights(backend.model, "merged"):
         assert torch.allclose(backend.model(input_ids=ids).logits, adapted, atol=1e-4)
-    with pytest.raises(ZeroDivisionError), sampling_weights(backend.model, merged=True):
+    with pytest.raises(ZeroDivisionError), weights(backend.model, "merged"):
         raise ZeroDivisionError
     after = backend.model.state_dict()
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
@@ -142,7 +142,7 @@ def test_hybrid_with_vision_tower_trains_through_the_same_interface() -> None:
     config = load_train_config("qwen3.5-9b-64k", ["lora.rank=2", "lora.alpha=4"])
     backend = TransformersBackend(attach_lora(tiny_qwen35(), config).eval(), torch.device("cpu"))
     student = response_states(backend, PROMPTS, ANSWERS, 2)
-    with teacher_weights(backend.model):
+    with weights(backend.model, "base"):
         teacher = response_states(backend, [[3, 4, *p] for p in PROMPTS], ANSWERS, 2)
     chunked_reverse_kl(student, teacher, backend.head, torch.full((5,), 0.2)).loss.backward()
     reached = {
