@@ -319,3 +319,39 @@ def build(kind: type[T], document: Mapping[str, Any]) -> T:
         return kind.model_validate(document)
     except ValidationError as error:
         raise UsageError(f"{explain(error)}: correct the option or the profile.") from error
+
+
+RESUMABLE = ("stop", "checkpoint", "heldout", "gate", "trackers", "samples_every", "rehearse")
+"""Sections and values of a training configuration that may change when a run is resumed: no weight depends on them."""
+
+
+def _leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in document.items():
+        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return found
+
+
+def resumed_config(stored: Mapping[str, Any], overrides: Sequence[str], flags: Mapping[str, Any]) -> TrainConfig:
+    """Return a run's own configuration with what may change on the way: see `RESUMABLE`, and more steps.
+
+    Raises:
+        UsageError: another value is to change; the message names it.
+    """
+    before = build(TrainConfig, stored)
+    document = before.model_dump(mode="json")
+    for override in overrides:
+        _set(document, *_parse_override(override))
+    for key, value in flags.items():
+        if value is not None:
+            _set(document, key.split("."), value)
+    after = build(TrainConfig, document)
+    old, new = _leaves(before.model_dump(mode="json")), _leaves(after.model_dump(mode="json"))
+    free = {*RESUMABLE, *(("optim.max_steps",) if after.optim.schedule == "constant" else ())}
+    for key in old:
+        if old[key] != new[key] and key not in free and key.split(".")[0] not in free:
+            raise UsageError(
+                f"The run was started with {key}={old[key]}, and {new[key]} would make it another run: "
+                "leave that option out, or start a new run with another --out."
+            )
+    return after

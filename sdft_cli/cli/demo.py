@@ -31,6 +31,7 @@ def demo(
     from sdft_cli.cli.train import run_training
     from sdft_cli.config import EvalConfig, PrepareConfig, build, load_train_config
     from sdft_cli.engine.runs import read_run, write_json
+    from sdft_cli.engine.start import Job
     from sdft_cli.records import read_dataset
     from sdft_cli.records.folders import check_output_folder
     from sdft_cli.report import terminal
@@ -64,7 +65,7 @@ def demo(
     data = read_dataset(out / "data")
 
     say(f"2/4 train ({clock()})")
-    run_training(train_config, data, out / "run")
+    run_training(Job(train_config, data, out / "run"))
     say(f"3/4 merge ({clock()})")
     terminal.stdout().print(terminal.merge_table(run_merge(read_run(out / "run"), out / "run" / "merged")))
     say(f"4/4 eval ({clock()})")

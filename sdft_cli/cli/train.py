@@ -7,22 +7,38 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdft_cli.cli.common import RUNS_ROOT, command, newest_dataset, say
+from sdft_cli.cli.common import RUNS_ROOT, command, newest, newest_dataset, say
 
 if TYPE_CHECKING:
-    from sdft_cli.config import TrainConfig
-    from sdft_cli.records import Dataset
+    from sdft_cli.engine.start import Job
+
+DEFAULT_PROFILE = "qwen3.5-9b-64k"
 
 
 @command
 def train(
     dataset: Annotated[Path | None, typer.Argument(help="A dataset folder. [default: the newest under data/]")] = None,
-    profile: Annotated[str, typer.Option(help="A shipped profile, or a YAML file.")] = "qwen3.5-9b-64k",
+    profile: Annotated[
+        str | None, typer.Option(help=f"A shipped profile, or a YAML file. [default: {DEFAULT_PROFILE}]")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Train this model instead of the profile's.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, transformers or unsloth.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="sdft, or sft: the control arm, cross-entropy on the expert's turns.")
+    ] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="The run folder to create. [default: runs/<dataset>-<profile>]")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the newest checkpoint of --out, or of the newest run.")
+    ] = False,
+    gate: Annotated[
+        str | None,
+        typer.Option(help="What to do if the teacher has nothing to teach: stop, warn, or off (unmeasured)."),
+    ] = None,
+    track: Annotated[
+        list[str] | None, typer.Option(help="Log to tensorboard, trackio or wandb as well. Repeatable.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of adapter, order and rollouts.")] = None,
     overrides: Annotated[
@@ -34,85 +50,78 @@ def train(
 
     Example: sdft train data/my-sessions --profile cpu-demo --max-steps 30
     """
+    flags = {
+        "model": model,
+        "backend": backend,
+        "objective": objective,
+        "optim.max_steps": max_steps,
+        "gate.action": gate,
+        "trackers": track or None,
+        "seed": seed,
+    }
+    if resume:
+        job = _job_to_resume(dataset, profile, out, overrides or [], flags)
+    else:
+        job = _new_job(dataset, profile or DEFAULT_PROFILE, out, overrides or [], flags, overwrite)
+    run_training(job)
+    say(f"Run written to {job.folder}; next: sdft merge {job.folder} --bf16")
+
+
+def _new_job(
+    dataset: Path | None, profile: str, out: Path | None, overrides: list[str], flags: dict[str, Any], overwrite: bool
+) -> Job:
     from sdft_cli.config import load_train_config
+    from sdft_cli.engine.runs import is_unfinished
+    from sdft_cli.engine.start import Job
+    from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
     from sdft_cli.records.folders import check_output_folder
 
-    config = load_train_config(
-        profile,
-        overrides or (),
-        {"model": model, "backend": backend, "optim.max_steps": max_steps, "seed": seed},
-    )
+    config = load_train_config(profile, overrides, flags)
     folder = dataset or newest_dataset()
     data = read_dataset(folder)
-    target = (
-        out or RUNS_ROOT / f"{folder.resolve().name}-{Path(profile).stem if profile.endswith('.yaml') else profile}"
-    )
-    check_output_folder(target, overwrite)
-    run_training(config, data, target, overwrite)
-    say(f"Run written to {target}; next: sdft merge {target} --bf16")
-
-
-def run_training(config: TrainConfig, data: Dataset, target: Path, overwrite: bool = False) -> dict[str, Any]:
-    """Check, load, train, and write the run folder, all of it or nothing. Returns the last step's metrics."""
-    from sdft_cli.engine.backend import check_machine, choose_backend, load_backend, model_type_of
-    from sdft_cli.engine.models import resolve_model
-    from sdft_cli.engine.quiet import quiet_libraries
-
-    check_machine(config)
-    quiet_libraries()
-    model = resolve_model(config.model, say)
-    backend_name, why = choose_backend(config.backend, model_type_of(model, config.revision))
-    say(f"Backend: {backend_name} ({why})")
-    if backend_name == "unsloth":  # it patches transformers, so it has to be imported first
-        from sdft_cli.engine.backend_unsloth import import_unsloth
-
-        import_unsloth()
-
-    import torch
-    from accelerate import Accelerator
-
-    from sdft_cli.engine.forward import choose_packing
-    from sdft_cli.engine.runs import FORMAT, write_check_prompts, write_json
-    from sdft_cli.engine.train import Trainer, check_prompts, check_records
-    from sdft_cli.engine.train import train as run
-    from sdft_cli.errors import UsageError
-    from sdft_cli.prompts.chat import open_prompts
-    from sdft_cli.records.folders import new_folder
-
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
-    if accelerator.num_processes > 1:
-        raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
-    prompts = open_prompts(model, data.manifest, config.revision)
-    check_records(data.train, config)
-    loaded = load_backend(config, backend_name, model)
-    say(choose_packing(loaded, config.prefix_sharing))
-    trainer = Trainer(config, loaded, prompts, accelerator)
-    with new_folder(target, overwrite) as scratch:
-        write_json(scratch / "config.json", config.model_dump(mode="json"))
-        write_check_prompts(scratch / "check_prompts.jsonl", check_prompts([*data.validation, *data.train], prompts))
-        with _live(config.optim.max_steps) as report:
-            last = run(trainer, data.train, scratch, report)
-        write_json(
-            scratch / "run.json",
-            {
-                "format": FORMAT,
-                "backend": backend_name,
-                "backend_reason": why,
-                "model": config.model,
-                "teacher_template": data.manifest["teacher_template"],
-                "dataset": {
-                    "name": data.path.resolve().name,
-                    "fingerprint": data.manifest["fingerprint"],
-                    "source": data.manifest["source"],
-                },
-                "last_step": last,
-            },
+    stem = Path(profile).stem if profile.endswith((".yaml", ".yml")) else profile
+    suffix = "" if config.objective == "sdft" else f"-{config.objective}"
+    target = out or RUNS_ROOT / f"{folder.resolve().name}-{stem}{suffix}"
+    if is_unfinished(target) and not overwrite:
+        raise UsageError(
+            f"{target} holds a run that was not finished: go on with `sdft train --resume --out {target}`, choose "
+            "another --out, or add --overwrite to start again."
         )
-    return last
+    check_output_folder(target, overwrite)
+    return Job(config, data, target, overwrite=overwrite)
 
 
-def _live(total: int) -> Any:
-    from sdft_cli.report.terminal import live_training
+def _job_to_resume(
+    dataset: Path | None, profile: str | None, out: Path | None, overrides: list[str], flags: dict[str, Any]
+) -> Job:
+    from sdft_cli.config import resumed_config
+    from sdft_cli.engine.runs import read_json
+    from sdft_cli.engine.start import Job
+    from sdft_cli.errors import UsageError
+    from sdft_cli.records import read_dataset
 
-    return live_training(total)
+    if profile is not None:
+        raise UsageError("--resume takes the run's own profile: leave --profile out.")
+    target = out or newest(RUNS_ROOT, "run.json", "run", "run `sdft train` first, or name the run with --out.")
+    if not (target / "run.json").is_file():
+        raise UsageError(f"{target} is no run: name the folder of one with --out.")
+    info = read_json(target / "run.json")
+    config = resumed_config(read_json(target / "config.json"), overrides, flags)
+    done = (info.get("last_step") or {}).get("step", 0)
+    if info.get("status") == "finished" and done >= config.optim.max_steps:
+        raise UsageError(f"{target} is finished (step {done}): add --max-steps to go on, or start a new run.")
+    folder = dataset or Path(str(info["dataset"]["path"]))
+    if not (folder / "manifest.json").is_file():
+        raise UsageError(
+            f"The run's dataset {folder} is not there: name the folder, as in `sdft train DATASET --resume`."
+        )
+    return Job(config, read_dataset(folder), target, resume=True)
+
+
+def run_training(job: Job) -> dict[str, Any]:
+    """Train as `job` says, with a live view on stderr; return what `run.json` says."""
+    from sdft_cli.engine.start import start_training
+    from sdft_cli.report.live import live_training
+
+    return start_training(job, say, lambda: live_training(job.config.optim.max_steps))

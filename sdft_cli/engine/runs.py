@@ -1,17 +1,23 @@
 """The run folder: what a training run leaves behind, and where merge and eval read it from.
 
 my-run/
-  run.json             format, sdft version, backend and why, model, dataset fingerprint, result
+  run.json             format, status, backend and why, model, dataset, result
   config.json          the resolved training configuration
+  gate.json            what the teacher-lift gate measured before step 1
   metrics.jsonl        one line per step
-  samples.jsonl        a few sampled rollouts as text
+  heldout.jsonl        one line per held-out evaluation
+  samples.jsonl        a few rollouts as text and tokens, with the divergence of each token
   check_prompts.jsonl  a few prompts as token ids, on which `sdft merge` compares
-  adapter/             the LoRA adapter (peft format, safetensors)
+  checkpoints/         states to go on from: `sdft train --resume`
+  trackers/            what tensorboard, trackio or wandb wrote
+  adapter/             the LoRA adapter (peft format, safetensors); only a finished run has one
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +25,7 @@ from typing import Any
 
 from sdft_cli.config import TrainConfig, build
 from sdft_cli.errors import DataError
+from sdft_cli.records.folders import new_file
 
 FORMAT = "sdft-run"
 
@@ -41,32 +48,61 @@ def is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Say whether a folder is a run that was started and not finished."""
+    return is_run(folder) and read_json(folder / "run.json").get("status") == "running"
+
+
 def read_run(folder: Path) -> Run:
     """Read a run folder.
 
     Raises:
         DataError: a file is missing or was not written by `sdft train`.
     """
-    documents = {}
-    for name in ("run.json", "config.json", "adapter/adapter_config.json"):
-        path = folder / name
-        if not path.is_file():
-            raise DataError(f"{path} is missing: {folder} is no finished run; run `sdft train` again.")
-        try:
-            documents[name] = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise DataError(f"{path} is not valid JSON: run `sdft train` again.") from error
+    documents = {name: read_json(folder / name) for name in ("run.json", "config.json")}
+    if not (folder / "adapter" / "adapter_config.json").is_file():
+        raise DataError(f"{folder} is no finished run: go on with `sdft train --resume --out {folder}`.")
     info = documents["run.json"]
-    if not isinstance(info, dict) or info.get("format") != FORMAT:
+    if info.get("format") != FORMAT:
         raise DataError(f"{folder / 'run.json'} was not written by `sdft train`: give a run folder.")
     if not (folder / "adapter" / "adapter_model.safetensors").is_file():
         raise DataError(f"{folder / 'adapter' / 'adapter_model.safetensors'} is missing: run `sdft train` again.")
     return Run(folder, info, build(TrainConfig, documents["config.json"]))
 
 
+def finite(document: Any) -> Any:
+    """Return a document with null in the place of NaN and infinities, which JSON has no form for."""
+    if isinstance(document, float):
+        return document if math.isfinite(document) else None
+    if isinstance(document, Mapping):
+        return {key: finite(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [finite(value) for value in document]
+    return document
+
+
 def write_json(path: Path, document: Any) -> None:
-    """Write a JSON document, readable and with sorted keys."""
-    path.write_text(json.dumps(document, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a JSON document, readable and with sorted keys, in one rename."""
+    text = json.dumps(finite(document), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with new_file(path, overwrite=True) as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a run folder.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: the run is incomplete; run `sdft train` again.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: run `sdft train` again.") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is no JSON object: run `sdft train` again.")
+    return found
 
 
 class JsonLines:
@@ -75,9 +111,28 @@ class JsonLines:
     def __init__(self, path: Path) -> None:
         self._file = path.open("a", encoding="utf-8")
 
+    @staticmethod
+    def cut(path: Path, size: int) -> None:
+        """Drop what was written behind the first `size` bytes, by steps that a resumed run does again.
+
+        Raises:
+            DataError: the file is shorter.
+        """
+        found = path.stat().st_size if path.exists() else 0
+        if found < size:
+            raise DataError(f"{path} has {found} bytes, its checkpoint says {size}: restore the file, or start anew.")
+        if found > size:
+            os.truncate(path, size)
+
     def write(self, document: Mapping[str, Any]) -> None:
-        self._file.write(json.dumps(document, ensure_ascii=False) + "\n")
+        self._file.write(json.dumps(finite(document), ensure_ascii=False) + "\n")
         self._file.flush()
+
+    def sync(self) -> int:
+        """Bring the file to the disk; return its size in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         self._file.close()

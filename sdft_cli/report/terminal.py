@@ -15,7 +15,6 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 from rich.text import Text
@@ -190,42 +189,6 @@ def progress_reporter() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(tasks[what], completed=done, total=total)
 
         yield report
-
-
-@contextmanager
-def live_training(total: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """A live line of the training run on stderr; without a terminal, one plain line per step."""
-    console = stderr()
-    if not console.is_terminal:
-
-        def plain(metrics: Mapping[str, Any]) -> None:
-            console.print(Text(f"step {metrics['step']}/{total}  {_training_line(metrics)}"), soft_wrap=True)
-
-        yield plain
-        return
-    columns = (
-        TextColumn("step"),
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
-        TextColumn("{task.fields[line]}", markup=False),
-        TimeElapsedColumn(),
-        TextColumn("eta"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("train", total=total, line="sampling the first rollouts ...")
-
-        def live(metrics: Mapping[str, Any]) -> None:
-            progress.update(task, completed=metrics["step"], line=_training_line(metrics))
-
-        yield live
-
-
-def _training_line(metrics: Mapping[str, Any]) -> str:
-    return (
-        f"KL {metrics['kl_per_token']:.4f}  length {metrics['rollout_length']:.1f}  "
-        f"{metrics['tokens_per_second']:.0f} tok/s  {metrics['seconds']:.1f} s/step  lr {metrics['learning_rate']:.1e}"
-    )
 
 
 _EVAL_ROWS = (

@@ -1,0 +1,245 @@
+"""From a configuration and a dataset to a finished run folder: check, load, gate, rehearse, train, save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdft_cli.config import TrainConfig
+from sdft_cli.engine.runs import FORMAT, read_json, write_check_prompts, write_json
+from sdft_cli.errors import DataError, UsageError, VerificationError
+from sdft_cli.records import Dataset, Record
+from sdft_cli.records.folders import new_folder
+
+if TYPE_CHECKING:
+    from sdft_cli.engine.train import Loop, Observer
+    from sdft_cli.engine.trainer import Trainer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to start, or to go on with from its newest checkpoint (`resume`): configuration, data, and its folder."""
+
+    config: TrainConfig
+    data: Dataset
+    folder: Path
+    resume: bool = False
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to train, and how that was decided."""
+
+    trainer: Trainer
+    backend_name: str
+    backend_reason: str
+    accelerator: Any
+
+
+def start_training(job: Job, say: Say, observer: Callable[[], AbstractContextManager[Observer]]) -> dict[str, Any]:
+    """Train, and leave a run folder behind; return what `run.json` says about the result.
+
+    Args:
+        say: told what was chosen and why, one sentence at a time.
+        observer: opens what watches the run.
+
+    Raises:
+        MachineError: the machine lacks something that the profile needs.
+        DataError: the dataset does not fit the profile, or is not that of the run that is resumed.
+        VerificationError: the gate found that the teacher has nothing to teach, or a stop rule ended the run.
+        InterruptedBySignal: SIGINT or SIGTERM; the state is saved.
+    """
+    if job.resume:
+        check_same_records(job)
+    for warning in warnings_of(job.config):
+        say(warning)
+    loaded = load(job, say)
+    gate = None if job.resume else pass_gate(job, loaded.trainer, say)
+    if job.config.rehearse:
+        from sdft_cli.engine.rehearsal import rehearse
+
+        say(rehearse(loaded.trainer, job.data.train))
+    if not job.resume:
+        create_run(job, loaded, gate)
+    return finish_run(job, loaded.trainer, _run(job, loaded, say, observer), say)
+
+
+def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractContextManager[Observer]]) -> Loop:
+    from sdft_cli.engine.heldout import HeldOut
+    from sdft_cli.engine.tracking import open_trackers
+    from sdft_cli.engine.train import Loop
+    from sdft_cli.engine.trainer import TEACHER_WEIGHTS
+
+    trainer, config = loaded.trainer, job.config
+    case = TEACHER_WEIGHTS[config.teacher.kind] if config.objective == "sdft" else "base"
+    heldout = HeldOut(trainer.backend, trainer.prompts, job.data.validation, config.heldout, case, trainer.ema)
+    trackers = open_trackers(loaded.accelerator, config, job.folder)
+    try:
+        with observer() as watching:
+            loop = Loop(trainer, job.data.train, job.folder, heldout, watching, trackers.log)
+            if job.resume:
+                step = loop.resume()
+                say(f"Going on after step {step}" if step else "There is no checkpoint yet: starting with step 1")
+            loop.run()
+    finally:
+        trackers.close()
+    return loop
+
+
+def warnings_of(config: TrainConfig) -> list[str]:
+    """Return what is known to go wrong with a configuration."""
+    found = []
+    if config.objective == "sdft" and config.teacher.kind == "live":
+        found.append(
+            "Warning: a live teacher follows its student, and such runs are known to collapse: use base or ema"
+        )
+    if config.optim.learning_rate > 1e-3:
+        found.append(f"Warning: the learning rate {config.optim.learning_rate:g} is above those of LoRA runs (to 1e-3)")
+    return found
+
+
+def load(job: Job, say: Say) -> Loaded:
+    """Load tokenizer, model and a fresh adapter; say which backend, prefix sharing and sampling weights were taken."""
+    from sdft_cli.engine.backend import check_machine, choose_backend, load_backend, model_type_of
+    from sdft_cli.engine.models import resolve_model
+    from sdft_cli.engine.quiet import quiet_libraries
+    from sdft_cli.engine.tracking import check_trackers
+
+    config = job.config
+    check_machine(config)
+    check_trackers(config.trackers)
+    quiet_libraries()
+    model = resolve_model(config.model, say)
+    name, why = choose_backend(config.backend, model_type_of(model, config.revision))
+    say(f"Backend: {name} ({why})")
+    if name == "unsloth":  # it patches transformers, so it has to be imported first
+        from sdft_cli.engine.backend_unsloth import import_unsloth
+
+        import_unsloth()
+
+    import torch
+    from accelerate import Accelerator
+
+    from sdft_cli.engine.forward import choose_packing
+    from sdft_cli.engine.memory import out_of_memory_explained
+    from sdft_cli.engine.rollout import choose_sampling_weights
+    from sdft_cli.engine.tracking import accelerator_arguments
+    from sdft_cli.engine.train import check_records
+    from sdft_cli.engine.trainer import Trainer
+    from sdft_cli.prompts.chat import open_prompts
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), **accelerator_arguments(config, job.folder))
+    if accelerator.num_processes > 1:
+        raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
+    prompts = open_prompts(model, job.data.manifest, config.revision)
+    check_records(job.data.train, config)
+    with out_of_memory_explained(config, "loading the model"):
+        backend = load_backend(config, name, model)
+    say(choose_packing(backend, config.prefix_sharing))
+    sampling, sentence = choose_sampling_weights(backend, config.rollout)
+    if config.objective == "sdft":
+        say(sentence)
+    return Loaded(Trainer(config, backend, prompts, accelerator, sampling), name, why, accelerator)
+
+
+def pass_gate(job: Job, trainer: Trainer, say: Say) -> dict[str, Any] | None:
+    """Measure the teacher's lift before step 1, unless it is off or there is no teacher.
+
+    Raises:
+        VerificationError: the reference does not help, and `gate.action` is stop.
+    """
+    from sdft_cli.engine.gate import run_gate
+    from sdft_cli.engine.memory import out_of_memory_explained
+
+    config = job.config
+    if config.gate.action == "off" or config.objective == "sft":
+        return None
+    records = job.data.validation or job.data.train
+    with out_of_memory_explained(config, "the gate"):
+        found = run_gate(
+            trainer.backend, trainer.prompts, records, config.gate, config.optim.max_tokens_per_pass, config.seed
+        )
+    say(found.sentence())
+    if not found.passed and config.gate.action == "stop":
+        raise VerificationError(
+            "The teacher has nothing to teach here, so no step was made: look at it with `sdft gate`, try another "
+            "--model or teacher template, or train all the same with --set gate.action=warn."
+        )
+    return found.to_json()
+
+
+def records_hash(records: Sequence[Record]) -> str:
+    """Return a hash of the training records in their order: what a resumed run has to find again."""
+    rows = "".join(f"{r.record_id} {r.row.prompt_tokens} {r.row.teacher_prompt_tokens}\n" for r in records)
+    return sha256(rows.encode()).hexdigest()
+
+
+def check_same_records(job: Job) -> None:
+    """Refuse to go on with other records than the run was started with.
+
+    Raises:
+        DataError: they differ.
+    """
+    if read_json(job.folder / "run.json")["dataset"]["records_hash"] != records_hash(job.data.train):
+        raise DataError(f"{job.data.path} is not the dataset that {job.folder} was started with: name that one.")
+
+
+def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
+    """Make the run folder, with all that is known before step 1."""
+    from sdft_cli.engine.train import check_prompts
+
+    data, prompts = job.data, loaded.trainer.prompts
+    info = {
+        "format": FORMAT,
+        "status": "running",
+        "objective": job.config.objective,
+        "backend": loaded.backend_name,
+        "backend_reason": loaded.backend_reason,
+        "sampling_weights": loaded.trainer.sampling,
+        "prefix_sharing": "packed" if loaded.trainer.backend.packed else "none",
+        "model": job.config.model,
+        "teacher_template": data.manifest["teacher_template"],
+        "dataset": {
+            "name": data.path.resolve().name,
+            "path": str(data.path),
+            "records_hash": records_hash(data.train),
+            "fingerprint": data.manifest["fingerprint"],
+            "source": data.manifest["source"],
+        },
+    }
+    with new_folder(job.folder, job.overwrite) as scratch:
+        write_json(scratch / "config.json", job.config.model_dump(mode="json"))
+        write_json(scratch / "run.json", info)
+        if gate is not None:
+            write_json(scratch / "gate.json", gate)
+        write_check_prompts(scratch / "check_prompts.jsonl", check_prompts([*data.validation, *data.train], prompts))
+
+
+def finish_run(job: Job, trainer: Trainer, loop: Loop, say: Say) -> dict[str, Any]:
+    """Write the adapter, the best one too if it is another, and mark the run as finished."""
+    progress = loop.progress
+    with new_folder(job.folder / "adapter", overwrite=True) as scratch:
+        trainer.backend.save_adapter(scratch)
+    if progress.best_step is not None and progress.best_step != progress.step:
+        say(
+            f"The lowest held-out divergence was after step {progress.best_step}: {progress.best_kl:.4f}, at the end "
+            f"{progress.heldout['kl_per_token']:.4f}"
+            + (f"; that state is in {loop.checkpoints.folder}" if progress.best_step else "")
+        )
+    info = read_json(job.folder / "run.json")
+    info |= {
+        "status": "finished",
+        "last_step": progress.metrics,
+        "heldout": progress.heldout,
+        "best_step": progress.best_step,
+    }
+    write_json(job.folder / "run.json", info)
+    write_json(job.folder / "config.json", job.config.model_dump(mode="json"))
+    return info

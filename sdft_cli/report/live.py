@@ -1,0 +1,137 @@
+"""What a training run shows while it runs: a live view on a terminal, else one plain line per step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from sdft_cli.report.terminal import stderr
+
+
+class View(Protocol):
+    """What is told about a run as it happens."""
+
+    def step(self, metrics: Mapping[str, Any]) -> None: ...
+    def heldout(self, metrics: Mapping[str, Any]) -> None: ...
+    def notice(self, text: str) -> None: ...
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def divergence(metrics: Mapping[str, Any]) -> str:
+    """Name and write the mean divergence (or, of the control arm, the likelihood) per token of a step."""
+    for key, name in (("kl_per_token", "KL"), ("jsd_per_token", "JSD"), ("nll_per_token", "NLL")):
+        if key in metrics:
+            return f"{name} {metrics[key]:.4f}"
+    return ""
+
+
+def step_line(metrics: Mapping[str, Any]) -> str:
+    """Write the numbers of a step that say whether it learns."""
+    parts = [
+        f"loss {metrics['loss']:.4f}",
+        divergence(metrics),
+        f"length {metrics['rollout_length']:.1f}",
+        f"finished {_share(metrics['finished_share'])}",
+        f"valid calls {_share(metrics['tool_valid_share'])}",
+        f"{metrics['tokens_per_second']:,.0f} tok/s",
+        f"lr {metrics['learning_rate']:.1e}",
+    ]
+    if not metrics["updated"]:
+        parts.append("no update")
+    if "sampler_gap_mean" in metrics:
+        parts.append(f"sampler gap {metrics['sampler_gap_mean']:.1e}")
+    return "  ".join(parts)
+
+
+def phases_line(metrics: Mapping[str, Any]) -> str:
+    """Write where the time of a step went."""
+    phases = sorted(metrics["phase_seconds"].items(), key=lambda item: -item[1])
+    return f"{metrics['seconds']:.1f} s: " + ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases)
+
+
+def heldout_line(metrics: Mapping[str, Any]) -> str:
+    """Write a held-out evaluation."""
+    return (
+        f"held out after step {metrics['step']}: KL {metrics['kl_per_token']:.4f}  "
+        f"expert NLL {metrics['expert_nll_per_token']:.4f}  valid calls {_share(metrics['tool_valid_share'])}  "
+        f"length {metrics['rollout_length']:.1f}"
+    )
+
+
+class PlainView:
+    """One line per step, evaluation and notice."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.console = console
+        self.total = total
+
+    def _print(self, line: str) -> None:
+        self.console.print(Text(line), soft_wrap=True)
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        self._print(f"step {metrics['step']}/{self.total}  {step_line(metrics)}  {metrics['seconds']:.1f} s")
+
+    def heldout(self, metrics: Mapping[str, Any]) -> None:
+        self._print(heldout_line(metrics))
+
+    def notice(self, text: str) -> None:
+        self._print(text)
+
+
+class LiveView:
+    """A bar with the time left, the last step, its phases, and the last held-out evaluation."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self.bar = Progress(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=30),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+        )
+        self.task = self.bar.add_task("train", total=total)
+        self.lines = {"step": "the first step is running", "phases": "", "heldout": ""}
+        self.live = Live(self._view(), console=console, refresh_per_second=4)
+
+    def _view(self) -> Group:
+        shown = [
+            Text(f"  {line}", style="dim" if name == "phases" else "") for name, line in self.lines.items() if line
+        ]
+        return Group(self.bar, *shown)
+
+    def _set(self, **lines: str) -> None:
+        self.lines.update(lines)
+        self.live.update(self._view())
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        self.bar.update(self.task, completed=metrics["step"])
+        self._set(step=step_line(metrics), phases=phases_line(metrics))
+
+    def heldout(self, metrics: Mapping[str, Any]) -> None:
+        self._set(heldout=heldout_line(metrics))
+
+    def notice(self, text: str) -> None:
+        self.live.console.print(Text(text), soft_wrap=True)
+
+
+@contextmanager
+def live_training(total: int) -> Iterator[View]:
+    """Watch a training run of `total` steps on stderr."""
+    console = stderr()
+    if not console.is_terminal:
+        yield PlainView(console, total)
+        return
+    view = LiveView(console, total)
+    with view.live:
+        yield view
