@@ -35,7 +35,7 @@ def train(
     ] = False,
     gate: Annotated[
         str | None,
-        typer.Option(help="What to do if the teacher has nothing to teach: stop, warn, or off (unmeasured)."),
+        typer.Option(help="If the teacher has nothing to teach: stop, warn, or off (not measured)."),
     ] = None,
     track: Annotated[
         list[str] | None, typer.Option(help="Log to tensorboard, trackio or wandb as well. Repeatable.")

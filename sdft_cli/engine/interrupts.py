@@ -1,8 +1,8 @@
 """SIGINT and SIGTERM while training: they stop it at once, but never between two halves of a change of its state.
 
 Signals are noted, and raised only inside `interruptible` blocks, which hold pure computation: forward and backward
-passes, decoding. Whatever switches weights or updates them lies outside, so that what is saved after an interrupt is the
-state at the end of a step.
+passes, decoding. Whatever switches weights or updates them lies outside, so that what is saved after an interrupt is
+the state at the end of a step.
 """
 
 from __future__ import annotations

@@ -97,9 +97,7 @@ def warnings_of(config: TrainConfig) -> list[str]:
     """Return what is known to go wrong with a configuration."""
     found = []
     if config.objective == "sdft" and config.teacher.kind == "live":
-        found.append(
-            "Warning: a live teacher follows its student, and such runs are known to collapse: use base or ema"
-        )
+        found.append("Warning: runs with a live teacher, which follows its student, collapse: use base or ema")
     if config.optim.learning_rate > 1e-3:
         found.append(f"Warning: the learning rate {config.optim.learning_rate:g} is above those of LoRA runs (to 1e-3)")
     return found

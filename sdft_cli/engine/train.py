@@ -169,8 +169,8 @@ class Loop:
                     self.trainer.optimizer.zero_grad(set_to_none=True)
                     self.save()
                     raise InterruptedBySignal(
-                        f"interrupted after step {self.progress.step} of {self.config.optim.max_steps}, which is saved: "
-                        f"go on with `sdft train --resume --out {self.folder}`."
+                        f"interrupted after step {self.progress.step} of {self.config.optim.max_steps}, which is "
+                        f"saved: go on with `sdft train --resume --out {self.folder}`."
                     ) from None
         finally:
             for file in self.files.values():
@@ -216,7 +216,7 @@ class Loop:
             metrics = {"step": step, **self.heldout.measure()}
         self.files["heldout.jsonl"].write(metrics)
         progress = self.progress
-        progress.evaluated, progress.heldout = step, metrics
+        progress.evaluated, progress.heldout, self.saved = step, metrics, -1
         if progress.best_kl is None or metrics["kl_per_token"] < progress.best_kl:
             progress.best_kl, progress.best_step = metrics["kl_per_token"], step
         self.log({"heldout": metrics}, step)

@@ -15,9 +15,14 @@ def send(number: int = signal.SIGTERM) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_pure_computation_at_once(number: int) -> None:
     reached = []
-    with watched_signals(), pytest.raises(Interrupted), interruptible():
-        send(number)
-        reached.append("after the signal")
+
+    def computation() -> None:
+        with interruptible():
+            send(number)
+            reached.append("after the signal")
+
+    with watched_signals(), pytest.raises(Interrupted):
+        computation()
     assert not reached
 
 
@@ -38,11 +43,15 @@ def test_elsewhere_a_signal_waits_for_the_next_computation_or_check() -> None:
 
 
 def test_nested_blocks_are_interruptible_to_the_end_of_the_outer_one() -> None:
-    with watched_signals():
-        with pytest.raises(Interrupted), interruptible():
+    def nested() -> None:
+        with interruptible():
             with interruptible():
                 pass
             send()
+
+    with watched_signals():
+        with pytest.raises(Interrupted):
+            nested()
         send()  # outside of both: noted only
         with pytest.raises(Interrupted):
             check()
