@@ -138,8 +138,14 @@ class Loop:
         return offsets
 
     def save(self) -> None:
-        """Write a checkpoint of the state after the last whole step, and remember the best one."""
+        """Write a checkpoint of the state after the last whole step, and remember the best one.
+
+        An adapter that is not finite is not saved: it would push out the last good one.
+        """
         trainer, progress = self.trainer, self.progress
+        if not all(p.isfinite().all() for p in trainer.backend.parameters()):
+            self.observer.notice(f"The adapter is not finite after step {progress.step}: it is not saved.")
+            return
         tensors, rng = capture(trainer.backend.model, trainer.optimizer, trainer.schedule, trainer.ema)
         state = {
             **rng,
@@ -230,9 +236,9 @@ class Loop:
         if stops:
             self.save()
             raise VerificationError(
-                f"Stopped after step {self.progress.step} (rule {stops[0].rule}), which is saved: look at "
-                f"{self.folder / 'metrics.jsonl'}; go on with `sdft train --resume --out {self.folder} "
-                f"--set stop.{stops[0].rule}=warn`."
+                f"Stopped after step {self.progress.step} by the rule {stops[0].rule}: look at "
+                f"{self.folder / 'metrics.jsonl'}; to go on from the last checkpoint all the same, "
+                f"`sdft train --resume --out {self.folder} --set stop.{stops[0].rule}=warn`."
             )
 
     def _sample(self, number: int, found: Trajectories, scored: Scored) -> dict[str, Any]:
