@@ -1,8 +1,8 @@
 """Run as a process of its own: a nursery of training runs that may be killed.
 
 Reads one command per line, `FOLDER DATASET OVERRIDE...`; forks a child that starts the run in that folder, or goes on
-with it; answers `started PID`, then `ended PID CODE` when the child is gone. The libraries are imported once, before any
-fork, and no tensor is computed here, so that each child starts in a moment and on its own.
+with it; answers `started PID`, then `ended PID CODE` when the child is gone. The libraries are imported once, before
+any fork, and no tensor is computed here, so that each child starts in a moment and on its own.
 """
 
 from __future__ import annotations

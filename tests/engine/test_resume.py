@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -106,10 +107,8 @@ def kill_at_random(nursery: Nursery, folder: Path, data: Path, settings: list[st
     while time.monotonic() < deadline and not (in_save and saving(folder)):
         time.sleep(0.0005)
     caught = saving(folder)
-    try:
+    with contextlib.suppress(ProcessLookupError):  # it was done already
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:  # it was done already
-        pass
     code = nursery.wait()
     assert code in (0, -signal.SIGKILL)
     return "finished" if code == 0 else "saving" if caught else "elsewhere"
