@@ -25,7 +25,7 @@ from sdft_cli.config import OptimSettings, TrainConfig
 from sdft_cli.engine.adapters import weights
 from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import plan_passes, response_states
-from sdft_cli.engine.loss import chunked_reverse_kl
+from sdft_cli.engine.loss import distillation_loss
 from sdft_cli.engine.rollout import Rollout, sample_rollouts, stop_tokens
 from sdft_cli.engine.runs import CheckPrompt, JsonLines
 from sdft_cli.errors import DataError
@@ -160,9 +160,7 @@ class Trainer:
                 student = response_states(self.backend, [e.student for e in batch], answers, self.pad_id)
             with phases("loss"):
                 share = torch.full((len(student),), 1.0 / tokens, device=student.device)
-                output = chunked_reverse_kl(
-                    student, teacher, self.backend.head, share, distill.kl_temperature, distill.chunk_rows
-                )
+                output = distillation_loss(student, teacher, self.backend.head, share, distill)
             with phases("backward"):
                 self.accelerator.backward(output.loss)
             total += output.loss.item()
