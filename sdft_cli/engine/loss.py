@@ -1,93 +1,208 @@
-"""Reverse KL(student||teacher) over the whole vocabulary, from hidden states, a few rows of logits at a time.
+"""Divergences between student and teacher from hidden states, a few rows of logits at a time.
 
-With z = h W^T / T, p = softmax(z_student), q = softmax(z_teacher) and d = log p - log q:
+With z = h W^T / T, p = softmax(z_student) and q = softmax(z_teacher), over outcomes o (words, or the top-k words and
+one outcome for all others):
 
-    KL(p||q) = sum_v p_v d_v            dKL/dz_v = p_v (d_v - KL)            dKL/dh = (dKL/dz) W / T
+    reverse_kl   KL(p||q) = sum_o p_o log(p_o / q_o)                        g_o = log(p_o / q_o)
+    forward_kl   KL(q||p) = sum_o q_o log(q_o / p_o)                        g_o = -q_o / p_o
+    jsd          b KL(q||M) + (1 - b) KL(p||M), M = b q + (1 - b) p         g_o = (1 - b) log(p_o / M_o)
 
-so the gradient of a chunk is known as soon as its loss is, and neither logits nor an autograd graph outlive the chunk.
-The head W is frozen under LoRA and gets no gradient. SDFT, arXiv 2601.19897, eq. 3 (direction: docs/design.md).
+g is the derivative in p_o up to a constant, so the derivative in the student's logits is
+
+    dz_o = p_o (g_o - sum_i p_i g_i)        dh = dz W / T
+
+and is known as soon as the value is: neither logits nor an autograd graph outlive a chunk. The head W is frozen under
+LoRA and gets no gradient. SDFT, arXiv 2601.19897, eq. 3 (direction: docs/design.md); jsd: GKD, arXiv 2306.13649, eq. 1.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sdft_cli.config import DistillSettings
+
+WORDS_PER_PRODUCT = 1024
+"""Words of the head in one matrix product on a CPU: this much of it stays in the cache, and few rows cost less."""
+
+LARGEST_EXPONENT = 80.0
+"""exp of it is finite in fp32, and next to it 1 is rounded away."""
 
 
 @dataclass(frozen=True)
-class KLOutput:
-    """`loss`: scalar, differentiable in the student's hidden states. `per_token`: (N,), detached, KL in nats."""
+class LossOutput:
+    """`loss`: scalar, differentiable in the student's hidden states. `per_token`: (N,), detached, in nats."""
 
     loss: Tensor
     per_token: Tensor
 
 
-def _chunk_kl(student: Tensor, teacher: Tensor, weight: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Return KL per row (R,) and its gradient in the student's logits over T (R, V), both fp32."""
-    log_p = torch.mm(student, weight.T).float().div_(temperature)
-    log_q = torch.mm(teacher, weight.T).float().div_(temperature)
-    log_p.sub_(log_p.logsumexp(-1, keepdim=True))
-    log_q.sub_(log_q.logsumexp(-1, keepdim=True))
-    d = torch.sub(log_p, log_q, out=log_q)
-    # When p is nearly one-hot, d - sum(p d) cancels to noise: measure d from its value at the mode.
-    at_mode = d.gather(-1, log_p.argmax(-1, keepdim=True))
-    d.sub_(at_mode)
-    p = log_p.exp_()
-    mean = torch.linalg.vecdot(p, d).unsqueeze(-1)
-    kl = (mean + at_mode).squeeze(-1)
-    return kl, d.sub_(mean).mul_(p)
+Chunk = Callable[[Tensor, bool], tuple[Tensor, Tensor | None]]
+"""Rows (R,) and whether the gradient is wanted -> value (R,) in nats and its gradient (R, H), before token weights."""
 
 
-class _ChunkedReverseKL(torch.autograd.Function):
+class _KnownGradient(torch.autograd.Function):
+    """A value whose gradient was computed together with it."""
+
     @staticmethod
-    def forward(
-        ctx: Any,
-        student: Tensor,
-        teacher: Tensor,
-        weight: Tensor,
-        token_weights: Tensor,
-        temperature: float,
-        chunk_rows: int,
-    ) -> tuple[Tensor, Tensor]:
-        gradient = torch.zeros_like(student)
-        per_token = torch.zeros(len(student), dtype=torch.float32, device=student.device)
-        rows = token_weights.nonzero().squeeze(-1)
-        for chunk in rows.split(chunk_rows):
-            kl, dz = _chunk_kl(student[chunk], teacher[chunk], weight, temperature)
-            per_token[chunk] = kl
-            dz.mul_(token_weights[chunk].unsqueeze(-1).float() / temperature)
-            gradient[chunk] = torch.mm(dz.to(weight.dtype), weight).to(gradient.dtype)
+    def forward(ctx: Any, states: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
         ctx.save_for_backward(gradient)
-        ctx.mark_non_differentiable(per_token)
-        return torch.dot(per_token, token_weights.float()), per_token
+        return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *outputs: Tensor) -> tuple[Tensor | None, ...]:
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * outputs[0].to(gradient.dtype), None, None, None, None, None
+        return gradient * upstream.to(gradient.dtype), None, None
 
 
-def chunked_reverse_kl(
-    student: Tensor,
-    teacher: Tensor,
-    weight: Tensor,
-    token_weights: Tensor,
-    temperature: float = 1.0,
-    chunk_rows: int = 256,
-) -> KLOutput:
-    """Return the weighted sum of KL(student||teacher) over tokens.
+def _sum_over_chunks(student: Tensor, token_weights: Tensor, chunk_rows: int, chunk: Chunk) -> LossOutput:
+    """Add up a loss over the rows whose weight is not 0."""
+    wanted = student.requires_grad and torch.is_grad_enabled()
+    with torch.no_grad():
+        per_token = torch.zeros(len(student), dtype=torch.float32, device=student.device)
+        gradient = torch.zeros_like(student) if wanted else None
+        for rows in token_weights.nonzero().squeeze(-1).split(chunk_rows):
+            value, found = chunk(rows, wanted)
+            per_token[rows] = value
+            if gradient is not None and found is not None:
+                gradient[rows] = (found * token_weights[rows].unsqueeze(-1)).to(gradient.dtype)
+        loss = torch.dot(per_token, token_weights.float())
+    if gradient is not None:
+        loss = _KnownGradient.apply(student, loss, gradient)
+    return LossOutput(loss, per_token)
+
+
+def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
+    """Return hidden W^T as fp32 (R, V)."""
+    logits = torch.empty(len(hidden), len(weight), dtype=torch.float32, device=hidden.device)
+    words = WORDS_PER_PRODUCT if hidden.device.type == "cpu" else len(weight)
+    for part, out in zip(weight.split(words), logits.split(words, dim=1), strict=True):
+        if weight.dtype == torch.float32:
+            torch.mm(hidden, part.T, out=out)
+        else:
+            out.copy_(torch.mm(hidden, part.T))
+    return logits
+
+
+def _softmax_(logits: Tensor) -> Tensor:
+    """Turn logits into probabilities in place."""
+    return torch.softmax(logits, -1, out=logits)
+
+
+def _through_softmax_(p: Tensor, g: Tensor) -> Tensor:
+    """Return p (g - sum p g), in place of g.
+
+    When p is nearly one-hot, g - sum p g at the mode is rounding noise of g's size. The noise is the mean's, the same
+    for all words, so taking the mean off a second time removes it.
+    """
+    for _ in range(2):
+        g.sub_(torch.linalg.vecdot(p, g).unsqueeze(-1))
+    return g.mul_(p)
+
+
+def _reverse_kl(p: Tensor, q: Tensor, d: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    value = torch.linalg.vecdot(p, d)
+    return value, _through_softmax_(p, d) if wanted else None
+
+
+def _forward_kl(p: Tensor, q: Tensor, d: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    value = -torch.linalg.vecdot(q, d)
+    if not wanted:
+        return value, None
+    dz = torch.sub(p, q, out=d)
+    # It sums to 0. Where p and q are both nearly 1, their difference is noise that the other words' sum does not have.
+    return value, dz.addcmul_(p, dz.sum(-1, keepdim=True), value=-1.0)
+
+
+def _log_mixture_(log_ratio: Tensor, share: float) -> Tensor:
+    """Return log(share * exp(log_ratio) + 1 - share), in place."""
+    return log_ratio.clamp_(max=LARGEST_EXPONENT).exp_().mul_(share).add_(1 - share).log_()
+
+
+def _jsd(p: Tensor, q: Tensor, d: Tensor, beta: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    value = -beta * torch.linalg.vecdot(q, _log_mixture_(d.clone(), 1 - beta))
+    g = _log_mixture_(d.neg_(), beta).mul_(beta - 1)
+    value += torch.linalg.vecdot(p, g)
+    return value, _through_softmax_(p, g) if wanted else None
+
+
+def _divergence(
+    student: Tensor, teacher: Tensor, settings: DistillSettings, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the divergence (R,) of distributions given by logits (R, O), and its gradient in the student's (R, O).
+
+    Both logits are overwritten.
+    """
+    student.sub_(student.amax(-1, keepdim=True))
+    teacher.sub_(teacher.amax(-1, keepdim=True))
+    d = student - teacher
+    p, q = _softmax_(student), _softmax_(teacher)
+    # The largest logits are 0 now, so log p = z + log max p, and d becomes log p - log q.
+    d.add_(torch.log(p.amax(-1, keepdim=True) / q.amax(-1, keepdim=True)))
+    if settings.divergence == "reverse_kl":
+        return _reverse_kl(p, q, d, wanted)
+    if settings.divergence == "forward_kl":
+        return _forward_kl(p, q, d, wanted)
+    return _jsd(p, q, d, settings.jsd_beta, wanted)
+
+
+def _split_tail_(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits (R, K + 1) of the chosen words and of all others together, and each other word's share (R, V).
+
+    The shares replace `logits`. The last logit is a logsumexp over the others: 1 - sum would cancel.
+    """
+    chosen = logits.gather(-1, words)
+    logits.scatter_(-1, words, -torch.inf)
+    largest = logits.amax(-1, keepdim=True)
+    shares = _softmax_(logits)
+    tail = largest - shares.amax(-1, keepdim=True).log()
+    return torch.cat([chosen, tail], -1), shares
+
+
+def _top_k_divergence(
+    student: Tensor, teacher: Tensor, settings: DistillSettings, wanted: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Return the divergence (R,) over the top-k words, with or without their tail, and its gradient (R, V).
+
+    Both logits (R, V) are overwritten.
+    """
+    ranked = student if settings.top_k_of == "student" else teacher
+    words = ranked.topk(settings.top_k, dim=-1, sorted=False).indices
+    if not settings.top_k_tail:
+        value, dz = _divergence(student.gather(-1, words), teacher.gather(-1, words), settings, wanted)
+        return value, None if dz is None else student.zero_().scatter_(-1, words, dz)
+    # From the largest logit, so that adding the tail's logarithm rounds little.
+    student.sub_(student.amax(-1, keepdim=True))
+    teacher.sub_(teacher.amax(-1, keepdim=True))
+    few_student, shares = _split_tail_(student, words)
+    few_teacher, _ = _split_tail_(teacher, words)
+    value, dz = _divergence(few_student, few_teacher, settings, wanted)
+    return value, None if dz is None else shares.mul_(dz[:, -1:]).scatter_(-1, words, dz[:, :-1])
+
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, weight: Tensor, token_weights: Tensor, settings: DistillSettings
+) -> LossOutput:
+    """Return the weighted sum over tokens of the divergence between student and teacher.
+
+    Besides inputs and gradient it holds at most three fp32 buffers of (chunk_rows, V), for jsd four; a head that is not
+    fp32 adds one product in its own type, on a CPU of 1,024 words only. Without a gradient to compute (no grad mode,
+    or a student that needs none) only values are computed.
 
     Args:
-        student: (N, H) hidden states of the student at the positions that predict the rollout's tokens.
+        student: (N, H) hidden states of the student at the positions that predict the trajectory's tokens.
         teacher: (N, H) hidden states of the teacher at the same tokens; no gradient flows into them.
         weight: (V, H) the frozen output head, shared by both.
         token_weights: (N,) weight of each token, e.g. 1/count; rows of weight 0 are not computed, and their loss and
             gradient are exactly 0.
-        temperature: both distributions are softened by it, > 0.
-        chunk_rows: rows of logits held at once.
+        settings: divergence, support, temperature, and rows of logits held at once. The choice of the top-k words has
+            no gradient; a top_k of V or more is the full vocabulary.
 
     Raises:
         ValueError: shapes do not match.
@@ -97,24 +212,72 @@ def chunked_reverse_kl(
             f"shapes do not match: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}, "
             f"weight {tuple(weight.shape)}, token_weights {tuple(token_weights.shape)}"
         )
-    loss, per_token = _ChunkedReverseKL.apply(
-        student, teacher.detach(), weight.detach(), token_weights, temperature, chunk_rows
-    )
-    return KLOutput(loss, per_token)
+    full = settings.support == "full" or settings.top_k >= len(weight)
+    divergence = _divergence if full else _top_k_divergence
+
+    def chunk(rows: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        # One product for both: the more rows, the fewer times the head is read.
+        logits = _logits(torch.cat([student[rows], teacher[rows]]), weight)
+        if settings.kl_temperature != 1.0:
+            logits.div_(settings.kl_temperature)
+        own, other = logits.chunk(2)
+        value, dz = divergence(own, other, settings, wanted)
+        return value, None if dz is None else _into_hidden(dz, weight) / settings.kl_temperature
+
+    return _sum_over_chunks(student, token_weights, settings.chunk_rows, chunk)
 
 
-@torch.no_grad()
+def _into_hidden(dz: Tensor, weight: Tensor) -> Tensor:
+    """Return the gradient in the hidden states (R, H), fp32, for one in their logits (R, V)."""
+    return torch.mm(dz.to(weight.dtype), weight).float()
+
+
+def cross_entropy_loss(
+    student: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, chunk_rows: int = 256
+) -> LossOutput:
+    """Return the weighted sum of -log p(target): supervised fine-tuning, the control arm.
+
+    It holds one fp32 buffer of (chunk_rows, V).
+
+    Args:
+        student: (N, H) hidden states at the positions that predict `targets`.
+        weight: (V, H) the frozen output head.
+        targets: (N,) token ids.
+        token_weights: (N,) as in `distillation_loss`.
+        chunk_rows: rows of logits held at once.
+
+    Raises:
+        ValueError: shapes do not match.
+    """
+    if student.shape[1] != weight.shape[1] or not len(student) == len(targets) == len(token_weights):
+        raise ValueError(
+            f"shapes do not match: student {tuple(student.shape)}, weight {tuple(weight.shape)}, "
+            f"targets {tuple(targets.shape)}, token_weights {tuple(token_weights.shape)}"
+        )
+
+    def chunk(rows: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
+        logits, target = _logits(student[rows], weight), targets[rows].unsqueeze(-1)
+        logits.sub_(logits.amax(-1, keepdim=True))
+        chosen = logits.gather(-1, target)
+        p = _softmax_(logits)
+        value = -(chosen + p.amax(-1, keepdim=True).log()).squeeze(-1)
+        if not wanted:
+            return value, None
+        # p - 1 at the target is minus the sum of the others, which does not cancel when p is nearly 1.
+        p.scatter_(-1, target, 0.0)
+        return value, _into_hidden(p.scatter_(-1, target, -p.sum(-1, keepdim=True)), weight)
+
+    return _sum_over_chunks(student, token_weights, chunk_rows, chunk)
+
+
 def token_log_likelihood(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int = 256) -> Tensor:
-    """Return log p(target) in nats for each row.
+    """Return log p(target) in nats for each row, detached.
 
     Args:
         hidden: (N, H) hidden states at the positions that predict `targets`.
         weight: (V, H) output head.
         targets: (N,) token ids.
+        chunk_rows: rows of logits held at once.
     """
-    found = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
-    for rows in torch.arange(len(hidden), device=hidden.device).split(chunk_rows):
-        logits = torch.mm(hidden[rows], weight.T).float()
-        chosen = logits.gather(-1, targets[rows].unsqueeze(-1)).squeeze(-1)
-        found[rows] = chosen - logits.logsumexp(-1)
-    return found
+    everywhere = torch.ones(len(hidden), device=hidden.device)
+    return -cross_entropy_loss(hidden.detach(), weight, targets, everywhere, chunk_rows).per_token

@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from sdft_cli.config import EvalConfig
+from sdft_cli.config import DistillSettings, EvalConfig
 from sdft_cli.engine.adapters import weights
 from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import plan_passes, response_states
-from sdft_cli.engine.loss import chunked_reverse_kl, token_log_likelihood
+from sdft_cli.engine.loss import distillation_loss, token_log_likelihood
 from sdft_cli.engine.rollout import Rollout, generate, stop_tokens
 from sdft_cli.evaluate.tool_metrics import score_tool_turn
 from sdft_cli.prompts.chat import ChatPrompts
@@ -105,7 +105,8 @@ def _measure(
             teacher.backend, [prompts.teacher_ids(r) for r in records], [a.ids for a in answers], pad
         )
     prompts.encoder.forget()
-    kl = chunked_reverse_kl(own, scored, backend.head, torch.ones(len(own), device=own.device)).per_token
+    everywhere = torch.ones(len(own), device=own.device)
+    kl = distillation_loss(own, scored, backend.head, everywhere, DistillSettings()).per_token
     targets = torch.tensor([i for ids in references for i in ids], device=expert.device)
     likelihood = token_log_likelihood(expert, backend.head, targets)
     return [

@@ -22,7 +22,7 @@ def main(name: str, model: str) -> None:
     from sdft_cli.engine.adapters import lora_layers, weights
     from sdft_cli.engine.backend import load_backend
     from sdft_cli.engine.forward import response_states
-    from sdft_cli.engine.loss import chunked_reverse_kl
+    from sdft_cli.engine.loss import distillation_loss
 
     backend = load_backend(config, name, model)
     generator = torch.Generator().manual_seed(0)
@@ -36,7 +36,8 @@ def main(name: str, model: str) -> None:
     student = response_states(backend, prompts, answers, 2)
     with weights(backend.model, "base"):
         teacher = response_states(backend, teachers, answers, 2)
-    found = chunked_reverse_kl(student, teacher, backend.head, torch.full((9,), 1 / 9), chunk_rows=4)
+    settings = config.distill.model_copy(update={"chunk_rows": 4})
+    found = distillation_loss(student, teacher, backend.head, torch.full((9,), 1 / 9), settings)
     found.loss.backward()
     grads = {
         n.split("base_model.model.")[1]: float(p.grad.norm())

@@ -7,12 +7,12 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sdft_cli.config import TrainConfig, load_train_config  # noqa: E402
+from sdft_cli.config import DistillSettings, TrainConfig, load_train_config  # noqa: E402
 from sdft_cli.engine.adapters import lora_layers, weights  # noqa: E402
 from sdft_cli.engine.backend import Backend, load_backend  # noqa: E402
 from sdft_cli.engine.backend_transformers import attach_lora, load_model  # noqa: E402
 from sdft_cli.engine.forward import response_states  # noqa: E402
-from sdft_cli.engine.loss import chunked_reverse_kl  # noqa: E402
+from sdft_cli.engine.loss import distillation_loss  # noqa: E402
 from sdft_cli.errors import UsageError  # noqa: E402
 
 PROMPTS, ANSWERS = [[1, 5, 9, 7], [1, 8]], [[11, 12, 13], [14, 2]]
@@ -49,7 +49,7 @@ def test_an_untrained_adapter_without_the_reference_has_no_divergence(backend: B
     student = response_states(backend, PROMPTS, ANSWERS, 2)
     with weights(backend.model, "base"):
         teacher = response_states(backend, PROMPTS, ANSWERS, 2)
-    found = chunked_reverse_kl(student, teacher, backend.head, torch.full((5,), 0.2))
+    found = distillation_loss(student, teacher, backend.head, torch.full((5,), 0.2), DistillSettings())
     assert abs(found.loss.item()) <= 1e-6
 
 
@@ -144,7 +144,7 @@ def test_hybrid_with_vision_tower_trains_through_the_same_interface() -> None:
     student = response_states(backend, PROMPTS, ANSWERS, 2)
     with weights(backend.model, "base"):
         teacher = response_states(backend, [[3, 4, *p] for p in PROMPTS], ANSWERS, 2)
-    chunked_reverse_kl(student, teacher, backend.head, torch.full((5,), 0.2)).loss.backward()
+    distillation_loss(student, teacher, backend.head, torch.full((5,), 0.2), DistillSettings()).loss.backward()
     reached = {
         n.split(".lora_B")[0].rsplit(".", 1)[-1]
         for n, p in backend.model.named_parameters()
