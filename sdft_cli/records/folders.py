@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Iterator
@@ -31,7 +32,7 @@ def check_output_folder(target: Path, overwrite: bool) -> None:
     parent = target.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        probe = parent / f".{target.name}.probe-{uuid.uuid4().hex[:8]}"
+        probe = _hidden(target, "probe")
         probe.mkdir()
         probe.rmdir()
     except OSError as error:
@@ -51,6 +52,76 @@ def _sync(folder: Path) -> None:
         _sync_path(path)
 
 
+def _hidden(target: Path, kind: str) -> Path:
+    return target.absolute().parent / f".{target.name}.{kind}-{uuid.uuid4().hex[:8]}"
+
+
+LEFTOVER = re.compile(r"\.(?P<name>.+)\.(?P<kind>partial|probe|old|deleted)-[0-9a-f]{8}")
+"""Names that `_hidden` gives: being written, being tried, moved aside for a replacement, being deleted."""
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def remove_folder(target: Path) -> None:
+    """Delete a folder; a reader sees all of it or nothing. Raises OSError."""
+    hidden = _hidden(target, "deleted")
+    target.rename(hidden)
+    shutil.rmtree(hidden)
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Clear what a killed process left in a folder that no other process writes to. Raises OSError.
+
+    A folder that was moved aside for a replacement that never came is put back; all else is deleted.
+    """
+    for path in sorted(parent.iterdir()):
+        match = LEFTOVER.fullmatch(path.name)
+        if match and match["kind"] == "old" and not os.path.lexists(parent / match["name"]):
+            path.rename(parent / match["name"])
+        elif match:
+            _delete(path)
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """Yield a scratch folder beside `target`; on success it becomes `target` in one rename, else it is removed.
+
+    What `target` held before is moved aside first and deleted last, so a kill at any moment loses neither (see
+    `remove_leftovers`). Raises OSError.
+    """
+    scratch = _hidden(target, "partial")
+    scratch.mkdir()
+    try:
+        yield scratch
+        _sync(scratch)
+        old = _move_aside(target)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if old:
+                old.rename(target)
+            raise
+        _sync_path(scratch.parent)
+        if old:
+            _delete(old)
+    finally:
+        if scratch.exists():
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _move_aside(target: Path) -> Path | None:
+    if not os.path.lexists(target):
+        return None
+    old = _hidden(target, "old")
+    target.rename(old)
+    return old
+
+
 @contextmanager
 def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a scratch folder beside `target`; on success it becomes `target` in one rename, else it is removed.
@@ -59,26 +130,13 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
     disk is full or a write fails.
     """
     check_output_folder(target, overwrite)
-    target = target.absolute()
-    scratch = target.parent / f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
-    scratch.mkdir()
     try:
-        yield scratch
-        _sync(scratch)
-        if target.exists():
-            old = target.parent / f".{target.name}.old-{uuid.uuid4().hex[:8]}"
-            target.rename(old)
-            scratch.rename(target)
-            shutil.rmtree(old)
-        else:
-            scratch.rename(target)
+        with replacing_folder(target.absolute()) as scratch:
+            yield scratch
     except OSError as error:
         raise MachineError(
             f"Writing {target} failed ({error.strerror or error}): free space or choose another --out."
         ) from error
-    finally:
-        if scratch.exists():
-            shutil.rmtree(scratch, ignore_errors=True)
 
 
 @contextmanager
@@ -93,13 +151,14 @@ def new_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
         raise UsageError(f"{target} is a folder: name a file in it.")
     if target.exists() and not overwrite:
         raise UsageError(f"{target} already exists: choose another name, or add --overwrite to replace it.")
-    scratch = target.absolute().parent / f".{target.name}.partial-{uuid.uuid4().hex[:8]}"
+    scratch = _hidden(target, "partial")
     try:
         scratch.parent.mkdir(parents=True, exist_ok=True)
         scratch.touch()
         yield scratch
         _sync_path(scratch)
         scratch.replace(target)
+        _sync_path(scratch.parent)
     except OSError as error:
         raise MachineError(
             f"Writing {target} failed ({error.strerror or error}): free space or choose another name."
