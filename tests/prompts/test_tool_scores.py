@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sdft_cli.prompts.tool_scores import score_tool_turn, validates
 from sdft_cli.prompts.tool_calls import parse_turn
+from sdft_cli.prompts.tool_scores import score_tool_turn, validates
 from sdft_cli.records import Message, ToolCall, ToolSchema
 
 READ = ToolSchema(
