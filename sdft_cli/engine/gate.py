@@ -15,10 +15,11 @@ The gate passes if
 3. the lift in agreement, agree(with) - agree(without) of greedy answers, has an interval that is not wholly below 0.
 
 1 and 2 are claims, so noise must be excluded. All of them must hold together, which makes a false pass rarer than one
-interval alone would, so no correction for several tests is needed. 3 is a safeguard: agreement is yes or no per record, on
-a few dozen records an interval that spans 20 points is usual, and a base that already agrees nearly always has no room
-to rise. To ask for a rise would stop good runs; an interval wholly below 0 is evidence that the reference spoils the
-behaviour that the student will be trained towards. Differences are paired by record and resampled by session.
+interval alone would, so no correction for several tests is needed. 3 is a safeguard: agreement is yes or no per
+record, so on a few dozen records its interval easily spans 30 points, and a base that already agrees nearly always has
+no room to rise. To ask for a rise would stop good runs; an interval wholly below 0 is evidence that the reference
+spoils the behaviour that the student will be trained towards. Differences are paired by record and resampled by
+session. Likelihood is weighted by the tokens of the expert's turn, agreement counts each record once.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import plan_passes, response_states
 from sdft_cli.engine.intervals import Interval, session_interval
 from sdft_cli.engine.measure import Role, answer_text, choose_records, decode, log_likelihood
+from sdft_cli.engine.rollout import Rollout
 from sdft_cli.errors import DataError, UsageError, VerificationError
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.tool_calls import parse_turn
@@ -189,46 +191,58 @@ def run_gate(
     others = other_records(records)
     if shuffle and len(others) < 2:
         raise UsageError("--shuffle-references needs at least three records: raise --records.")
-    own = list(range(len(records)))
-    shown, control = others[:2] if shuffle else (own, others[0])
+    shown, control = others[:2] if shuffle else (list(range(len(records))), others[0])
     role = Role(backend, "base", "base")
     without = [prompts.student_ids(r) for r in records]
-    with_own = [prompts.teacher_ids(r, records[i].reference) for r, i in zip(records, shown, strict=True)]
-    with_other = [prompts.teacher_ids(r, records[i].reference) for r, i in zip(records, control, strict=True)]
+    with_shown, with_control = (
+        [prompts.teacher_ids(r, records[i].reference) for r, i in zip(records, of, strict=True)]
+        for of in (shown, control)
+    )
     references = [prompts.reference_ids(r) for r in records]
     prompts.encoder.forget()
-    progress("Decoding with and without the reference", 0, 2)
-    count = len(records)
-    answers = decode(role, [*without, *with_own], prompts, settings.max_new_tokens, max_decode_tokens)
-    progress("Decoding with and without the reference", 2, 2)
-    nll = _nll(
-        role, [*without, *with_own, *with_other], references * 3, prompts.turn_end_id, max_tokens_per_pass, progress
-    )
-    items = []
-    for i, record in enumerate(records):
-        texts = [answer_text(answers[k], prompts) for k in (i, count + i)]
-        agree = [
-            agrees(parse_turn(text, record.tools), answers[k].finished, record.reference)
-            for text, k in zip(texts, (i, count + i), strict=True)
-        ]
-        items.append(
-            GateItem(
-                record_id=record.record_id,
-                session_id=record.row.session_id,
-                is_tool_turn=bool(record.reference.tool_calls),
-                reference_tokens=len(references[i]),
-                shown_record_id=records[shown[i]].record_id,
-                control_record_id=records[control[i]].record_id,
-                nll_without=nll[i],
-                nll_with=nll[count + i],
-                nll_control=nll[2 * count + i],
-                agrees_without=agree[0],
-                agrees_with=agree[1],
-                text_without=texts[0],
-                text_with=texts[1],
-            )
-        )
+    progress("Decoding answers", 0, 2 * len(records))
+    answers = decode(role, [*without, *with_shown], prompts, settings.max_new_tokens, max_decode_tokens)
+    progress("Decoding answers", 2 * len(records), 2 * len(records))
+    every = [*without, *with_shown, *with_control]
+    nll = _nll(role, every, references * 3, prompts.turn_end_id, max_tokens_per_pass, progress)
+    n = len(records)
+    items = [
+        _item(record, records[shown[i]], records[control[i]], len(references[i]), nll[i::n], answers[i::n], prompts)
+        for i, record in enumerate(records)
+    ]
     return judge(items, settings, split=split, shuffled=shuffle, seed=seed)
+
+
+def _item(
+    record: Record,
+    shown: Record,
+    control: Record,
+    reference_tokens: int,
+    nll: Sequence[float],
+    answers: Sequence[Rollout],
+    prompts: ChatPrompts,
+) -> GateItem:
+    """Put one record's numbers together; `nll` and `answers` are in the order without, with, control."""
+    texts = [answer_text(answer, prompts) for answer in answers]
+    agree = [
+        agrees(parse_turn(text, record.tools), answer.finished, record.reference)
+        for text, answer in zip(texts, answers, strict=True)
+    ]
+    return GateItem(
+        record_id=record.record_id,
+        session_id=record.row.session_id,
+        is_tool_turn=bool(record.reference.tool_calls),
+        reference_tokens=reference_tokens,
+        shown_record_id=shown.record_id,
+        control_record_id=control.record_id,
+        nll_without=nll[0],
+        nll_with=nll[1],
+        nll_control=nll[2],
+        agrees_without=agree[0],
+        agrees_with=agree[1],
+        text_without=texts[0],
+        text_with=texts[1],
+    )
 
 
 def _nll(
