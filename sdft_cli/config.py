@@ -148,7 +148,7 @@ class HeldoutSettings(_Config):
     """The evaluation on fixed validation records while training."""
 
     every: int | None = Field(50, gt=0, description="steps between evaluations; null: never")
-    records: int = Field(16, gt=0, description="validation records, the same each time")
+    records: int = Field(16, gt=0, description="validation records, spread over the sessions, always the same")
     max_new_tokens: int = Field(256, gt=0, description="cap on a rollout, tokens; decoded greedily")
 
 
@@ -177,7 +177,9 @@ class GateSettings(_Config):
     """The teacher-lift gate: does the reference teach anything? Measured on held-out records before step 1."""
 
     action: Action = "stop"
-    records: int = Field(32, gt=0, description="validation records, the first ones; training records if there is none")
+    records: int = Field(
+        32, gt=0, description="validation records, spread over the sessions; training records if there is none"
+    )
     max_new_tokens: int = Field(256, gt=0, description="cap on a rollout, tokens; decoded greedily")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")
     resamples: int = Field(2_000, gt=0, description="of the bootstrap over sessions")

@@ -6,13 +6,13 @@ divergence is measured on each model's own answer (on-policy), against the base 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
+<<<<<<< HEAD
 from sdft_cli.config import DistillSettings, EvalConfig
 from sdft_cli.engine.adapters import weights
 from sdft_cli.engine.backend import Backend
@@ -20,8 +20,12 @@ from sdft_cli.engine.forward import plan_passes, response_states
 from sdft_cli.engine.loss import distillation_loss, token_log_likelihood
 from sdft_cli.engine.rollout import Rollout, generate, stop_tokens
 from sdft_cli.evaluate.tool_metrics import score_tool_turn
+=======
+from sdft_cli.config import EvalConfig
+from sdft_cli.engine.backend import Backend
+from sdft_cli.engine.measure import Item, Role, encode, measure, plan, summarise
+>>>>>>> h-measure
 from sdft_cli.prompts.chat import ChatPrompts
-from sdft_cli.prompts.tool_calls import parse_turn
 from sdft_cli.records import Record
 
 
@@ -33,6 +37,7 @@ class Contender:
     backend: Backend
     adapter: bool
 
+<<<<<<< HEAD
     @contextmanager
     def weights(self) -> Iterator[None]:
         """Switch this contender's weights on, without gradient."""
@@ -143,6 +148,12 @@ def _item(record: Record, answer: Rollout, kl: float, nll: float, reference_toke
         calls_unasked=score is None and bool(turn.calls or turn.errors),
         text=text,
     )
+=======
+    @property
+    def role(self) -> Role:
+        """Its weights: the adapter's, decoded from a merged copy for speed, or the base's."""
+        return Role(self.backend, "adapter", "merged") if self.adapter else Role(self.backend, "base", "base")
+>>>>>>> h-measure
 
 
 def evaluate(
@@ -164,18 +175,23 @@ def evaluate(
     document.
     """
     chosen = list(records[: config.limit] if config.limit else records)
-    answer = [prompts.turn_end_id]  # stands for the tokens that follow a prompt, whichever they will be
-    longest = [prompts.teacher_ids(r) + answer * max(r.row.reference_tokens, config.max_new_tokens) for r in chosen]
-    passes = plan_passes(teacher.backend, longest, config.max_tokens_per_pass, config.max_records_per_pass)
-    prompts.encoder.forget()
+    passes = plan(
+        teacher.backend,
+        chosen,
+        prompts,
+        config.max_new_tokens,
+        config.max_tokens_per_pass,
+        config.max_records_per_pass,
+    )
     found: dict[str, Any] = {}
     for contender in contenders:
         torch.manual_seed(config.seed)
         items: dict[str, Item] = {}
         for rows in passes:
             progress(f"Measuring {contender.name}", len(items), len(chosen))
-            batch = [chosen[i] for i in rows]
-            items.update((i.record_id, i) for i in _measure(contender, teacher, batch, prompts, config))
+            batch = encode([chosen[i] for i in rows], prompts)
+            measured = measure(contender.role, teacher.role, batch, prompts, config.max_new_tokens)
+            items.update((i.record_id, i) for i in measured)
         progress(f"Measuring {contender.name}", len(items), len(chosen))
         ordered = [items[r.record_id] for r in chosen]
         found[contender.name] = {"summary": summarise(ordered), "items": [asdict(i) for i in ordered]}

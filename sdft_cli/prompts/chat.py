@@ -147,9 +147,12 @@ class ChatPrompts:
         """Return the guarded text of the student's prompt: the conversation before the turn."""
         return self.render([self.guarded(m) for m in record.context], record.tools)
 
-    def teacher_prompt(self, record: Record) -> str:
-        """Return the guarded text of the teacher's prompt: the student's plus the expert's turn in its block."""
-        last = self.teacher_message(self.reference(record.reference))
+    def teacher_prompt(self, record: Record, shown: Message | None = None) -> str:
+        """Return the guarded text of the teacher's prompt: the student's plus the expert's turn in its block.
+
+        With `shown`, that turn stands in the block instead of the record's own.
+        """
+        last = self.teacher_message(self.reference(shown or record.reference))
         return self.render([*(self.guarded(m) for m in record.context), last], record.tools)
 
     def student_text(self, record: Record) -> str:
@@ -168,9 +171,9 @@ class ChatPrompts:
         """Return the token ids of the student's prompt."""
         return self.encoder.encode(self.student(record))
 
-    def teacher_ids(self, record: Record) -> list[int]:
-        """Return the token ids of the teacher's prompt."""
-        return self.encoder.encode(self.teacher_prompt(record))
+    def teacher_ids(self, record: Record, shown: Message | None = None) -> list[int]:
+        """Return the token ids of the teacher's prompt; `shown` as in `teacher_prompt`."""
+        return self.encoder.encode(self.teacher_prompt(record, shown))
 
     def reference_ids(self, record: Record) -> list[int]:
         """Return the token ids of the expert's turn, the token that ends the turn included."""

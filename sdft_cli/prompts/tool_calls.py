@@ -18,6 +18,7 @@ from sdft_cli.records import ToolSchema
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _THINK = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
 _FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\n?(.*?)</function>\s*", re.DOTALL)
+_BEGUN = re.compile(r'\s*(?:<function=([^>\n]+)>|\{\s*"name"\s*:\s*"([^"\\]+)")')
 _PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*", re.DOTALL)
 
 
@@ -34,11 +35,13 @@ class ParsedTurn:
     """An assistant turn taken apart.
 
     `errors` has one entry per `<tool_call>` that is no call: `unterminated`, `not JSON`, `no name`, ...
+    `begun` is the tool that the turn's last call names, if that call is unterminated and got as far as the name.
     """
 
     content: str
     calls: tuple[ParsedCall, ...]
     errors: tuple[str, ...]
+    begun: str | None = None
 
     @property
     def well_formed(self) -> bool:
@@ -94,17 +97,21 @@ def parse_turn(text: str, tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
     content: list[str] = []
     calls: list[ParsedCall] = []
     errors: list[str] = []
+    begun: str | None = None
     first, *rest = visible.split(_OPEN)
     content.append(first)
     for part in rest:
+        begun = None
         body, closed, after = part.partition(_CLOSE)
         content.append(after)
         if not closed:
             errors.append("unterminated")
+            name = _BEGUN.match(body)
+            begun = (name[1] or name[2]) if name else None
             continue
         found = _parse_xml(body, by_name) if body.lstrip().startswith("<function=") else _parse_json(body)
         if isinstance(found, ParsedCall):
             calls.append(found)
         else:
             errors.append(found)
-    return ParsedTurn("".join(content).strip(), tuple(calls), tuple(errors))
+    return ParsedTurn("".join(content).strip(), tuple(calls), tuple(errors), begun)

@@ -214,6 +214,37 @@ def eval_table(result: Mapping[str, Any]) -> Table:
     return table(title, ["", *summaries], rows)
 
 
+_LIFT_ROWS = (
+    ("likelihood, over no reference", "likelihood", "nats/token"),
+    ("likelihood, over another's reference", "likelihood_over_control", "nats/token"),
+    ("agreement, over no reference", "agreement", "share"),
+)
+
+
+def gate_table(result: Mapping[str, Any]) -> RenderableType:
+    """Show the teacher-lift gate: what was measured under each prompt, and the lifts with their intervals."""
+    found = result["summary"]
+    shown = "another's, as if its own" if result["shuffled"] else "its own"
+    measured = table(
+        f"Base model on {found['records']} {result['split']} records of {found['sessions']} sessions "
+        f"({found['tool_turns']} tool turns), by the reference in its prompt",
+        ["", "none", shown, "another's"],
+        [
+            ("expert NLL per token (nats)", *(f"{found[f'nll_{p}']:.3f}" for p in ("without", "with", "control"))),
+            ("answers that agree", *(f"{found[f'agreement_{p}']:.1%}" for p in ("without", "with")), "-"),
+        ],
+    )
+    rows = []
+    for label, name, unit in _LIFT_ROWS:
+        lift = result["lifts"][name]
+        interval = "all equal" if lift["degenerate"] else f"{lift['low']:+.3f} to {lift['high']:+.3f}"
+        rows.append(
+            (f"{label} ({unit})", f"{lift['value']:+.3f}", interval, lift["rule"], "yes" if lift["passed"] else "NO")
+        )
+    columns = ["lift", "mean", f"{result['settings']['confidence']:.0%} interval", "must be", "holds"]
+    return Group(measured, table("Lift of the reference, paired by record, resampled by session", columns, rows))
+
+
 def merge_table(check: Mapping[str, Any]) -> Table:
     """Show how a merged checkpoint compares with its adapter."""
     rows = [

@@ -81,6 +81,14 @@ def test_ids_are_those_of_the_rendered_text(prompts: ChatPrompts) -> None:
         assert whole.count(1) == whole.count(2) + 1  # <|im_start|>, <|im_end|>
 
 
+def test_the_teacher_can_be_shown_another_turn(prompts: ChatPrompts) -> None:
+    other = Message("assistant", "Something else.")
+    text = prompts.encoder.control.restore(prompts.teacher_prompt(record(1), other))
+    own = prompts.reference_text(record(1).reference)
+    assert text == prompts.teacher_text(record(1)).replace(own, "Something else.")
+    assert prompts.tokenizer.decode(prompts.teacher_ids(record(1), other)) == text
+
+
 def test_think_prefix_is_the_same_on_both_sides(smollm2: Path) -> None:
     """Templates of thinking models open an empty think block; the reference must not repeat it."""
     tokenizer: Any = load_tokenizer(smollm2)

@@ -88,3 +88,41 @@ def test_the_terminal_shows_the_most_called_tools_and_the_rest_in_one_row(tmp_pa
     assert "tool15" not in text
     assert "5 other tool(s)" in text
     assert " 15 " in text.split("other tool(s)")[1]  # 5 + 4 + 3 + 2 + 1 calls
+
+
+def gate_result(**lift: object) -> dict[str, object]:
+    one = {"value": 0.25, "low": 0.1, "high": 0.4, "degenerate": False, "rule": "above 0", "passed": True, **lift}
+    other = {**one, "value": -0.5, "low": -0.75, "high": -0.25, "passed": False}
+    return {
+        "split": "validation",
+        "shuffled": False,
+        "settings": {"confidence": 0.9},
+        "lifts": {"likelihood": one, "likelihood_over_control": other, "agreement": {**one, "rule": "not below 0"}},
+        "summary": {
+            "records": 24,
+            "sessions": 15,
+            "tool_turns": 11,
+            "nll_without": 1.5,
+            "nll_with": 1.25,
+            "nll_control": 0.75,
+            "agreement_without": 0.5,
+            "agreement_with": 0.625,
+        },
+    }
+
+
+def test_the_gate_shows_what_was_measured_and_what_must_hold() -> None:
+    lines = shown(terminal.gate_table(gate_result()), 110)
+    assert max(map(len, lines)) <= 110
+    rows = [[cell.strip() for cell in line.split("\u2502")[1:-1]] for line in lines if "\u2502" in line]
+    assert rows == [
+        ["expert NLL per token (nats)", "1.500", "1.250", "0.750"],
+        ["answers that agree", "50.0%", "62.5%", "-"],
+        ["likelihood, over no reference (nats/token)", "+0.250", "+0.100 to +0.400", "above 0", "yes"],
+        ["likelihood, over another's reference (nats/token)", "-0.500", "-0.750 to -0.250", "above 0", "NO"],
+        ["agreement, over no reference (share)", "+0.250", "+0.100 to +0.400", "not below 0", "yes"],
+    ]
+    text = "\n".join(lines)
+    assert "24 validation records of 15 sessions" in " ".join(text.split())
+    assert "90% interval" in text
+    assert "all equal" in "\n".join(shown(terminal.gate_table(gate_result(degenerate=True)), 110))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,3 +43,19 @@ def score_tool_turn(answer: ParsedTurn, expert: Message, tools: Sequence[ToolSch
     named = parsed and sorted(c.name for c in answer.calls) == sorted(c.name for c in expert.tool_calls)
     valid = named and all(validates(c.name, c.arguments, tools) for c in answer.calls)
     return ToolScore(parsed, named, valid)
+
+
+def agrees(answer: ParsedTurn, finished: bool, expert: Message) -> bool:
+    """Say whether an answer does what the expert did: calls the same tools, or calls none where the expert did not.
+
+    An answer that was cut off (`finished` false) is judged by what there is of it: it agrees if it has named at least
+    one tool and only tools that the expert called. Otherwise the cap would count a long call as a wrong one, and more
+    often so for the prompt whose answers are more like the expert's.
+    """
+    if not expert.tool_calls:
+        return not answer.calls and not answer.errors
+    expected = Counter(call.name for call in expert.tool_calls)
+    named = Counter(call.name for call in answer.calls)
+    if finished or answer.begun is None:
+        return answer.well_formed and (named == expected if finished else named <= expected)
+    return answer.errors == ("unterminated",) and named + Counter([answer.begun]) <= expected

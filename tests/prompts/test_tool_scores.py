@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from sdft_cli.evaluate.tool_metrics import score_tool_turn, validates
 from sdft_cli.prompts.tool_calls import parse_turn
+from sdft_cli.prompts.tool_scores import agrees, score_tool_turn, validates
 from sdft_cli.records import Message, ToolCall, ToolSchema
 
 READ = ToolSchema(
@@ -49,3 +49,46 @@ def test_unknown_tools_broken_schemas_and_remote_references_fit_nothing() -> Non
     assert not validates("Nope", {}, [READ])
     assert not validates("x", {}, [ToolSchema("x", "", '{"type": 7}')])
     assert not validates("x", {}, [ToolSchema("x", "", '{"$ref": "http://127.0.0.1:9/schema.json"}')])
+
+
+CUT_READ = '<tool_call>\n{"name": "Read", "arguments": {"file_pa'
+XML_READ = "<tool_call>\n<function=Read>\n<parameter=file_path>\nsrc"
+TWO = Message("assistant", "", (ToolCall("1", "Read", "{}"), ToolCall("2", "Bash", "{}")))
+PROSE = Message("assistant", "Done.")
+
+
+@pytest.mark.parametrize(
+    ("expert", "answer", "finished", "expected"),
+    [
+        (EXPERT, block("Read", wrong=1), True, True),  # the same tool; its arguments do not matter
+        (EXPERT, block("Bash"), True, False),
+        (EXPERT, block("Read") * 2, True, False),
+        (EXPERT, CUT_READ, True, False),  # it ended its turn inside a call
+        (EXPERT, CUT_READ, False, True),  # the cap ended it
+        (EXPERT, XML_READ, False, True),
+        (EXPERT, '<tool_call>\n{"name": "Rea', False, False),
+        (EXPERT, block("Read"), False, True),
+        (EXPERT, block("Read") + CUT_READ, False, False),
+        (EXPERT, "I will read", False, False),
+        (TWO, block("Bash"), True, False),
+        (TWO, block("Bash"), False, True),
+        (TWO, block("Bash") + CUT_READ, False, True),
+        (TWO, block("Read") + CUT_READ, False, False),
+        (TWO, "<tool_call>x</tool_call>" + CUT_READ, False, False),
+        (PROSE, "Done", True, True),
+        (PROSE, "Done", False, True),
+        (PROSE, block("Read"), True, False),
+        (PROSE, "<tool_call>", False, False),
+    ],
+)
+def test_agreement(expert: Message, answer: str, finished: bool, expected: bool) -> None:
+    assert agrees(parse_turn(answer, [READ, BASH]), finished, expert) is expected
+
+
+def test_only_a_last_call_can_be_begun() -> None:
+    assert parse_turn(CUT_READ).begun == "Read"
+    assert parse_turn(XML_READ).begun == "Read"
+    assert parse_turn(CUT_READ + block("Bash")).begun is None
+    assert parse_turn(CUT_READ + "<tool_call>").begun is None
+    assert parse_turn(block("Bash")).begun is None
+    assert parse_turn("<think>" + CUT_READ).begun is None

@@ -1,0 +1,96 @@
+"""`sdft gate`: does the expert's turn in the teacher's prompt teach this model anything?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sdft_cli.cli.common import command, newest_dataset, say
+
+if TYPE_CHECKING:
+    from sdft_cli.config import TrainConfig
+    from sdft_cli.engine.gate import GateResult
+    from sdft_cli.records import Dataset
+
+
+@command
+def gate(
+    dataset: Annotated[Path | None, typer.Argument(help="A dataset folder. [default: the newest under data/]")] = None,
+    profile: Annotated[str, typer.Option(help="A shipped profile, or a YAML file.")] = "qwen3.5-9b-64k",
+    model: Annotated[str | None, typer.Option(help="Measure this model instead of the profile's.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Override a profile value: section.key=value. Repeatable.")
+    ] = None,
+    records: Annotated[int | None, typer.Option(help="Validation records to measure. [default: the profile's]")] = None,
+    shuffle: Annotated[
+        bool,
+        typer.Option("--shuffle-references", help="Show each record another one's reference: the gate should fail."),
+    ] = False,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write every number and answer to this file.")
+    ] = None,
+) -> None:
+    """Measure the teacher's lift before training; exit code 4 if there is none.
+
+    The base model scores held-out expert turns without a reference, with the record's own, and with another record's,
+    and answers with and without it. Training runs the same gate before its first step.
+
+    Example: sdft gate data/my-sessions --profile cpu-demo --records 24
+    """
+    from sdft_cli.config import load_train_config
+    from sdft_cli.records import read_dataset
+    from sdft_cli.records.folders import writable_file
+
+    config = load_train_config(profile, overrides or (), {"model": model, "gate.records": records})
+    target = writable_file(json_file) if json_file else None
+    result = measure_gate(config, read_dataset(dataset or newest_dataset()), shuffle)
+
+    from sdft_cli.engine.runs import write_json
+    from sdft_cli.errors import VerificationError
+    from sdft_cli.report import terminal
+
+    document = result.to_json()
+    if target:
+        write_json(target, document)
+    if document["summary"]:
+        terminal.stdout().print(terminal.gate_table(document))
+    for note in result.notes:
+        say(note)
+    if not result.passed:
+        raise VerificationError(result.verdict)
+    say(result.verdict)
+
+
+def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> GateResult:
+    """Load the base model, without an adapter, and run the gate on a dataset."""
+    from sdft_cli.engine.backend import check_machine
+    from sdft_cli.engine.backend_transformers import open_for_eval
+    from sdft_cli.engine.forward import choose_packing
+    from sdft_cli.engine.gate import gate_records, run_gate
+    from sdft_cli.engine.models import resolve_model
+    from sdft_cli.prompts.chat import open_prompts
+    from sdft_cli.report import terminal
+
+    check_machine(config)
+    records, split = gate_records(data, config.gate.records)
+    model = resolve_model(config.model, say)
+    prompts = open_prompts(model, data.manifest, config.revision)
+    if config.load_in_4bit:
+        say(f"The gate measures the weights in {config.dtype}, not in 4 bits.")
+    backend = open_for_eval(model, config.dtype, config.revision, None)
+    say(choose_packing(backend, config.prefix_sharing))
+    with terminal.progress_reporter() as progress:
+        return run_gate(
+            backend,
+            prompts,
+            records,
+            config.gate,
+            max_tokens_per_pass=config.optim.max_tokens_per_pass,
+            max_decode_tokens=config.rollout.max_tokens_per_pass,
+            seed=config.seed,
+            split=split,
+            shuffle=shuffle,
+            progress=progress,
+        )
