@@ -54,6 +54,12 @@ def choose_sampling_weights(backend: Backend, settings: RolloutSettings) -> tupl
     Raises:
         UsageError: merged was asked for, and a base weight is quantised, so that nothing can be added to it.
     """
+    size, quantised = merged_copy(backend)
+    return decide_weights(settings.weights, size, free_memory(backend.device), quantised)
+
+
+def merged_copy(backend: Backend) -> tuple[int, str | None]:
+    """Return the bytes that a merged copy of the adapted weights takes, and the kind of a layer that is quantised."""
     size, quantised = 0, None
     for layer in lora_layers(backend.model).values():
         base = layer.get_base_layer()
@@ -62,7 +68,7 @@ def choose_sampling_weights(backend: Backend, settings: RolloutSettings) -> tupl
             quantised = type(base).__name__
         else:
             size += weight.numel() * weight.element_size()
-    return decide_weights(settings.weights, size, free_memory(backend.device), quantised)
+    return size, quantised
 
 
 def decide_weights(
