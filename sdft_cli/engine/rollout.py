@@ -68,9 +68,8 @@ def generate(
         if temperature is None
         else {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
     )
-    was_training = backend.model.training
-    backend.model.eval()  # gradient checkpointing would switch the cache off
-    try:
+    backend.check_width(ids.shape[1] + max_new_tokens)
+    with backend.decoding():
         output = backend.model.generate(
             input_ids=ids.to(backend.device),
             attention_mask=mask.to(backend.device),
@@ -81,8 +80,6 @@ def generate(
             past_key_values=packed_cache(backend, prompts, PREFILL_TOKENS) if shared else None,
             **sampling,
         )
-    finally:
-        backend.model.train(was_training)
     return [_until_stop(row[ids.shape[1] :], stop_ids) for row in output.tolist()]
 
 
