@@ -199,7 +199,7 @@ class TrainConfig(_Config):
     min_gpu_gb: float | None = Field(None, gt=0, description="GPU memory that the profile needs")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and of the compute")
     load_in_4bit: bool = Field(False, description="frozen weights in 4 bits (NF4); the unsloth backend on a GPU only")
-    fast_inference: bool = Field(False, description="sample with unsloth's vLLM engine; the unsloth backend on a GPU")
+    fast_inference: bool = Field(False, description="sample with unsloth's vLLM engine; refused in this version")
     max_seq_tokens: int = Field(65_536, gt=0)
     max_prompt_tokens: int = Field(57_344, gt=0, description="records with a longer teacher prompt are refused")
     gradient_checkpointing: bool = True
@@ -229,6 +229,12 @@ class TrainConfig(_Config):
                 f"max_prompt_tokens ({self.max_prompt_tokens}) and rollout.max_new_tokens "
                 f"({self.rollout.max_new_tokens}) together are above max_seq_tokens ({self.max_seq_tokens})"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _four_bits_have_no_sum(self) -> TrainConfig:
+        if self.load_in_4bit and self.rollout.weights == "merged":
+            raise ValueError("load_in_4bit has no merged weights to sample from: set rollout.weights to adapter")
         return self
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +15,20 @@ from torch import Tensor, nn
 from sdft_cli.config import TrainConfig
 from sdft_cli.errors import MachineError, UsageError
 
-UNSLOTH_MODEL_TYPES = frozenset(
-    {
-        "llama",
-        "mistral",
-        "qwen2",
-        "qwen3",
-        "qwen3_moe",
-        "qwen3_5",
-        "qwen3_5_moe",
-        "gemma",
-        "gemma2",
-        "gemma3",
-        "granite",
-    }
-)
-"""`model_type`s for which `--backend auto` prefers unsloth."""
+UNSLOTH_FAST_TYPES = frozenset({"llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3"})
+"""`model_type`s for which `FastLanguageModel` has kernels of its own; it hands all others to `FastModel`."""
+UNSLOTH_VISION_TYPES = frozenset({"qwen3_5", "qwen3_5_moe", "gemma3"})
+"""`model_type`s with a vision tower that `FastModel` names. They need a GPU: its CPU backend loads text models only."""
+UNSLOTH_MODEL_TYPES = UNSLOTH_FAST_TYPES | UNSLOTH_VISION_TYPES
+"""`model_type`s for which `--backend auto` prefers unsloth. `tests/engine/test_unsloth.py` reads them in its source."""
 
 
 class Backend(ABC):
     """A causal language model with one LoRA adapter on its language trunk.
 
     `model` is the peft model; `device` is where its inputs go. The base weights are frozen and never written.
-    `packed` says whether forward passes store common prefixes once; `takes_masks`, whether the library can do that.
+    `packed` says whether forward passes store common prefixes once; `takes_masks`, whether the library can do that;
+    `mergeable`, whether the adapter can be added to the base weights (not to 4-bit ones).
     """
 
     name: str
@@ -43,6 +36,7 @@ class Backend(ABC):
     device: torch.device
     packed: bool = False
     takes_masks: bool = True
+    mergeable: bool = True
 
     @property
     def base(self) -> Any:
@@ -64,6 +58,23 @@ class Backend(ABC):
     def parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters: the adapter's."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Put the model into the mode in which it decodes, and back: gradient checkpointing switches the cache off."""
+        was_training = self.model.training
+        self.model.eval()
+        try:
+            yield
+        finally:
+            self.model.train(was_training)
+
+    def check_width(self, tokens: int) -> None:  # noqa: B027  # most libraries take any length
+        """Refuse a sequence that is longer than the library takes whole.
+
+        Raises:
+            DataError: the library would cut it.
+        """
 
     @abstractmethod
     def save_adapter(self, folder: Path) -> None:
@@ -89,6 +100,8 @@ def choose_backend(requested: str, model_type: str) -> tuple[str, str]:
         return "transformers", "unsloth is not installed"
     if model_type not in UNSLOTH_MODEL_TYPES:
         return "transformers", f"unsloth is not known to support {model_type}"
+    if model_type in UNSLOTH_VISION_TYPES and not torch.cuda.is_available():
+        return "transformers", f"without a GPU, unsloth would drop the vision tower of {model_type}"
     return "unsloth", f"it is installed and supports {model_type}"
 
 
@@ -117,6 +130,15 @@ def check_machine(config: TrainConfig) -> None:
     Raises:
         MachineError: names what the profile needs and the profile to try instead.
     """
+    if config.fast_inference:
+        raise MachineError(
+            "fast_inference is not available: unsloth samples with vLLM there, which this version of sdft was never "
+            "run with; leave it out (--set fast_inference=false), and unsloth's own generate samples the same rollouts."
+        )
+    if config.load_in_4bit and not torch.cuda.is_available():
+        raise MachineError(
+            "load_in_4bit needs a CUDA GPU and this machine has none: leave it out (--set load_in_4bit=false)."
+        )
     if config.device != "cuda":
         return
     need = f" with at least {config.min_gpu_gb:g} GB" if config.min_gpu_gb else ""
@@ -133,7 +155,18 @@ def check_machine(config: TrainConfig) -> None:
 
 
 def load_backend(config: TrainConfig, name: str, model: str) -> Backend:
-    """Load the model (a folder or Hub id, already resolved) with a fresh adapter into the named backend."""
+    """Load the model (a folder or Hub id, already resolved) with a fresh adapter into the named backend.
+
+    Raises:
+        MachineError: as `check_machine`, or the backend does not do what the configuration asks for.
+        UsageError: the configuration asks for something that this backend has not.
+    """
+    check_machine(config)
+    if config.load_in_4bit and name != "unsloth":
+        raise UsageError(
+            f"The {name} backend has no 4-bit weights: use --backend unsloth, or leave load_in_4bit out "
+            "(--set load_in_4bit=false)."
+        )
     if name == "unsloth":
         from sdft_cli.engine.backend_unsloth import UnslothBackend
 

@@ -33,6 +33,7 @@ def response_states(backend: Backend, prompts: Sequences, responses: Sequences, 
 def padded_states(backend: Backend, rows: Sequences, pad_id: int) -> list[Tensor]:
     """Return the last hidden states (T_i, H) of each sequence; one row of the batch each, padding on the right."""
     width = max(map(len, rows))
+    backend.check_width(width)
     ids = torch.full((len(rows), width), pad_id)
     mask = torch.zeros((len(rows), width), dtype=torch.long)
     for i, row in enumerate(rows):

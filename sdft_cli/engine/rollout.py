@@ -223,8 +223,18 @@ def generate(
     """
     ids, mask = left_padded(prompts, pad_id)
     shared = backend.packed and min(map(len, prompts)) > 1
+<<<<<<< HEAD
     recorder = LogProbRecorder() if record_log_probs else None
     with _decoding(backend):
+=======
+    sampling = (
+        {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
+        if temperature is None
+        else {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+    )
+    backend.check_width(ids.shape[1] + max_new_tokens)
+    with backend.decoding():
+>>>>>>> h-unsloth
         output = backend.model.generate(
             input_ids=ids.to(backend.device),
             attention_mask=mask.to(backend.device),
@@ -232,10 +242,14 @@ def generate(
             logits_processor=[recorder] if recorder else None,
             past_key_values=packed_cache(backend, prompts, PREFILL_TOKENS) if shared else None,
         )
+<<<<<<< HEAD
     start = ids.shape[1]
     recorded = recorder.finish(output, start) if recorder else [None] * len(prompts)
     rows = output[:, start:].tolist()
     return [_until_stop(row, stop_ids, logs) for row, logs in zip(rows, recorded, strict=True)]
+=======
+    return [_until_stop(row[ids.shape[1] :], stop_ids) for row in output.tolist()]
+>>>>>>> h-unsloth
 
 
 def _until_stop(row: list[int], stop_ids: Sequence[int], log_probs: list[float] | None) -> Rollout:

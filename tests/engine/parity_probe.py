@@ -1,17 +1,54 @@
-"""Run as a process of its own: one backend's loss and gradient on fixed rollouts, as JSON on the last line.
+"""Run as a process of its own: one backend's numbers on fixed rollouts, as JSON on the last line.
 
-unsloth patches transformers when it is imported, so the two backends are never compared inside one process.
+Loss and gradient norms; greedy tokens of a padded batch and of single prompts; and, after three optimiser steps, the
+adapter in `folder/<backend>`. unsloth patches transformers when it is imported, so the two backends are never compared
+inside one process.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from sdft_cli.config import load_train_config
 
+PROMPTS = [[1, 9690, 198, 2683, 359, 253], [1, 4093, 198], [1, 520, 9531, 198, 28120]]
+TEACHERS = [[1, 44, 55, 66, *p] for p in PROMPTS]
+ANSWERS = [[504, 1029, 2], [3365, 28], [338, 1789, 30, 198]]
+STEPS, NEW_TOKENS = 3, 12
 
-def main(name: str, model: str) -> None:
+
+def backward(backend: Any) -> float:
+    import torch
+
+    from sdft_cli.engine.adapters import weights
+    from sdft_cli.engine.forward import response_states
+    from sdft_cli.engine.loss import chunked_reverse_kl
+
+    student = response_states(backend, PROMPTS, ANSWERS, 2)
+    with weights(backend.model, "base"):
+        teacher = response_states(backend, TEACHERS, ANSWERS, 2)
+    found = chunked_reverse_kl(student, teacher, backend.head, torch.full((9,), 1 / 9), chunk_rows=4)
+    found.loss.backward()
+    return found.loss.item()
+
+
+def greedy(backend: Any) -> dict[str, list[list[int]]]:
+    from sdft_cli.engine.adapters import weights
+    from sdft_cli.engine.rollout import generate
+
+    found = {}
+    for case in ("adapter", "merged"):
+        with weights(backend.model, case):  # type: ignore[arg-type]
+            batch = generate(backend, PROMPTS, NEW_TOKENS, [2], 2)
+            single = [generate(backend, [p], NEW_TOKENS, [2], 2)[0] for p in PROMPTS]
+        found[f"{case}, batch"], found[f"{case}, single"] = [[r.ids for r in x] for x in (batch, single)]
+    return found
+
+
+def main(name: str, model: str, folder: str) -> None:
     config = load_train_config("cpu-demo", ["lora.rank=4", "lora.alpha=8"])
     if name == "unsloth":
         from sdft_cli.engine.backend_unsloth import import_unsloth
@@ -19,10 +56,13 @@ def main(name: str, model: str) -> None:
         import_unsloth()
     import torch
 
-    from sdft_cli.engine.adapters import lora_layers, weights
+    from sdft_cli.engine.adapters import lora_layers
     from sdft_cli.engine.backend import load_backend
+<<<<<<< HEAD
     from sdft_cli.engine.forward import response_states
     from sdft_cli.engine.loss import distillation_loss
+=======
+>>>>>>> h-unsloth
 
     backend = load_backend(config, name, model)
     generator = torch.Generator().manual_seed(0)
@@ -30,6 +70,7 @@ def main(name: str, model: str) -> None:
         for part in (layer.lora_A, layer.lora_B):
             weight = part["default"].weight
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
+<<<<<<< HEAD
     prompts = [[1, 9690, 198, 2683, 359, 253], [1, 4093, 198], [1, 520, 9531, 198, 28120]]
     teachers = [[1, 44, 55, 66, *p] for p in prompts]
     answers = [[504, 1029, 2], [3365, 28], [338, 1789, 30, 198]]
@@ -39,12 +80,23 @@ def main(name: str, model: str) -> None:
     settings = config.distill.model_copy(update={"chunk_rows": 4})
     found = distillation_loss(student, teacher, backend.head, torch.full((9,), 1 / 9), settings)
     found.loss.backward()
+=======
+    optimizer = torch.optim.AdamW(backend.parameters(), lr=1e-3, weight_decay=0.0)
+    losses = [backward(backend)]
+>>>>>>> h-unsloth
     grads = {
         n.split("base_model.model.")[1]: float(p.grad.norm())
         for n, p in backend.model.named_parameters()
         if p.grad is not None
     }
-    print(json.dumps({"backend": backend.name, "loss": found.loss.item(), "grads": grads}))
+    tokens = greedy(backend)
+    for step in range(STEPS):
+        if step:
+            losses.append(backward(backend))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    backend.save_adapter(Path(folder) / name)
+    print(json.dumps({"backend": backend.name, "losses": losses, "grads": grads, "tokens": tokens}))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,116 @@
+"""Metrics for tensorboard, trackio and wandb, through accelerate. `metrics.jsonl` is written with or without them."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from sdft_cli.config import TrainConfig
+from sdft_cli.errors import MachineError
+
+PROJECT = "sdft"
+"""What trackers call the project; the run has the name of its folder."""
+
+
+def check_trackers(names: Iterable[str]) -> None:
+    """Refuse trackers whose package is not installed; call it before anything is loaded.
+
+    accelerate would leave them out without a word.
+
+    Raises:
+        MachineError: names the package to install.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise MachineError(f"Tracker {name} needs the package {name}: pip install {name}")
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested mappings; keys are joined by `/`."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Return the numeric leaves of metrics, truth values as 0 and 1; text, lists and None are left out."""
+    return {key: float(value) for key, value in flat(metrics) if isinstance(value, int | float)}
+
+
+def settings(config: TrainConfig) -> dict[str, Any]:
+    """Return a configuration as trackers take it: one level, and text for what is no number or truth value."""
+    leaves = flat(config.model_dump(mode="json"))
+    return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in leaves}
+
+
+def tracker_arguments(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return what each tracker is started with, so that its files go into `folder`.
+
+    Folders that the user's environment names, and offline modes, are left as they are.
+    """
+    return {"wandb": {"dir": os.environ.get("WANDB_DIR", str(folder)), "name": folder.parent.name}}
+
+
+def _name_folders(folder: Path) -> None:
+    for variable, name in (
+        ("TRACKIO_DIR", "trackio"),
+        ("WANDB_CACHE_DIR", "wandb-cache"),
+        ("WANDB_DATA_DIR", "wandb-data"),
+    ):
+        os.environ.setdefault(variable, str(folder / name))
+
+
+class Trackers:
+    """The open trackers of a run; `log` goes to each of them."""
+
+    def __init__(self, accelerator: Any) -> None:
+        self._accelerator = accelerator
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Log the numeric metrics of a step."""
+        if self._accelerator.trackers:
+            self._accelerator.log(numbers(metrics), step=step)
+
+    def close(self) -> None:
+        """Write what is pending and finish; a second call does nothing."""
+        while self._accelerator.trackers:
+            self._accelerator.trackers.pop().finish()
+
+
+def open_trackers(accelerator: Any, config: TrainConfig, folder: Path) -> Trackers:
+    """Open the trackers of `config.trackers`, with their files in `folder/trackers`.
+
+    Args:
+        accelerator: the run's `Accelerator`; it may have been made without trackers.
+        folder: the run folder.
+
+    Raises:
+        MachineError: as `check_trackers`, or a tracker does not start, e.g. wandb without a login.
+    """
+    if not config.trackers:
+        return Trackers(accelerator)
+    from accelerate.tracking import filter_trackers
+
+    check_trackers(config.trackers)
+    files = folder / "trackers"
+    files.mkdir(parents=True, exist_ok=True)
+    _name_folders(files)
+    accelerator.project_configuration.set_directories(str(files))
+    accelerator.log_with = filter_trackers(list(config.trackers), accelerator.logging_dir)
+    missing = set(config.trackers) - {str(name) for name in accelerator.log_with}
+    if missing:
+        raise MachineError(f"accelerate cannot start the tracker {min(missing)} here: leave it out.")
+    try:
+        accelerator.init_trackers(PROJECT, settings(config), tracker_arguments(files))
+    except Exception as error:  # each tracker fails in its own way: no login, no network, an old version
+        text = str(error).splitlines() or [""]
+        raise MachineError(
+            f"A tracker ({', '.join(config.trackers)}) does not start ({type(error).__name__}: {text[0]}): "
+            "set it up, or leave it out."
+        ) from error
+    return Trackers(accelerator)
