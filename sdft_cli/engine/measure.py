@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sdft_cli.config import DistillSettings
 from sdft_cli.engine.adapters import EmaAdapter, Weights, weights
 from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import padded_passes, plan_passes, response_states
-from sdft_cli.engine.loss import chunked_reverse_kl, token_log_likelihood
+from sdft_cli.engine.loss import distillation_loss, token_log_likelihood
 from sdft_cli.engine.rollout import Rollout, generate, stop_tokens
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.tool_calls import parse_turn
@@ -196,7 +197,8 @@ def measure(
 
 def _reverse_kl(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
     """KL(student||teacher) at every token, (N,), in nats."""
-    return chunked_reverse_kl(student, teacher, head, torch.ones(len(student), device=student.device)).per_token
+    ones = torch.ones(len(student), device=student.device)
+    return distillation_loss(student, teacher, head, ones, DistillSettings()).per_token
 
 
 def _item(encoded: Encoded, answer: Rollout, kl: float, nll: float, prompts: ChatPrompts) -> Item:

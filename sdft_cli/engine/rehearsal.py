@@ -12,12 +12,18 @@ from itertools import cycle, islice
 
 import torch
 
-from sdft_cli.engine.memory import longest_step, out_of_memory_explained
+from sdft_cli.engine.out_of_memory import out_of_memory_explained
 from sdft_cli.engine.rollout import Rollout, sample_rollouts
 from sdft_cli.engine.trainer import Phases, Trainer
 from sdft_cli.records import Record
 
 DECODED_TOKENS = 2
+
+
+def longest_step(records: Sequence[Record], size: int) -> list[Record]:
+    """Return the records of the longest step that may come: those with the longest prompts, the longest first."""
+    order = sorted(records, key=lambda r: (-r.row.teacher_prompt_tokens, -r.row.prompt_tokens, r.record_id))
+    return [order[i % len(order)] for i in range(size)]
 
 
 def rehearse(trainer: Trainer, records: Sequence[Record]) -> str:

@@ -21,6 +21,7 @@ from sdft_cli.config import RolloutSettings
 from sdft_cli.engine.adapters import lora_layers, weights
 from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import packed_cache, padded_passes
+from sdft_cli.engine.interrupts import interruptible
 from sdft_cli.engine.memory import free_memory
 from sdft_cli.errors import UsageError
 
@@ -164,21 +165,20 @@ class LogProbRecorder:
 
 @contextmanager
 def _decoding(backend: Backend) -> Iterator[None]:
-    """Evaluation mode (checkpointing would switch the cache off), and none of the model's own generation settings.
+    """The backend's decoding mode, and none of the model's own generation settings.
 
     `generate` fills whatever its arguments leave open from the model's `generation_config.json`: penalties, min_p,
     banned and forced words. They would sample from another distribution than the one that the trainer scores.
     """
     from transformers import GenerationConfig
 
-    was_training, own = backend.model.training, backend.base.generation_config
-    backend.model.eval()
+    own = backend.base.generation_config
     backend.base.generation_config = GenerationConfig()
     try:
-        yield
+        with backend.decoding():
+            yield
     finally:
         backend.base.generation_config = own
-        backend.model.train(was_training)
 
 
 def _decoding_config(
@@ -223,18 +223,9 @@ def generate(
     """
     ids, mask = left_padded(prompts, pad_id)
     shared = backend.packed and min(map(len, prompts)) > 1
-<<<<<<< HEAD
     recorder = LogProbRecorder() if record_log_probs else None
-    with _decoding(backend):
-=======
-    sampling = (
-        {"do_sample": False, "temperature": None, "top_p": None, "top_k": None}
-        if temperature is None
-        else {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
-    )
     backend.check_width(ids.shape[1] + max_new_tokens)
-    with backend.decoding():
->>>>>>> h-unsloth
+    with _decoding(backend), interruptible():
         output = backend.model.generate(
             input_ids=ids.to(backend.device),
             attention_mask=mask.to(backend.device),
@@ -242,14 +233,10 @@ def generate(
             logits_processor=[recorder] if recorder else None,
             past_key_values=packed_cache(backend, prompts, PREFILL_TOKENS) if shared else None,
         )
-<<<<<<< HEAD
     start = ids.shape[1]
     recorded = recorder.finish(output, start) if recorder else [None] * len(prompts)
     rows = output[:, start:].tolist()
     return [_until_stop(row, stop_ids, logs) for row, logs in zip(rows, recorded, strict=True)]
-=======
-    return [_until_stop(row[ids.shape[1] :], stop_ids) for row in output.tolist()]
->>>>>>> h-unsloth
 
 
 def _until_stop(row: list[int], stop_ids: Sequence[int], log_probs: list[float] | None) -> Rollout:

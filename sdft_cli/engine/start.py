@@ -78,8 +78,18 @@ def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractCont
     from sdft_cli.engine.trainer import TEACHER_WEIGHTS
 
     trainer, config = loaded.trainer, job.config
-    case = TEACHER_WEIGHTS[config.teacher.kind] if config.objective == "sdft" else "base"
-    heldout = HeldOut(trainer.backend, trainer.prompts, job.data.validation, config.heldout, case, trainer.ema)
+    heldout = HeldOut(
+        trainer.backend,
+        trainer.prompts,
+        job.data.validation,
+        config.heldout,
+        TEACHER_WEIGHTS[config.teacher.kind] if config.objective == "sdft" else "base",
+        trainer.ema,
+        decoding=trainer.sampling,
+        max_tokens_per_pass=config.optim.max_tokens_per_pass,
+        max_decode_tokens=config.rollout.max_tokens_per_pass,
+        notify=say,
+    )
     trackers = open_trackers(loaded.accelerator, config, job.folder)
     try:
         with observer() as watching:
@@ -126,14 +136,13 @@ def load(job: Job, say: Say) -> Loaded:
     from accelerate import Accelerator
 
     from sdft_cli.engine.forward import choose_packing
-    from sdft_cli.engine.memory import out_of_memory_explained
+    from sdft_cli.engine.out_of_memory import out_of_memory_explained
     from sdft_cli.engine.rollout import choose_sampling_weights
-    from sdft_cli.engine.tracking import accelerator_arguments
     from sdft_cli.engine.train import check_records
     from sdft_cli.engine.trainer import Trainer
     from sdft_cli.prompts.chat import open_prompts
 
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), **accelerator_arguments(config, job.folder))
+    accelerator = Accelerator(cpu=not torch.cuda.is_available())
     if accelerator.num_processes > 1:
         raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
     prompts = open_prompts(model, job.data.manifest, config.revision)
@@ -153,23 +162,30 @@ def pass_gate(job: Job, trainer: Trainer, say: Say) -> dict[str, Any] | None:
     Raises:
         VerificationError: the reference does not help, and `gate.action` is stop.
     """
-    from sdft_cli.engine.gate import run_gate
-    from sdft_cli.engine.memory import out_of_memory_explained
+    from sdft_cli.engine.gate import gate_records, run_gate
+    from sdft_cli.engine.out_of_memory import out_of_memory_explained
 
     config = job.config
     if config.gate.action == "off" or config.objective == "sft":
         return None
-    records = job.data.validation or job.data.train
+    records, split = gate_records(job.data, config.gate.records)
+    say(f"Gate: does the reference teach? Measuring {len(records)} {split} records ...")
     with out_of_memory_explained(config, "the gate"):
         found = run_gate(
-            trainer.backend, trainer.prompts, records, config.gate, config.optim.max_tokens_per_pass, config.seed
+            trainer.backend,
+            trainer.prompts,
+            records,
+            config.gate,
+            max_tokens_per_pass=config.optim.max_tokens_per_pass,
+            max_decode_tokens=config.rollout.max_tokens_per_pass,
+            seed=config.seed,
+            split=split,
         )
-    say(found.sentence())
+    for note in found.notes:
+        say(note)
     if not found.passed and config.gate.action == "stop":
-        raise VerificationError(
-            "The teacher has nothing to teach here, so no step was made: look at it with `sdft gate`, try another "
-            "--model or teacher template, or train all the same with --set gate.action=warn."
-        )
+        raise VerificationError(found.verdict)
+    say(found.verdict)
     return found.to_json()
 
 

@@ -12,23 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-<<<<<<< HEAD
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.checkpoints import Checkpoint, Checkpoints
 from sdft_cli.engine.heldout import HeldOut
 from sdft_cli.engine.interrupts import Interrupted, check, watched_signals
-from sdft_cli.engine.memory import out_of_memory_explained
 from sdft_cli.engine.objective import batch_of_step
-=======
-import torch
-
-from sdft_cli.config import OptimSettings, TrainConfig
-from sdft_cli.engine.adapters import weights
-from sdft_cli.engine.backend import Backend
-from sdft_cli.engine.forward import plan_passes, response_states
-from sdft_cli.engine.loss import distillation_loss
-from sdft_cli.engine.rollout import Rollout, sample_rollouts, stop_tokens
->>>>>>> h-loss
+from sdft_cli.engine.out_of_memory import out_of_memory_explained
 from sdft_cli.engine.runs import CheckPrompt, JsonLines
 from sdft_cli.engine.state import capture, restore
 from sdft_cli.engine.stop_rules import Finding, StopRules
@@ -90,124 +79,6 @@ def check_records(records: Sequence[Record], config: TrainConfig) -> None:
         )
 
 
-<<<<<<< HEAD
-=======
-class Trainer:
-    """Everything that one step needs. `train` below is the loop."""
-
-    def __init__(self, config: TrainConfig, backend: Backend, prompts: ChatPrompts, accelerator: Any) -> None:
-        self.config = config
-        self.backend = backend
-        self.prompts = prompts
-        self.accelerator = accelerator
-        self.pad_id = prompts.turn_end_id
-        self.stop_ids = stop_tokens(backend, prompts.turn_end_id)
-        optim = config.optim
-        optimizer = torch.optim.AdamW(
-            backend.parameters(),
-            lr=optim.learning_rate,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(optim, step))
-        backend.model, self.optimizer, self.schedule = accelerator.prepare(backend.model, optimizer, schedule)
-
-    def example(self, record: Record) -> Example:
-        """Encode both prompts of a record.
-
-        Raises:
-            DataError: they have other lengths than `sdft prepare` counted, so the caps may not hold.
-        """
-        found = Example(record, self.prompts.student_ids(record), self.prompts.teacher_ids(record))
-        self.prompts.encoder.forget()
-        counted, expected = (len(found.student), len(found.teacher)), record.row
-        if counted != (expected.prompt_tokens, expected.teacher_prompt_tokens):
-            raise DataError(
-                f"Record {record.record_id} has prompts of {counted[0]} and {counted[1]} tokens, the dataset says "
-                f"{expected.prompt_tokens} and {expected.teacher_prompt_tokens}: run `sdft prepare` again."
-            )
-        return found
-
-    def trajectories(self, examples: Sequence[Example], step: int) -> tuple[list[Rollout], list[bool]]:
-        """Return the tokens to train on, and which of them the student sampled itself."""
-        draw = random.Random(f"{self.config.seed}:{step}:lambda")
-        on_policy = [draw.random() < self.config.distill.lambda_on_policy for _ in examples]
-        sampled = [e for e, own in zip(examples, on_policy, strict=True) if own]
-        rollouts: Iterator[Rollout] = iter(())
-        if sampled:
-            seed = random.Random(f"{self.config.seed}:{step}:rollout").getrandbits(63)
-            prompts = [e.student for e in sampled]
-            rollouts = iter(
-                sample_rollouts(self.backend, prompts, self.config.rollout, self.stop_ids, self.pad_id, seed)
-            )
-        return [
-            next(rollouts) if own else Rollout(self.prompts.reference_ids(e.record), True)
-            for e, own in zip(examples, on_policy, strict=True)
-        ], on_policy
-
-    def backward(self, examples: Sequence[Example], rollouts: Sequence[Rollout], phases: Phases) -> float:
-        """Accumulate the gradient of the step's mean KL; return its value (nats per token)."""
-        tokens = sum(len(r.ids) for r in rollouts)
-        distill = self.config.distill
-        longest = [[*max(e.student, e.teacher, key=len), *r.ids] for e, r in zip(examples, rollouts, strict=True)]
-        total = 0.0
-        for rows in plan_passes(self.backend, longest, self.config.optim.max_tokens_per_pass):
-            batch = [examples[i] for i in rows]
-            answers = [rollouts[i].ids for i in rows]
-            with phases("teacher"), weights(self.backend.model, "base"):
-                teacher = response_states(self.backend, [e.teacher for e in batch], answers, self.pad_id)
-            with phases("student"):
-                student = response_states(self.backend, [e.student for e in batch], answers, self.pad_id)
-            with phases("loss"):
-                share = torch.full((len(student),), 1.0 / tokens, device=student.device)
-                output = distillation_loss(student, teacher, self.backend.head, share, distill)
-            with phases("backward"):
-                self.accelerator.backward(output.loss)
-            total += output.loss.item()
-        return total
-
-    def update(self) -> float:
-        """Clip, step, and return the gradient's norm before clipping."""
-        limit = self.config.optim.max_grad_norm
-        norm = self.accelerator.clip_grad_norm_(self.backend.parameters(), limit if limit else float("inf"))
-        self.optimizer.step()
-        self.schedule.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return float(norm)
-
-    def step(self, number: int, records: Sequence[Record]) -> tuple[dict[str, Any], list[Example], list[Rollout]]:
-        """Run optimiser step `number` (from 1) on these records; return its metrics, examples and rollouts."""
-        phases = Phases()
-        with phases("encode"):
-            examples = [self.example(record) for record in records]
-        rate = self.schedule.get_last_lr()[0]
-        with phases("rollout"):
-            rollouts, on_policy = self.trajectories(examples, number)
-        loss = self.backward(examples, rollouts, phases)
-        with phases("optimizer"):
-            norm = self.update()
-        seconds = sum(phases.seconds.values())
-        tokens = sum(len(r.ids) for r in rollouts)
-        prompt_tokens = sum(len(e.student) + len(e.teacher) for e in examples)
-        metrics = {
-            "step": number,
-            "loss": loss,
-            "kl_per_token": loss,
-            "rollout_tokens": tokens,
-            "rollout_length": tokens / len(rollouts),
-            "finished_share": sum(r.finished for r in rollouts) / len(rollouts),
-            "on_policy_share": sum(on_policy) / len(on_policy),
-            "grad_norm": norm,
-            "learning_rate": rate,
-            "tokens_per_second": (prompt_tokens + 2 * tokens) / seconds,
-            "seconds": seconds,
-            "phase_seconds": {name: round(value, 4) for name, value in phases.seconds.items()},
-        }
-        return metrics, examples, rollouts
-
-
->>>>>>> h-loss
 CHECK_PROMPTS, CHECK_ANSWER_TOKENS = 8, 64
 """How much of the data `sdft merge` compares on: the shortest prompts, the first tokens of the expert's turns."""
 
@@ -237,7 +108,7 @@ class Loop:
         self.observer = observer or Silent()
         self.log = log
         self.folder = folder
-        self.checkpoints = Checkpoints(folder / "checkpoints", self.config.checkpoint.keep_last)
+        self.checkpoints = Checkpoints(folder, self.config.checkpoint.keep_last)
         self.rules = StopRules(self.config.stop)
         self.progress = Progress()
         self.files: dict[str, JsonLines] = {}
@@ -341,14 +212,13 @@ class Loop:
         self._act(self.rules.after_step(metrics))
 
     def _evaluation_due(self, step: int) -> bool:
-        every = self.config.heldout.every
-        if every is None or not self.heldout.records or self.progress.evaluated >= step:
+        if self.progress.evaluated >= step or not self.heldout.on:
             return False
-        return step % every == 0 or step >= self.config.optim.max_steps
+        return self.heldout.due(step) or step >= self.config.optim.max_steps
 
     def _evaluate(self, step: int) -> None:
         with out_of_memory_explained(self.config, f"the held-out evaluation after step {step}"):
-            metrics = {"step": step, **self.heldout.measure()}
+            metrics = {"step": step, **self.heldout.evaluate()}
         self.files["heldout.jsonl"].write(metrics)
         progress = self.progress
         progress.evaluated, progress.heldout, self.saved = step, metrics, -1

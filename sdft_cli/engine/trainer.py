@@ -15,7 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ from sdft_cli.engine.forward import plan_passes, response_states
 from sdft_cli.engine.interrupts import interruptible
 from sdft_cli.engine.loss import LossOutput, cross_entropy_loss, distillation_loss, token_log_likelihood
 from sdft_cli.engine.objective import on_policy_flags, step_seed, token_weights
-from sdft_cli.engine.rollout import Rollout, sample_rollouts, sampler_gap, stop_tokens
+from sdft_cli.engine.rollout import Rollout, SamplingWeights, sample_rollouts, sampler_gap, stop_tokens
 from sdft_cli.errors import DataError
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.tool_calls import parse_turn
@@ -37,6 +37,10 @@ from sdft_cli.records import Record
 
 TEACHER_WEIGHTS: dict[str, Weights] = {"base": "base", "ema": "ema", "live": "adapter"}
 """Which weights are on for each kind of teacher."""
+
+
+DIVERGENCE_METRIC = {"reverse_kl": "kl_per_token", "forward_kl": "kl_per_token", "jsd": "jsd_per_token"}
+"""The name of the mean divergence of a step in its metrics; which KL it is, the configuration says."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,16 @@ def rate_factor(optim: OptimSettings, step: int) -> float:
     return max(0.0, (optim.max_steps - step) / max(1, optim.max_steps - optim.warmup_steps))
 
 
+def _gap(rollouts: Sequence[Rollout], log_probs: Sequence[list[float]]) -> dict[str, float]:
+    """Compare sampler and trainer at the tokens that both have scored: those up to the last one with loss."""
+    pairs = [
+        (replace(rollout, log_probs=(rollout.log_probs or [])[: len(own)]), own)
+        for rollout, own in zip(rollouts, log_probs, strict=True)
+        if own
+    ]
+    return sampler_gap([r for r, _ in pairs], torch.tensor([x for _, own in pairs for x in own])) if pairs else {}
+
+
 class Trainer:
     """Everything that one step needs; `train.py` is the loop around it.
 
@@ -103,7 +117,7 @@ class Trainer:
         backend: Backend,
         prompts: ChatPrompts,
         accelerator: Any,
-        sampling: Weights = "merged",
+        sampling: SamplingWeights = "merged",
     ) -> None:
         self.config = config
         self.backend = backend
@@ -182,7 +196,9 @@ class Trainer:
         used = [i for i, share in enumerate(shares) if share]
         answers = [r.ids[: len(share)] for r, share in zip(rollouts, shares, strict=True)]
         longest = [self._longest(examples[i], answers[i]) for i in used]
-        total, per_token, log_probs = 0.0, [[] for _ in rollouts], [[] for _ in rollouts]
+        total = 0.0
+        per_token: list[list[float]] = [[] for _ in rollouts]
+        log_probs: list[list[float]] = [[] for _ in rollouts]
         for rows in plan_passes(self.backend, longest, self.config.optim.max_tokens_per_pass):
             batch = [used[place] for place in rows]
             chosen = [answers[i] for i in batch]
@@ -269,7 +285,7 @@ class Trainer:
         return metrics, found, scored
 
     def _rollout_metrics(self, found: Trajectories, scored: Scored) -> dict[str, Any]:
-        name = "nll_per_token" if self.config.objective == "sft" else "kl_per_token"
+        name = "nll_per_token" if self.config.objective == "sft" else DIVERGENCE_METRIC[self.config.distill.divergence]
         ranges = [len([w for w in share if w]) for share in token_weights(found.rollouts, self.config.distill)]
         tokens = sum(len(r.ids) for r in found.rollouts)
         own = [i for i, flag in enumerate(found.on_policy) if flag]
@@ -285,8 +301,7 @@ class Trainer:
             "tool_valid_share": sum(tool_turns) / len(tool_turns) if tool_turns else None,
         }
         if scored.log_probs is not None and own:
-            pairs = [(found.rollouts[i], scored.log_probs[i]) for i in own]
-            metrics |= sampler_gap([r for r, _ in pairs], [p for _, p in pairs])
+            metrics |= _gap([found.rollouts[i] for i in own], [scored.log_probs[i] for i in own])
         return metrics
 
     def _valid_call(self, record: Record, rollout: Rollout) -> bool | None:

@@ -47,8 +47,8 @@ def step_line(metrics: Mapping[str, Any]) -> str:
     ]
     if not metrics["updated"]:
         parts.append("no update")
-    if "sampler_gap_mean" in metrics:
-        parts.append(f"sampler gap {metrics['sampler_gap_mean']:.1e}")
+    if "sampler_gap" in metrics:
+        parts.append(f"sampler gap {metrics['sampler_gap']:.1e}")
     return "  ".join(parts)
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.config import load_train_config
+from sdft_cli.config import DistillSettings, load_train_config
 
 PROMPTS = [[1, 9690, 198, 2683, 359, 253], [1, 4093, 198], [1, 520, 9531, 198, 28120]]
 TEACHERS = [[1, 44, 55, 66, *p] for p in PROMPTS]
@@ -25,12 +25,13 @@ def backward(backend: Any) -> float:
 
     from sdft_cli.engine.adapters import weights
     from sdft_cli.engine.forward import response_states
-    from sdft_cli.engine.loss import chunked_reverse_kl
+    from sdft_cli.engine.loss import distillation_loss
 
     student = response_states(backend, PROMPTS, ANSWERS, 2)
     with weights(backend.model, "base"):
         teacher = response_states(backend, TEACHERS, ANSWERS, 2)
-    found = chunked_reverse_kl(student, teacher, backend.head, torch.full((9,), 1 / 9), chunk_rows=4)
+    settings = DistillSettings(chunk_rows=4)
+    found = distillation_loss(student, teacher, backend.head, torch.full((9,), 1 / 9), settings)
     found.loss.backward()
     return found.loss.item()
 
@@ -58,11 +59,6 @@ def main(name: str, model: str, folder: str) -> None:
 
     from sdft_cli.engine.adapters import lora_layers
     from sdft_cli.engine.backend import load_backend
-<<<<<<< HEAD
-    from sdft_cli.engine.forward import response_states
-    from sdft_cli.engine.loss import distillation_loss
-=======
->>>>>>> h-unsloth
 
     backend = load_backend(config, name, model)
     generator = torch.Generator().manual_seed(0)
@@ -70,20 +66,8 @@ def main(name: str, model: str, folder: str) -> None:
         for part in (layer.lora_A, layer.lora_B):
             weight = part["default"].weight
             weight.data.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
-<<<<<<< HEAD
-    prompts = [[1, 9690, 198, 2683, 359, 253], [1, 4093, 198], [1, 520, 9531, 198, 28120]]
-    teachers = [[1, 44, 55, 66, *p] for p in prompts]
-    answers = [[504, 1029, 2], [3365, 28], [338, 1789, 30, 198]]
-    student = response_states(backend, prompts, answers, 2)
-    with weights(backend.model, "base"):
-        teacher = response_states(backend, teachers, answers, 2)
-    settings = config.distill.model_copy(update={"chunk_rows": 4})
-    found = distillation_loss(student, teacher, backend.head, torch.full((9,), 1 / 9), settings)
-    found.loss.backward()
-=======
     optimizer = torch.optim.AdamW(backend.parameters(), lr=1e-3, weight_decay=0.0)
     losses = [backward(backend)]
->>>>>>> h-unsloth
     grads = {
         n.split("base_model.model.")[1]: float(p.grad.norm())
         for n, p in backend.model.named_parameters()

@@ -10,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from accelerate import Accelerator  # noqa: E402
-from sdft_cli.engine.heldout import HeldOut  # noqa: E402
 
 from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.backend import load_backend  # noqa: E402
+from sdft_cli.engine.heldout import HeldOut  # noqa: E402
 from sdft_cli.engine.train import Loop, check_records  # noqa: E402
 from sdft_cli.engine.trainer import Trainer  # noqa: E402
 from sdft_cli.errors import DataError, VerificationError  # noqa: E402
@@ -57,7 +57,15 @@ def loop(model: Path, data: Dataset, folder: Path, *overrides: str, watching: Wa
     backend = load_backend(config, "transformers", str(model))
     found = Trainer(config, backend, open_prompts(str(model), data.manifest), Accelerator(cpu=True))
     folder.mkdir(exist_ok=True)
-    heldout = HeldOut(backend, found.prompts, data.validation, config.heldout, "base", None)
+    heldout = HeldOut(
+        backend,
+        found.prompts,
+        data.validation,
+        config.heldout,
+        max_tokens_per_pass=4096,
+        max_decode_tokens=4096,
+        notify=print,
+    )
     return Loop(found, data.train, folder, heldout, watching or Watching())
 
 
@@ -75,8 +83,8 @@ def test_a_run_writes_what_it_promises(tiny_model: Path, tiny_data: Dataset, tmp
     keys = {"loss", "kl_per_token", "rollout_length", "tokens_per_second", "phase_seconds", "grad_norm", "updated"}
     assert keys <= set(metrics[0])
     assert {"rollout", "teacher", "student", "loss", "backward"} <= set(metrics[0]["phase_seconds"])
-    assert "sampler_gap_mean" in metrics[0]
-    assert "sampler_gap_mean" not in metrics[1]
+    assert "sampler_gap" in metrics[0]
+    assert "sampler_gap" not in metrics[1]
     assert watching.evaluations == [x["step"] for x in lines(tmp_path / "r" / "heldout.jsonl")] == [0, 2, 4]
     samples = lines(tmp_path / "r" / "samples.jsonl")
     assert [x["step"] for x in samples] == [1, 3, 4]
@@ -97,7 +105,7 @@ def test_a_stop_rule_ends_the_run_and_its_state_is_saved(tiny_model: Path, tiny_
 
     watching.at_step = poison
     run = loop(tiny_model, tiny_data, tmp_path / "r", "heldout.every=100", watching=watching)
-    with pytest.raises(VerificationError, match="after step 4 by the rule not_finite.*--resume"):
+    with pytest.raises(VerificationError, match=r"after step 4 by the rule not_finite.*--resume"):
         run.run()
     assert lines(tmp_path / "r" / "metrics.jsonl")[-1]["updated"] is False
     assert lines(tmp_path / "r" / "metrics.jsonl")[-1]["loss"] is None  # JSON has no NaN
