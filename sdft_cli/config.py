@@ -9,10 +9,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from sdft_cli.errors import UsageError
 from sdft_cli.resources import resource, resource_text
@@ -152,7 +152,10 @@ class HeldoutSettings(_Config):
     max_new_tokens: int = Field(256, gt=0, description="cap on a rollout, tokens; decoded greedily")
 
 
-Action = Literal["off", "warn", "stop"]
+Action = Annotated[
+    Literal["off", "warn", "stop"],
+    BeforeValidator(lambda value: "off" if value is False else value),  # YAML 1.1 reads off as false
+]
 
 
 class StopSettings(_Config):

@@ -23,7 +23,7 @@ from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import packed_cache, padded_passes
 from sdft_cli.engine.interrupts import interruptible
 from sdft_cli.engine.memory import free_memory
-from sdft_cli.errors import UsageError
+from sdft_cli.errors import UsageError, VerificationError
 
 SamplingWeights = Literal["merged", "adapter"]
 
@@ -181,6 +181,20 @@ def _decoding(backend: Backend) -> Iterator[None]:
         backend.base.generation_config = own
 
 
+@contextmanager
+def _finite_only() -> Iterator[None]:
+    """Say in one sentence that logits are not finite, which torch finds when it draws from them."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise VerificationError(
+            "The model's logits are not finite, so nothing can be sampled: start again with a lower "
+            "optim.learning_rate or with dtype=float32; the checkpoints from before are kept."
+        ) from error
+
+
 def _decoding_config(
     max_new_tokens: int, stop_ids: Sequence[int], pad_id: int, temperature: float | None, top_p: float
 ) -> Any:
@@ -225,7 +239,7 @@ def generate(
     shared = backend.packed and min(map(len, prompts)) > 1
     recorder = LogProbRecorder() if record_log_probs else None
     backend.check_width(ids.shape[1] + max_new_tokens)
-    with _decoding(backend), interruptible():
+    with _decoding(backend), _finite_only(), interruptible():
         output = backend.model.generate(
             input_ids=ids.to(backend.device),
             attention_mask=mask.to(backend.device),

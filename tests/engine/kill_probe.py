@@ -1,8 +1,9 @@
 """Run as a process of its own: a nursery of training runs that may be killed.
 
 Reads one command per line, `FOLDER DATASET OVERRIDE...`; forks a child that starts the run in that folder, or goes on
-with it; answers `started PID`, then `ended PID CODE` when the child is gone. The libraries are imported once, before
-any fork, and no tensor is computed here, so that each child starts in a moment and on its own.
+with it; answers `started PID`, `running` when the first step is about to begin, and `ended CODE` when the child is
+gone. The libraries are imported once, before any fork, and no tensor is computed here, so that each child starts in a
+moment and on its own.
 """
 
 from __future__ import annotations
@@ -28,14 +29,15 @@ torch.set_num_threads(1)
 
 
 @contextmanager
-def silent():  # type: ignore[no-untyped-def]
+def announced():  # type: ignore[no-untyped-def]
+    print("running", flush=True)
     yield Silent()
 
 
 def train(folder: Path, dataset: Path, overrides: list[str]) -> None:
     config = load_train_config("cpu-demo", overrides)
     resume = (folder / "run.json").exists()
-    start_training(Job(config, read_dataset(dataset), folder, resume=resume), lambda text: None, silent)
+    start_training(Job(config, read_dataset(dataset), folder, resume=resume), lambda text: None, announced)
 
 
 def main() -> None:
@@ -53,7 +55,7 @@ def main() -> None:
                 os._exit(code)
         print("started", child, flush=True)
         _, status = os.waitpid(child, 0)
-        print("ended", child, os.waitstatus_to_exitcode(status), flush=True)
+        print("ended", os.waitstatus_to_exitcode(status), flush=True)
 
 
 if __name__ == "__main__":

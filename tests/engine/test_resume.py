@@ -63,14 +63,15 @@ class Nursery:
         return self.process.stdout.readline().split()
 
     def start(self, folder: Path, dataset: Path, settings: list[str]) -> int:
+        """Return the child's process id, as soon as its first step begins."""
         assert self.process.stdin is not None
         print(folder, dataset, *settings, file=self.process.stdin, flush=True)
-        word, pid = self._line()
-        assert word == "started"
+        (word, pid), running = self._line(), self._line()
+        assert (word, running) == ("started", ["running"])
         return int(pid)
 
     def wait(self) -> int:
-        word, _, code = self._line()
+        word, code = self._line()
         assert word == "ended"
         return int(code)
 
@@ -89,8 +90,7 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 def saving(folder: Path) -> bool:
     """Is a checkpoint half written?"""
-    checkpoints = folder / "checkpoints"
-    return checkpoints.is_dir() and any(p.name.startswith(".") for p in checkpoints.iterdir())
+    return any(p.is_dir() and p.name.startswith(".") for p in (folder / "checkpoints").iterdir())
 
 
 def without_times(path: Path) -> list[dict[str, Any]]:
@@ -99,13 +99,15 @@ def without_times(path: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k not in timed} for line in lines]
 
 
-def kill_at_random(nursery: Nursery, folder: Path, data: Path, settings: list[str], whole: float, draw: Any) -> str:
+def kill_at_random(
+    nursery: Nursery, folder: Path, data: Path, settings: list[str], seconds: float, draw: random.Random
+) -> str:
     """Start or resume, and kill: at a random moment, or in the middle of a save. Says which, or `finished`."""
     pid = nursery.start(folder, data, settings)
     in_save = draw.random() < 0.5
-    deadline = time.monotonic() + draw.uniform(0.02, 0.7) * whole
+    deadline = time.monotonic() + draw.uniform(0, 1 if in_save else 0.6) * seconds
     while time.monotonic() < deadline and not (in_save and saving(folder)):
-        time.sleep(0.0005)
+        time.sleep(0.0002)
     caught = saving(folder)
     with contextlib.suppress(ProcessLookupError):  # it was done already
         os.kill(pid, signal.SIGKILL)
@@ -120,8 +122,8 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bits(
     kind: str, nursery: Nursery, tiny_model: Path, tiny_data: Dataset, tmp_path: Path
 ) -> None:
     settings = [*SETTINGS, f"model={tiny_model}", *KINDS[kind]]
-    start = time.monotonic()
     nursery.start(tmp_path / "whole", tiny_data.path, settings)
+    start = time.monotonic()
     assert nursery.wait() == 0
     whole = time.monotonic() - start
 

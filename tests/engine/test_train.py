@@ -104,13 +104,20 @@ def test_a_stop_rule_ends_the_run_and_its_state_is_saved(tiny_model: Path, tiny_
             next(iter(run.trainer.backend.parameters())).data.fill_(torch.nan)
 
     watching.at_step = poison
-    run = loop(tiny_model, tiny_data, tmp_path / "r", "heldout.every=100", watching=watching)
+    run = loop(tiny_model, tiny_data, tmp_path / "r", "heldout.every=null", "objective=sft", watching=watching)
     with pytest.raises(VerificationError, match=r"after step 4 by the rule not_finite.*--resume"):
         run.run()
     assert lines(tmp_path / "r" / "metrics.jsonl")[-1]["updated"] is False
     assert lines(tmp_path / "r" / "metrics.jsonl")[-1]["loss"] is None  # JSON has no NaN
     assert any("it is not saved" in notice for notice in watching.notices)
     assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir() if p.is_dir()] == ["step-000002"]
+
+
+def test_logits_that_are_not_finite_are_one_sentence(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:
+    run = loop(tiny_model, tiny_data, tmp_path / "r", "heldout.every=null")
+    next(iter(run.trainer.backend.parameters())).data.fill_(torch.nan)
+    with pytest.raises(VerificationError, match="logits are not finite"):
+        run.run()
 
 
 def test_records_that_do_not_fit_are_refused(tiny_data: Dataset) -> None:
