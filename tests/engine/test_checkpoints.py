@@ -19,7 +19,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import given  # noqa: E402
+from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from sdft_cli.engine import checkpoints as module  # noqa: E402
@@ -87,9 +87,10 @@ def test_an_empty_part_and_many_digits_are_kept(tmp_path: Path) -> None:
     assert (found.step, found.parts, found.tensors("optimizer")) == (1_000_000, {"optimizer"}, {})
 
 
+KEYS = st.text().filter(lambda key: key != "$float")  # refused, see below
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    lambda inner: st.lists(inner) | st.dictionaries(KEYS, inner),
     max_leaves=10,
 )
 
@@ -106,7 +107,8 @@ def same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-@given(st.dictionaries(st.text(), JSON))
+@settings(max_examples=100, deadline=None)
+@given(st.dictionaries(KEYS, JSON))
 def test_any_state_round_trips_through_strict_json(state: dict[str, Any]) -> None:
     def refuse(constant: str) -> None:
         raise AssertionError(constant)
@@ -176,15 +178,19 @@ def test_a_damaged_file_is_refused_by_name_and_the_one_before_is_used(
         assert f"({name} does not match its sha256)" in note
 
 
-def test_every_single_bit_of_a_manifest_counts(tmp_path: Path) -> None:
+def test_every_byte_of_a_manifest_counts(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, 1)
     path = checkpoints.save(50, {}, {}) / "manifest.json"
     whole = path.read_bytes()
     for place in range(len(whole)):
-        for bit in range(8):
+        for bit in (0, 5):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << bit]) + whole[place + 1 :])
             with pytest.raises(DataError, match=r"step-000050 is damaged"):
                 checkpoints.newest(pytest.fail)
+    for same_meaning in (whole + b"\n", whole.replace(b"\n", b" "), whole.replace(b"{", b'{"step": 50,', 1)):
+        path.write_bytes(same_meaning)
+        with pytest.raises(DataError, match=r"step-000050 is damaged"):
+            checkpoints.newest(pytest.fail)
     path.write_bytes(whole)
     assert checkpoints.newest(pytest.fail)
 
@@ -584,15 +590,14 @@ def test_a_kill_before_each_file_operation_of_a_save(tmp_path: Path, case: str) 
 
         return run
 
+    checkpoints = Checkpoints(tmp_path / "start", 1)
+    save(checkpoints, 40)
+    checkpoints.mark_best(40)
+    save(checkpoints, 50, note="old")
     moments = 0
     outcomes = set()
     while True:
-        folder = tmp_path / str(moments)
-        checkpoints = Checkpoints(folder, 1)
-        save(checkpoints, 40)
-        checkpoints.mark_best(40)
-        save(checkpoints, 50, note="old")
-        checkpoints._lock.close()
+        folder = shutil.copytree(tmp_path / "start", tmp_path / str(moments))
         moments += 1
         killed = dies_at(moments, work(folder))
         reopened = Checkpoints(folder, 1)
