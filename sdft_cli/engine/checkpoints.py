@@ -63,7 +63,9 @@ class Checkpoint:
         name = f"{part}.safetensors"
         data = _read_bytes(self.path, name)
         if hashlib.sha256(data).hexdigest() != self.hashes[name]:
-            raise _damaged(self.path, f"{name} does not match its sha256")
+            raise DataError(
+                f"{_label(self.path)} changed after it was verified ({name} does not match its sha256): resume again."
+            )
         return load_tensors(data)
 
 
@@ -146,7 +148,12 @@ class Checkpoints:
 
     def best(self) -> Checkpoint | None:
         """Return the best checkpoint, verified, or None if none was marked. Raises `DataError` if it is damaged."""
-        return None if self.best_step is None else _read(self.folder / step_name(self.best_step), self.best_step)
+        if self.best_step is None:
+            return None
+        try:
+            return _read(self.folder / step_name(self.best_step), self.best_step)
+        except DataError as error:
+            raise DataError(f"The best checkpoint {error}: put a copy back, or use the newest one.") from error
 
     def newest(self, notify: Callable[[str], None]) -> Checkpoint | None:
         """Return the newest verified checkpoint, or None if there is none at all.
@@ -237,6 +244,7 @@ def _label(path: Path) -> str:
 
 
 def _damaged(path: Path, reason: str) -> DataError:
+    """Name the fault; the caller adds what is done about it."""
     return DataError(f"{_label(path)} is damaged ({reason})")
 
 
