@@ -28,13 +28,16 @@ from torch import Tensor
 
 from sdft_cli.errors import DataError, MachineError, UsageError
 from sdft_cli.records.dataset import sha256_of
-from sdft_cli.records.folders import new_file, remove_folder, remove_leftovers, replacing_folder
+from sdft_cli.records.folders import remove_folder, remove_leftovers, replacing_file, replacing_folder
 
 FORMAT, VERSION = "sdft-checkpoint", 1
 STEP_NAME = re.compile(r"step-(\d{6,})")
 FILE_NAME = re.compile(r"[A-Za-z0-9_-]+\.(safetensors|json)")
 Tensors = Mapping[str, Mapping[str, Tensor]]
 """Part of the state (`adapter`, `optimizer`, ...) -> name -> tensor."""
+
+
+NEXT_STEP = "free space or make the folder writable, then resume the run."
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class Checkpoint:
         name = f"{part}.safetensors"
         data = _read_bytes(self.path, name)
         if hashlib.sha256(data).hexdigest() != self.hashes[name]:
-            raise _damaged(self.path, f"{name} does not match its sha256")
+            raise DataError(
+                f"{_label(self.path)} changed after it was verified ({name} does not match its sha256): resume again."
+            )
         return load_tensors(data)
 
 
@@ -118,8 +123,7 @@ class Checkpoints:
         except (OSError, DataError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error).rstrip(".")
             raise MachineError(
-                f"Saving {_label(target)} failed ({reason}) and {self._last_good()}: "
-                "free space or make the folder writable, then resume the run."
+                f"Saving {_label(target)} failed ({reason}) and {self._last_good()}: {NEXT_STEP}"
             ) from error
         return target
 
@@ -132,13 +136,24 @@ class Checkpoints:
         """
         if step not in self._steps():
             raise ValueError(f"step {step} was not saved")
-        with new_file(self.folder / "best.json", overwrite=True) as scratch:
-            scratch.write_bytes(_best(step))
+        path = self.folder / "best.json"
+        try:
+            with replacing_file(path) as scratch:
+                scratch.write_bytes(_best(step))
+        except OSError as error:
+            raise MachineError(
+                f"Writing {_label(path)} failed ({error.strerror or error}) and {self._last_good()}: {NEXT_STEP}"
+            ) from error
         self.best_step = step
 
     def best(self) -> Checkpoint | None:
         """Return the best checkpoint, verified, or None if none was marked. Raises `DataError` if it is damaged."""
-        return None if self.best_step is None else _read(self.folder / step_name(self.best_step), self.best_step)
+        if self.best_step is None:
+            return None
+        try:
+            return _read(self.folder / step_name(self.best_step), self.best_step)
+        except DataError as error:
+            raise DataError(f"The best checkpoint {error}: put a copy back, or use the newest one.") from error
 
     def newest(self, notify: Callable[[str], None]) -> Checkpoint | None:
         """Return the newest verified checkpoint, or None if there is none at all.
@@ -175,12 +190,12 @@ class Checkpoints:
         return _is_good(target, step) and _read_bytes(target, "manifest.json") == _manifest(step, entries)
 
     def _delete_others(self, saved: int) -> None:
-        _read(self.folder / step_name(saved), saved)
+        """Delete what is not kept; `saved` was verified just now."""
         keep = {saved, self.best_step}
         good = 0
         for step in reversed(self._steps()):
             path = self.folder / step_name(step)
-            if good < self.keep_last and _is_good(path, step):
+            if good < self.keep_last and (step == saved or _is_good(path, step)):
                 good += 1
             elif step not in keep and not path.is_symlink() and path.is_dir():
                 remove_folder(path)
@@ -229,6 +244,7 @@ def _label(path: Path) -> str:
 
 
 def _damaged(path: Path, reason: str) -> DataError:
+    """Name the fault; the caller adds what is done about it."""
     return DataError(f"{_label(path)} is damaged ({reason})")
 
 

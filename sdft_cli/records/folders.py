@@ -140,6 +140,24 @@ def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def replacing_file(target: Path) -> Iterator[Path]:
+    """Yield a scratch path beside `target`; on success it becomes `target` in one rename, else it is removed.
+
+    Raises OSError.
+    """
+    scratch = _hidden(target, "partial")
+    try:
+        scratch.touch()
+        yield scratch
+        _sync_path(scratch)
+        scratch.replace(target)
+        _sync_path(scratch.parent)
+    finally:
+        if scratch.exists():
+            scratch.unlink()
+
+
+@contextmanager
 def new_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """Yield a scratch path beside `target`; on success it becomes `target` in one rename, else it is removed.
 
@@ -151,21 +169,14 @@ def new_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
         raise UsageError(f"{target} is a folder: name a file in it.")
     if target.exists() and not overwrite:
         raise UsageError(f"{target} already exists: choose another name, or add --overwrite to replace it.")
-    scratch = _hidden(target, "partial")
     try:
-        scratch.parent.mkdir(parents=True, exist_ok=True)
-        scratch.touch()
-        yield scratch
-        _sync_path(scratch)
-        scratch.replace(target)
-        _sync_path(scratch.parent)
+        target.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with replacing_file(target) as scratch:
+            yield scratch
     except OSError as error:
         raise MachineError(
             f"Writing {target} failed ({error.strerror or error}): free space or choose another name."
         ) from error
-    finally:
-        if scratch.exists():
-            scratch.unlink()
 
 
 def writable_file(path: Path) -> Path:

@@ -13,8 +13,12 @@ torch = pytest.importorskip("torch")
 
 from accelerate import Accelerator  # noqa: E402
 
-from sdft_cli.engine.adapters import EmaAdapter  # noqa: E402
+from sdft_cli.config import load_train_config  # noqa: E402
+from sdft_cli.engine.adapters import EmaAdapter, weights  # noqa: E402
+from sdft_cli.engine.backend import load_backend  # noqa: E402
 from sdft_cli.engine.checkpoints import Checkpoints  # noqa: E402
+from sdft_cli.engine.forward import response_states  # noqa: E402
+from sdft_cli.engine.loss import chunked_reverse_kl  # noqa: E402
 from sdft_cli.engine.state import capture, random_state, restore, set_random_state, unwrapped  # noqa: E402
 from sdft_cli.errors import DataError  # noqa: E402
 
@@ -240,6 +244,57 @@ def test_every_generator_continues_its_sequence() -> None:
     seed_all(6)
     set_random_state(state)
     assert draws() == expected
+
+
+def test_a_real_adapter_goes_on_bit_for_bit(tiny_model: Path, tmp_path: Path) -> None:
+    """Sampling, dropout and the loss of this package; the resumed model is built again, with another generator."""
+
+    def build() -> tuple[Any, dict[str, Any]]:
+        config = load_train_config("cpu-demo", ["lora.rank=2", "lora.alpha=4", "lora.dropout=0.2"])
+        backend = load_backend(config, "transformers", str(tiny_model))
+        backend.model.train()
+        optimizer = torch.optim.AdamW(backend.parameters(), lr=1e-2)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 1 / (1 + n))
+        ema = EmaAdapter(backend.model, 0.9)
+        backend.model, optimizer, schedule = Accelerator(cpu=True).prepare(backend.model, optimizer, schedule)
+        return backend, {"model": backend.model, "optimizer": optimizer, "schedule": schedule, "ema": ema}
+
+    def steps(backend: Any, parts: dict[str, Any], count: int) -> None:
+        for _ in range(count):
+            answer = torch.randint(3, 49_000, (4,)).tolist()
+            prompt = [random.randrange(3, 49_000), int(np.random.randint(3, 49_000))]
+            with weights(backend.model, "ema", parts["ema"]):
+                teacher = response_states(backend, [[7, *prompt]], [answer], 2)
+            student = response_states(backend, [prompt], [answer], 2)
+            chunked_reverse_kl(student, teacher, backend.head, torch.full((4,), 0.25)).loss.backward()
+            parts["optimizer"].step()
+            parts["schedule"].step()
+            parts["optimizer"].zero_grad(set_to_none=True)
+            parts["ema"].update()
+
+    def result(parts: dict[str, Any]) -> dict[str, Any]:
+        own = {name: p.detach().clone() for name, p in parts["model"].named_parameters() if p.requires_grad}
+        return own | {f"ema {name}": t.clone() for name, t in parts["ema"].tensors.items()}
+
+    backend, parts = build()
+    seed_all(1)
+    steps(backend, parts, 2)
+    checkpoints = Checkpoints(tmp_path, 1)
+    tensors, state = capture(**parts)
+    checkpoints.save(2, tensors, state)
+    half_way = result(parts)
+    steps(backend, parts, 2)
+    uninterrupted = result(parts)
+    assert not any(torch.equal(half_way[name], t) for name, t in uninterrupted.items())
+
+    backend, parts = build()
+    seed_all(2)
+    found = checkpoints.newest(pytest.fail)
+    assert found
+    restore(found, **parts)
+    assert_equal(result(parts), half_way)
+    steps(backend, parts, 2)
+    assert_equal(result(parts), uninterrupted)
 
 
 OTHER = {"a.lora_A": (3, 5), "a.lora_B": (4, 3), "b.lora_A": (2, 7)}
