@@ -243,3 +243,17 @@ def test_an_equal_turn_is_the_last_choice() -> None:
     of = other_records([*said, record("b", 2, text="Yes.")])[0]
     assert of[0] != 1
     assert of[1] != 0
+
+
+@pytest.mark.slow
+def test_the_real_small_model_passes_with_its_references_and_fails_with_others(smollm2: Path, tmp_path: Path) -> None:
+    from sdft_cli.engine.backend_transformers import open_for_eval
+    from sdft_cli.engine.forward import choose_packing
+
+    data = prepared(smollm2, tmp_path, 16, 0.4)
+    backend = open_for_eval(str(smollm2), "float32", None, None)
+    choose_packing(backend, "auto")
+    prompts, (records, _) = open_prompts(str(smollm2), data.manifest), gate_records(data, 6)
+    assert len({r.row.session_id for r in records}) == 6
+    assert gate(backend, prompts, records).passed
+    assert not gate(backend, prompts, records, shuffle=True).passed
