@@ -3,8 +3,8 @@
 Decoding stays with transformers' `generate`. What is ours: which weights sample, which prompts share a batch, that the
 distribution is the configured one and no other, seeds, stop tokens, and the comparison of sampler and trainer.
 
-A batch runs until its last answer ends. Rows that end earlier stay in: the longest answer has to be decoded anyway, and
-a step of many rows costs little more than a step of one (`benchmarks/bench_rollouts.py`).
+A batch runs until its last answer ends; answers that ended earlier stay in it as padding, since the longest one has to
+be decoded in any case.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from sdft_cli.config import RolloutSettings, load_train_config  # noqa: E402
 from sdft_cli.engine.adapters import lora_layers, weights  # noqa: E402
 from sdft_cli.engine.backend import Backend, load_backend  # noqa: E402
-from sdft_cli.engine.backend_transformers import TransformersBackend, attach_lora  # noqa: E402
+from sdft_cli.engine.backend_transformers import PlainModel, TransformersBackend, attach_lora  # noqa: E402
 from sdft_cli.engine.forward import response_states  # noqa: E402
 from sdft_cli.engine.loss import token_log_likelihood  # noqa: E402
 from sdft_cli.engine.rollout import (  # noqa: E402
@@ -187,6 +187,8 @@ def test_a_models_generation_config_does_not_change_what_is_sampled(backend: Bac
         assert sample_rollouts(hostile, PROMPTS, SETTINGS, [2], 2, 5) == sample_rollouts(
             backend, PROMPTS, SETTINGS, [2], 2, 5
         )
+    bare = [TransformersBackend(PlainModel(b.model.unload()), b.device) for b in (hostile, backend)]
+    assert generate(bare[0], PROMPTS, 8, [2], 2) == generate(bare[1], PROMPTS, 8, [2], 2)
     assert hostile.base.generation_config is own
     assert stop_tokens(hostile, 7) == [2, 7, 17]
 
