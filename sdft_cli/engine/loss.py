@@ -98,24 +98,29 @@ def _softmax_(logits: Tensor) -> Tensor:
     return torch.softmax(logits, -1, out=logits)
 
 
-def _through_softmax_(p: Tensor, g: Tensor) -> Tensor:
+def _dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
+    """Return sum_o a b (R, 1). torch's vecdot would allocate the products."""
+    return torch.mul(a, b, out=scratch).sum(-1, keepdim=True)
+
+
+def _through_softmax_(p: Tensor, g: Tensor, scratch: Tensor) -> Tensor:
     """Return p (g - sum p g), in place of g.
 
     When p is nearly one-hot, g - sum p g at the mode is rounding noise of g's size. The noise is the mean's, the same
     for all words, so taking the mean off a second time removes it.
     """
     for _ in range(2):
-        g.sub_(torch.linalg.vecdot(p, g).unsqueeze(-1))
+        g.sub_(_dot(p, g, scratch))
     return g.mul_(p)
 
 
 def _reverse_kl(p: Tensor, q: Tensor, d: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    value = torch.linalg.vecdot(p, d)
-    return value, _through_softmax_(p, d) if wanted else None
+    value = _dot(p, d, q)
+    return value, _through_softmax_(p, d, q) if wanted else None
 
 
 def _forward_kl(p: Tensor, q: Tensor, d: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    value = -torch.linalg.vecdot(q, d)
+    value = -_dot(q, d, d)
     if not wanted:
         return value, None
     dz = torch.sub(p, q, out=d)
@@ -129,10 +134,10 @@ def _log_mixture_(log_ratio: Tensor, share: float) -> Tensor:
 
 
 def _jsd(p: Tensor, q: Tensor, d: Tensor, spare: Tensor, beta: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    value = -beta * torch.linalg.vecdot(q, _log_mixture_(spare.copy_(d), 1 - beta))
+    value = -beta * _dot(q, _log_mixture_(spare.copy_(d), 1 - beta), q)
     g = _log_mixture_(d.neg_(), beta).mul_(beta - 1)
-    value += torch.linalg.vecdot(p, g)
-    return value, _through_softmax_(p, g) if wanted else None
+    value += _dot(p, g, q)
+    return value, _through_softmax_(p, g, q) if wanted else None
 
 
 def _divergence(
@@ -149,10 +154,12 @@ def _divergence(
     # The largest logits are 0 now, so log p = z + log max p, and d becomes log p - log q.
     d.add_(torch.log(p.amax(-1, keepdim=True) / q.amax(-1, keepdim=True)))
     if settings.divergence == "reverse_kl":
-        return _reverse_kl(p, q, d, wanted)
-    if settings.divergence == "forward_kl":
-        return _forward_kl(p, q, d, wanted)
-    return _jsd(p, q, d, spare[1], settings.jsd_beta, wanted)
+        value, dz = _reverse_kl(p, q, d, wanted)
+    elif settings.divergence == "forward_kl":
+        value, dz = _forward_kl(p, q, d, wanted)
+    else:
+        value, dz = _jsd(p, q, d, spare[1], settings.jsd_beta, wanted)
+    return value.squeeze(-1), dz
 
 
 def _split_tail_(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
