@@ -106,7 +106,7 @@ class DistillSettings(_Config):
     truncated_rollouts: Literal["keep", "mask"] = Field(
         "keep", description="mask: a rollout that was cut by max_new_tokens has no loss"
     )
-    chunk_rows: int = Field(256, gt=0, description="rows of logits held at once")
+    chunk_rows: int = Field(64, gt=0, description="rows of logits held at once; a GPU takes more")
 
 
 class TeacherSettings(_Config):

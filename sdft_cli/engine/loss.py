@@ -17,7 +17,7 @@ LoRA and gets no gradient. SDFT, arXiv 2601.19897, eq. 3 (direction: docs/design
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,9 +78,12 @@ def _sum_over_chunks(student: Tensor, token_weights: Tensor, chunk_rows: int, ch
     return LossOutput(loss, per_token)
 
 
-def _logits(hidden: Tensor, weight: Tensor) -> Tensor:
-    """Return hidden W^T as fp32 (R, V)."""
-    logits = torch.empty(len(hidden), len(weight), dtype=torch.float32, device=hidden.device)
+def _buffer(rows: int, weight: Tensor) -> Tensor:
+    return torch.empty(rows, len(weight), dtype=torch.float32, device=weight.device)
+
+
+def _logits(hidden: Tensor, weight: Tensor, logits: Tensor) -> Tensor:
+    """Return hidden W^T as fp32 (R, V), in `logits`."""
     words = WORDS_PER_PRODUCT if hidden.device.type == "cpu" else len(weight)
     for part, out in zip(weight.split(words), logits.split(words, dim=1), strict=True):
         if weight.dtype == torch.float32:
@@ -95,24 +98,29 @@ def _softmax_(logits: Tensor) -> Tensor:
     return torch.softmax(logits, -1, out=logits)
 
 
-def _through_softmax_(p: Tensor, g: Tensor) -> Tensor:
+def _dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
+    """Return sum_o a b (R, 1). torch's vecdot would allocate the products."""
+    return torch.mul(a, b, out=scratch).sum(-1, keepdim=True)
+
+
+def _through_softmax_(p: Tensor, g: Tensor, scratch: Tensor) -> Tensor:
     """Return p (g - sum p g), in place of g.
 
     When p is nearly one-hot, g - sum p g at the mode is rounding noise of g's size. The noise is the mean's, the same
     for all words, so taking the mean off a second time removes it.
     """
     for _ in range(2):
-        g.sub_(torch.linalg.vecdot(p, g).unsqueeze(-1))
+        g.sub_(_dot(p, g, scratch))
     return g.mul_(p)
 
 
 def _reverse_kl(p: Tensor, q: Tensor, d: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    value = torch.linalg.vecdot(p, d)
-    return value, _through_softmax_(p, d) if wanted else None
+    value = _dot(p, d, q)
+    return value, _through_softmax_(p, d, q) if wanted else None
 
 
 def _forward_kl(p: Tensor, q: Tensor, d: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    value = -torch.linalg.vecdot(q, d)
+    value = -_dot(q, d, d)
     if not wanted:
         return value, None
     dz = torch.sub(p, q, out=d)
@@ -125,31 +133,33 @@ def _log_mixture_(log_ratio: Tensor, share: float) -> Tensor:
     return log_ratio.clamp_(max=LARGEST_EXPONENT).exp_().mul_(share).add_(1 - share).log_()
 
 
-def _jsd(p: Tensor, q: Tensor, d: Tensor, beta: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    value = -beta * torch.linalg.vecdot(q, _log_mixture_(d.clone(), 1 - beta))
+def _jsd(p: Tensor, q: Tensor, d: Tensor, spare: Tensor, beta: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
+    value = -beta * _dot(q, _log_mixture_(spare.copy_(d), 1 - beta), q)
     g = _log_mixture_(d.neg_(), beta).mul_(beta - 1)
-    value += torch.linalg.vecdot(p, g)
-    return value, _through_softmax_(p, g) if wanted else None
+    value += _dot(p, g, q)
+    return value, _through_softmax_(p, g, q) if wanted else None
 
 
 def _divergence(
-    student: Tensor, teacher: Tensor, settings: DistillSettings, wanted: bool
+    student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the divergence (R,) of distributions given by logits (R, O), and its gradient in the student's (R, O).
 
-    Both logits are overwritten.
+    Both logits are overwritten, and `spare`, one more buffer of their shape (two for jsd).
     """
     student.sub_(student.amax(-1, keepdim=True))
     teacher.sub_(teacher.amax(-1, keepdim=True))
-    d = student - teacher
+    d = torch.sub(student, teacher, out=spare[0])
     p, q = _softmax_(student), _softmax_(teacher)
     # The largest logits are 0 now, so log p = z + log max p, and d becomes log p - log q.
     d.add_(torch.log(p.amax(-1, keepdim=True) / q.amax(-1, keepdim=True)))
     if settings.divergence == "reverse_kl":
-        return _reverse_kl(p, q, d, wanted)
-    if settings.divergence == "forward_kl":
-        return _forward_kl(p, q, d, wanted)
-    return _jsd(p, q, d, settings.jsd_beta, wanted)
+        value, dz = _reverse_kl(p, q, d, wanted)
+    elif settings.divergence == "forward_kl":
+        value, dz = _forward_kl(p, q, d, wanted)
+    else:
+        value, dz = _jsd(p, q, d, spare[1], settings.jsd_beta, wanted)
+    return value.squeeze(-1), dz
 
 
 def _split_tail_(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,24 +175,29 @@ def _split_tail_(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([chosen, tail], -1), shares
 
 
+def _like(logits: Tensor) -> list[Tensor]:
+    return [torch.empty_like(logits), torch.empty_like(logits)]
+
+
 def _top_k_divergence(
-    student: Tensor, teacher: Tensor, settings: DistillSettings, wanted: bool
+    student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the divergence (R,) over the top-k words, with or without their tail, and its gradient (R, V).
 
-    Both logits (R, V) are overwritten.
+    Both logits (R, V) are overwritten; `spare` is not needed.
     """
     ranked = student if settings.top_k_of == "student" else teacher
     words = ranked.topk(settings.top_k, dim=-1, sorted=False).indices
     if not settings.top_k_tail:
-        value, dz = _divergence(student.gather(-1, words), teacher.gather(-1, words), settings, wanted)
+        few_student, few_teacher = student.gather(-1, words), teacher.gather(-1, words)
+        value, dz = _divergence(few_student, few_teacher, _like(few_student), settings, wanted)
         return value, None if dz is None else student.zero_().scatter_(-1, words, dz)
     # From the largest logit, so that adding the tail's logarithm rounds little.
     student.sub_(student.amax(-1, keepdim=True))
     teacher.sub_(teacher.amax(-1, keepdim=True))
     few_student, shares = _split_tail_(student, words)
     few_teacher, _ = _split_tail_(teacher, words)
-    value, dz = _divergence(few_student, few_teacher, settings, wanted)
+    value, dz = _divergence(few_student, few_teacher, _like(few_student), settings, wanted)
     return value, None if dz is None else shares.mul_(dz[:, -1:]).scatter_(-1, words, dz[:, :-1])
 
 
@@ -191,9 +206,9 @@ def distillation_loss(
 ) -> LossOutput:
     """Return the weighted sum over tokens of the divergence between student and teacher.
 
-    Besides inputs and gradient it holds at most three fp32 buffers of (chunk_rows, V), for jsd four; a head that is not
-    fp32 adds one product in its own type, on a CPU of 1,024 words only. Without a gradient to compute (no grad mode,
-    or a student that needs none) only values are computed.
+    Besides inputs and gradient it holds three fp32 buffers of (chunk_rows, V), four for jsd, two for top_k. A head of
+    another type adds one product of 2 chunk_rows in its type (on a CPU, of 1,024 words) and the logits' gradient in it.
+    Where no gradient can flow (no grad mode, or a student that needs none) only values are computed.
 
     Args:
         student: (N, H) hidden states of the student at the positions that predict the trajectory's tokens.
@@ -214,14 +229,17 @@ def distillation_loss(
         )
     full = settings.support == "full" or settings.top_k >= len(weight)
     divergence = _divergence if full else _top_k_divergence
+    buffers = 2 if not full else 4 if settings.divergence == "jsd" else 3
+    # Allocated once: the allocator would not always put a chunk where the last one was.
+    memory = _buffer(buffers * min(settings.chunk_rows, len(student)), weight)
 
     def chunk(rows: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
         # One product for both: the more rows, the fewer times the head is read.
-        logits = _logits(torch.cat([student[rows], teacher[rows]]), weight)
+        logits = _logits(torch.cat([student[rows], teacher[rows]]), weight, memory[: 2 * len(rows)])
         if settings.kl_temperature != 1.0:
             logits.div_(settings.kl_temperature)
-        own, other = logits.chunk(2)
-        value, dz = divergence(own, other, settings, wanted)
+        own, other, *spare = memory[: buffers * len(rows)].chunk(buffers)
+        value, dz = divergence(own, other, spare, settings, wanted)
         return value, None if dz is None else _into_hidden(dz, weight) / settings.kl_temperature
 
     return _sum_over_chunks(student, token_weights, settings.chunk_rows, chunk)
@@ -255,8 +273,10 @@ def cross_entropy_loss(
             f"targets {tuple(targets.shape)}, token_weights {tuple(token_weights.shape)}"
         )
 
+    memory = _buffer(min(chunk_rows, len(student)), weight)
+
     def chunk(rows: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        logits, target = _logits(student[rows], weight), targets[rows].unsqueeze(-1)
+        logits, target = _logits(student[rows], weight, memory[: len(rows)]), targets[rows].unsqueeze(-1)
         logits.sub_(logits.amax(-1, keepdim=True))
         chosen = logits.gather(-1, target)
         p = _softmax_(logits)
