@@ -1,7 +1,8 @@
 """The two prompts of a record, through the model's own chat template.
 
 Student: conversation + tools, `enable_thinking=False`. Teacher: the same plus one last user message that carries the
-expert's turn (`prompts/teacher.py`). Both end in the same generation prompt, so both start from the same think-prefix.
+expert's turn (`prompts/teacher.py`). Both end in the same generation prompt, so both start from the same think-prefix;
+a record whose template would begin the two differently is refused.
 
 Everything that comes from a session is guarded before it is rendered (`prompts/control_tokens.py`). Guarded text is of
 type `str` all the same; only `encoder.encode` and `encoder.control.restore` know what to do with it.
@@ -12,6 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,21 @@ class ChatPrompts:
         question = {"role": "user", "content": "."}
         return question, self.render([question])
 
+    @cached_property
+    def generation_prompt(self) -> str:
+        """What the template writes to have the next turn begun, with a thinking model's empty think block."""
+        question, prompt = self._question
+        plain = self.render([question], generation=False)  # some templates write a token that ends the document here
+        shared = commonprefix([prompt, plain])  # noqa: RUF071  # text, not paths
+        return prompt[len(shared) :]
+
+    def _prompt(self, messages: Sequence[dict[str, Any]], tools: tuple[ToolSchema, ...]) -> str:
+        """Render a prompt that ends as every prompt does, so that both roles begin their turn alike."""
+        text = self.render(messages, tools)
+        if not text.endswith(self.generation_prompt):
+            raise TemplateError("The chat template begins the turn differently at this point of the conversation.")
+        return text
+
     def reference(self, message: Message) -> str:
         """Return the guarded text of an assistant turn as the model itself would write it, its end token left out.
 
@@ -144,9 +161,14 @@ class ChatPrompts:
         return template_message(self.teacher.message(reference))
 
     def student(self, record: Record) -> str:
-        """Return the guarded text of the student's prompt: the conversation before the turn."""
-        return self.render([self.guarded(m) for m in record.context], record.tools)
+        """Return the guarded text of the student's prompt: the conversation before the turn.
 
+        Raises:
+            TemplateError: the template refuses it, or begins this turn in another way than others.
+        """
+        return self._prompt([self.guarded(m) for m in record.context], record.tools)
+
+<<<<<<< HEAD
     def teacher_prompt(self, record: Record, shown: Message | None = None) -> str:
         """Return the guarded text of the teacher's prompt: the student's plus the expert's turn in its block.
 
@@ -154,6 +176,16 @@ class ChatPrompts:
         """
         last = self.teacher_message(self.reference(shown or record.reference))
         return self.render([*(self.guarded(m) for m in record.context), last], record.tools)
+=======
+    def teacher_prompt(self, record: Record) -> str:
+        """Return the guarded text of the teacher's prompt: the student's plus the expert's turn in its block.
+
+        Raises:
+            TemplateError: as `student` and `reference`.
+        """
+        last = self.teacher_message(self.reference(record.reference))
+        return self._prompt([*(self.guarded(m) for m in record.context), last], record.tools)
+>>>>>>> h-unsloth
 
     def student_text(self, record: Record) -> str:
         """Return the student's prompt for a reader."""

@@ -207,7 +207,10 @@ class SessionMeasure:
             return True
         if self.in_full:
             return False
-        return self.measured(turn) == measure_in_full(self.prompts, self.session, turn)
+        try:
+            return self.measured(turn) == measure_in_full(self.prompts, self.session, turn)
+        except TemplateError:  # the sums did not foresee it; turn by turn, it is the turn's reason
+            return False
 
 
 def _probes() -> list[Session]:

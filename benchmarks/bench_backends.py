@@ -1,0 +1,151 @@
+"""The two backends on the demo: the loss of each step on the same rollouts from the same adapter, and the time.
+
+    python -m benchmarks.bench_backends [--steps 5] [--records 8] [--sessions 72] [--threads 1] [--json FILE]
+
+The rollouts are the expert's turns, cut to 24 tokens. Steps are the trainer's own (`Trainer.backward`,
+`Trainer.update`) with the settings of the profile cpu-demo. unsloth patches transformers when it is imported, so each
+backend runs in a process of its own, one after the other; loading is not timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+BACKENDS = ("transformers", "unsloth")
+ROLLOUT_TOKENS = 24
+
+
+def prepare_data(folder: Path, sessions: int) -> Path:
+    """Write the demo's example sessions and prepare them as the demo does; return the dataset folder."""
+    from sdft_cli.cli.prepare import run_preparation
+    from sdft_cli.config import PrepareConfig, build
+    from sdft_cli.traces.examples import write_examples
+
+    write_examples(folder / "sessions", sessions, 0)
+    settings = {
+        "source": str(folder / "sessions"),
+        "model": "smollm2-135m",
+        "max_seq_tokens": 1024,
+        "max_prompt_tokens": 896,
+        "max_rollout_tokens": 128,
+        "validation_fraction": 0.2,
+        "teacher_template": "repeat",
+    }
+    run_preparation(build(PrepareConfig, settings), folder / "data")
+    return folder / "data"
+
+
+def run_backend(name: str, data_folder: Path, steps: int, records: int, threads: int) -> dict[str, Any]:
+    """Run the steps with one backend in this process; return its losses and seconds."""
+    from sdft_cli.config import load_train_config
+
+    if name == "unsloth":
+        from sdft_cli.engine.backend_unsloth import import_unsloth
+
+        import_unsloth()
+    import torch
+    from accelerate import Accelerator
+
+    from sdft_cli.engine.adapters import lora_layers
+    from sdft_cli.engine.backend import load_backend
+    from sdft_cli.engine.models import resolve_model
+    from sdft_cli.engine.rollout import Rollout
+    from sdft_cli.engine.train import Phases, Trainer, record_order
+    from sdft_cli.prompts.chat import open_prompts
+    from sdft_cli.records import read_dataset
+
+    torch.set_num_threads(threads)
+    config = load_train_config("cpu-demo")
+    data, model = read_dataset(data_folder), resolve_model(config.model)
+    backend = load_backend(config, name, model)
+    generator = torch.Generator().manual_seed(0)
+    for _, layer in sorted(lora_layers(backend.model).items()):
+        weight = layer.lora_A["default"].weight
+        weight.data.copy_(torch.randn(weight.shape, generator=generator) / weight.shape[1] ** 0.5)
+        layer.lora_B["default"].weight.data.zero_()
+    prompts = open_prompts(model, data.manifest)
+    trainer = Trainer(config, backend, prompts, Accelerator(cpu=not torch.cuda.is_available()))
+    order = record_order(len(data.train), config.seed)
+    losses, seconds, tokens = [], [], 0
+    for _ in range(steps):
+        examples = [trainer.example(data.train[i]) for i in islice(order, records)]
+        turns = [prompts.reference_ids(e.record) for e in examples]
+        rollouts = [Rollout(ids[:ROLLOUT_TOKENS], len(ids) <= ROLLOUT_TOKENS) for ids in turns]
+        tokens += sum(len(e.student) + len(e.teacher) + 2 * len(r.ids) for e, r in zip(examples, rollouts, strict=True))
+        start = time.perf_counter()
+        losses.append(trainer.backward(examples, rollouts, Phases()))
+        trainer.update()
+        seconds.append(time.perf_counter() - start)
+    return {"backend": backend.name, "losses": losses, "seconds": seconds, "tokens": tokens}
+
+
+def in_child(name: str, data: Path, steps: int, records: int, threads: int) -> dict[str, Any]:
+    """Run `run_backend` in a process of its own."""
+    numbers = [str(n) for n in (steps, records, threads)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.bench_backends", "--child", name, str(data), *numbers],
+        env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def compare(data: Path, steps: int, records: int, threads: int) -> dict[str, Any]:
+    """Run both backends and compare their losses, step by step."""
+    plain, fast = (in_child(name, data, steps, records, threads) for name in BACKENDS)
+    if (plain["backend"], fast["backend"]) != BACKENDS or plain["tokens"] != fast["tokens"]:
+        raise SystemExit("the children did not run what they were asked to")
+    medians = [sorted(side["seconds"])[steps // 2] for side in (plain, fast)]
+    return {
+        "steps": steps,
+        "records_per_step": records,
+        "threads": threads,
+        "tokens": plain["tokens"],
+        "losses": {side["backend"]: side["losses"] for side in (plain, fast)},
+        "largest_difference": max(abs(a - b) for a, b in zip(plain["losses"], fast["losses"], strict=True)),
+        "median_seconds_per_step": dict(zip(BACKENDS, medians, strict=True)),
+        "ratio_of_seconds": medians[0] / medians[1],
+    }
+
+
+def main() -> None:
+    """Run the benchmark and print a table."""
+    if sys.argv[1:2] == ["--child"]:
+        name, data, *numbers = sys.argv[2:]
+        print(json.dumps(run_backend(name, Path(data), *map(int, numbers))))
+        return
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--records", type=int, default=8, help="of a step")
+    parser.add_argument("--sessions", type=int, default=72)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        data = prepare_data(Path(folder), arguments.sessions)
+        found = compare(data, arguments.steps, arguments.records, arguments.threads)
+    print(f"{found['steps']} steps of {found['records_per_step']} records, {found['threads']} thread(s)")
+    print("step  transformers      unsloth   difference")
+    for step, (a, b) in enumerate(zip(*(found["losses"][name] for name in BACKENDS), strict=True), 1):
+        print(f"{step:4d}  {a:12.8f} {b:12.8f}   {abs(a - b):.2e}")
+    print(f"largest difference {found['largest_difference']:.2e} nats per token (bar: 1e-3)")
+    for name in BACKENDS:
+        print(f"{name}: {found['median_seconds_per_step'][name]:.2f} s a step (median)")
+    print(f"transformers / unsloth: {found['ratio_of_seconds']:.2f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
