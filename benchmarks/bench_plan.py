@@ -2,9 +2,10 @@
 
     python -m benchmarks.bench_plan [--json FILE] [--only NAME]
 
-Every case is a process of its own on the CPU: a random Llama (or SmolLM2-135M), one short step (so that the optimiser's state
-exists and every library is loaded), then one step of rollouts, backward and update with made-up tokens. Measured is the
-peak of the resident memory in each phase above the same process before the model was made (Linux: `clear_refs`, `VmHWM`).
+Every case is a process of its own on the CPU: a random Llama (or SmolLM2-135M), one short step (so that the optimiser's
+state exists and every library is loaded), then one step of rollouts, backward and update with made-up tokens. Measured
+is the peak of the resident memory in each phase above the same process before the model was made (Linux: `clear_refs`,
+`VmHWM`).
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from sdft_cli.cli.demo import demo
 from sdft_cli.cli.evaluate import evaluate
 from sdft_cli.cli.export import export
 from sdft_cli.cli.merge import merge
+from sdft_cli.cli.plan import plan
 from sdft_cli.cli.prepare import prepare
 from sdft_cli.cli.report import report
 from sdft_cli.cli.train import train
@@ -41,6 +42,7 @@ def root(
 
 
 app.command()(prepare)
+app.command()(plan)
 app.command()(train)
 app.command()(merge)
 app.command("eval")(evaluate)

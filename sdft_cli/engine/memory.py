@@ -16,11 +16,11 @@ head size, V words, N tokens with loss, T tokens of a forward pass with its padd
 | MLP: gate, silu(gate), up; their product      | 12 I + 4 I       | 6 I + 4 I                             |
 | inner states of the adapters                  | 4 r each         | 4 r each                              |
 
-A mask of T x T booleans becomes numbers of e bytes in each layer that attends, and each layer keeps its own. With gradient
-checkpointing only e H per token and layer is kept, and one layer at a time is computed again.
+A mask of T x T booleans becomes numbers of e bytes in each layer that attends, and each layer keeps its own. With
+gradient checkpointing only e H per token and layer is kept, and one layer at a time is computed again.
 
-**Loss**: three fp32 buffers of chunk_rows x V, a fourth from the second chunk on (the last chunk's gradient is still
-referenced), and three of N x H.
+**Loss**: three fp32 buffers of a chunk's rows x V, beside them a fourth with the gradient of the chunk before, and three of
+N x H.
 
 **Rollout**: the cache is prompt + cap long. Prefill of a batch is one pass; shared prefixes are computed in passes of
 `PREFILL_TOKENS` and forked, so for a moment the cache exists twice.
@@ -195,6 +195,13 @@ def teacher_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: 
     return Phase("teacher", parts)
 
 
+def loss_rows(answers: int, chunk: int) -> int:
+    """Rows of fp32 logits alive at the worst chunk: three buffers, and the gradient of the chunk before."""
+    if answers <= chunk:
+        return 3 * answers
+    return chunk + 3 * min(chunk, max(answers - chunk, chunk * 2 // 3))
+
+
 def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: int, fused: bool) -> Phase:
     """The student's forward pass, the loss, and the backward pass, which begins with everything still kept."""
     size, hidden = BYTES[config.dtype], shape.hidden
@@ -211,8 +218,7 @@ def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: 
     parts["final norm"] = forward.tokens * 4 * hidden
     parts["attention mask"] = _mask_bytes(shape, forward.mask, size, masks)
     parts["hidden states"] = (2 * answers) * hidden * size
-    rows = min(config.distill.chunk_rows, answers)
-    loss = rows * shape.vocabulary * 4 * (4 if answers > rows else 3) + answers * hidden * size
+    loss = 4 * shape.vocabulary * loss_rows(answers, config.distill.chunk_rows) + answers * hidden * size
     backward = forward.tokens * 8 * (shape.intermediate + hidden) + 2 * answers * hidden * size + recomputed
     larger, bytes_ = ("loss buffers", loss) if loss > backward else ("backward buffers", backward)
     parts[larger] = bytes_
@@ -287,7 +293,8 @@ def step_memory(step: Sequence[Lengths], shape: Shape, config: TrainConfig, pack
     `optim.max_tokens_per_pass` allows is assumed, an upper bound.
     """
     passes = [list(range(len(step)))] if pack else student_passes(step, config)
-    teacher, student = [], []
+    teacher: list[Phase] = []
+    student: list[Phase] = []
     for rows in passes:
         some = [step[i] for i in rows]
         answers = sum(x.rollout for x in some)

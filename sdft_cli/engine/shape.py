@@ -27,7 +27,7 @@ _OUTSIDE = re.compile(rf"(?:.*\.)?(?:{'|'.join(NOT_LANGUAGE)})\..*")
 
 @dataclass(frozen=True)
 class Block:
-    """`count` layers of one kind. `linears`: leaf name -> (in, out) of each matrix; `adapted`: those with an adapter."""
+    """`count` layers of one kind. `linears`: leaf name -> (in, out) of a matrix; `adapted`: those with an adapter."""
 
     kind: str
     count: int
@@ -103,7 +103,7 @@ class Shape:
 
 
 def read_shape(config: TrainConfig, model: str) -> Shape:
-    """Return the shape of a model (a folder or Hub id) with the profile's adapter; of a Hub model only the config is read.
+    """Return the shape of a model (a folder or Hub id) with the profile's adapter; only the model's config is read.
 
     Raises:
         MachineError: the config cannot be had.
