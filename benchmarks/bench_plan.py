@@ -50,13 +50,21 @@ CASES: dict[str, dict[str, Any]] = {
         "new": 8,
         "dtype": "bfloat16",
     },
-    "large vocabulary, chunks of 256": {**SMALL, "layers": 2, "vocabulary": 131072, "prompts": [200], "new": 400},
+    "large vocabulary, chunks of 256": {
+        **SMALL,
+        "layers": 2,
+        "vocabulary": 131072,
+        "prompts": [200],
+        "new": 4,
+        "answers": 400,
+    },
     "large vocabulary, one chunk": {
         **SMALL,
         "layers": 2,
         "vocabulary": 131072,
         "prompts": [200],
-        "new": 400,
+        "new": 4,
+        "answers": 400,
         "chunk_rows": 512,
     },
     "large vocabulary, chunks of 64": {
@@ -64,7 +72,8 @@ CASES: dict[str, dict[str, Any]] = {
         "layers": 2,
         "vocabulary": 131072,
         "prompts": [200],
-        "new": 400,
+        "new": 4,
+        "answers": 400,
         "chunk_rows": 64,
     },
     "long rollouts of 16": {**SMALL, "layers": 4, "prompts": [400] * 16, "new": 64, "pass": 1000},
@@ -185,7 +194,8 @@ def step(trainer: Any, case: dict[str, Any], lengths: list[int], phases: Peaks) 
     examples = [Example(record, prompt, [*prompt, *range(1, 33)]) for prompt in made]
     with phases("rollout"):
         rollouts = sample_rollouts(trainer.backend, made, trainer.config.rollout, [vocabulary - 1], 0, 1)
-    missing = [trainer.config.rollout.max_new_tokens - len(r.ids) for r in rollouts]
+    wanted = case.get("answers", trainer.config.rollout.max_new_tokens)  # longer than decoded: more rows of loss
+    missing = [wanted - len(r.ids) for r in rollouts]
     rollouts = [Rollout([*r.ids, *[1] * n], False) for r, n in zip(rollouts, missing, strict=True)]
     trainer.backward(examples, rollouts, phases)
     with phases("optimizer"):
@@ -232,11 +242,12 @@ def predict(case: dict[str, Any], made: list[Any]) -> dict[str, int]:
     phases = {phase.name: phase.total for phase in found.phases}
     if case.get("packed"):
         answers = sum(x.rollout for x in lengths)
-        for name, phase in (("teacher", memory.teacher_phase), ("student", memory.student_phase)):
+        trees = []
+        for name in ("teacher", "student"):
             rows = [[*getattr(e, name), *r.ids] for e, r in made]
-            forward = memory.packed([len(row) for row in rows], len(build_tree(rows)))
-            result = phase(shape, config, forward, answers, True)
-            phases[result.name] = result.total
+            trees.append(memory.packed([len(row) for row in rows], len(build_tree(rows))))
+        phases["teacher"] = memory.teacher_phase(shape, config, trees[0], answers, True, first=True).total
+        phases["student and backward"] = memory.student_phase(shape, config, trees[1], answers, True).total
     return phases
 
 

@@ -1,9 +1,10 @@
 """Peak memory of one training step, by part and by phase, in closed form. Bytes throughout; e is the dtype's size.
 
 What is alive when, as `engine/train.py` runs it (H hidden, I intermediate, h = heads x head size, k = key-value heads x
-head size, V words, N tokens with loss, T tokens of a forward pass with its padding, r rank, A adapter parameters):
+head size, V words, N tokens with loss, T tokens of a forward pass with its padding, r rank):
 
-**Always**: frozen weights; the adapter in fp32 four times (weights, gradient, two AdamW moments), five with an average.
+**Always**: frozen weights; the adapter in fp32 three times (weights, two AdamW moments), four with an average. Its
+gradient lives from the first backward pass to the update.
 
 **Kept for the backward pass, per token of a layer** (adapters on all seven matrices; frozen matrices keep no input):
 
@@ -19,8 +20,8 @@ head size, V words, N tokens with loss, T tokens of a forward pass with its padd
 A mask of T x T booleans becomes numbers of e bytes in each layer that attends, and each layer keeps its own. With
 gradient checkpointing only e H per token and layer is kept, and one layer at a time is computed again.
 
-**Loss**: three fp32 buffers of a chunk's rows x V, beside them a fourth with the gradient of the chunk before, and three of
-N x H.
+**Loss**: three fp32 buffers of a chunk's rows x V, beside them a fourth with the gradient of the chunk before, and
+three of N x H.
 
 **Rollout**: the cache is prompt + cap long. Prefill of a batch is one pass; shared prefixes are computed in passes of
 `PREFILL_TOKENS` and forked, so for a moment the cache exists twice.
@@ -109,11 +110,12 @@ def weight_bytes(shape: Shape, config: TrainConfig) -> int:
     return int(shape.matrix_parameters * NF4_BYTES) + (shape.parameters - shape.matrix_parameters) * size
 
 
-def static_parts(shape: Shape, config: TrainConfig) -> dict[str, int]:
-    """What is alive all the time."""
+def static_parts(shape: Shape, config: TrainConfig, gradients: bool) -> dict[str, int]:
+    """What is alive all the time, and the gradients where there are any."""
     adapter = 4 * shape.adapter_parameters
-    parts = {"frozen weights": weight_bytes(shape, config), "adapter": adapter, "gradients": adapter}
-    parts["AdamW moments"] = 2 * adapter
+    parts = {"frozen weights": weight_bytes(shape, config), "adapter": adapter, "AdamW moments": 2 * adapter}
+    if gradients:
+        parts["gradients"] = adapter
     if config.teacher.kind == "ema":
         parts["averaged adapter"] = adapter
     return parts
@@ -184,11 +186,11 @@ def _mask_bytes(shape: Shape, mask: int, size: int, copies: int) -> int:
     return mask * (1 + size * min(copies, shape.layers(FULL, SLIDING)))
 
 
-def teacher_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: int, fused: bool) -> Phase:
-    """The teacher's forward pass."""
+def teacher_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: int, fused: bool, first: bool) -> Phase:
+    """The teacher's forward pass; before the first backward pass of a step there are no gradients."""
     size = BYTES[config.dtype]
     adapter = config.teacher.kind != "base"
-    parts = static_parts(shape, config)
+    parts = static_parts(shape, config, gradients=not first)
     parts["activations"] = forward.tokens * _forward_bytes(shape, size, adapter, fused)
     parts["attention mask"] = _mask_bytes(shape, forward.mask, size, 1)
     parts["hidden states"] = answers * shape.hidden * size
@@ -199,14 +201,14 @@ def loss_rows(answers: int, chunk: int) -> int:
     """Rows of fp32 logits alive at the worst chunk: three buffers, and the gradient of the chunk before."""
     if answers <= chunk:
         return 3 * answers
-    return chunk + 3 * min(chunk, max(answers - chunk, chunk * 2 // 3))
+    return max(3 * chunk, chunk + 3 * min(chunk, answers - chunk))
 
 
 def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: int, fused: bool) -> Phase:
     """The student's forward pass, the loss, and the backward pass, which begins with everything still kept."""
     size, hidden = BYTES[config.dtype], shape.hidden
     layers = [kept_bytes(shape, b, size, forward.mask > 0, fused) for b in shape.blocks]
-    parts = static_parts(shape, config)
+    parts = static_parts(shape, config, gradients=True)
     if config.gradient_checkpointing:
         parts["layer inputs"] = forward.tokens * size * hidden * sum(b.count for b in shape.blocks)
         recomputed = forward.tokens * max(layers)
@@ -231,7 +233,7 @@ def rollout_phase(
     """One batch of rollouts: merged weights, prefill or forked prefixes, then the cache at its longest."""
     size, width, rows = BYTES[config.dtype], max(prompts), len(prompts)
     merged = config.rollout.weights != "adapter"
-    parts = static_parts(shape, config)
+    parts = static_parts(shape, config, gradients=False)
     if merged:
         parts["merged sampling weights"] = shape.adapted_parameters * size
     prefill = padded(prompts)
@@ -264,7 +266,7 @@ def rollout_phase(
 
 def optimizer_phase(shape: Shape, config: TrainConfig) -> Phase:
     """The update: PyTorch's AdamW makes one temporary of the adapter's size."""
-    return Phase("optimizer", {**static_parts(shape, config), "update": 4 * shape.adapter_parameters})
+    return Phase("optimizer", {**static_parts(shape, config, gradients=True), "update": 4 * shape.adapter_parameters})
 
 
 def student_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[int]]:
@@ -298,10 +300,10 @@ def step_memory(step: Sequence[Lengths], shape: Shape, config: TrainConfig, pack
     for rows in passes:
         some = [step[i] for i in rows]
         answers = sum(x.rollout for x in some)
-        for name, found in (("teacher", teacher), ("student", student)):
-            forward = _pass([getattr(x, name) + x.rollout for x in some], config, pack)
-            phase = teacher_phase if name == "teacher" else student_phase
-            found.append(phase(shape, config, forward, answers, fused))
+        forward = _pass([x.teacher + x.rollout for x in some], config, pack)
+        teacher.append(teacher_phase(shape, config, forward, answers, fused, first=len(passes) == 1))
+        forward = _pass([x.student + x.rollout for x in some], config, pack)
+        student.append(student_phase(shape, config, forward, answers, fused))
     batches = [[step[i].student for i in rows] for rows in rollout_passes(step, config)]
     rollouts = [rollout_phase(shape, config, b, config.rollout.max_new_tokens, pack, fused) for b in batches]
     worst = [max(phases, key=lambda phase: phase.total) for phases in (rollouts, teacher, student)]

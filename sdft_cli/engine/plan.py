@@ -372,6 +372,8 @@ def assumptions(shape: Shape, config: TrainConfig, pack: bool, rollout: int, giv
         + ("as given" if given else "the mean of the experts' turns (at most the cap)"),
         "hours do not hold evaluation, checkpoints, rehearsal and start-up",
     ]
+    if config.dtype == "float32":
+        found.append("dtype is float32, and the cards' arithmetic is that of 16-bit tensors: hours are far too few")
     if pack:
         found.append("prefixes that records share are not counted as shared: an upper bound")
     if shape.delta_net:

@@ -292,7 +292,7 @@ def _work_table(plan: Mapping[str, Any]) -> Table:
         "total": "all",
     }
     rows = [
-        [label, f"{plan['flops'][key] / 1e15:,.3f}", f"{hours[key]:,.2f}" if hours else "-"]
+        [label, f"{plan['flops'][key] / 1e15:,.3f}", f"{hours[key]:,.3f}" if hours else "-"]
         for key, label in names.items()
     ]
     caption = f"{plan['steps']:,} steps; {plan['decode_bytes'] / 1e12:,.2f} TB are read while decoding."
