@@ -113,11 +113,12 @@ def longest_step(rows: Sequence[RecordRow], shape: Shape, config: TrainConfig, p
     Tried are steps of records next to each other in length: the longest ones, and `WINDOWS` others, since many records
     of middling length with padding can need more than the longest one alone. In every phase the worst one counts.
     """
+    each = config.rollout.per_record
     ordered = sorted(lengths_of(rows, config.rollout.max_new_tokens), key=lambda x: (x.teacher, x.student))
     count = min(config.optim.records_per_step, len(ordered))
     last = len(ordered) - count
     starts = sorted({last * i // WINDOWS for i in range(WINDOWS + 1)})
-    found = [step_memory(ordered[s : s + count], shape, config, pack, fused) for s in starts]
+    found = [step_memory(ordered[s : s + count] * each, shape, config, pack, fused) for s in starts]
     return Memory(tuple(max(phase, key=lambda p: p.total) for phase in zip(*(m.phases for m in found), strict=True)))
 
 
@@ -182,7 +183,7 @@ def run_work(
     order = record_order(len(lengths), config.seed)
     flops, read = StepFlops(), 0.0
     for _ in range(config.optim.max_steps):
-        step = [lengths[i] for i in islice(order, config.optim.records_per_step)]
+        step = [lengths[i] for i in islice(order, config.optim.records_per_step)] * config.rollout.per_record
         flops += step_flops(step, shape, config, pack)
         read += decode_bytes(step, shape, config)
     hours = None
@@ -370,8 +371,12 @@ def assumptions(shape: Shape, config: TrainConfig, pack: bool, rollout: int, giv
         f"memory: every rollout is as long as its cap, {config.rollout.max_new_tokens} tokens",
         f"operations and hours: {rollout} tokens in a rollout, "
         + ("as given" if given else "the mean of the experts' turns (at most the cap)"),
-        "hours do not hold evaluation, checkpoints, rehearsal and start-up",
+        "evaluation, the gate, checkpoints, rehearsal and start-up are in neither memory nor hours",
     ]
+    if config.objective == "sft":
+        found.append("objective is sft: it samples nothing and has no teacher, so those phases do not apply")
+    elif config.distill.lambda_on_policy < 1:
+        found.append("every record is taken to be sampled, although lambda_on_policy is below 1: an upper bound")
     if config.dtype == "float32":
         found.append("dtype is float32, and the cards' arithmetic is that of 16-bit tensors: hours are far too few")
     if pack:
