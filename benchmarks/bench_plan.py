@@ -246,6 +246,10 @@ def predict(case: dict[str, Any], made: list[Any]) -> dict[str, int]:
         for name in ("teacher", "student"):
             rows = [[*getattr(e, name), *r.ids] for e, r in made]
             trees.append(memory.packed([len(row) for row in rows], len(build_tree(rows))))
+        prompts = [e.student for e, _ in made]
+        tree = len(build_tree([prompt[:-1] for prompt in prompts]))
+        widths = [len(prompt) for prompt in prompts]
+        phases["rollout"] = memory.rollout_phase(shape, config, widths, case["new"], True, True, tree).total
         phases["teacher"] = memory.teacher_phase(shape, config, trees[0], answers, True, first=True).total
         phases["student and backward"] = memory.student_phase(shape, config, trees[1], answers, True).total
     return phases

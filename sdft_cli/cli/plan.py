@@ -38,17 +38,12 @@ def plan(
     Example: sdft plan data/my-sessions --profile cpu-demo --gpu 24GB
     """
     from sdft_cli.config import load_train_config
-    from sdft_cli.engine.backend_transformers import TransformersBackend
-    from sdft_cli.engine.models import resolve_model
-    from sdft_cli.engine.plan import find_gpu, machine_gpu, plan_of
-    from sdft_cli.engine.shape import packs, read_shape
     from sdft_cli.errors import DataError
     from sdft_cli.records import read_dataset
     from sdft_cli.report import terminal
     from sdft_cli.report.statistics import cap_losses
 
     config = load_train_config(profile, overrides or (), {"model": model})
-    card = find_gpu(gpu) if gpu else machine_gpu()
     data = read_dataset(dataset or newest_dataset())
     rows = [r.row for r in data.train if r.row.teacher_prompt_tokens <= config.max_prompt_tokens]
     if not rows:
@@ -56,6 +51,12 @@ def plan(
             f"No training record has a teacher prompt within {config.max_prompt_tokens} tokens: prepare more sessions, "
             "or raise max_prompt_tokens."
         )
+    from sdft_cli.engine.backend_transformers import TransformersBackend  # torch: after the checks that need none
+    from sdft_cli.engine.models import resolve_model
+    from sdft_cli.engine.plan import find_gpu, machine_gpu, plan_of
+    from sdft_cli.engine.shape import packs, read_shape
+
+    card = find_gpu(gpu) if gpu else machine_gpu()
     shape = read_shape(config, resolve_model(config.model, say))
     pack = packs(shape, config, TransformersBackend)
     document = plan_of(rows, shape, config, pack, card, rollout_tokens, utilisation, fused)

@@ -228,9 +228,18 @@ def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: 
 
 
 def rollout_phase(
-    shape: Shape, config: TrainConfig, prompts: Sequence[int], new_tokens: int, pack: bool, fused: bool
+    shape: Shape,
+    config: TrainConfig,
+    prompts: Sequence[int],
+    new_tokens: int,
+    pack: bool,
+    fused: bool,
+    distinct: int | None = None,
 ) -> Phase:
-    """One batch of rollouts: merged weights, prefill or forked prefixes, then the cache at its longest."""
+    """One batch of rollouts: merged weights, prefill or forked prefixes, then the cache at its longest.
+
+    `distinct` are the tokens of the prompts' tree; by default it is as large as a pass may be, an upper bound.
+    """
     size, width, rows = BYTES[config.dtype], max(prompts), len(prompts)
     merged = config.rollout.weights != "adapter"
     parts = static_parts(shape, config, gradients=False)
@@ -243,7 +252,7 @@ def rollout_phase(
     layer = rows * (width + new_tokens) * 2 * shape.kv_heads * shape.head_dim * size
     groups = shape.heads // shape.kv_heads
     if pack and min(prompts) > 1:
-        tree = min(PREFILL_TOKENS, sum(prompts)) if rows > 1 and sum(prompts) <= PREFILL_TOKENS else width
+        tree = distinct or max(width, min(PREFILL_TOKENS, sum(prompts)))
         before = {
             "key-value cache": rows * width * token + tree * token,
             "activations": max(tree * activations, rows * width * token),

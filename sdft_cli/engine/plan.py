@@ -380,7 +380,9 @@ def assumptions(shape: Shape, config: TrainConfig, pack: bool, rollout: int, giv
     if config.dtype == "float32":
         found.append("dtype is float32, and the cards' arithmetic is that of 16-bit tensors: hours are far too few")
     if pack:
-        found.append("prefixes that records share are not counted as shared: an upper bound")
+        found.append(
+            "prefixes that records share are not counted as shared, masks are as large as allowed: upper bounds"
+        )
     if shape.delta_net:
         kernels = (
             "fused kernels (package flash-linear-attention)" if fused else "the reference code, without fused kernels"

@@ -310,11 +310,8 @@ def test_the_command(sdft: Callable[..., Any], tiny_model: Path, tmp_path: Path)
 
     example_dataset(tmp_path, 3)
     arguments = ("plan", "data", "--profile", "cpu-demo", "--model", tiny_model, "--gpu", "24GB")
-    done = sdft(*arguments)
-    assert done.returncode == 0, done.stderr
-    for words in ("Fits:", "frozen weights", "student and backward (peak)", "max_prompt_tokens", "measured on a GPU"):
-        assert words in done.stdout
     done = sdft(*arguments, "--json", "--rollout-tokens", 3)
+    assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["rollout_tokens"] == 3
     assert document["caps"][0] == {
@@ -327,3 +324,37 @@ def test_the_command(sdft: Callable[..., Any], tiny_model: Path, tmp_path: Path)
     done = sdft(*arguments, "--set", "max_prompt_tokens=10", "--set", "max_seq_tokens=100")
     assert done.returncode == 3
     assert "within 10 tokens" in done.stderr
+
+
+def test_the_report_says_the_need_without_a_card_and_what_to_lower_on_a_small_one() -> None:
+    import io
+
+    from rich.console import Console
+
+    from sdft_cli.report.terminal import plan_report
+
+    def shown(document: dict[str, Any]) -> str:
+        console = Console(file=io.StringIO(), width=120, highlight=False)
+        console.print(plan_report({**document, "caps": []}))
+        return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+    rows = rows_of((250, 400, 9), (10, 20, 5))
+    config = config_of("optim.max_steps=1", "optim.records_per_step=1")
+    alone = shown(plan_of(rows, shape_of(llama(), config), config, pack=False))
+    assert "Needs " in alone
+    assert "No card" in alone
+    small = shown(plan_with(rows, 0.006))
+    assert "Does not fit" in small
+    for words in ("gradient_checkpointing=true", "frozen weights", "student and backward (peak)", "measured on a GPU"):
+        assert words in small
+    assert "speed of t4-16gb" in small
+
+
+def test_rollouts_of_a_record_are_records_of_their_own() -> None:
+    config = config_of("optim.max_steps=2", "optim.records_per_step=1")
+    shape = shape_of(llama(), config)
+    rows = rows_of((100, 120, 5))
+    one = run_work(rows, shape, config, True, 4, None, 0.5)
+    three = run_work(rows, shape, with_setting(config, {"rollout.per_record": 3}), True, 4, None, 0.5)
+    assert three.flops.total == pytest.approx(3 * one.flops.total)
+    assert one.hours is None
