@@ -13,6 +13,7 @@ from sdft_cli.cli.evaluate import evaluate
 from sdft_cli.cli.export import export
 from sdft_cli.cli.gate import gate
 from sdft_cli.cli.merge import merge
+from sdft_cli.cli.plan import plan
 from sdft_cli.cli.prepare import prepare
 from sdft_cli.cli.report import report
 from sdft_cli.cli.train import train
@@ -42,7 +43,11 @@ def root(
 
 
 app.command()(prepare)
+<<<<<<< HEAD
 app.command()(gate)
+=======
+app.command()(plan)
+>>>>>>> h-plan
 app.command()(train)
 app.command()(merge)
 app.command("eval")(evaluate)

@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 """How much memory is free now."""
 
 from __future__ import annotations
@@ -38,3 +39,324 @@ def left_in_cgroup(folder: Path = CGROUP) -> int | None:
         return None
     stat = dict(line.split() for line in details.read_text(encoding="ascii").splitlines())
     return max(0, int(text) - int(used.read_text(encoding="ascii")) + int(stat.get("inactive_file", 0)))
+=======
+"""Peak memory of one training step, by part and by phase, in closed form. Bytes throughout; e is the dtype's size.
+
+What is alive when, as `engine/train.py` runs it (H hidden, I intermediate, h = heads x head size, k = key-value heads x
+head size, V words, N tokens with loss, T tokens of a forward pass with its padding, r rank):
+
+**Always**: frozen weights; the adapter in fp32 three times (weights, two AdamW moments), four with an average. Its
+gradient lives from the first backward pass to the update.
+
+**Kept for the backward pass, per token of a layer** (adapters on all seven matrices; frozen matrices keep no input):
+
+| what                                          | fp32             | bf16                                  |
+| --------------------------------------------- | ---------------- | ------------------------------------- |
+| inputs of the two norms                       | 2 x 4 H          | 2 x 4 H (fp32 copies)                 |
+| inputs of the adapters of q k v, of gate up   | 4 H + 4 H        | 3 x 4 H + 2 x 4 H (a copy each)       |
+| attention: q, k, v, output, log-sum-exp       | 4 (2 h + 2 k)    | 2 (2 h + 2 k); with a mask 4 h        |
+| input of the adapter of o                     | the output above | 4 h                                   |
+| MLP: gate, silu(gate), up; their product      | 12 I + 4 I       | 6 I + 4 I                             |
+| inner states of the adapters                  | 4 r each         | 4 r each                              |
+
+A mask of T x T booleans becomes numbers of e bytes in each layer that attends, and each layer keeps its own. With
+gradient checkpointing only e H per token and layer is kept, and one layer at a time is computed again.
+
+**Loss**: three fp32 buffers of a chunk's rows x V, beside them a fourth with the gradient of the chunk before, and
+three of N x H.
+
+**Rollout**: the cache is prompt + cap long. Prefill of a batch is one pass; shared prefixes are computed in passes of
+`PREFILL_TOKENS` and forked, so for a moment the cache exists twice.
+
+What is not counted: allocator fragmentation, the CUDA context, library workspaces, host memory.
+`python -m benchmarks.bench_plan` compares these numbers with peaks measured on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sdft_cli.config import TrainConfig
+from sdft_cli.engine.forward import padded_passes
+from sdft_cli.engine.rollout import PREFILL_TOKENS
+from sdft_cli.engine.shape import BYTES, FULL, LINEAR, SLIDING, Block, Shape
+
+NF4_BYTES = 0.516
+"""Of a 4-bit weight: half a byte, and per block of 64 an 8-bit scale with its own fp32 scale per 256."""
+SAMPLING_BYTES = 36
+"""Per word and sequence while a token is drawn: fp32 logits and their copy, sorted values and indices, sums, masks."""
+CHUNK = 64
+"""Tokens of a chunk of the gated delta rule."""
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A record in tokens: both prompts, and the trajectory that is assumed for it."""
+
+    student: int
+    teacher: int
+    rollout: int
+
+
+@dataclass(frozen=True)
+class Forward:
+    """A forward pass: its tokens with padding, its sequences, and the entries of its attention mask (0: none)."""
+
+    tokens: int
+    rows: int
+    mask: int
+
+
+def padded(lengths: Sequence[int]) -> Forward:
+    """Return the padded pass over sequences; no mask is made where there is no padding."""
+    width, rows = max(lengths), len(lengths)
+    return Forward(rows * width, rows, rows * width * width if min(lengths) < width else 0)
+
+
+def packed(lengths: Sequence[int], distinct: int | None = None) -> Forward:
+    """Return the packed pass over sequences with so many distinct tokens (by default they share nothing)."""
+    tokens = sum(lengths) if distinct is None else distinct
+    return Forward(tokens, len(lengths), tokens * tokens if len(lengths) > 1 else 0)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What is alive at the worst moment of a phase of a step: part -> bytes."""
+
+    name: str
+    parts: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The phases of the longest step."""
+
+    phases: tuple[Phase, ...]
+
+    @property
+    def peak(self) -> Phase:
+        """The phase that needs the most: the peak is the largest phase, not their sum."""
+        return max(self.phases, key=lambda phase: phase.total)
+
+
+def weight_bytes(shape: Shape, config: TrainConfig) -> int:
+    """Bytes of the frozen weights; in 4 bits only the matrices of the language trunk are."""
+    size = BYTES[config.dtype]
+    if not config.load_in_4bit:
+        return shape.parameters * size
+    return int(shape.matrix_parameters * NF4_BYTES) + (shape.parameters - shape.matrix_parameters) * size
+
+
+def static_parts(shape: Shape, config: TrainConfig, gradients: bool) -> dict[str, int]:
+    """What is alive all the time, and the gradients where there are any."""
+    adapter = 4 * shape.adapter_parameters
+    parts = {"frozen weights": weight_bytes(shape, config), "adapter": adapter, "AdamW moments": 2 * adapter}
+    if gradients:
+        parts["gradients"] = adapter
+    if config.teacher.kind == "ema":
+        parts["averaged adapter"] = adapter
+    return parts
+
+
+def _inputs(block: Block, names: Sequence[str], width: int, size: int) -> int:
+    """Inputs that the adapters of some matrices keep: one tensor in fp32, an fp32 copy for each in bf16."""
+    adapted = sum(name in block.adapted for name in names)
+    return 4 * width * (adapted if size < 4 else min(adapted, 1))
+
+
+def _attention_kept(shape: Shape, block: Block, size: int, masked: bool) -> int:
+    wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    total = size * (2 * wide + 2 * (wide if masked else narrow)) + 4 * shape.heads
+    total += _inputs(block, ("q_proj", "k_proj", "v_proj"), shape.hidden, size)
+    if block.norms_heads:
+        total += 4 * (wide + narrow)
+    if block.gated:
+        total += size * wide
+    if "o_proj" in block.adapted and (block.gated or size < 4):
+        total += 4 * wide
+    return total
+
+
+def _delta_net_kept(shape: Shape, block: Block, size: int, fused: bool) -> int:
+    """The gated delta rule with fused kernels, or as the reference implementation of transformers does it in fp32.
+
+    Reference: per value head 4 1/3 chunk matrices, 19 vectors and one state per chunk, all in fp32. Fused: what its
+    backward pass needs (convolution before and after, q, k, v, decays, one chunk matrix, output, gate), on paper.
+    """
+    net = shape.delta_net
+    assert net is not None, "a block of linear attention has its sizes"
+    values = net.value_heads * net.value_dim
+    total = 2 * size * net.features + _inputs(block, ("in_proj_qkv", "in_proj_z"), shape.hidden, size)
+    total += 4 * values if "out_proj" in block.adapted else 0
+    if not fused:
+        vectors = 19 * (net.key_dim + net.value_dim) / 2
+        per_head = 13 / 3 * CHUNK + vectors + net.key_dim * net.value_dim / CHUNK
+        return total + int(4 * net.value_heads * per_head)
+    heads = net.value_heads * (2 * net.key_dim + net.value_dim + CHUNK)
+    return total + size * heads + 8 * net.value_heads + values * (4 + 2 * size)
+
+
+def kept_bytes(shape: Shape, block: Block, size: int, masked: bool, fused: bool) -> int:
+    """Bytes that one layer keeps for the backward pass, per token, without the mask (see the module's table)."""
+    mixer = (
+        _delta_net_kept(shape, block, size, fused)
+        if block.kind == LINEAR
+        else _attention_kept(shape, block, size, masked)
+    )
+    wide = block.linears["down_proj"][0]
+    mlp = _inputs(block, ("gate_proj", "up_proj"), shape.hidden, size) + 3 * size * wide
+    mlp += 4 * wide if "down_proj" in block.adapted else 0
+    return mixer + mlp + 2 * 4 * (shape.hidden + 1) + 4 * shape.rank * len(block.adapted)
+
+
+def _forward_bytes(shape: Shape, size: int, adapter: bool, fused: bool) -> int:
+    """Bytes per token alive inside a layer without gradient: the residual, the normed states and the MLP's buffers."""
+    mlp = shape.intermediate * (2 * size + 8 if adapter else 3 * size)
+    mixer = size * (4 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
+    for block in shape.blocks:
+        if block.kind == LINEAR:
+            mixer = max(mixer, _delta_net_kept(shape, block, size, fused) // 2)
+    return 2 * size * shape.hidden + max(mlp, mixer)
+
+
+def _mask_bytes(shape: Shape, mask: int, size: int, copies: int) -> int:
+    return mask * (1 + size * min(copies, shape.layers(FULL, SLIDING)))
+
+
+def teacher_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: int, fused: bool, first: bool) -> Phase:
+    """The teacher's forward pass; before the first backward pass of a step there are no gradients."""
+    size = BYTES[config.dtype]
+    adapter = config.teacher.kind != "base"
+    parts = static_parts(shape, config, gradients=not first)
+    parts["activations"] = forward.tokens * _forward_bytes(shape, size, adapter, fused)
+    parts["attention mask"] = _mask_bytes(shape, forward.mask, size, 1)
+    parts["hidden states"] = answers * shape.hidden * size
+    return Phase("teacher", parts)
+
+
+def loss_rows(answers: int, chunk: int) -> int:
+    """Rows of fp32 logits alive at the worst chunk: three buffers, and the gradient of the chunk before."""
+    if answers <= chunk:
+        return 3 * answers
+    return max(3 * chunk, chunk + 3 * min(chunk, answers - chunk))
+
+
+def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: int, fused: bool) -> Phase:
+    """The student's forward pass, the loss, and the backward pass, which begins with everything still kept."""
+    size, hidden = BYTES[config.dtype], shape.hidden
+    layers = [kept_bytes(shape, b, size, forward.mask > 0, fused) for b in shape.blocks]
+    parts = static_parts(shape, config, gradients=True)
+    if config.gradient_checkpointing:
+        parts["layer inputs"] = forward.tokens * size * hidden * sum(b.count for b in shape.blocks)
+        recomputed = forward.tokens * max(layers)
+        masks = 1
+    else:
+        each = zip(layers, shape.blocks, strict=True)
+        parts["kept activations"] = forward.tokens * sum(kept * b.count for kept, b in each)
+        recomputed, masks = 0, shape.layers(FULL, SLIDING)
+    parts["final norm"] = forward.tokens * 4 * hidden
+    parts["attention mask"] = _mask_bytes(shape, forward.mask, size, masks)
+    parts["hidden states"] = (2 * answers) * hidden * size
+    loss = 4 * shape.vocabulary * loss_rows(answers, config.distill.chunk_rows) + answers * hidden * size
+    backward = forward.tokens * 8 * (shape.intermediate + hidden) + 2 * answers * hidden * size + recomputed
+    larger, bytes_ = ("loss buffers", loss) if loss > backward else ("backward buffers", backward)
+    parts[larger] = bytes_
+    return Phase("student and backward", parts)
+
+
+def rollout_phase(
+    shape: Shape,
+    config: TrainConfig,
+    prompts: Sequence[int],
+    new_tokens: int,
+    pack: bool,
+    fused: bool,
+    distinct: int | None = None,
+) -> Phase:
+    """One batch of rollouts: merged weights, prefill or forked prefixes, then the cache at its longest.
+
+    `distinct` are the tokens of the prompts' tree; by default it is as large as a pass may be, an upper bound.
+    """
+    size, width, rows = BYTES[config.dtype], max(prompts), len(prompts)
+    merged = config.rollout.weights != "adapter"
+    parts = static_parts(shape, config, gradients=False)
+    if merged:
+        parts["merged sampling weights"] = shape.adapted_parameters * size
+    prefill = padded(prompts)
+    token, state = shape.kv_bytes(size), rows * shape.state_bytes(size)
+    activations = _forward_bytes(shape, size, not merged, fused)
+    masked = prefill.mask > 0
+    layer = rows * (width + new_tokens) * 2 * shape.kv_heads * shape.head_dim * size
+    groups = shape.heads // shape.kv_heads
+    if pack and min(prompts) > 1:
+        tree = distinct or max(width, min(PREFILL_TOKENS, sum(prompts)))
+        before = {
+            "key-value cache": rows * width * token + tree * token,
+            "activations": max(tree * activations, rows * width * token),
+            "attention mask": _mask_bytes(shape, tree * tree if rows > 1 else 0, size, 1),
+        }
+    else:
+        before = {
+            "key-value cache": rows * width * token + state,
+            "activations": prefill.tokens * activations,
+            "attention mask": _mask_bytes(shape, prefill.mask, size, 1),
+        }
+    decode = {
+        "key-value cache": rows * (width + new_tokens) * token + state,
+        "copies of one layer's cache": layer // 2 + (layer * groups if masked else 0),
+        "sampling": rows * shape.vocabulary * SAMPLING_BYTES,
+    }
+    worst = max((before, decode), key=lambda part: sum(part.values()))
+    return Phase("rollout", {**parts, **worst})
+
+
+def optimizer_phase(shape: Shape, config: TrainConfig) -> Phase:
+    """The update: PyTorch's AdamW makes one temporary of the adapter's size."""
+    return Phase("optimizer", {**static_parts(shape, config, gradients=True), "update": 4 * shape.adapter_parameters})
+
+
+def student_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[int]]:
+    """Cut the records of a step into passes as `Trainer.backward` does where nothing is shared."""
+    longest = [max(x.student, x.teacher) + x.rollout for x in step]
+    return padded_passes(longest, config.optim.max_tokens_per_pass)
+
+
+def rollout_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[int]]:
+    """Cut the records of a step into batches as `sample_rollouts` does."""
+    lengths = [x.student + config.rollout.max_new_tokens for x in step]
+    return padded_passes(lengths, config.rollout.max_tokens_per_pass)
+
+
+def _pass(lengths: Sequence[int], config: TrainConfig, pack: bool) -> Forward:
+    if not pack:
+        return padded(lengths)
+    cap = max(config.optim.max_tokens_per_pass, max(lengths))
+    return packed(lengths, min(sum(lengths), cap))
+
+
+def step_memory(step: Sequence[Lengths], shape: Shape, config: TrainConfig, pack: bool, fused: bool = True) -> Memory:
+    """Return the phases of one optimiser step, each at the pass of the step that needs the most.
+
+    With shared prefixes (`pack`) the size of a tree is not known without its tokens: one that is as large as
+    `optim.max_tokens_per_pass` allows is assumed, an upper bound.
+    """
+    passes = [list(range(len(step)))] if pack else student_passes(step, config)
+    teacher: list[Phase] = []
+    student: list[Phase] = []
+    for rows in passes:
+        some = [step[i] for i in rows]
+        answers = sum(x.rollout for x in some)
+        forward = _pass([x.teacher + x.rollout for x in some], config, pack)
+        teacher.append(teacher_phase(shape, config, forward, answers, fused, first=len(passes) == 1))
+        forward = _pass([x.student + x.rollout for x in some], config, pack)
+        student.append(student_phase(shape, config, forward, answers, fused))
+    batches = [[step[i].student for i in rows] for rows in rollout_passes(step, config)]
+    rollouts = [rollout_phase(shape, config, b, config.rollout.max_new_tokens, pack, fused) for b in batches]
+    worst = [max(phases, key=lambda phase: phase.total) for phases in (rollouts, teacher, student)]
+    return Memory((*worst, optimizer_phase(shape, config)))
+>>>>>>> h-plan

@@ -191,6 +191,14 @@ def _length(turns: Sequence[_Turn], name: str, what: str, cap_name: str | None, 
     return Length(name, what, cap_name, cap, summary_of(kept), histogram_of(kept, over_cap, cap))
 
 
+def _caps_of(manifest: Mapping[str, Any]) -> dict[str, int]:
+    config = manifest.get("config", {})
+    missing = [name for name in CAPS if not isinstance(config.get(name), int)]
+    if missing:
+        raise DataError(f"The manifest has no {' and no '.join(missing)}: run `sdft prepare` again.")
+    return {name: int(config[name]) for name in CAPS}
+
+
 def statistics_of(
     manifest: Mapping[str, Any],
     sessions: Iterable[Session],
@@ -208,11 +216,7 @@ def statistics_of(
     Raises:
         DataError: the manifest has no caps.
     """
-    config = manifest.get("config", {})
-    missing = [name for name in CAPS if not isinstance(config.get(name), int)]
-    if missing:
-        raise DataError(f"The manifest has no {' and no '.join(missing)}: run `sdft prepare` again.")
-    caps = {name: int(config[name]) for name in CAPS}
+    caps = _caps_of(manifest)
     sessions = list(sessions)
     turns = _turns(rows, rejected)
     lengths = tuple(_length(turns, name, what, cap, caps[cap] if cap else None) for name, what, cap in LENGTHS)
@@ -234,3 +238,40 @@ def dataset_statistics(dataset: Dataset) -> Statistics:
     """Compute the statistics of a dataset folder; raises as `statistics_of`."""
     rows = [record.row for record in (*dataset.train, *dataset.validation)]
     return statistics_of(dataset.manifest, dataset.sessions.values(), rows, dataset.rejected)
+
+
+@dataclass(frozen=True)
+class CapLoss:
+    """What one cap costs: turns that `sdft prepare` rejected by it, and training records over the profile's own."""
+
+    name: str
+    cap: int
+    """The dataset's."""
+    rejected: int
+    profile_cap: int
+    over: int
+
+
+def cap_losses(dataset: Dataset, profile_caps: Mapping[str, int]) -> tuple[CapLoss, ...]:
+    """Count the turns lost to each cap of the dataset, and the training records above each cap of a profile.
+
+    A teacher prompt above the profile's cap is a record that training refuses; an expert's turn above its rollout cap
+    is not lost, the student's answer is only cut there.
+
+    Raises:
+        DataError: as `statistics_of`.
+    """
+    caps = _caps_of(dataset.manifest)
+    rejected = Counter(turn.reason for turn in dataset.rejected)
+    reasons = dict(zip(CAPS, ("over_prompt_cap", "over_rollout_cap", "over_sequence_cap"), strict=True))
+    turns = _turns((record.row for record in dataset.train), ())
+    return tuple(
+        CapLoss(
+            name,
+            caps[name],
+            rejected[reasons[name]],
+            profile_caps[name],
+            sum(_length_of(turn, name) > profile_caps[name] for turn in turns),
+        )
+        for name in CAPS
+    )

@@ -258,3 +258,80 @@ def merge_table(check: Mapping[str, Any]) -> Table:
         ("positions compared", check["positions"]),
     ]
     return table("Merged checkpoint against base + adapter", ["", "value"], rows)
+
+
+def _memory_table(plan: Mapping[str, Any]) -> Table:
+    """Bytes by part, a column per phase of a step; the peak is the largest phase, not their sum."""
+    phases = plan["memory"]["phases"]
+    parts = list(dict.fromkeys(name for phase in phases for name in phase["parts"]))
+
+    def row(name: str, values: Sequence[int | None]) -> list[str]:
+        return [name, *("" if value is None else f"{value / 1e9:,.2f}" for value in values)]
+
+    rows = [row(part, [phase["parts"].get(part) for phase in phases]) for part in parts]
+    rows.append(row("all", [phase["total"] for phase in phases]))
+    columns = [f"{p['name']} (peak)" if p["name"] == plan["memory"]["peak"] else p["name"] for p in phases]
+    return table("Memory of the longest step, GB (10^9 bytes), by phase", ["", *columns], rows)
+
+
+def _work_table(plan: Mapping[str, Any]) -> Table:
+    hours = plan["hours"] or {}
+    names = {
+        "prefill": "rollouts: prompts",
+        "decode": "rollouts: decoding",
+        "teacher": "teacher",
+        "student": "student, forward",
+        "backward": "student, backward",
+        "heads": "output head",
+        "total": "all",
+    }
+    rows = [
+        [label, f"{plan['flops'][key] / 1e15:,.3f}", f"{hours[key]:,.3f}" if hours else "-"]
+        for key, label in names.items()
+    ]
+    caption = f"{plan['steps']:,} steps; {plan['decode_bytes'] / 1e12:,.2f} TB are read while decoding."
+    return table("Work of the run", ["", "PFLOP", "hours"], rows, caption)
+
+
+def _losses_table(plan: Mapping[str, Any]) -> Table:
+    rows = [
+        [x["name"], f"{x['cap']:,}", f"{x['rejected']:,}", f"{x['profile_cap']:,}", f"{x['over']:,}"]
+        for x in plan["caps"]
+    ]
+    caption = (
+        "Training refuses records over the profile's max_prompt_tokens; they are left out above. An expert's turn over "
+        "the rollout cap is no loss. `sdft report` shows what other caps would keep."
+    )
+    columns = ["cap", "dataset's", "turns rejected", "profile's", "records over"]
+    return table("Records lost to caps", columns, rows, caption)
+
+
+def _verdict(plan: Mapping[str, Any]) -> str:
+    need, gpu = f"{plan['peak_bytes'] / 1e9:,.2f} GB in phase {plan['memory']['peak']}", plan["gpu"]
+    if gpu is None:
+        return f"Needs {need}. No card: name one with --gpu for a verdict and hours."
+    room = f"{gpu['usable_bytes'] / 1e9:,.2f} GB usable on {gpu['name']}"
+    note = f" ({gpu['note']})" if gpu["note"] else ""
+    if gpu["fits"]:
+        return f"Fits: {need}, {room}{note}, {gpu['margin'] / 1e9:,.2f} GB to spare."
+    return f"Does not fit: {need}, {room}{note}, {-gpu['margin'] / 1e9:,.2f} GB too much."
+
+
+def plan_report(plan: Mapping[str, Any]) -> RenderableType:
+    """Show a plan: verdict, memory by part and phase, work and hours, lost records, what to lower, assumptions."""
+    head = (
+        f"{plan['model']}: {plan['parameters'] / 1e9:,.3f} B parameters, "
+        f"adapter {plan['adapter_parameters'] / 1e6:,.2f} M; {plan['records']:,} records; "
+        f"{plan['kv_bytes_per_token']:,} bytes of cache per token"
+    )
+    parts: list[RenderableType] = [Text(head), Text(_verdict(plan)), _memory_table(plan)]
+    if plan["gpu"] and not plan["gpu"]["fits"]:
+        rows = [
+            [r["change"], f"{r['peak'] / 1e9:,.2f}", "yes" if r["fits"] else "no", f"{r['records_lost']:,}"]
+            for r in plan["remedies"]
+        ]
+        columns = ["change, alone", "peak, GB", "fits", "records lost"]
+        parts.append(table("What lowers the peak", columns, rows))
+    parts += [_work_table(plan), _losses_table(plan), Text("Assumptions:")]
+    parts += [Text(f"- {line}") for line in plan["assumptions"]]
+    return Group(*parts)
