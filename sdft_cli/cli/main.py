@@ -43,11 +43,8 @@ def root(
 
 
 app.command()(prepare)
-<<<<<<< HEAD
 app.command()(gate)
-=======
 app.command()(plan)
->>>>>>> h-plan
 app.command()(train)
 app.command()(merge)
 app.command("eval")(evaluate)

@@ -21,8 +21,8 @@ from sdft_cli.config import RolloutSettings
 from sdft_cli.engine.adapters import lora_layers, weights
 from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import packed_cache, padded_passes
+from sdft_cli.engine.free_memory import free_memory
 from sdft_cli.engine.interrupts import interruptible
-from sdft_cli.engine.memory import free_memory
 from sdft_cli.errors import UsageError, VerificationError
 
 SamplingWeights = Literal["merged", "adapter"]

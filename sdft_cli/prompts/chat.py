@@ -168,24 +168,16 @@ class ChatPrompts:
         """
         return self._prompt([self.guarded(m) for m in record.context], record.tools)
 
-<<<<<<< HEAD
     def teacher_prompt(self, record: Record, shown: Message | None = None) -> str:
         """Return the guarded text of the teacher's prompt: the student's plus the expert's turn in its block.
 
         With `shown`, that turn stands in the block instead of the record's own.
-        """
-        last = self.teacher_message(self.reference(shown or record.reference))
-        return self.render([*(self.guarded(m) for m in record.context), last], record.tools)
-=======
-    def teacher_prompt(self, record: Record) -> str:
-        """Return the guarded text of the teacher's prompt: the student's plus the expert's turn in its block.
 
         Raises:
             TemplateError: as `student` and `reference`.
         """
-        last = self.teacher_message(self.reference(record.reference))
+        last = self.teacher_message(self.reference(shown or record.reference))
         return self._prompt([*(self.guarded(m) for m in record.context), last], record.tools)
->>>>>>> h-unsloth
 
     def student_text(self, record: Record) -> str:
         """Return the student's prompt for a reader."""

@@ -14,9 +14,9 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
-import sdft_cli.engine.gate
 import torch
 
+import sdft_cli.engine.gate
 import sdft_cli.engine.rehearsal
 import sdft_cli.engine.start
 import sdft_cli.engine.train  # noqa: F401

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sdft_cli.engine.memory import available_memory, free_memory, left_in_cgroup  # noqa: E402
+from sdft_cli.engine.free_memory import available_memory, free_memory, left_in_cgroup  # noqa: E402
 
 
 def test_linux_says_what_is_available(tmp_path: Path) -> None:
