@@ -41,21 +41,20 @@ def gate(
     """
     from sdft_cli.config import load_train_config
     from sdft_cli.records import read_dataset
-    from sdft_cli.records.folders import writable_file
 
     config = load_train_config(profile, overrides or (), {"model": model, "gate.records": records})
-    target = writable_file(json_file) if json_file else None
     result = measure_gate(config, read_dataset(dataset or newest_dataset()), shuffle)
 
     from sdft_cli.engine.runs import write_json
     from sdft_cli.errors import VerificationError
+    from sdft_cli.records.folders import writable_file
     from sdft_cli.report import terminal
 
     document = result.to_json()
-    if target:
-        write_json(target, document)
     if document["summary"]:
         terminal.stdout().print(terminal.gate_table(document))
+    if json_file:
+        write_json(writable_file(json_file), document)
     for note in result.notes:
         say(note)
     if not result.passed:
