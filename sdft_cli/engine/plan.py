@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import yaml
@@ -34,8 +33,8 @@ from sdft_cli.engine.memory import (
     student_passes,
     weight_bytes,
 )
+from sdft_cli.engine.objective import batch_of_step
 from sdft_cli.engine.shape import BYTES, Shape
-from sdft_cli.engine.train import record_order
 from sdft_cli.errors import UsageError
 from sdft_cli.records import RecordRow
 from sdft_cli.resources import resource_text
@@ -180,10 +179,10 @@ def run_work(
 ) -> Work:
     """Return the work of the run, over the very records that its seed will draw, with `rollout` tokens each."""
     lengths = lengths_of(rows, rollout)
-    order = record_order(len(lengths), config.seed)
     flops, read = StepFlops(), 0.0
-    for _ in range(config.optim.max_steps):
-        step = [lengths[i] for i in islice(order, config.optim.records_per_step)] * config.rollout.per_record
+    for number in range(1, config.optim.max_steps + 1):
+        drawn = batch_of_step(len(lengths), config.seed, number, config.optim.records_per_step)
+        step = [lengths[i] for i in drawn] * config.rollout.per_record
         flops += step_flops(step, shape, config, pack)
         read += decode_bytes(step, shape, config)
     hours = None
