@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +57,9 @@ def run_backend(name: str, data_folder: Path, steps: int, records: int, threads:
     from sdft_cli.engine.adapters import lora_layers
     from sdft_cli.engine.backend import load_backend
     from sdft_cli.engine.models import resolve_model
+    from sdft_cli.engine.objective import batch_of_step
     from sdft_cli.engine.rollout import Rollout
-    from sdft_cli.engine.train import Phases, Trainer, record_order
+    from sdft_cli.engine.trainer import Phases, Trainer
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.records import read_dataset
 
@@ -74,16 +74,16 @@ def run_backend(name: str, data_folder: Path, steps: int, records: int, threads:
         layer.lora_B["default"].weight.data.zero_()
     prompts = open_prompts(model, data.manifest)
     trainer = Trainer(config, backend, prompts, Accelerator(cpu=not torch.cuda.is_available()))
-    order = record_order(len(data.train), config.seed)
     losses, seconds, tokens = [], [], 0
-    for _ in range(steps):
-        examples = [trainer.example(data.train[i]) for i in islice(order, records)]
+    for number in range(1, steps + 1):
+        batch = batch_of_step(len(data.train), config.seed, number, records)
+        examples = [trainer.example(data.train[i]) for i in batch]
         turns = [prompts.reference_ids(e.record) for e in examples]
         rollouts = [Rollout(ids[:ROLLOUT_TOKENS], len(ids) <= ROLLOUT_TOKENS) for ids in turns]
         tokens += sum(len(e.student) + len(e.teacher) + 2 * len(r.ids) for e, r in zip(examples, rollouts, strict=True))
         start = time.perf_counter()
-        losses.append(trainer.backward(examples, rollouts, Phases()))
-        trainer.update()
+        losses.append(trainer.backward(examples, rollouts, Phases()).loss)
+        trainer.update(losses[-1])
         seconds.append(time.perf_counter() - start)
     return {"backend": backend.name, "losses": losses, "seconds": seconds, "tokens": tokens}
 

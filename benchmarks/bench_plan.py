@@ -162,7 +162,7 @@ def trainer_of(case: dict[str, Any]) -> Any:
     from transformers import AutoModelForCausalLM
 
     from sdft_cli.engine.backend_transformers import TransformersBackend, attach_lora
-    from sdft_cli.engine.train import Trainer
+    from sdft_cli.engine.trainer import Trainer
 
     config = train_config(case)
     torch.manual_seed(0)
@@ -184,7 +184,7 @@ def step(trainer: Any, case: dict[str, Any], lengths: list[int], phases: Peaks) 
     import torch
 
     from sdft_cli.engine.rollout import Rollout, sample_rollouts
-    from sdft_cli.engine.train import Example
+    from sdft_cli.engine.trainer import Example
 
     vocabulary = trainer.backend.head.shape[0]
     torch.manual_seed(1)
@@ -197,9 +197,9 @@ def step(trainer: Any, case: dict[str, Any], lengths: list[int], phases: Peaks) 
     wanted = case.get("answers", trainer.config.rollout.max_new_tokens)  # longer than decoded: more rows of loss
     missing = [wanted - len(r.ids) for r in rollouts]
     rollouts = [Rollout([*r.ids, *[1] * n], False) for r, n in zip(rollouts, missing, strict=True)]
-    trainer.backward(examples, rollouts, phases)
+    scored = trainer.backward(examples, rollouts, phases)
     with phases("optimizer"):
-        trainer.update()
+        trainer.update(scored.loss)
     return [(e, r) for e, r in zip(examples, rollouts, strict=True)], sum(len(r.ids) for r in rollouts)
 
 

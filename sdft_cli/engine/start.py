@@ -142,7 +142,7 @@ def load(job: Job, say: Say) -> Loaded:
     from sdft_cli.engine.trainer import Trainer
     from sdft_cli.prompts.chat import open_prompts
 
-    accelerator = Accelerator(cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     if accelerator.num_processes > 1:
         raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
     prompts = open_prompts(model, job.data.manifest, config.revision)

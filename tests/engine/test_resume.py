@@ -90,7 +90,8 @@ def nursery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nursery]:
 
 def saving(folder: Path) -> bool:
     """Is a checkpoint half written?"""
-    return any(p.is_dir() and p.name.startswith(".") for p in (folder / "checkpoints").iterdir())
+    checkpoints = folder / "checkpoints"
+    return checkpoints.is_dir() and any(p.is_dir() and p.name.startswith(".") for p in checkpoints.iterdir())
 
 
 def without_times(path: Path) -> list[dict[str, Any]]:

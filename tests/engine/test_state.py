@@ -13,12 +13,12 @@ torch = pytest.importorskip("torch")
 
 from accelerate import Accelerator  # noqa: E402
 
-from sdft_cli.config import load_train_config  # noqa: E402
+from sdft_cli.config import DistillSettings, load_train_config  # noqa: E402
 from sdft_cli.engine.adapters import EmaAdapter, weights  # noqa: E402
 from sdft_cli.engine.backend import load_backend  # noqa: E402
 from sdft_cli.engine.checkpoints import Checkpoints  # noqa: E402
 from sdft_cli.engine.forward import response_states  # noqa: E402
-from sdft_cli.engine.loss import chunked_reverse_kl  # noqa: E402
+from sdft_cli.engine.loss import distillation_loss  # noqa: E402
 from sdft_cli.engine.state import capture, random_state, restore, set_random_state, unwrapped  # noqa: E402
 from sdft_cli.errors import DataError  # noqa: E402
 
@@ -266,7 +266,7 @@ def test_a_real_adapter_goes_on_bit_for_bit(tiny_model: Path, tmp_path: Path) ->
             with weights(backend.model, "ema", parts["ema"]):
                 teacher = response_states(backend, [[7, *prompt]], [answer], 2)
             student = response_states(backend, [prompt], [answer], 2)
-            chunked_reverse_kl(student, teacher, backend.head, torch.full((4,), 0.25)).loss.backward()
+            distillation_loss(student, teacher, backend.head, torch.full((4,), 0.25), DistillSettings()).loss.backward()
             parts["optimizer"].step()
             parts["schedule"].step()
             parts["optimizer"].zero_grad(set_to_none=True)
