@@ -113,15 +113,19 @@ class GateResult:
 
 
 def gate_records(dataset: Dataset, count: int) -> tuple[list[Record], str]:
-    """Choose the records to measure and name their split: validation, or train if nothing is held out.
+    """Choose the records to measure and name their split: validation, or train if fewer than two sessions are held out.
+
+    The gate measures the base model, which has seen neither.
 
     Raises:
         DataError: the dataset has no record.
     """
-    for split in ("validation", "train"):
-        if dataset.split(split):
-            return choose_records(dataset.split(split), count), split
-    raise DataError("The dataset has no record: prepare one with more sessions.")
+    held_out = dataset.split("validation")
+    split = "validation" if len({r.row.session_id for r in held_out}) > 1 else "train"
+    records = choose_records(dataset.split(split), count)
+    if not records:
+        raise DataError("The dataset has no training record: prepare one with more sessions.")
+    return records, split
 
 
 def other_records(records: Sequence[Record]) -> list[list[int]]:
@@ -340,7 +344,7 @@ def _verdict(passed: bool, lifts: dict[str, Lift], records: int, split: str, shu
 def _notes(split: str, sessions: int, settings: GateSettings) -> tuple[str, ...]:
     notes = []
     if split == "train":
-        notes.append("The dataset has no validation record, so the gate measured training records.")
+        notes.append("The dataset has no validation records of two sessions, so the gate measured training records.")
     # If nothing is true, k sessions all lie on one side of 0 by chance once in 2^k; the interval is then above 0 too.
     enough = math.ceil(math.log2(2 / (1 - settings.confidence)))
     if sessions < enough:

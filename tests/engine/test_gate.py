@@ -133,7 +133,7 @@ def test_few_sessions_and_training_records_are_said() -> None:
     assert found.passed
     assert "on 5 train records" in found.verdict
     assert found.notes == (
-        "The dataset has no validation record, so the gate measured training records.",
+        "The dataset has no validation records of two sessions, so the gate measured training records.",
         "5 sessions are too few for intervals of 95%, which come out too narrow below 6: hold out more sessions.",
     )
 
