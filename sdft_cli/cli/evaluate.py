@@ -22,6 +22,9 @@ def evaluate(
     ] = None,
     dataset: Annotated[Path | None, typer.Argument(help="A dataset folder. [default: the newest under data/]")] = None,
     out: Annotated[Path | None, typer.Option(help="The JSON file to write. [default: <run>/eval.json]")] = None,
+    best: Annotated[
+        bool, typer.Option("--best", help="Measure the run's adapter that was best on held-out records, not the last.")
+    ] = False,
     max_new_tokens: Annotated[int | None, typer.Option(help="Cap on an evaluation rollout. [default: 128]")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first N validation records.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed. [default: 0]")] = None,
@@ -40,7 +43,7 @@ def evaluate(
     given = {"max_new_tokens": max_new_tokens, "limit": limit, "seed": seed}
     config = build(EvalConfig, {k: v for k, v in given.items() if v is not None})
     data = read_dataset(dataset or newest_dataset())
-    result, default = run_evaluation(chosen, data, config)
+    result, default = run_evaluation(chosen, data, config, best)
 
     from sdft_cli.engine.runs import write_json
     from sdft_cli.records.folders import writable_file
@@ -56,7 +59,7 @@ def evaluate(
     say(f"Every answer and number: {target}")
 
 
-def run_evaluation(subject: str, data: Dataset, config: EvalConfig) -> tuple[dict[str, Any], Path]:
+def run_evaluation(subject: str, data: Dataset, config: EvalConfig, best: bool = False) -> tuple[dict[str, Any], Path]:
     """Evaluate a run (base and tuned) or a model (alone); return the result and where it belongs by default."""
     from sdft_cli.engine.backend_transformers import open_for_eval
     from sdft_cli.engine.forward import choose_packing
@@ -70,7 +73,7 @@ def run_evaluation(subject: str, data: Dataset, config: EvalConfig) -> tuple[dic
 
     if not data.validation:
         raise DataError("The dataset has no validation record: prepare it with --validation-fraction above 0.")
-    found = read_run(Path(subject)) if is_run(Path(subject)) else None
+    found = read_run(Path(subject), best) if is_run(Path(subject)) else None
     model = resolve_model(found.config.model if found else subject, say)
     revision = found.config.revision if found else None
     prompts = open_prompts(model, data.manifest, revision)
@@ -81,5 +84,5 @@ def run_evaluation(subject: str, data: Dataset, config: EvalConfig) -> tuple[dic
     contenders = [base, Contender("tuned", backend, adapter=True)] if found else [base]
     with terminal.progress_reporter() as progress:
         result = run(contenders, base, data.validation, prompts, config, progress)
-    default = found.path / "eval.json" if found else Path(f"eval-{Path(subject).name}.json")
+    default = found.path / f"eval{'-best' * best}.json" if found else Path(f"eval-{Path(subject).name}.json")
     return result, default

@@ -19,6 +19,9 @@ def merge(
     bf16: Annotated[bool, typer.Option("--bf16", help="Write bfloat16 weights (the only form so far).")] = False,
     out: Annotated[Path | None, typer.Option(help="The checkpoint folder to create. [default: <run>/merged]")] = None,
     prompts: Annotated[int, typer.Option(min=1, help="Number of prompts to compare on.")] = 8,
+    best: Annotated[
+        bool, typer.Option("--best", help="Take the adapter that was best on held-out records, not the last one.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint folder.")] = False,
 ) -> None:
     """Merge the adapter into its base: standalone safetensors, config, tokenizer, chat template.
@@ -37,7 +40,7 @@ def merge(
     from sdft_cli.report import terminal
 
     target = out or folder / "merged"
-    check = run_merge(read_run(folder), target, prompts, overwrite)
+    check = run_merge(read_run(folder, best), target, prompts, overwrite)
     terminal.stdout().print(terminal.merge_table(check))
     say(f"Checkpoint written to {target}; next: sdft eval {folder}")
 

@@ -11,6 +11,7 @@ my-run/
   checkpoints/         states to go on from: `sdft train --resume`
   trackers/            what tensorboard, trackio or wandb wrote
   adapter/             the LoRA adapter (peft format, safetensors); only a finished run has one
+  adapter-best/        the adapter with the lowest held-out divergence, if that is not the last one
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.config import TrainConfig, build
-from sdft_cli.errors import DataError
+from sdft_cli.errors import DataError, UsageError
 from sdft_cli.records.folders import new_file
 
 FORMAT = "sdft-run"
@@ -37,10 +38,7 @@ class Run:
     path: Path
     info: Mapping[str, Any]
     config: TrainConfig
-
-    @property
-    def adapter(self) -> Path:
-        return self.path / "adapter"
+    adapter: Path
 
 
 def is_run(folder: Path) -> bool:
@@ -53,10 +51,11 @@ def is_unfinished(folder: Path) -> bool:
     return is_run(folder) and read_json(folder / "run.json").get("status") == "running"
 
 
-def read_run(folder: Path) -> Run:
-    """Read a run folder.
+def read_run(folder: Path, best: bool = False) -> Run:
+    """Read a run folder, with its last adapter or the one that was best on held-out records.
 
     Raises:
+        UsageError: the best adapter is asked for, and the last one is the best, or nothing was held out.
         DataError: a file is missing or was not written by `sdft train`.
     """
     documents = {name: read_json(folder / name) for name in ("run.json", "config.json")}
@@ -67,7 +66,10 @@ def read_run(folder: Path) -> Run:
         raise DataError(f"{folder / 'run.json'} was not written by `sdft train`: give a run folder.")
     if not (folder / "adapter" / "adapter_model.safetensors").is_file():
         raise DataError(f"{folder / 'adapter' / 'adapter_model.safetensors'} is missing: run `sdft train` again.")
-    return Run(folder, info, build(TrainConfig, documents["config.json"]))
+    adapter = folder / ("adapter-best" if best else "adapter")
+    if not adapter.is_dir():
+        raise UsageError(f"{folder} has no adapter that was better than its last one: leave --best out.")
+    return Run(folder, info, build(TrainConfig, documents["config.json"]), adapter)
 
 
 def finite(document: Any) -> Any:

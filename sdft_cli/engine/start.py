@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.runs import FORMAT, read_json, write_check_prompts, write_json
-from sdft_cli.errors import DataError, UsageError, VerificationError
+from sdft_cli.errors import DataError, MachineError, UsageError, VerificationError
 from sdft_cli.records import Dataset, Record
-from sdft_cli.records.folders import new_folder
+from sdft_cli.records.folders import new_folder, replacing_folder
 
 if TYPE_CHECKING:
     from sdft_cli.engine.train import Loop, Observer
@@ -236,17 +236,51 @@ def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
         write_check_prompts(scratch / "check_prompts.jsonl", check_prompts([*data.validation, *data.train], prompts))
 
 
+def _save_adapter(trainer: Trainer, target: Path) -> None:
+    try:
+        with replacing_folder(target) as scratch:
+            trainer.backend.save_adapter(scratch)
+    except OSError as error:
+        raise MachineError(
+            f"Writing {target} failed ({error.strerror or error}): free space, then `sdft train --resume --out "
+            f"{target.parent}`; the last checkpoint holds all of it."
+        ) from error
+
+
+def _save_best(job: Job, trainer: Trainer, loop: Loop, say: Say) -> None:
+    """Write the adapter with the lowest held-out divergence beside the last one, if it is another."""
+    from sdft_cli.engine.state import trainable
+
+    progress, target = loop.progress, job.folder / "adapter-best"
+    if progress.best_step is None or progress.best_step == progress.step:
+        return
+    numbers = (
+        f"{progress.best_kl:.4f} after step {progress.best_step}, {progress.heldout['kl_per_token']:.4f} at the end"
+    )
+    best = loop.checkpoints.best() if progress.best_step else None
+    if best is None:
+        say(f"The held-out divergence never fell below that of the untrained model ({numbers})")
+        return
+    own = {name: p.data for name, p in trainable(trainer.backend.model).items()}
+    try:
+        for name, tensor in best.tensors("adapter").items():
+            trainer.backend.model.get_parameter(name).data = tensor.to(own[name].device)
+        _save_adapter(trainer, target)
+    finally:
+        for name, data in own.items():
+            trainer.backend.model.get_parameter(name).data = data
+    say(f"The held-out divergence was lowest earlier ({numbers}): `sdft merge --best` takes that adapter, {target}")
+
+
 def finish_run(job: Job, trainer: Trainer, loop: Loop, say: Say) -> dict[str, Any]:
-    """Write the adapter, the best one too if it is another, and mark the run as finished."""
+    """Write the adapter, the best one too if it is another, and mark the run as finished.
+
+    Raises:
+        MachineError: the disk is full; the state is in the last checkpoint.
+    """
     progress = loop.progress
-    with new_folder(job.folder / "adapter", overwrite=True) as scratch:
-        trainer.backend.save_adapter(scratch)
-    if progress.best_step is not None and progress.best_step != progress.step:
-        say(
-            f"The lowest held-out divergence was after step {progress.best_step}: {progress.best_kl:.4f}, at the end "
-            f"{progress.heldout['kl_per_token']:.4f}"
-            + (f"; that state is in {loop.checkpoints.folder}" if progress.best_step else "")
-        )
+    _save_adapter(trainer, job.folder / "adapter")
+    _save_best(job, trainer, loop, say)
     info = read_json(job.folder / "run.json")
     info |= {
         "status": "finished",

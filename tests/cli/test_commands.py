@@ -29,6 +29,8 @@ FAST = [
     *("--set", "lora.rank=4"),
     *("--set", "rollout.max_new_tokens=4"),
     *("--set", "optim.records_per_step=2"),
+    *("--set", "heldout.max_new_tokens=4"),
+    *("--gate", "off"),
 ]
 
 
@@ -85,7 +87,8 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     assert "Backend: transformers (as asked)" in error
     assert "step 2/2" in error
     run = tmp_path / "runs" / "sessions-cpu-demo"
-    names = {"run.json", "config.json", "metrics.jsonl", "samples.jsonl", "check_prompts.jsonl", "adapter"}
+    logs = {"metrics.jsonl", "heldout.jsonl", "samples.jsonl"}
+    names = {"run.json", "config.json", "check_prompts.jsonl", "adapter", "checkpoints", *logs}
     assert {p.name for p in run.iterdir()} == names
 
     done = sdft("merge", "--bf16")

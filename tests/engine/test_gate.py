@@ -213,7 +213,7 @@ def test_training_records_stand_in_where_nothing_is_held_out(data: Dataset) -> N
     records, split = gate_records(replace(data, validation=[]), 5)
     assert split == "train"
     assert records == choose_records(data.train, 5)
-    with pytest.raises(DataError, match="no record"):
+    with pytest.raises(DataError, match="no training record"):
         gate_records(replace(data, validation=[], train=[]), 5)
 
 
