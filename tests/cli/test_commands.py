@@ -5,10 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
 import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -200,44 +197,8 @@ def test_bad_input_to_train_merge_and_eval(sdft: Run, tmp_path: Path, tiny_model
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir())
 
 
-def start(tmp_path: Path, *arguments: str) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "sdft_cli", *arguments],
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_training_leaves_no_run(sdft: Run, tmp_path: Path, tiny_model: Path, number: signal.Signals) -> None:
-    write_examples(tmp_path / "good", 3)
-    clean(sdft("prepare", "good", "--model", tiny_model), 0)
-    process = start(
-        tmp_path, "train", "--profile", "cpu-demo", "--model", str(tiny_model), "--max-steps", "100000", *FAST
-    )
-    wait_for(lambda: any(p.stat().st_size > 500 for p in tmp_path.glob("runs/.*/metrics.jsonl")))
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert not (tmp_path / "runs" / "good-cpu-demo").exists()
-    if number != signal.SIGKILL:
-        assert process.returncode == 130
-        assert b"interrupted" in error
-        assert b"Traceback" not in error
-        assert not list((tmp_path / "runs").iterdir())
-
-
 def test_help_of_every_command_has_an_example(sdft: Run) -> None:
-    for name in ("prepare", "train", "merge", "eval", "report", "export", "demo"):
+    for name in ("prepare", "plan", "gate", "train", "merge", "eval", "report", "export", "demo"):
         done = sdft(name, "--help")
         clean(done, 0)
         assert f"Example: sdft {name}" in done.stdout
