@@ -12,20 +12,14 @@ runs a short step first; the sides take turns. TRL's micro-batch is chosen by a 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
-from benchmarks.engine_side import SHARED, VARIANTS
+from benchmarks.engine_side import VARIANTS
 from benchmarks.side_by_side import Job, child_or_main, run_child, spread, take_turns
-from benchmarks.turns import write_turns
+from benchmarks.step_options import TRL, options, prepared_job, save
 
 MODULE = "benchmarks.bench_step"
-TRL = "trl"
 PILOT_TURNS, PILOT_BATCHES = 4, (1, 2, 4)
 
 
@@ -109,46 +103,17 @@ def main() -> None:
     """Run the benchmark."""
     if child_or_main(sys.argv[1:], child):
         return
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sessions", type=Path, nargs="?")
-    parser.add_argument("--examples", action="store_true", help="the example sessions (the default)")
-    parser.add_argument("--model", default="smollm2-135m")
+    parser = options(__doc__)
     parser.add_argument("--turns", default="8,1", help="turns of an optimiser step, one measurement for each number")
-    for name, value in (("prompt-tokens", 1024), ("rollout-tokens", 64), ("lora-rank", 16), ("repetitions", 3)):
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--trl-batch", default="auto", help="turns that TRL scores at a time; auto: a pilot chooses")
-    parser.add_argument("--only", action="append", choices=[*VARIANTS, TRL], help="a side; may be given more than once")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    if arguments.sessions and arguments.examples:
-        parser.error("give either SESSIONS or --examples")
-    from sdft_cli.engine.models import resolve_model
-
-    counts = [int(n) for n in arguments.turns.split(",")]
-    with tempfile.TemporaryDirectory() as scratch:
-        model = resolve_model(arguments.model)
-        data, work = write_turns(Path(scratch), model, arguments.sessions, max(counts), arguments.prompt_tokens)
-        names = ("rollout_tokens", "lora_rank", "threads", "dtype")
-        settings = {name: getattr(arguments, name) for name in names}
-        result: dict[str, Any] = {
-            "model": arguments.model,
-            "repetitions": arguments.repetitions,
-            "prompt_tokens_cap": arguments.prompt_tokens,
-            **settings,
-            **SHARED,
-            "variants": VARIANTS,
-            "work": work,
-        }
-        print("settings", json.dumps(result))
-        shared = {**settings, "model": model, "data": str(data)}
-        sides = arguments.only or [*VARIANTS, TRL]
-        result["steps"] = [
+    counts = [int(number) for number in arguments.turns.split(",")]
+    sides = arguments.only or [*VARIANTS, TRL]
+    with prepared_job(arguments, max(counts)) as (shared, settings):
+        steps = [
             compare({**shared, "turns": count}, sides, arguments.repetitions, arguments.trl_batch) for count in counts
         ]
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    save(arguments, {**settings, "steps": steps})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""This engine's side of the side-by-side measurements: the trainer as `sdft train` builds it, rollouts of forced length.
+"""This engine's side of the side-by-side measurements: `sdft train`'s trainer, rollouts of forced length.
 
 Settings that both sides share are in `SHARED`; `trl_side.py` says how TRL is given the same ones, and why.
 """

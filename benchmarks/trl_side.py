@@ -2,27 +2,31 @@
 
 Every setting, and why it is the fair one (read in the source of TRL 1.15.0):
 
-| setting | why |
-| --- | --- |
-| `distillation_mode="full_logits"` | the divergence over the whole vocabulary, as ours; the default is the top 100 words |
-| `distillation_alpha=1.0` | `F.kl_div(teacher, student, log_target=True)`, which is KL(student||teacher), as ours (a test compares loss and gradient) |
-| `distillation_is_clip=None` | ours has no importance weights; without accumulation TRL would also score the rollouts once more |
-| `num_generations=1`, `num_iterations=1` | one rollout of each turn, one update |
-| `teacher_model_kind="base"` with a peft model | the teacher is the same base with the adapter off; no second copy |
-| `max_prompt_length=None` | nothing is cut; the ids of a step are compared with an uncut tokenisation |
-| `per_device_train_batch_size` B, `gradient_accumulation_steps` G / B | G turns of an optimiser step. The G rollouts are decoded in one batch (`steps_per_generation` is the accumulation), then scored B at a time. B is the fastest of those tried |
-| `shuffle_dataset=False` | the first G rows are the warm-up, the next G the measured turns |
-| `temperature=1.0`, `top_p=1.0`, `top_k=0` | no sampling filter to pay for on either side; TRL also divides the loss's logits by the temperature |
-| `max_completion_length=C`, no end-of-sequence id | both sides decode exactly C tokens, with no extra processor on either |
-| `gradient_checkpointing=False` | TRL's default is on and costs a forward pass; ours is off too |
-| `bf16=False`, model in fp32, `use_cpu=True` | same dtype; TRL's default is bf16 |
-| model loaded by the same code | the same class and attention (sdpa) |
-| LoRA: rank, alpha, seven projections, dropout 0 | as ours |
-| `optim="adamw_torch"`, rate, betas, eps, decay, clipping | the same AdamW |
-| no logging, saving, evaluation, progress bar, tracker | nothing but the step is timed |
+`distillation_mode="full_logits"`: the divergence over the whole vocabulary, as ours; TRL's default is top 100.
+`distillation_alpha=1.0`: `F.kl_div(log q, log p, log_target=True)`, which is KL(student||teacher), as ours. The test
+    `tests/benchmarks/test_trl_side.py` compares loss and gradient on the same rollouts.
+`distillation_is_clip=None`: ours has no importance weights.
+`num_generations=1`, `num_iterations=1`: one rollout of each turn, one update.
+`teacher_model_kind="base"` and a peft model: the teacher is the same base with the adapter off; no second copy.
+`max_prompt_length=None`: nothing is cut (the default cuts at 512 tokens). The ids that a step worked on are compared
+    with those of the uncut prompts.
+`per_device_train_batch_size=B`, `gradient_accumulation_steps=G/B`: G turns of one optimiser step. TRL decodes all G
+    rollouts in one batch (`steps_per_generation` is the accumulation), then scores B at a time. B is the fastest of
+    those that a pilot tries. With this accumulation TRL scores no rollout a second time (`_compute_rollout_logps`).
+`shuffle_dataset=False`: the first G rows are a short warm-up step, the next G the measured turns.
+`temperature=1.0`, `top_p=1.0`, `top_k=0` on both sides: no filter to pay for; TRL also divides its logits by the
+    temperature.
+`max_completion_length=C` and no id that ends a rollout: both sides decode exactly C tokens, without a processor.
+`gradient_checkpointing=False`: TRL's default is on and costs one more forward pass; ours is off too.
+`bf16=False`, `use_cpu=True`, an fp32 model: the same type of numbers; TRL's default is bf16.
+model: loaded by this project's code, so the same class and the same attention (sdpa).
+LoRA: the same rank, alpha and seven projections, dropout 0.
+`optim="adamw_torch"`: the same AdamW with the same rate, betas, eps, decay and clipping; a constant rate.
+logging, saving, evaluation, progress bar, trackers: off. No padding-free path exists here; rows are padded to the
+    longest of the G prompts.
 
 A step is timed from `on_step_begin` to `on_step_end`: tokenisation, generation, teacher, student, loss, backward,
-clipping, optimiser. TRL has no padding-free path here: rows are padded to the longest of the G prompts.
+clipping, optimiser.
 
 TRL composes the teacher's prompt from the last message and refuses a prompt that does not end in a user's. So a turn's
 context is recast: assistant turns are the text that the model would write (calls included), and the last message has

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sdft_cli.config import PrepareConfig
-from sdft_cli.prepare.pipeline import Prepared, manifest_of, prepare, write
+from sdft_cli.prepare.pipeline import manifest_of, prepare, write
 from sdft_cli.prepare.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
@@ -27,6 +27,9 @@ from sdft_cli.traces.source import resolve_source
 
 WARM_UP = "warm-up"
 """The session of one short record, for a first step that is not measured."""
+
+MIN_CHARACTERS = 16
+"""Texts of turns from inside a session are cut to no less."""
 
 EXAMPLES = 60
 """Example sessions that are joined."""
@@ -76,41 +79,47 @@ def largest(fits: Callable[[int], bool], low: int, high: int) -> int:
     return low
 
 
-def chosen_turns(
-    prompts: ChatPrompts, found: Prepared, count: int, prompt_tokens: int, examples: bool
-) -> tuple[Session, list[int], int | None]:
-    """Return a session, `count` consecutive turns of it, and the characters that its texts were cut to, if they were.
+def example_turns(
+    prompts: ChatPrompts, sessions: Sequence[Session], count: int, prompt_tokens: int
+) -> tuple[Session, list[int]]:
+    """Join the example sessions; return the result, and the last `count` consecutive turns whose prompts fit."""
+    session = joined(sessions)
+    every = session.assistant_turns()
+    last = largest(lambda i: student_tokens(prompts, session, every[i]) <= prompt_tokens, 0, len(every) - 1)
+    if last + 1 < count:
+        raise SystemExit(f"Only {last + 1} example turns fit into {prompt_tokens} tokens: raise --prompt-tokens.")
+    return session, every[last + 1 - count : last + 1]
 
-    The longest prompt has at most `prompt_tokens` tokens. Of a real session, turns `count` to `2 count` are taken (its
-    last ones, if it has fewer), so that they share a past as turns in the middle of a session do.
-    """
-    turns: dict[str, list[int]] = {}
-    for row in found.rows:
-        turns.setdefault(row.session_id, []).append(row.turn_index)
-    sessions = [s for s in found.sessions if s.session_id in turns]
-    if examples:
-        session = joined(sessions)
-        every = session.assistant_turns()
-        last = largest(lambda i: student_tokens(prompts, session, every[i]) <= prompt_tokens, 0, len(every) - 1)
-        if last + 1 < count:
-            raise SystemExit(f"Only {last + 1} example turns fit into {prompt_tokens} tokens: raise --prompt-tokens.")
-        return session, every[last + 1 - count : last + 1], None
-    long = [s for s in sessions if len(turns[s.session_id]) >= 2 * count]
-    session = long[0] if long else max(sessions, key=lambda s: len(turns[s.session_id]))
-    every = sorted(turns[session.session_id])[: 2 * count]
-    if len(every) < count:
-        raise SystemExit(f"The longest session has {len(every)} turns: ask for fewer with --turns.")
 
-    def fits(characters: int) -> bool:
-        return student_tokens(prompts, shortened(session, characters), every[-1]) <= prompt_tokens
-
+def characters_that_fit(prompts: ChatPrompts, session: Session, turn: int, prompt_tokens: int) -> int:
+    """Return the most characters to which texts can be cut so that a turn's prompt fits; 0 if there are none."""
     longest = max(len(m.content) for m in session.messages)
-    characters = largest(fits, 1, longest)
-    if not fits(characters):
-        raise SystemExit(
-            f"Even cut to nothing, the turns do not fit into {prompt_tokens} tokens: raise --prompt-tokens."
-        )
-    return shortened(session, characters), every[-count:], None if characters == longest else characters
+    return largest(
+        lambda n: n == 0 or student_tokens(prompts, shortened(session, n), turn) <= prompt_tokens, 0, longest
+    )
+
+
+def real_turns(
+    prompts: ChatPrompts, turns_of: Mapping[str, Sequence[int]], sessions: Sequence[Session], count: int, cap: int
+) -> tuple[Session, list[int], int]:
+    """Cut a real session so that `count` consecutive turns fit into `cap` tokens; return it, them, and the characters.
+
+    The turns come from inside a session, so that they share a past: behind `count` turns, behind half as many, or else
+    from its start; the first of these for which texts of `MIN_CHARACTERS` fit. Of the sessions that are long enough,
+    the one whose texts are cut the least.
+    """
+    for past in (count, count // 2, 0):
+        found = []
+        for session in sessions:
+            turns = sorted(turns_of.get(session.session_id, ()))[past : past + count]
+            if len(turns) == count:
+                found.append((characters_that_fit(prompts, session, turns[-1], cap), session, turns))
+        best = max(found, key=lambda f: f[0], default=None)
+        if best and best[0] >= (MIN_CHARACTERS if past else 1):
+            return shortened(best[1], best[0]), best[2], best[0]
+    raise SystemExit(
+        f"No session has {count} turns that fit into {cap} tokens, even if cut: change --turns or the cap."
+    )
 
 
 def row_of(prompts: ChatPrompts, session: Session, turn: int) -> RecordRow:
@@ -137,7 +146,14 @@ def write_turns(
         config = PrepareConfig(source="turns", model=model, validation_fraction=0, redact=False)
         prompts = ChatPrompts(load_tokenizer(model), load_teacher_template(config.teacher_template))
         found = prepare(source, Job(config, prompts, None))
-    session, turns, characters = chosen_turns(prompts, found, count, prompt_tokens, sessions is None)
+    characters = None
+    if sessions is None:
+        session, turns = example_turns(prompts, found.sessions, count, prompt_tokens)
+    else:
+        turns_of: dict[str, list[int]] = {}
+        for row in found.rows:
+            turns_of.setdefault(row.session_id, []).append(row.turn_index)
+        session, turns, characters = real_turns(prompts, turns_of, found.sessions, count, prompt_tokens)
     hello = Session(WARM_UP, (Message("user", "Say hello."), Message("assistant", "Hello.")), session.tools)
     rows = [row_of(prompts, session, turn) for turn in turns]
     small = replace(
@@ -148,6 +164,7 @@ def write_turns(
         "source": "example sessions, joined" if sessions is None else "real session",
         "texts_cut_to_characters": characters,
         "turns": count,
+        "turns_before": sum(turn < turns[0] for turn in session.assistant_turns()),
         "student_prompt_tokens": [row.prompt_tokens for row in rows],
         "teacher_prompt_tokens": [row.teacher_prompt_tokens for row in rows],
     }
