@@ -72,7 +72,7 @@ def main() -> None:
         shared["turns"] = arguments.turns
         jobs: dict[str, Job] = {side: {**shared, "side": side} for side in arguments.only or [*VARIANTS, TRL]}
         for job in jobs.values():
-            job["batch"] = 1  # of TRL's training; its generation takes all turns at once
+            job |= {"batch": 1, "decoded": arguments.turns}  # TRL decodes all of them in one batch
         found = take_turns(MODULE, jobs, arguments.repetitions)
     sides = {side: summary(jobs[side], runs) for side, runs in found.items()}
     report(sides)

@@ -8,8 +8,8 @@ makes fp32 inputs, does one step while its memory is sampled, then times `--step
 Loss and gradient of the sides are compared. The head is frozen on both sides. `--chunks` times our side by chunk_rows.
 
 reverse_kl is also compared with the fused losses of other libraries, where they import here (else that is said):
-unsloth_zoo's `fused_linear_jsd(beta=1.0)`, with its own choice of chunks, and Liger's `LigerFusedLinearJSDLoss(beta=1.0)`
-without a hard loss, with its own size of chunks, not compiled (nor are the other sides). Liger computes the head's
+unsloth_zoo's `fused_linear_jsd(beta=1.0)`, with its own choice of chunks, and Liger's `LigerFusedLinearJSDLoss`
+(beta=1.0, no hard loss, its own size of chunks), not compiled, as the other sides are not. Liger computes the head's
 gradient in any case.
 """
 

@@ -10,9 +10,10 @@ Every setting, and why it is the fair one (read in the source of TRL 1.15.0):
 `teacher_model_kind="base"` and a peft model: the teacher is the same base with the adapter off; no second copy.
 `max_prompt_length=None`: nothing is cut (the default cuts at 512 tokens). The ids that a step worked on are compared
     with those of the uncut prompts.
-`per_device_train_batch_size=B`, `gradient_accumulation_steps=G/B`: G turns of one optimiser step. TRL decodes all G
-    rollouts in one batch (`steps_per_generation` is the accumulation), then scores B at a time. B is the fastest of
-    those that a pilot tries. With this accumulation TRL scores no rollout a second time (`_compute_rollout_logps`).
+`per_device_train_batch_size=B`, `gradient_accumulation_steps=G/B`: G turns of one optimiser step.
+`steps_per_generation=D/B`: D turns are decoded in one batch, by TRL's default all G of them. A smaller D pads less,
+    because the rows of a batch stay padded to its longest prompt in every later pass. B and D are those of the fastest
+    of the settings that a pilot tries. D divides G, so TRL scores no rollout a second time (`_compute_rollout_logps`).
 `shuffle_dataset=False`: the first G rows are a short warm-up step, the next G the measured turns.
 `temperature=1.0`, `top_p=1.0`, `top_k=0` on both sides: no filter to pay for; TRL also divides its logits by the
     temperature.
@@ -22,8 +23,7 @@ Every setting, and why it is the fair one (read in the source of TRL 1.15.0):
 model: loaded by this project's code, so the same class and the same attention (sdpa).
 LoRA: the same rank, alpha and seven projections, dropout 0.
 `optim="adamw_torch"`: the same AdamW with the same rate, betas, eps, decay and clipping; a constant rate.
-logging, saving, evaluation, progress bar, trackers: off. No padding-free path exists here; rows are padded to the
-    longest of the G prompts.
+logging, saving, evaluation, progress bar, trackers: off. TRL has no padding-free path here.
 
 A step is timed from `on_step_begin` to `on_step_end`: tokenisation, generation, teacher, student, loss, backward,
 clipping, optimiser.
@@ -80,6 +80,7 @@ def make_trainer(
     *,
     turns: int,
     batch: int,
+    decoded: int,
     rollout_tokens: int,
     dtype: str,
     lora_rank: int,
@@ -96,8 +97,8 @@ def make_trainer(
     from sdft_cli.engine.backend_transformers import load_model
 
     sdft = import_trl()
-    if turns % batch:
-        raise SystemExit(f"{turns} turns are no multiple of a batch of {batch}.")
+    if turns % decoded or decoded % batch:
+        raise SystemExit(f"{turns} turns cannot be decoded {decoded} at a time and scored {batch} at a time.")
     config = sdft.SDFTConfig(
         output_dir=str(folder),
         distillation_mode="full_logits",
@@ -110,6 +111,7 @@ def make_trainer(
         max_completion_length=rollout_tokens,
         per_device_train_batch_size=batch,
         gradient_accumulation_steps=turns // batch,
+        steps_per_generation=decoded // batch,
         shuffle_dataset=False,
         temperature=SHARED["temperature"],
         top_p=SHARED["top_p"],
@@ -172,7 +174,7 @@ def clock(watch: Watch, step: int) -> Any:
     class Clock(TrainerCallback):  # type: ignore[misc]
         rollout_seconds = 0.0
         kl_per_token = 0.0
-        batch: dict[str, Any]
+        batches: list[dict[str, Any]]
         trainer: Any
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -181,13 +183,16 @@ def clock(watch: Watch, step: int) -> Any:
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == step:
                 self.trainer._metrics["train"].clear()
+                self.batches = []
                 watch.start()
-                self.began = time.perf_counter()
+
+        def on_generation_prompts_selected(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.began = time.perf_counter()
 
         def on_self_distillation_batch_prepared(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == step:
-                self.rollout_seconds = time.perf_counter() - self.began
-                self.batch = {k: kwargs[k] for k in ("prompt_ids", "completion_ids", "teacher_input_ids")}
+                self.rollout_seconds += time.perf_counter() - self.began
+                self.batches.append({k: kwargs[k] for k in ("prompt_ids", "completion_ids", "teacher_input_ids")})
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == step + 1:
@@ -219,6 +224,7 @@ def open_trainer(job: Job, watch: Watch | None = None) -> tuple[Any, Any, list[R
         [template_tool(tool) for tool in records[0].tools],
         turns=len(rows),
         batch=job["batch"],
+        decoded=job["decoded"],
         rollout_tokens=job["rollout_tokens"],
         dtype=job["dtype"],
         lora_rank=job["lora_rank"],
@@ -230,13 +236,17 @@ def open_trainer(job: Job, watch: Watch | None = None) -> tuple[Any, Any, list[R
     return trainer, ticking[0] if ticking else None, records, rows
 
 
-def check_step(job: Job, found: dict[str, Any], students: list[list[int]], teachers: list[list[int]]) -> None:
+def check_step(
+    job: Job, batches: Sequence[dict[str, Any]], students: list[list[int]], teachers: list[list[int]]
+) -> None:
     """Stop if a prompt was cut, or a rollout has not the length that was forced."""
     length = job["rollout_tokens"]
-    if tuple(found["completion_ids"].shape) != (job["turns"], length):
-        raise SystemExit(f"trl: rollouts of shape {tuple(found['completion_ids'].shape)}")
+    shapes = [tuple(batch["completion_ids"].shape) for batch in batches]
+    if sum(rows for rows, _ in shapes) != job["turns"] or {width for _, width in shapes} != {length}:
+        raise SystemExit(f"trl: rollouts of shapes {shapes}")
     for name, ids, end in (("prompt_ids", students, None), ("teacher_input_ids", teachers, -length)):
-        for got, whole in zip(found[name], ids, strict=True):
+        rows = [row for batch in batches for row in batch[name]]
+        for got, whole in zip(rows, ids, strict=True):
             if got[:end][-len(whole) :].tolist() != whole:
                 raise SystemExit(f"trl: {name} of a step are not those of the uncut prompt")
 
@@ -260,7 +270,7 @@ def step(job: Job) -> dict[str, Any]:
     check_lengths(records, students, teachers)
     watch.rebase()
     trainer.train()
-    check_step(job, ticking.batch, students, teachers)
+    check_step(job, ticking.batches, students, teachers)
     return {
         "seconds": watch.seconds,
         "rollout_seconds": ticking.rollout_seconds,
@@ -268,6 +278,7 @@ def step(job: Job) -> dict[str, Any]:
         "loaded_MB": watch.base_MB,
         "kl_per_token": ticking.kl_per_token,
         "batch": job["batch"],
+        "decoded": job["decoded"],
         "student_prompt_tokens": [len(p) for p in students],
         "teacher_prompt_tokens": [len(p) for p in teachers],
     }

@@ -28,6 +28,7 @@ def job(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
         "model": str(tiny_model),
         "turns": TURNS,
         "batch": 2,
+        "decoded": TURNS,
         "rollout_tokens": LENGTH,
         "lora_rank": 4,
         "dtype": "float32",
@@ -99,8 +100,9 @@ def test_recast_prompts_end_in_a_user_turn_and_are_as_long_as_ours(job: dict[str
 
 
 @pytest.mark.slow
-def test_a_measured_step_of_each_side(job: dict[str, Any]) -> None:
-    theirs = trl_side.step(job)
+@pytest.mark.parametrize("decoded", [2, TURNS])
+def test_a_measured_step_of_each_side(job: dict[str, Any], decoded: int) -> None:
+    theirs = trl_side.step({**job, "decoded": decoded})
     ours = engine_side.step({**job, "side": "engine, packed"})
     for found in (theirs, ours):
         assert 0 < found["rollout_seconds"] < found["seconds"]
@@ -115,8 +117,8 @@ def test_a_prompt_that_was_cut_is_noticed(job: dict[str, Any]) -> None:
         "prompt_ids": torch.tensor(whole),
         "teacher_input_ids": torch.tensor([[5, 6, 7] + [1] * LENGTH] * TURNS),
     }
-    trl_side.check_step(job, found, whole, whole)
+    trl_side.check_step(job, [found], whole, whole)
     with pytest.raises(SystemExit, match="uncut"):
-        trl_side.check_step(job, {**found, "prompt_ids": torch.tensor([[6, 7]] * TURNS)}, whole, whole)
+        trl_side.check_step(job, [{**found, "prompt_ids": torch.tensor([[6, 7]] * TURNS)}], whole, whole)
     with pytest.raises(SystemExit, match="shape"):
-        trl_side.check_step(job, {**found, "completion_ids": torch.ones(TURNS, 3)}, whole, whole)
+        trl_side.check_step(job, [{**found, "completion_ids": torch.ones(TURNS, 3)}], whole, whole)
