@@ -1,6 +1,6 @@
 """Whole optimiser steps against TRL's SDFTTrainer: rollouts, teacher, student, loss, backward, optimiser.
 
-    python -m benchmarks.bench_step [SESSIONS] [--turns 8,1] [--prompt-tokens 640] [--rollout-tokens 64]
+    python -m benchmarks.bench_step [SESSIONS] [--turns 8,1] [--prompt-tokens 512] [--rollout-tokens 64]
                                     [--repetitions 3] [--trl B,D] [--only SIDE] [--json FILE]
 
 SESSIONS is a folder of sessions; without it the project's example sessions are joined to one (`turns.py`). A step takes
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument(
         "--trl", type=numbers, metavar="B,D", help="TRL scores B and decodes D turns at a time, without a pilot"
     )
-    parser.set_defaults(prompt_tokens=640)
+    parser.set_defaults(prompt_tokens=512)
     arguments = parser.parse_args()
     counts = arguments.turns
     sides = arguments.only or [*VARIANTS, TRL]

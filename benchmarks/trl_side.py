@@ -37,7 +37,6 @@ both prompts have as many tokens as ours but for a few (`MAX_DIFFERENCE`; both c
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -228,7 +227,7 @@ def open_trainer(job: Job, watch: Watch | None = None) -> tuple[Any, Any, list[R
         rollout_tokens=job["rollout_tokens"],
         dtype=job["dtype"],
         lora_rank=job["lora_rank"],
-        folder=Path(tempfile.gettempdir()) / "sdft-bench-trl",
+        folder=Path(job["data"]).parent / "trl",
         callbacks=ticking,
     )
     for callback in ticking:
