@@ -6,6 +6,11 @@
 Both sides of a case, and the three matrix products that any exact step needs, take turns in fresh processes. A process
 makes fp32 inputs, does one step while its memory is sampled, then times `--steps` steps. Medians over all processes.
 Loss and gradient of the sides are compared. The head is frozen on both sides. `--chunks` times our side by chunk_rows.
+
+reverse_kl is also compared with the fused losses of other libraries, where they import here (else that is said):
+unsloth_zoo's `fused_linear_jsd(beta=1.0)`, with its own choice of chunks, and Liger's `LigerFusedLinearJSDLoss`
+(beta=1.0, no hard loss, its own size of chunks), not compiled, as the other sides are not. Liger computes the head's
+gradient in any case.
 """
 
 from __future__ import annotations
@@ -31,6 +36,8 @@ CASES: dict[str, dict[str, Any]] = {
     "top_k": {"support": "top_k"},
     "top_k_no_tail": {"support": "top_k", "top_k_tail": False},
 }
+OTHERS = ("unsloth_zoo", "liger")
+"""Sides of other libraries, for reverse_kl."""
 MIN_SPEEDUP, MAX_MEMORY = 1.8, 0.1
 """What is asked of reverse_kl on the default sizes."""
 
@@ -77,6 +84,43 @@ def plain(inputs: tuple[Any, Any, Any, Any], settings: DistillSettings) -> Any:
     return ((b * q * (log_q - log_m) + (1 - b) * p * (log_p - log_m)).sum(-1) * share).sum()
 
 
+def other_loss(side: str) -> Callable[[tuple[Any, Any, Any, Any]], Any]:
+    """Return another library's mean KL(student||teacher) over rows of equal weight.
+
+    Raises:
+        ImportError, MachineError: the library is not installed, or does not import here.
+    """
+    import torch
+
+    if side == "unsloth_zoo":
+        from sdft_cli.engine.backend_unsloth import import_unsloth
+
+        import_unsloth()  # unsloth_zoo imports only behind it
+        from unsloth_zoo.fused_losses.fused_linear import fused_linear_jsd
+
+        return lambda inputs: fused_linear_jsd(inputs[0], inputs[2], inputs[1], inputs[2], beta=1.0)
+    from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
+
+    liger = LigerFusedLinearJSDLoss(weight_hard_loss=0.0, weight_soft_loss=1.0, beta=1.0, compiled=False)
+
+    def call(inputs: tuple[Any, Any, Any, Any]) -> Any:
+        labels = torch.zeros(len(inputs[0]), dtype=torch.long)  # only those equal to -100 would leave a row out
+        return liger(inputs[0], inputs[2], inputs[1], inputs[2], labels)
+
+    return call
+
+
+def probe(side: str) -> dict[str, Any]:
+    """Say why a library's side cannot run here; None if it can."""
+    from sdft_cli.errors import MachineError
+
+    try:
+        other_loss(side)
+    except (ImportError, MachineError) as error:
+        return {"missing": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
+    return {"missing": None}
+
+
 def make_step(job: dict[str, Any]) -> tuple[Callable[[], Any], Any]:
     """Return one step of a side, and the tensor whose gradient it fills."""
     import torch
@@ -87,13 +131,16 @@ def make_step(job: dict[str, Any]) -> tuple[Callable[[], Any], Any]:
     inputs = make_inputs(job["rows"], job["words"], job["hidden"])
     student, teacher, weight, share = inputs
 
+    compute: Callable[[], Any] = lambda: plain(inputs, settings)  # noqa: E731
+    if job["side"] == "ours":
+        compute = lambda: distillation_loss(student, teacher, weight, share, settings).loss  # noqa: E731
+    elif job["side"] in OTHERS:
+        other = other_loss(job["side"])
+        compute = lambda: other(inputs)  # noqa: E731
+
     def step() -> Any:
         student.grad = None
-        loss = (
-            distillation_loss(student, teacher, weight, share, settings).loss
-            if job["side"] == "ours"
-            else plain(inputs, settings)
-        )
+        loss = compute()
         loss.backward()
         return loss.detach()
 
@@ -136,6 +183,11 @@ def peak_over_base(step: Callable[[], Any]) -> float:
 
 def child(job: dict[str, Any]) -> None:
     """Measure one side and print a JSON line."""
+    if job.get("probe"):
+        print(json.dumps(probe(job["side"])))
+        return
+    if job["side"] == "unsloth_zoo":
+        other_loss(job["side"])  # before torch's threads are set, and before it could patch anything in use
     import torch
 
     torch.set_num_threads(job["threads"])
@@ -181,6 +233,15 @@ def compare(jobs: dict[str, dict[str, Any]], repetitions: int) -> dict[str, dict
     }
 
 
+def available(settings: dict[str, Any]) -> list[str]:
+    """Return the libraries that import here; say of the others why they do not."""
+    missing = {side: run({**settings, "side": side, "probe": True})["missing"] for side in OTHERS}
+    for side, reason in missing.items():
+        if reason:
+            print(f"{side} is left out: {reason}")
+    return [side for side, reason in missing.items() if not reason]
+
+
 def line(side: dict[str, Any]) -> str:
     """Return a side's numbers as text."""
     return f"{side['seconds']:7.3f} s (fastest {side['fastest']:.3f})  {side['peak_MB']:7.1f} MB over base"
@@ -198,11 +259,17 @@ def report(case: str, sides: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "loss_difference": abs(ours["loss"] / other["loss"] - 1),
         "gradient_difference": abs(ours["gradient"] / other["gradient"] - 1),
     }
+    for name in OTHERS:
+        if name in sides:
+            ratios[f"speedup_over_{name}"] = sides[name]["seconds"] / ours["seconds"]
+            ratios[f"memory_share_of_{name}"] = ours["peak_MB"] / sides[name]["peak_MB"]
+            ratios[f"loss_difference_to_{name}"] = abs(ours["loss"] / sides[name]["loss"] - 1)
+            ratios[f"gradient_difference_to_{name}"] = abs(ours["gradient"] / sides[name]["gradient"] - 1)
     print(f"\n{case}")
     for name, side in sides.items():
-        print(f"  {name:<9} {line(side)}")
+        print(f"  {name:<11} {line(side)}")
     for name, value in ratios.items():
-        print(f"  {name:<29} {value:.3g}")
+        print(f"  {name:<34} {value:.3g}")
     return {"sides": sides, **ratios}
 
 
@@ -231,7 +298,8 @@ def main() -> None:
         for name, side in result["chunks"].items():
             print(f"  chunk_rows {name:>4} {line(side)}")
     for case in [] if arguments.chunks else [arguments.only] if arguments.only else CASES:
-        jobs = {side: {**settings, "case": case, "side": side} for side in ("ours", "plain", "products")}
+        others = available(settings) if case == "reverse_kl" else []
+        jobs = {side: {**settings, "case": case, "side": side} for side in ("ours", "plain", "products", *others)}
         result[case] = report(case, compare(jobs, arguments.repetitions))
     if "reverse_kl" in result:
         speedup, memory = result["reverse_kl"]["speedup"], result["reverse_kl"]["memory_share"]
