@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -92,10 +93,11 @@ class _Walker:
         return states
 
     @torch.no_grad()
-    def extend(self, sequence: int, span: Span, before: _Boundary) -> tuple[Tensor, _Boundary]:
-        """Run a span without gradient; return its hidden states and the boundary behind it."""
+    def extend(self, sequence: int, span: Span, before: _Boundary, wanted: Span = (0, 0)) -> tuple[Tensor, _Boundary]:
+        """Run a span without gradient; return its hidden states at `wanted` positions and the boundary behind it."""
         self.path.rewind(before.length, before.states)
-        return self.run(sequence, span), _Boundary(span[1], self.path.states())
+        hidden = self.run(sequence, span)[_part(span, wanted, span[0])].clone()
+        return hidden, _Boundary(span[1], self.path.states())
 
     @torch.enable_grad()
     def record(self, sequence: int, span: Span, before: _Boundary) -> _Pass:
@@ -114,7 +116,8 @@ class _Walker:
         if hidden:
             roots.append(hidden)
         roots = [(x, g) for x, g in roots if x.requires_grad and len(x)]
-        torch.autograd.backward([x for x, _ in roots], [g for _, g in roots])
+        if roots:  # none where the adapter is above all keys and values
+            torch.autograd.backward([x for x, _ in roots], [g for _, g in roots])
         before.add(found.inputs)
 
     def tail(self, tail: Tail, start: _Boundary, wanted: Span, loss_of: Callable[[Tensor], Tensor]) -> None:
@@ -122,8 +125,8 @@ class _Walker:
         *early, last = tail.spans
         boundaries, states = [start], []
         for span in early:
-            hidden, boundary = self.extend(tail.sequence, span, boundaries[-1])
-            states.append(hidden[_part(span, wanted, span[0])])
+            hidden, boundary = self.extend(tail.sequence, span, boundaries[-1], wanted)
+            states.append(hidden)
             boundaries.append(boundary)
         found = self.record(tail.sequence, last, boundaries[-1])
         states.append(found.hidden[_part(last, wanted, last[0])].detach())
@@ -155,6 +158,11 @@ def _rows(prompts: Sequences, answers: Sequences) -> list[list[int]]:
     return [[*x, *y[: max(1, len(y) - 1)]] for x, y in zip(prompts, answers, strict=True)]
 
 
+def _wanted(prompt: Sequence[int], answer: Sequence[int]) -> Span:
+    """Return the positions whose states predict the answer."""
+    return len(prompt) - 1, len(prompt) - 1 + len(answer)
+
+
 def depth_first_obstacle(backend: Backend) -> str | None:
     """Say why a model cannot run along a path, or None if it can."""
     config = backend.base.config.get_text_config()
@@ -166,7 +174,7 @@ def depth_first_obstacle(backend: Backend) -> str | None:
     if kinds and not hasattr(config, "linear_conv_kernel_dim"):
         return "its linear attention is no gated delta rule"
     dropout = any(isinstance(module, nn.Dropout) and module.p for module in backend.model.modules())
-    if dropout or getattr(config, "attention_dropout", 0.0):
+    if dropout or bool(getattr(config, "attention_dropout", 0.0)):
         return "it has dropout, and a shared token would be dropped for all turns or for none"
     return context_obstacle(config)
 
@@ -222,8 +230,7 @@ def depth_first_backward(
                 boundaries.append(walker.extend(event.sequence, event.span, boundaries[-1])[1])
             elif isinstance(event, Tail):
                 turn = used[event.sequence]
-                first = len(prompts[turn]) - 1
-                wanted = (first, first + len(answers[turn]))
+                wanted = _wanted(prompts[turn], answers[turn])
                 walker.tail(event, boundaries[-1], wanted, partial(leaf_loss, turn))
             else:
                 segment, after = entered.pop(), boundaries.pop()
@@ -232,9 +239,9 @@ def depth_first_backward(
 
 
 def _ends(
-    walker: _Walker, shareable: Sequence[int], segment_tokens: int
-) -> Iterator[tuple[int, list[Tensor], _Boundary]]:
-    """Run all sequences without gradient; yield each one's index, the hidden states of its tail, and its boundary.
+    walker: _Walker, shareable: Sequence[int], wanted: Sequence[Span], segment_tokens: int
+) -> Iterator[tuple[int, Tensor, _Boundary]]:
+    """Run all sequences without gradient; yield each one's index, its wanted states and the boundary at its end.
 
     Its keys and values are on the path until the next one is asked for.
     """
@@ -245,9 +252,9 @@ def _ends(
         elif isinstance(event, Tail):
             states, end = [], boundaries[-1]
             for span in event.spans:
-                hidden, end = walker.extend(event.sequence, span, end)
+                hidden, end = walker.extend(event.sequence, span, end, wanted[event.sequence])
                 states.append(hidden)
-            yield event.sequence, states, end
+            yield event.sequence, torch.cat(states), end
         else:
             boundaries.pop()
 
@@ -261,15 +268,17 @@ def depth_first_states(backend: Backend, prompts: Sequences, answers: Sequences,
     Raises:
         UsageError, DataError: as `depth_first_backward`.
     """
+    used = [i for i, answer in enumerate(answers) if answer]
+    if not used:
+        return backend.head.new_empty((0, backend.head.shape[1]))
+    prompts, answers = [prompts[i] for i in used], [answers[i] for i in used]
     rows = _rows(prompts, answers)
     backend.check_width(max(map(len, rows)))
-    found: dict[int, Tensor] = {}
+    wanted = [_wanted(x, y) for x, y in zip(prompts, answers, strict=True)]
     with _on_a_path(backend):
         walker = _Walker(backend, rows, gradients=False)
-        for index, states, _ in _ends(walker, [len(x) - 1 for x in prompts], segment_tokens):
-            first = len(rows[index]) - len(prompts[index]) + 1  # from the end
-            kept = torch.cat(states)[-first:]
-            found[index] = kept[: len(answers[index])].clone()
+        ends = _ends(walker, [len(x) - 1 for x in prompts], wanted, segment_tokens)
+        found = {index: states for index, states, _ in ends}
     return torch.cat([found[i] for i in range(len(rows))])
 
 
@@ -291,7 +300,8 @@ def forked_cache(backend: Backend, prompts: Sequences, segment_tokens: int) -> D
         attention: list[tuple[Tensor, Tensor]] = []
         recurrent: list[list[Tensor]] = [[] for _ in rows]
         # A tail has two tokens, or nothing came before it: a recurrent layer takes a single token in another way.
-        for index, _, end in _ends(walker, [max(0, len(row) - 2) for row in rows], segment_tokens):
+        shareable = [max(0, len(row) - 2) for row in rows]
+        for index, _, end in _ends(walker, shareable, [(0, 0)] * len(rows), segment_tokens):
             pairs = walker.path.keys_and_values(end.length)
             if not attention:
                 shapes = [(len(rows), k.shape[0], width, k.shape[2]) for k, _ in pairs]
@@ -300,9 +310,10 @@ def forked_cache(backend: Backend, prompts: Sequences, segment_tokens: int) -> D
                 keys[index, :, width - end.length :] = k
                 values[index, :, width - end.length :] = v
             recurrent[index] = end.states
-    if hasattr(backend.trunk, "rope_deltas"):
+    trunk: Any = backend.trunk
+    if hasattr(trunk, "rope_deltas"):
         # Left there by an earlier batch: where a cache is given, generate adds it to the positions of this batch.
-        backend.trunk.rope_deltas = None
+        trunk.rope_deltas = None
     return batch_cache(walker.config, attention, [torch.cat(x) for x in zip(*recurrent, strict=True)])
 
 

@@ -83,7 +83,8 @@ class PathRecurrent(LinearAttentionLayer):  # type: ignore[misc]
         size = conv_kernel_size or conv_states.shape[-1]
         before = self.conv_states[0]
         inputs = conv_states if before is None else torch.cat([before, conv_states], -1)
-        self.conv_states[0] = functional.pad(inputs, (max(0, size - inputs.shape[-1]), 0))[..., -size:]
+        last = functional.pad(inputs, (max(0, size - inputs.shape[-1]), 0))[..., -size:]
+        self.conv_states[0] = last.clone()  # a view would keep the inputs of the whole pass alive
         self.has_previous_state[0] = True
         return inputs
 
@@ -109,14 +110,15 @@ class Path:
 
     def rewind(self, length: int, states: Sequence[Tensor]) -> None:
         """Go back to the first `length` tokens, where the recurrent layers had these states (as `states` returns)."""
-        for layer in self.attention:
-            layer.length = length
-        for number, layer in enumerate(self.recurrent):
-            layer.load(*(states[2 * number : 2 * number + 2] if states else (None, None)))
+        for attention in self.attention:
+            attention.length = length
+        for number, recurrent in enumerate(self.recurrent):
+            recurrent.load(*(states[2 * number : 2 * number + 2] if states else (None, None)))
 
     def states(self) -> list[Tensor]:
         """Return the states of the recurrent layers: convolution and recurrence of the first, of the second, ..."""
-        return [x for layer in self.recurrent for x in (layer.conv_states[0], layer.recurrent_states[0])]
+        found = [x for layer in self.recurrent for x in (layer.conv_states[0], layer.recurrent_states[0])]
+        return [x for x in found if x is not None]
 
     def keys_and_values(self, length: int) -> list[tuple[Tensor, Tensor]]:
         """Return views of the first `length` keys and values of each attention layer, (heads, length, d)."""
@@ -154,11 +156,9 @@ def batch_cache(config: Any, attention: Sequence[tuple[Tensor, Tensor]], recurre
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer):
             conv, memory = next(states), next(states)
-            layer.lazy_initialization(conv_states=conv, recurrent_states=memory)
-            layer.conv_states[0].copy_(conv)
-            layer.recurrent_states[0].copy_(memory)
-            layer.has_previous_state[0] = True
-        else:
+            layer.update_conv_state(conv)
+            layer.update_recurrent_state(memory)
+        elif isinstance(layer, DynamicLayer):
             keys, values = next(pairs)
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
