@@ -1,7 +1,7 @@
 """A step over the turns of one session, depth-first against turn by turn: peak memory, seconds, and the gradient.
 
     python -m benchmarks.bench_depth_first [--prompts 2048 8192] [--turns 4 16] [--length 2048] [--answer 32]
-        [--reference 32] [--segment 512] [--dtype float32] [--json FILE]
+        [--reference 32] [--segment 1024] [--dtype float32] [--json FILE]
 
 SmolLM2-135M, LoRA of rank 64 on all seven projections with random weights, made-up ids. Turn i of G has the first
 (i + 1) / G of the session as its prompt and an answer of its own; the teacher (adapter off) sees a reference more. A
@@ -9,8 +9,8 @@ step is the teacher's states, the trainer's loss (reverse KL) and the backward p
 alone, keeping all activations; each turn alone with gradient checkpointing.
 
 First part: one turn, a prompt of each length. Second part: G turns. Each case runs in a fresh process with one thread;
-memory is the peak resident size above that after loading. Processor seconds are for a busy machine. The gradient of
-each way is compared with that of the turns alone.
+memory is the peak resident size above that after loading (Linux; glibc with MALLOC_MMAP_THRESHOLD_=65536). Processor
+seconds are for a busy machine. The gradient of each way is compared with that of the turns alone.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -39,6 +38,14 @@ from sdft_cli.engine.loss import distillation_loss
 from sdft_cli.engine.models import resolve_model
 
 WAYS = ("depth-first", "alone", "alone, checkpointed")
+
+CHILD = {
+    "OMP_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Freed buffers go back to the system at once, so that the peak is what was alive.
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_ARENA_MAX": "1",
+}
 
 
 @dataclass(frozen=True)
@@ -104,20 +111,22 @@ def step(case: Case, backend: Backend) -> dict[str, float]:
     return seconds
 
 
-def peak() -> float:
-    """Peak resident size of this process, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident(field: str) -> float:
+    """Return `VmRSS`, or `VmHWM`, its largest value since it was last cleared, of this process in MB (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(field)).split()[1]) / 1024
 
 
 def run_child(case: Case, gradient: Path) -> dict[str, Any]:
     """Run a case in this process and write its gradient to a file."""
     torch.set_num_threads(1)
     backend = load(case)
-    base, start = peak(), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
+    base, start = resident("VmRSS"), time.perf_counter()
     seconds = step(case, backend)
     wall = time.perf_counter() - start
+    over = resident("VmHWM") - base
     found = torch.cat([p.grad.flatten() for p in backend.parameters() if p.grad is not None])
-    over = peak() - base
     torch.save(found, gradient)
     return {"peak_MB": over, "seconds": wall, "processor_seconds": sum(seconds.values()), "parts": seconds}
 
@@ -126,7 +135,7 @@ def in_child(case: Case, gradient: Path) -> dict[str, Any]:
     """Run `run_child` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.bench_depth_first", "--child", json.dumps(asdict(case)), str(gradient)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        env={**os.environ, **CHILD},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -172,7 +181,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048, help="the session's tokens in the second part")
     parser.add_argument("--answer", type=int, default=32)
     parser.add_argument("--reference", type=int, default=32)
-    parser.add_argument("--segment", type=int, default=512)
+    parser.add_argument("--segment", type=int, default=1024)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
