@@ -87,15 +87,15 @@ def walk(
     path: list[Span] = []
     for place, index in enumerate(order):
         shared = neighbours[place - 1] if place else 0
-        while path and path[-1][1] > shared:
+        points = _branch_points(neighbours, place, shortest)
+        spans = [span for edge in pairwise(points) for span in even_spans(*edge, segment_tokens)]
+        # A fork that is too close to another one can lie inside a cut part: its first spans are not spans of this path.
+        while path and (path[-1][1] > shared or path != spans[: len(path)]):
             path.pop()
             yield Leave()
-        points = _branch_points(neighbours, place, shortest)
-        for start, stop in pairwise(points):
-            for span in even_spans(start, stop, segment_tokens):
-                if not path or span[0] >= path[-1][1]:
-                    path.append(span)
-                    yield Enter(index, span)
+        for span in spans[len(path) :]:
+            path.append(span)
+            yield Enter(index, span)
         yield Tail(index, even_spans(points[-1], len(rows[index]), segment_tokens))
     for _ in path:
         yield Leave()

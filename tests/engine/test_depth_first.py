@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import HealthCheck, given, settings  # noqa: E402
+from hypothesis import HealthCheck, example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from sdft_cli.config import DistillSettings, load_train_config  # noqa: E402
@@ -229,6 +229,7 @@ def hybrid() -> Backend:
 
 @pytest.mark.parametrize("kind", ["llama", "hybrid"])
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example(tree=[(0, 9, 0, 1), (7, 2, 0, 1), (7, 2, 0, 1)], segment=3, shortest=8)
 @given(tree=TREES, segment=st.integers(3, 20), shortest=st.integers(2, 8))
 def test_random_trees(
     kind: str, tree: list[tuple[int, int, int, int]], segment: int, shortest: int, request: pytest.FixtureRequest

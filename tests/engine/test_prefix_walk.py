@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from sdft_cli.engine.prefix_walk import Enter, Leave, Span, Tail, even_spans, walk
@@ -39,7 +39,12 @@ def test_long_parts_are_cut_and_short_common_parts_are_not_shared() -> None:
     ]
 
 
-@given(SEQUENCES, st.integers(0, 3), st.integers(3, 8), st.integers(2, 5))
+FORK_INSIDE_A_CUT_PART = [[0] * 7 + [2, 2], [0] * 7 + [1, 1, 1], [0] * 7 + [1, 1, 1]]
+
+
+@settings(max_examples=300)
+@given(SEQUENCES, st.integers(0, 3), st.integers(3, 8), st.integers(2, 8))
+@example(FORK_INSIDE_A_CUT_PART, 1, 3, 8)
 def test_what_is_entered_and_the_tail_spell_each_sequence(
     rows: list[list[int]], private: int, longest: int, shortest: int
 ) -> None:
