@@ -132,13 +132,18 @@ def packing_obstacle(model: Any) -> str | None:
     layers = set(getattr(config, "layer_types", None) or ())
     if layers - {"full_attention"}:
         return f"the model has {', '.join(sorted(layers - {'full_attention'}))} layers"
+    if config._attn_implementation != "sdpa":
+        return f"attention of type {config._attn_implementation} takes no boolean mask"
+    return context_obstacle(config)
+
+
+def context_obstacle(config: Any) -> str | None:
+    """Say why a state is not a function of the tokens so far and their positions, by the model's (text) config."""
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return "the model attends in a sliding window"
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rope in ("dynamic", "longrope"):
         return f"positions of type {rope} depend on the length of the batch"
-    if config._attn_implementation != "sdpa":
-        return f"attention of type {config._attn_implementation} takes no boolean mask"
     return None
 
 
