@@ -10,7 +10,7 @@ step is the teacher's states, the trainer's loss (reverse KL) and the backward p
 turn alone, keeping all activations; with `--checkpointed`, also each turn alone with gradient checkpointing.
 
 First part: one turn, a prompt of each length (packed has nothing to share there). Second part: G turns. Each case runs
-in a fresh process, the ways take turns; memory is the peak resident size above that after loading (Linux; glibc with
+in a fresh process after a short step, the ways take turns; memory is the peak resident size above that after loading (Linux; glibc with
 MALLOC_MMAP_THRESHOLD_=65536). The gradient of each way is compared with that of the turns alone.
 """
 
@@ -133,6 +133,9 @@ def run_child(case: Case, gradient: Path) -> dict[str, Any]:
     """Run a case in this process and write its gradient to a file."""
     torch.set_num_threads(case.threads)
     backend = load(case)
+    step(replace(case, turns=2, length=64, answer=8, reference=8), backend)  # the first pass of a process is slow
+    for parameter in backend.parameters():
+        parameter.grad = None
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
     base, start = resident("VmRSS"), time.perf_counter()
     parts = step(case, backend)
