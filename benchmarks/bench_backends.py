@@ -57,14 +57,15 @@ def run_backend(name: str, data_folder: Path, steps: int, records: int, threads:
     from sdft_cli.engine.adapters import lora_layers
     from sdft_cli.engine.backend import load_backend
     from sdft_cli.engine.models import resolve_model
-    from sdft_cli.engine.objective import batch_of_step
+    from sdft_cli.engine.order import Order
+    from sdft_cli.engine.phases import Phases
     from sdft_cli.engine.rollout import Rollout
-    from sdft_cli.engine.trainer import Phases, Trainer
+    from sdft_cli.engine.trainer import Trainer
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.records import read_dataset
 
     torch.set_num_threads(threads)
-    config = load_train_config("cpu-demo")
+    config = load_train_config("cpu-demo", [f"optim.turns_per_step={records}"])
     data, model = read_dataset(data_folder), resolve_model(config.model)
     backend = load_backend(config, name, model)
     generator = torch.Generator().manual_seed(0)
@@ -74,10 +75,10 @@ def run_backend(name: str, data_folder: Path, steps: int, records: int, threads:
         layer.lora_B["default"].weight.data.zero_()
     prompts = open_prompts(model, data.manifest)
     trainer = Trainer(config, backend, prompts, Accelerator(cpu=not torch.cuda.is_available()))
+    order = Order([r.row for r in data.train], config.optim, config.seed)
     losses, seconds, tokens = [], [], 0
     for number in range(1, steps + 1):
-        batch = batch_of_step(len(data.train), config.seed, number, records)
-        examples = [trainer.example(data.train[i]) for i in batch]
+        examples = [trainer.example(data.train[i]) for i in order.step(number).indices]
         turns = [prompts.reference_ids(e.record) for e in examples]
         rollouts = [Rollout(ids[:ROLLOUT_TOKENS], len(ids) <= ROLLOUT_TOKENS) for ids in turns]
         tokens += sum(len(e.student) + len(e.teacher) + 2 * len(r.ids) for e, r in zip(examples, rollouts, strict=True))
@@ -109,7 +110,7 @@ def compare(data: Path, steps: int, records: int, threads: int) -> dict[str, Any
     medians = [sorted(side["seconds"])[steps // 2] for side in (plain, fast)]
     return {
         "steps": steps,
-        "records_per_step": records,
+        "turns_per_step": records,
         "threads": threads,
         "tokens": plain["tokens"],
         "losses": {side["backend"]: side["losses"] for side in (plain, fast)},
@@ -135,7 +136,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_data(Path(folder), arguments.sessions)
         found = compare(data, arguments.steps, arguments.records, arguments.threads)
-    print(f"{found['steps']} steps of {found['records_per_step']} records, {found['threads']} thread(s)")
+    print(f"{found['steps']} steps of {found['turns_per_step']} records, {found['threads']} thread(s)")
     print("step  transformers      unsloth   difference")
     for step, (a, b) in enumerate(zip(*(found["losses"][name] for name in BACKENDS), strict=True), 1):
         print(f"{step:4d}  {a:12.8f} {b:12.8f}   {abs(a - b):.2e}")

@@ -30,13 +30,13 @@ CASES: dict[str, dict[str, Any]] = {
     "small, four equal rows": {**SMALL, "prompts": [900] * 4, "new": 32},
     "small, padded rows": {**SMALL, "prompts": [500, 700, 900, 1000], "new": 32},
     "small, padded, checkpointing": {**SMALL, "prompts": [900, 1400, 1800, 2000], "new": 32, "checkpointing": True},
-    "small, packed": {**SMALL, "prompts": [900] * 4, "shared": 700, "new": 16, "packed": True},
+    "small, packed": {**SMALL, "prompts": [900] * 4, "shared": 700, "new": 16, "sharing": "packed"},
     "small, packed, checkpointing": {
         **SMALL,
         "prompts": [2000] * 4,
         "shared": 1500,
         "new": 16,
-        "packed": True,
+        "sharing": "packed",
         "checkpointing": True,
     },
     "narrow and deep": {**SMALL, "hidden": 128, "intermediate": 352, "layers": 24, "prompts": [2500], "new": 16},
@@ -127,7 +127,8 @@ def train_config(case: dict[str, Any]) -> Any:
         "rollout.max_tokens_per_pass": 1_000_000,
         "optim.max_tokens_per_pass": case.get("pass", 1_000_000),
         "distill.chunk_rows": case.get("chunk_rows", 256),
-        "prefix_sharing": "packed" if case.get("packed") else "none",
+        "segment_tokens": case.get("segment", 2048),
+        "prefix_sharing": case.get("sharing", "none"),
     }
     return load_train_config("cpu-demo", [f"{key}={json.dumps(value)}" for key, value in overrides.items()])
 
@@ -174,7 +175,8 @@ def trainer_of(case: dict[str, Any]) -> Any:
         base.gradient_checkpointing_enable({"use_reentrant": False})
         model.train()
     backend = TransformersBackend(model, torch.device("cpu"))
-    backend.packed = bool(case.get("packed"))
+    backend.sharing = case.get("sharing", "none")
+    backend.segment_tokens = config.segment_tokens
     prompts: Any = SimpleNamespace(turn_end_id=0)  # the trainer asks it for the end of a turn only
     return Trainer(config, backend, prompts, Accelerator(cpu=True))
 
@@ -206,7 +208,7 @@ def step(trainer: Any, case: dict[str, Any], lengths: list[int], phases: Peaks) 
 def measure(case: dict[str, Any]) -> dict[str, dict[str, int]]:
     """Run a case in this process; return phase -> predicted and measured bytes."""
     tiny = {**SMALL, "hidden": 64, "intermediate": 128, "layers": 2, "vocabulary": 64, "new": 4}
-    tiny |= {key: case[key] for key in ("packed", "checkpointing", "dtype") if key in case}
+    tiny |= {key: case[key] for key in ("sharing", "checkpointing", "dtype") if key in case}
     warm = trainer_of(tiny)
     step(warm, tiny, [8, 12], Peaks())
     del warm
@@ -238,9 +240,9 @@ def predict(case: dict[str, Any], made: list[Any]) -> dict[str, int]:
     config = train_config(case)
     shape = shape_of(model_config(case), config)
     lengths = [memory.Lengths(len(e.student), len(e.teacher), len(r.ids)) for e, r in made]
-    found = memory.step_memory(lengths, shape, config, bool(case.get("packed")))
+    found = memory.step_memory(lengths, shape, config, case.get("sharing", "none"))
     phases = {phase.name: phase.total for phase in found.phases}
-    if case.get("packed"):
+    if case.get("sharing") == "packed":
         answers = sum(x.rollout for x in lengths)
         trees = []
         for name in ("teacher", "student"):
@@ -249,7 +251,7 @@ def predict(case: dict[str, Any], made: list[Any]) -> dict[str, int]:
         prompts = [e.student for e, _ in made]
         tree = len(build_tree([prompt[:-1] for prompt in prompts]))
         widths = [len(prompt) for prompt in prompts]
-        phases["rollout"] = memory.rollout_phase(shape, config, widths, case["new"], True, True, tree).total
+        phases["rollout"] = memory.rollout_phase(shape, config, widths, case["new"], "packed", True, tree).total
         phases["teacher"] = memory.teacher_phase(shape, config, trees[0], answers, True, first=True).total
         phases["student and backward"] = memory.student_phase(shape, config, trees[1], answers, True).total
     return phases

@@ -25,10 +25,11 @@ import torch
 from sdft_cli.config import PrepareConfig, RolloutSettings, load_train_config
 from sdft_cli.engine.adapters import lora_layers, weights
 from sdft_cli.engine.backend import Backend, load_backend
-from sdft_cli.engine.forward import choose_packing, response_states
+from sdft_cli.engine.forward import response_states
 from sdft_cli.engine.loss import token_log_likelihood
 from sdft_cli.engine.models import resolve_model
 from sdft_cli.engine.rollout import SamplingWeights, generate, sample_rollouts, sampler_gap
+from sdft_cli.engine.sharing import choose_sharing
 from sdft_cli.prepare.pipeline import prepare
 from sdft_cli.prepare.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
@@ -84,7 +85,7 @@ def run(
     backend: Backend, prompts: Sequence[Sequence[int]], way: Way, tokens: int
 ) -> tuple[float, float, list[list[int]]]:
     """Decode `tokens` tokens of each prompt; return seconds, processor seconds and ids."""
-    backend.packed = way.packed
+    backend.sharing = "packed" if way.packed else "none"
     found: list[list[int]] = []
     start, busy = time.perf_counter(), time.process_time()
     with weights(backend.model, way.case):
@@ -152,8 +153,8 @@ def main() -> None:
     model = resolve_model("smollm2-135m")
     prompts = example_prompts(model, arguments.prompts)
     backend = load(model, arguments.dtype)
-    packing = choose_packing(backend, "auto")
-    if not backend.packed:
+    packing = choose_sharing(backend, "packed")
+    if backend.sharing != "packed":
         raise SystemExit(packing)
     lora = backend.model.peft_config["default"]
     result = {

@@ -10,8 +10,8 @@ step is the teacher's states, the trainer's loss (reverse KL) and the backward p
 turn alone, keeping all activations; with `--checkpointed`, also each turn alone with gradient checkpointing.
 
 First part: one turn, a prompt of each length (packed has nothing to share there). Second part: G turns. Each case runs
-in a fresh process after a short step, the ways take turns; memory is the peak resident size above that after loading (Linux; glibc with
-MALLOC_MMAP_THRESHOLD_=65536). The gradient of each way is compared with that of the turns alone.
+in a fresh process after a short step, the ways take turns; memory is the peak resident size above that after loading
+(Linux; glibc with MALLOC_MMAP_THRESHOLD_=65536). The gradient of each way is compared with that of the turns alone.
 """
 
 from __future__ import annotations
@@ -110,8 +110,8 @@ def step(case: Case, backend: Backend) -> dict[str, float]:
         seconds["teacher"] = time.perf_counter() - start
         depth_first_backward(backend, prompts, answers, lambda i, s: loss(s, teacher[i]), case.segment)
     else:
-        backend.packed = case.way == "packed"
-        passes = [range(case.turns)] if backend.packed else [[i] for i in range(case.turns)]
+        backend.sharing = "packed" if case.way == "packed" else "none"
+        passes = [range(case.turns)] if case.way == "packed" else [[i] for i in range(case.turns)]
         for some in passes:
             before = time.perf_counter()
             replies = [answers[i] for i in some]

@@ -24,6 +24,7 @@ SHARED: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "engine, independent": {"prefix_sharing": "none"},
     "engine, packed": {"prefix_sharing": "packed", "optim.max_tokens_per_pass": 16_384},
+    "engine, depth-first": {"prefix_sharing": "depth_first", "segment_tokens": 1_024},
 }
 """What distinguishes this engine's sides, as `--set` would say it. A new executor is a new line here.
 
@@ -52,7 +53,7 @@ def overrides(job: Job, variant: str) -> list[str]:
         "optim.schedule": "constant",
         "optim.warmup_steps": 0,
         "optim.max_steps": 2,
-        "optim.records_per_step": job["turns"],
+        "optim.turns_per_step": job["turns"],
         "optim.max_tokens_per_pass": 1,
         **VARIANTS[variant],
     }
@@ -65,8 +66,8 @@ def open_trainer(job: Job, variant: str) -> tuple[Any, list[Any], Any]:
 
     from sdft_cli.config import load_train_config
     from sdft_cli.engine.backend import load_backend
-    from sdft_cli.engine.forward import choose_packing
     from sdft_cli.engine.rollout import choose_sampling_weights
+    from sdft_cli.engine.sharing import choose_sharing
     from sdft_cli.engine.trainer import Trainer
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.records import read_dataset
@@ -74,7 +75,8 @@ def open_trainer(job: Job, variant: str) -> tuple[Any, list[Any], Any]:
     data = read_dataset(Path(job["data"]))
     config = load_train_config("cpu-demo", overrides(job, variant))
     backend = load_backend(config, "transformers", job["model"])
-    choose_packing(backend, config.prefix_sharing)
+    backend.segment_tokens = config.segment_tokens
+    choose_sharing(backend, config.prefix_sharing)
     sampling, _ = choose_sampling_weights(backend, config.rollout)
     trainer = Trainer(config, backend, open_prompts(job["model"], data.manifest), Accelerator(cpu=True), sampling)
     trainer.stop_ids = []  # every rollout has exactly max_new_tokens
@@ -86,9 +88,9 @@ def step(job: Job) -> dict[str, Any]:
     """Run one whole optimiser step, after a short one that is not measured."""
     trainer, records, hello = open_trainer(job, job["side"])
     watch = Watch()
-    trainer.step(1, [hello] * len(records))
+    trainer.step(1, [hello] * len(records), 0)
     with watch():
-        metrics, found, _ = trainer.step(2, records)
+        metrics, found, _ = trainer.step(2, records, len(records))
     lengths = {len(rollout.ids) for rollout in found.rollouts}
     if lengths != {job["rollout_tokens"]} or not metrics["updated"]:
         raise SystemExit(f"{job['side']}: rollouts of {lengths} tokens, updated: {metrics['updated']}")

@@ -18,6 +18,7 @@ from sdft_cli.errors import UsageError
 from sdft_cli.resources import resource, resource_text
 
 T = TypeVar("T", bound=BaseModel)
+PrefixSharing = Literal["auto", "packed", "depth_first", "none"]
 DEFAULT_PROFILE = "qwen3.5-9b-64k"
 
 
@@ -131,9 +132,18 @@ class OptimSettings(_Config):
     eps: float = Field(1e-8, gt=0)
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient's norm; null: never")
     max_steps: int = Field(600, gt=0)
-    records_per_step: int = Field(1, gt=0, description="records of one optimiser step (the batch size)")
+    turns_per_step: int = Field(1, gt=0, description="records of one optimiser step (the batch size)")
+    group_by: Literal["none", "session"] = Field(
+        "none", description="session: the turns of a step are of one session, so that they share prefixes"
+    )
+    session_turns: Literal["consecutive", "spread"] = Field(
+        "consecutive", description="which turns of a session make a step: neighbours, or some from begin to end"
+    )
     max_tokens_per_pass: int = Field(
-        65_536, gt=0, description="records share a forward pass up to this many padded tokens; smaller saves memory"
+        65_536,
+        gt=0,
+        description="records share a forward pass up to this many tokens, padded or (packed) distinct; smaller saves "
+        "memory",
     )
 
 
@@ -206,9 +216,10 @@ class TrainConfig(_Config):
     max_seq_tokens: int = Field(65_536, gt=0)
     max_prompt_tokens: int = Field(57_344, gt=0, description="records with a longer teacher prompt are refused")
     gradient_checkpointing: bool = True
-    prefix_sharing: Literal["auto", "packed", "none"] = Field(
-        "auto", description="compute common prefixes of a pass once; auto: where it is exact on this model"
+    prefix_sharing: PrefixSharing = Field(
+        "auto", description="compute the turns' common prefixes once; auto: as is exact on this model and fits"
     )
+    segment_tokens: int = Field(2_048, ge=16, description="depth_first: most tokens of a pass; smaller saves memory")
     seed: int = Field(0, ge=0)
     samples_every: int = Field(10, gt=0, description="save sampled rollouts every so many steps")
     rehearse: bool = Field(True, description="run the longest step once before step 1, without an update")
@@ -247,7 +258,7 @@ class EvalConfig(_Config):
     max_new_tokens: int = Field(128, gt=0, description="cap on an evaluation rollout, tokens")
     max_records_per_pass: int = Field(16, gt=0, description="records decoded and scored together, at most")
     max_tokens_per_pass: int = Field(16_384, gt=0, description="the same in padded tokens; smaller saves memory")
-    prefix_sharing: Literal["auto", "packed", "none"] = Field("auto", description="as in training")
+    prefix_sharing: PrefixSharing = Field("auto", description="as in training")
     limit: int | None = Field(None, gt=0, description="at most this many validation records, the first ones")
     seed: int = Field(0, ge=0)
 

@@ -94,7 +94,7 @@ def test_the_default_profile_is_the_target_run() -> None:
     config = load_train_config("qwen3.5-9b-64k")
     assert config.model == "unsloth/Qwen3.5-9B"
     assert (config.max_seq_tokens, config.max_prompt_tokens, config.rollout.max_new_tokens) == (65_536, 57_344, 8_192)
-    assert (config.optim.max_steps, config.optim.records_per_step, config.optim.warmup_steps) == (600, 1, 20)
+    assert (config.optim.max_steps, config.optim.turns_per_step, config.optim.warmup_steps) == (600, 1, 20)
     assert (config.optim.learning_rate, config.optim.weight_decay) == (1e-5, 0.0)
     assert (config.lora.rank, config.lora.alpha, config.lora.dropout) == (64, 128, 0.0)
     assert (config.rollout.temperature, config.rollout.top_p) == (0.8, 0.95)

@@ -19,8 +19,9 @@ RUNS_ROOT = Path("runs")
 
 
 def say(text: str) -> None:
-    """Print a notice to stderr, as plain text."""
-    print(text, file=sys.stderr)
+    """Print a notice to stderr, as plain text; a warning in bold where that is a terminal."""
+    loud = text.startswith("WARNING") and sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    print(f"\x1b[1;31m{text}\x1b[0m" if loud else text, file=sys.stderr)
 
 
 def _interrupt(signum: int, frame: object) -> None:

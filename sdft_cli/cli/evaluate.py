@@ -62,9 +62,9 @@ def evaluate(
 def run_evaluation(subject: str, data: Dataset, config: EvalConfig, best: bool = False) -> tuple[dict[str, Any], Path]:
     """Evaluate a run (base and tuned) or a model (alone); return the result and where it belongs by default."""
     from sdft_cli.engine.backend_transformers import open_for_eval
-    from sdft_cli.engine.forward import choose_packing
     from sdft_cli.engine.models import resolve_model
     from sdft_cli.engine.runs import is_run, read_run
+    from sdft_cli.engine.sharing import choose_sharing
     from sdft_cli.errors import DataError
     from sdft_cli.evaluate.run import Contender
     from sdft_cli.evaluate.run import evaluate as run
@@ -79,7 +79,7 @@ def run_evaluation(subject: str, data: Dataset, config: EvalConfig, best: bool =
     prompts = open_prompts(model, data.manifest, revision)
     dtype = found.config.dtype if found else None
     backend = open_for_eval(model, dtype, revision, found.adapter if found else None)
-    say(choose_packing(backend, config.prefix_sharing))
+    say(choose_sharing(backend, config.prefix_sharing))
     base = Contender("base" if found else "model", backend, adapter=False)
     contenders = [base, Contender("tuned", backend, adapter=True)] if found else [base]
     with terminal.progress_reporter() as progress:

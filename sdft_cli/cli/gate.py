@@ -66,9 +66,9 @@ def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> G
     """Load the base model, without an adapter, and run the gate on a dataset."""
     from sdft_cli.engine.backend import check_machine
     from sdft_cli.engine.backend_transformers import open_for_eval
-    from sdft_cli.engine.forward import choose_packing
     from sdft_cli.engine.gate import gate_records, run_gate
     from sdft_cli.engine.models import resolve_model
+    from sdft_cli.engine.sharing import choose_sharing
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.report import terminal
 
@@ -79,7 +79,7 @@ def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> G
     if config.load_in_4bit:
         say(f"The gate measures the weights in {config.dtype}, not in 4 bits.")
     backend = open_for_eval(model, config.dtype, config.revision, None)
-    say(choose_packing(backend, config.prefix_sharing))
+    say(choose_sharing(backend, config.prefix_sharing))
     with terminal.progress_reporter() as progress:
         return run_gate(
             backend,

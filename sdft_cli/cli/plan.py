@@ -53,13 +53,14 @@ def plan(
         )
     from sdft_cli.engine.backend_transformers import TransformersBackend  # torch: after the checks that need none
     from sdft_cli.engine.models import resolve_model
-    from sdft_cli.engine.plan import find_gpu, machine_gpu, plan_of
-    from sdft_cli.engine.shape import packs, read_shape
+    from sdft_cli.engine.plan import choose_way, find_gpu, machine_gpu, plan_of
+    from sdft_cli.engine.shape import read_shape, ways_to_share
 
     card = find_gpu(gpu) if gpu else machine_gpu()
     shape = read_shape(config, resolve_model(config.model, say))
-    pack = packs(shape, config, TransformersBackend)
-    document = plan_of(rows, shape, config, pack, card, rollout_tokens, utilisation, fused)
+    ways = ways_to_share(shape, config, TransformersBackend)
+    sharing = choose_way(ways, rows, shape, config, card.usable if card else None)
+    document = plan_of(rows, shape, config, sharing, card, rollout_tokens, utilisation, fused)
     counted = data.manifest["config"]["model"]
     if counted != config.model:
         document["assumptions"].append(f"lengths were counted with the tokenizer of {counted}")

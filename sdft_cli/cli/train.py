@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,6 +41,9 @@ def train(
     track: Annotated[
         list[str] | None, typer.Option(help="Log to tensorboard, trackio or wandb as well. Repeatable.")
     ] = None,
+    profile_steps: Annotated[
+        int, typer.Option(min=0, help="Write where the time of the first N steps goes to profile.json, and print it.")
+    ] = 0,
     seed: Annotated[int | None, typer.Option(help="Seed of adapter, order and rollouts.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Override a profile value: section.key=value. Repeatable.")
@@ -63,8 +67,20 @@ def train(
         job = _job_to_resume(dataset, profile, out, overrides or [], flags)
     else:
         job = _new_job(dataset, profile or DEFAULT_PROFILE, out, overrides or [], flags, overwrite)
-    run_training(job)
+    run_training(replace(job, profile_steps=profile_steps))
+    if profile_steps:
+        _show_profile(job.folder / "profile.json", profile_steps)
     say(f"Run written to {job.folder}; next: sdft merge {job.folder} --bf16")
+
+
+def _show_profile(path: Path, asked: int) -> None:
+    from sdft_cli.engine.runs import read_json
+    from sdft_cli.report import terminal
+
+    if not path.is_file():
+        say(f"No profile was written: the run ended before {asked} steps.")
+        return
+    terminal.stdout().print(terminal.profile_table(read_json(path)))
 
 
 def _new_job(

@@ -7,13 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.errors import MachineError, UsageError
+
+Sharing = Literal["none", "packed", "depth_first"]
 
 UNSLOTH_FAST_TYPES = frozenset({"llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3"})
 """`model_type`s for which `FastLanguageModel` has kernels of its own; it hands all others to `FastModel`."""
@@ -27,14 +29,16 @@ class Backend(ABC):
     """A causal language model with one LoRA adapter on its language trunk.
 
     `model` is the peft model; `device` is where its inputs go. The base weights are frozen and never written.
-    `packed` says whether forward passes store common prefixes once; `takes_masks`, whether the library can do that;
-    `mergeable`, whether the adapter can be added to the base weights (not to 4-bit ones).
+    `sharing` says how common prefixes are computed (`engine/executors.py`), `segment_tokens` how many tokens a
+    depth-first pass has; `takes_masks`, whether the library leaves masks and attention to us; `mergeable`, whether the
+    adapter can be added to the base weights (not to 4-bit ones).
     """
 
     name: str
     model: Any
     device: torch.device
-    packed: bool = False
+    sharing: Sharing = "none"
+    segment_tokens: int = 2048
     takes_masks: bool = True
     mergeable: bool = True
 

@@ -33,7 +33,8 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from sdft_cli.engine.backend import Backend
-from sdft_cli.engine.forward import CHECK_TOLERANCE, Sequences, context_obstacle, padded_states
+from sdft_cli.engine.forward import Sequences, context_obstacle
+from sdft_cli.engine.phases import Phases
 from sdft_cli.engine.prefix_walk import SHORTEST_SHARED, Enter, Span, Tail, walk
 from sdft_cli.engine.states import LINEAR, Path, batch_cache, forget_masks, path_attention
 from sdft_cli.errors import UsageError
@@ -74,15 +75,15 @@ class _Pass:
 class _Walker:
     """Runs spans of sequences on one path."""
 
-    def __init__(self, backend: Backend, rows: Sequences, gradients: bool) -> None:
-        self.backend, self.rows = backend, rows
+    def __init__(self, backend: Backend, rows: Sequences, gradients: bool, phases: Phases | None = None) -> None:
+        self.backend, self.rows, self.phases = backend, rows, phases or Phases()
         self.config = backend.base.config.get_text_config()
         self.path = Path(self.config, max(map(len, rows)), gradients)
 
     def run(self, sequence: int, span: Span) -> Tensor:
         """Run the tokens of a span behind the path as it is; return their last hidden states (n, H)."""
         device = self.backend.device
-        with path_attention(self.config):
+        with self.phases("student"), path_attention(self.config):
             output = self.backend.trunk(
                 input_ids=torch.tensor([self.rows[sequence][slice(*span)]], device=device),
                 position_ids=torch.arange(*span, device=device)[None],
@@ -117,7 +118,8 @@ class _Walker:
             roots.append(hidden)
         roots = [(x, g) for x, g in roots if x.requires_grad and len(x)]
         if roots:  # none where the adapter is above all keys and values
-            torch.autograd.backward([x for x, _ in roots], [g for _, g in roots])
+            with self.phases("backward"):
+                torch.autograd.backward([x for x, _ in roots], [g for _, g in roots])
         before.add(found.inputs)
 
     def tail(self, tail: Tail, start: _Boundary, wanted: Span, loss_of: Callable[[Tensor], Tensor]) -> None:
@@ -163,20 +165,24 @@ def _wanted(prompt: Sequence[int], answer: Sequence[int]) -> Span:
     return len(prompt) - 1, len(prompt) - 1 + len(answer)
 
 
-def depth_first_obstacle(backend: Backend) -> str | None:
-    """Say why a model cannot run along a path, or None if it can."""
-    config = backend.base.config.get_text_config()
+def path_obstacle(model: nn.Module, config: Any) -> str | None:
+    """Say why a model, with its adapter and with this (text) configuration, cannot run along a path; None: it can."""
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
-    if not backend.takes_masks:
-        return f"{backend.name} has an attention of its own"
     if kinds - {LINEAR}:
         return f"the model has {', '.join(sorted(kinds - {LINEAR}))} layers"
     if kinds and not hasattr(config, "linear_conv_kernel_dim"):
         return "its linear attention is no gated delta rule"
-    dropout = any(isinstance(module, nn.Dropout) and module.p for module in backend.model.modules())
+    dropout = any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
     if dropout or bool(getattr(config, "attention_dropout", 0.0)):
         return "it has dropout, and a shared token would be dropped for all turns or for none"
     return context_obstacle(config)
+
+
+def depth_first_obstacle(backend: Backend) -> str | None:
+    """Say why a backend cannot run its model along a path, or None if it can."""
+    if not backend.takes_masks:
+        return f"{backend.name} has an attention of its own"
+    return path_obstacle(backend.model, backend.base.config.get_text_config())
 
 
 @contextmanager
@@ -199,6 +205,7 @@ def depth_first_backward(
     leaf_loss: LeafLoss,
     segment_tokens: int,
     shortest_shared: int = SHORTEST_SHARED,
+    phases: Phases | None = None,
 ) -> None:
     """Add the gradient of the sum of all leaf losses to the adapter's, as a backward pass of each turn alone would.
 
@@ -210,6 +217,7 @@ def depth_first_backward(
             no gradient, such as an exact 0, adds nothing. The model is in eval mode meanwhile.
         segment_tokens: most tokens of a pass, at least 3; more take more memory and less time.
         shortest_shared: a common prefix is computed once if it is this many tokens longer than one inside it.
+        phases: where `student` (forward passes) and `backward` are counted.
 
     Raises:
         UsageError: the model cannot run this way; the sentence says why.
@@ -221,7 +229,7 @@ def depth_first_backward(
     rows = _rows([prompts[i] for i in used], [answers[i] for i in used])
     backend.check_width(max(map(len, rows)))
     with _on_a_path(backend), torch.enable_grad():
-        walker = _Walker(backend, rows, gradients=True)
+        walker = _Walker(backend, rows, gradients=True, phases=phases)
         boundaries = [_Boundary(0)]
         entered: list[Enter] = []
         for event in walk(rows, [len(prompts[i]) - 1 for i in used], segment_tokens, shortest_shared):
@@ -315,64 +323,3 @@ def forked_cache(backend: Backend, prompts: Sequences, segment_tokens: int) -> D
         # Left there by an earlier batch: where a cache is given, generate adds it to the positions of this batch.
         trunk.rope_deltas = None
     return batch_cache(walker.config, attention, [torch.cat(x) for x in zip(*recurrent, strict=True)])
-
-
-def depth_first_error(backend: Backend) -> str | None:
-    """Compare a small depth-first step with independent turns on the loaded model: states and the adapter's gradient.
-
-    Ids are made up; turns are uneven, one extends another, one shares nothing, two have the same prompt. B is made
-    non-zero for the while, since A has no gradient at B = 0. Weights, gradients and generators are left as they were.
-
-    Returns None if they agree within `CHECK_TOLERANCE` of the type, else why this model is not to be run depth-first.
-    """
-    obstacle = depth_first_obstacle(backend)
-    if obstacle:
-        return obstacle
-    vocabulary = backend.head.shape[0]
-    ids = [(7919 * i + 101) % vocabulary for i in range(64)]
-    prompts = [ids[:40], ids[:25], ids[:25], [*ids[:30], *ids[50:55]], ids[60:63]]
-    answers = [ids[40:46], ids[25:40], ids[3:4], ids[1:9], ids[7:11]]
-    turns = list(zip(prompts, answers, strict=True))
-    with _adapter_moved(backend), backend.decoding():
-        with torch.no_grad():
-            alone = torch.cat([_alone(backend, x, y) for x, y in turns])
-            states = depth_first_states(backend, prompts, answers, 12)
-        weight = torch.linspace(-1, 1, states.shape[1], device=states.device)
-
-        def loss(_: int, found: Tensor) -> Tensor:
-            return (found.float() * weight).sum()
-
-        plain = _gradient(backend, lambda: [loss(0, _alone(backend, x, y)).backward() for x, y in turns])
-        ours = _gradient(backend, lambda: depth_first_backward(backend, prompts, answers, loss, 12, 4))
-    for name, found, expected in (("states", states, alone), ("gradients", ours, plain)):
-        difference = float((found - expected).float().norm() / expected.float().norm())
-        if not difference <= CHECK_TOLERANCE[backend.head.dtype]:
-            return f"depth-first {name} differ from those of independent turns by {difference:.1e}"
-    return None
-
-
-def _alone(backend: Backend, prompt: Sequence[int], answer: Sequence[int]) -> Tensor:
-    return padded_states(backend, [[*prompt, *answer]], 0)[0][len(prompt) - 1 : -1]
-
-
-def _gradient(backend: Backend, run: Callable[[], object]) -> Tensor:
-    """Return the adapter's gradient, joined, that a function leaves; parameters that it does not reach have none."""
-    for parameter in backend.parameters():
-        parameter.grad = None
-    run()
-    return torch.cat([p.grad.flatten() for p in backend.parameters() if p.grad is not None])
-
-
-@contextmanager
-def _adapter_moved(backend: Backend) -> Iterator[None]:
-    """The adapter's parameters with noise added; values and gradients are put back untouched."""
-    parameters = backend.parameters()
-    own = [(p.data, p.grad) for p in parameters]
-    generator = torch.Generator().manual_seed(0)
-    try:
-        for p in parameters:
-            p.data = p.data + 0.02 * torch.randn(p.shape, generator=generator).to(p)
-        yield
-    finally:
-        for p, (data, gradient) in zip(parameters, own, strict=True):
-            p.data, p.grad = data, gradient

@@ -1,6 +1,6 @@
 """Forward passes over many prompts at once: padded, or packed with their common prefixes stored once.
 
-Both give the same hidden states and the same gradient up to rounding; `packing_error` compares them on the model.
+Both give the same hidden states and the same gradient up to rounding; `sharing.py` compares them on the loaded model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from sdft_cli.engine.prefix_tree import build_tree, shared_passes
-from sdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from sdft_cli.engine.backend import Backend
@@ -26,7 +25,7 @@ def response_states(backend: Backend, prompts: Sequences, responses: Sequences, 
     The state at position |x| - 1 + t predicts y_t, so only positions of the response are kept.
     """
     rows = [[*x, *y] for x, y in zip(prompts, responses, strict=True)]
-    states = packed_states(backend, rows) if backend.packed else padded_states(backend, rows, pad_id)
+    states = packed_states(backend, rows) if backend.sharing == "packed" else padded_states(backend, rows, pad_id)
     return torch.cat([s[len(x) - 1 : len(x) - 1 + len(y)] for s, x, y in zip(states, prompts, responses, strict=True)])
 
 
@@ -78,7 +77,7 @@ def packed_cache(backend: Backend, prompts: Sequences, max_tokens: int) -> Any:
     rows = [list(prompt[:-1]) for prompt in prompts]
     width = max(map(len, rows))
     found: dict[int, list[tuple[Tensor, Tensor]]] = {}
-    for group in plan_passes(backend, rows, max_tokens):
+    for group in shared_passes(rows, max_tokens, attention=attention_share(backend)):
         output, where = _packed(backend, [rows[i] for i in group], use_cache=True)
         index = torch.stack([torch.cat([w.new_zeros(width - len(w)), w]) for w in where])  # (group, W)
         layers = [(x.keys[0][:, index], x.values[0][:, index]) for x in output.past_key_values.layers]
@@ -119,13 +118,6 @@ def attention_share(backend: Backend) -> float:
     return float(4 * size * config.num_hidden_layers / (2 * parameters))
 
 
-def plan_passes(backend: Backend, rows: Sequences, max_tokens: int, max_items: int | None = None) -> list[list[int]]:
-    """Cut sequences into forward passes of at most `max_tokens` tokens, as this backend runs them."""
-    if backend.packed:
-        return shared_passes(rows, max_tokens, max_items, attention_share(backend))
-    return padded_passes([len(row) for row in rows], max_tokens, max_items)
-
-
 def packing_obstacle(model: Any) -> str | None:
     """Say why a model cannot run packed, or None if it can."""
     config = model.config.get_text_config()
@@ -145,44 +137,3 @@ def context_obstacle(config: Any) -> str | None:
     if rope in ("dynamic", "longrope"):
         return f"positions of type {rope} depend on the length of the batch"
     return None
-
-
-CHECK_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 3e-2}
-"""Largest relative difference of hidden states that counts as rounding, by dtype."""
-
-
-@torch.no_grad()
-def packing_error(backend: Backend) -> str | None:
-    """Compare packed with padded states on the loaded model, over made-up sequences with shared prefixes.
-
-    Returns None if they agree within rounding, else why this model is not to be run packed.
-    """
-    obstacle = packing_obstacle(backend.base) if backend.takes_masks else f"{backend.name} takes no mask of ours"
-    if obstacle:
-        return obstacle
-    vocabulary = backend.head.shape[0]
-    ids = [(7919 * i + 101) % vocabulary for i in range(64)]
-    rows = [ids[:40], [*ids[:24], *ids[40:60]], [*ids[:24], *ids[40:50], *ids[10:20]], ids[:12]]
-    was_training = backend.model.training
-    backend.model.eval()
-    try:
-        plain, packed = (torch.cat(x) for x in (padded_states(backend, rows, 0), packed_states(backend, rows)))
-    finally:
-        backend.model.train(was_training)
-    difference = float((plain - packed).float().norm() / plain.float().norm())
-    if not difference <= CHECK_TOLERANCE[plain.dtype]:
-        return f"packed states differ from padded ones by {difference:.1e}"
-    return None
-
-
-def choose_packing(backend: Backend, requested: str) -> str:
-    """Set `backend.packed` by the configured `prefix_sharing`, and return a sentence that says what it is.
-
-    Raises:
-        UsageError: packing was asked for and is not exact on this model.
-    """
-    error = packing_error(backend) if requested != "none" else "as asked"
-    if requested == "packed" and error:
-        raise UsageError(f"prefix_sharing is packed, but {error}: use auto or none.")
-    backend.packed = error is None
-    return f"Prefix sharing: {'packed (checked on this model)' if backend.packed else f'none ({error})'}"

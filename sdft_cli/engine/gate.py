@@ -31,7 +31,7 @@ from typing import Any, Literal
 
 from sdft_cli.config import GateSettings
 from sdft_cli.engine.backend import Backend
-from sdft_cli.engine.forward import plan_passes, response_states
+from sdft_cli.engine.executors import answer_states, plan_passes
 from sdft_cli.engine.intervals import Interval, session_interval
 from sdft_cli.engine.measure import Role, answer_text, choose_records, decode, log_likelihood
 from sdft_cli.engine.rollout import Rollout
@@ -264,7 +264,7 @@ def _nll(
         for chosen in plan_passes(role.backend, rows, max_tokens):
             progress("Scoring the expert's turns", len(found), len(rows))
             ids = [answers[i] for i in chosen]
-            states = response_states(role.backend, [prompt_ids[i] for i in chosen], ids, pad_id)
+            states = answer_states(role.backend, [prompt_ids[i] for i in chosen], ids, pad_id)
             found.update(zip(chosen, (-x for x in log_likelihood(states, role.backend, ids)), strict=True))
     progress("Scoring the expert's turns", len(found), len(rows))
     return [found[i] for i in range(len(rows))]

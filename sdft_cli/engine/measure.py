@@ -18,7 +18,8 @@ from torch import Tensor
 from sdft_cli.config import DistillSettings
 from sdft_cli.engine.adapters import EmaAdapter, Weights, weights
 from sdft_cli.engine.backend import Backend
-from sdft_cli.engine.forward import padded_passes, plan_passes, response_states
+from sdft_cli.engine.executors import answer_states, plan_passes
+from sdft_cli.engine.forward import padded_passes
 from sdft_cli.engine.loss import distillation_loss, token_log_likelihood
 from sdft_cli.engine.rollout import Rollout, generate, stop_tokens
 from sdft_cli.prompts.chat import ChatPrompts
@@ -183,10 +184,10 @@ def measure(
     answers = decode(student, students, prompts, max_new_tokens, max_decode_tokens)
     ids = [answer.ids for answer in answers]
     with student.weights(student.scoring):
-        own = response_states(student.backend, students, ids, pad)
-        expert = response_states(student.backend, students, references, pad)
+        own = answer_states(student.backend, students, ids, pad)
+        expert = answer_states(student.backend, students, references, pad)
     with teacher.weights(teacher.scoring):
-        scored = response_states(teacher.backend, [e.teacher for e in batch], ids, pad)
+        scored = answer_states(teacher.backend, [e.teacher for e in batch], ids, pad)
     kl = _reverse_kl(own, scored, student.backend.head).split([len(i) for i in ids])
     likelihoods = log_likelihood(expert, student.backend, references)
     return [

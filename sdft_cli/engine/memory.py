@@ -1,7 +1,7 @@
 """Peak memory of one training step, by part and by phase, in closed form. Bytes throughout; e is the dtype's size.
 
-What is alive when, as `engine/train.py` runs it (H hidden, I intermediate, h = heads x head size, k = key-value heads x
-head size, V words, N tokens with loss, T tokens of a forward pass with its padding, r rank):
+What is alive when, as `engine/trainer.py` runs it (H hidden, I intermediate, h = heads x head size, k = key-value heads
+x head size, V words, N tokens with loss, T tokens of a forward pass with its padding, r rank):
 
 **Always**: frozen weights; the adapter in fp32 three times (weights, two AdamW moments), four with an average. Its
 gradient lives from the first backward pass to the update.
@@ -20,6 +20,10 @@ gradient lives from the first backward pass to the update.
 A mask of T x T booleans becomes numbers of e bytes in each layer that attends, and each layer keeps its own. With
 gradient checkpointing only e H per token and layer is kept, and one layer at a time is computed again.
 
+**Depth-first**: what is kept is that of one segment of tokens; beside it keys and values of the longest path, as
+numbers of e bytes and as fp32 gradients, one mask of segment x group x path, and the recurrent states of every boundary
+twice. There is no checkpointing: the segments are it.
+
 **Loss**: three fp32 buffers of a chunk's rows x V, beside them a fourth with the gradient of the chunk before, and
 three of N x H.
 
@@ -36,8 +40,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.backend import Sharing
+from sdft_cli.engine.executors import PREFILL_TOKENS
 from sdft_cli.engine.forward import padded_passes
-from sdft_cli.engine.rollout import PREFILL_TOKENS
 from sdft_cli.engine.shape import BYTES, FULL, LINEAR, SLIDING, Block, Shape
 
 NF4_BYTES = 0.516
@@ -187,7 +192,7 @@ def _mask_bytes(shape: Shape, mask: int, size: int, copies: int) -> int:
 
 
 def teacher_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: int, fused: bool, first: bool) -> Phase:
-    """The teacher's forward pass; before the first backward pass of a step there are no gradients."""
+    """A forward pass of the teacher, with its states at all `answers` tokens of the step; `first`: no gradients yet."""
     size = BYTES[config.dtype]
     adapter = config.teacher.kind != "base"
     parts = static_parts(shape, config, gradients=not first)
@@ -232,13 +237,13 @@ def rollout_phase(
     config: TrainConfig,
     prompts: Sequence[int],
     new_tokens: int,
-    pack: bool,
+    sharing: Sharing,
     fused: bool,
     distinct: int | None = None,
 ) -> Phase:
     """One batch of rollouts: merged weights, prefill or forked prefixes, then the cache at its longest.
 
-    `distinct` are the tokens of the prompts' tree; by default it is as large as a pass may be, an upper bound.
+    `distinct` are the tokens of the prompts' tree (packed); by default as many as a pass may have, an upper bound.
     """
     size, width, rows = BYTES[config.dtype], max(prompts), len(prompts)
     merged = config.rollout.weights != "adapter"
@@ -251,7 +256,11 @@ def rollout_phase(
     masked = prefill.mask > 0
     layer = rows * (width + new_tokens) * 2 * shape.kv_heads * shape.head_dim * size
     groups = shape.heads // shape.kv_heads
-    if pack and min(prompts) > 1:
+    if sharing == "depth_first" and min(prompts) > 1:
+        segment = min(config.segment_tokens, width)
+        path = path_parts(shape, config, width, gradients=False)
+        before = {"key-value cache": rows * width * token + state, "activations": segment * activations, **path}
+    elif sharing == "packed" and min(prompts) > 1:
         tree = distinct or max(width, min(PREFILL_TOKENS, sum(prompts)))
         before = {
             "key-value cache": rows * width * token + tree * token,
@@ -278,10 +287,45 @@ def optimizer_phase(shape: Shape, config: TrainConfig) -> Phase:
     return Phase("optimizer", {**static_parts(shape, config, gradients=True), "update": 4 * shape.adapter_parameters})
 
 
+def path_parts(shape: Shape, config: TrainConfig, longest: int, gradients: bool) -> dict[str, int]:
+    """What a depth-first walk holds besides a segment's activations, for paths of up to `longest` tokens."""
+    size, segment = BYTES[config.dtype], min(config.segment_tokens, longest)
+    boundaries = 1 + -(-longest // segment)
+    states = boundaries * shape.state_bytes(size) * (2 if gradients else 1)
+    groups = shape.heads // shape.kv_heads
+    return {
+        "keys and values of the path": longest * shape.kv_bytes(size),
+        **({"their gradients": longest * shape.kv_bytes(4)} if gradients else {}),
+        **({"recurrent states": states} if states else {}),
+        "attention mask": groups * segment * longest * size if longest > segment else 0,
+    }
+
+
+def path_teacher_phase(shape: Shape, config: TrainConfig, longest: int, answers: int, fused: bool) -> Phase:
+    """The teacher's states, depth-first: as `teacher_phase`, for segments."""
+    one = padded([min(config.segment_tokens, longest)])
+    phase = teacher_phase(shape, config, one, answers, fused, first=True)
+    return Phase("teacher", {**phase.parts, **path_parts(shape, config, longest, gradients=False)})
+
+
+def path_student_phase(shape: Shape, config: TrainConfig, longest: int, answers: Sequence[int], fused: bool) -> Phase:
+    """The student, depth-first: as `student_phase` for one segment and one turn, the teacher's states of all turns."""
+    kept = config.model_copy(update={"gradient_checkpointing": False})
+    one = padded([min(config.segment_tokens, longest)])
+    phase = student_phase(shape, kept, one, max(answers), fused)
+    phase.parts["hidden states"] += (sum(answers) - max(answers)) * shape.hidden * BYTES[config.dtype]
+    layer = longest * 2 * shape.kv_heads * shape.head_dim * BYTES[config.dtype]
+    return Phase(phase.name, {**phase.parts, **path_parts(shape, config, longest, True), "one layer's gradient": layer})
+
+
 def student_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[int]]:
-    """Cut the records of a step into passes as `Trainer.backward` does where nothing is shared."""
-    longest = [max(x.student, x.teacher) + x.rollout for x in step]
-    return padded_passes(longest, config.optim.max_tokens_per_pass)
+    """Cut the student's sequences of a step into passes as `step_backward` does where nothing is shared."""
+    return padded_passes([x.student + x.rollout for x in step], config.optim.max_tokens_per_pass)
+
+
+def teacher_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[int]]:
+    """Cut the teacher's sequences of a step into passes as `step_states` does where nothing is shared."""
+    return padded_passes([x.teacher + x.rollout for x in step], config.optim.max_tokens_per_pass)
 
 
 def rollout_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[int]]:
@@ -297,23 +341,33 @@ def _pass(lengths: Sequence[int], config: TrainConfig, pack: bool) -> Forward:
     return packed(lengths, min(sum(lengths), cap))
 
 
-def step_memory(step: Sequence[Lengths], shape: Shape, config: TrainConfig, pack: bool, fused: bool = True) -> Memory:
+def step_memory(
+    step: Sequence[Lengths], shape: Shape, config: TrainConfig, sharing: Sharing, fused: bool = True
+) -> Memory:
     """Return the phases of one optimiser step, each at the pass of the step that needs the most.
 
-    With shared prefixes (`pack`) the size of a tree is not known without its tokens: one that is as large as
+    With packed prefixes the size of a tree is not known without its tokens: one that is as large as
     `optim.max_tokens_per_pass` allows is assumed, an upper bound.
     """
-    passes = [list(range(len(step)))] if pack else student_passes(step, config)
-    teacher: list[Phase] = []
-    student: list[Phase] = []
-    for rows in passes:
-        some = [step[i] for i in rows]
-        answers = sum(x.rollout for x in some)
-        forward = _pass([x.teacher + x.rollout for x in some], config, pack)
-        teacher.append(teacher_phase(shape, config, forward, answers, fused, first=len(passes) == 1))
-        forward = _pass([x.student + x.rollout for x in some], config, pack)
-        student.append(student_phase(shape, config, forward, answers, fused))
+    total = sum(x.rollout for x in step)
+    if sharing == "depth_first":
+        longest = max(x.teacher + x.rollout for x in step), max(x.student + x.rollout for x in step)
+        teacher = [path_teacher_phase(shape, config, longest[0], total, fused)]
+        student = [path_student_phase(shape, config, longest[1], [x.rollout for x in step], fused)]
+    else:
+        pack, whole = sharing == "packed", [list(range(len(step)))]
+        teacher, student = [], []
+        for rows in whole if pack else teacher_passes(step, config):
+            forward = _pass([step[i].teacher + step[i].rollout for i in rows], config, pack)
+            teacher.append(teacher_phase(shape, config, forward, total, fused, first=True))
+        for rows in whole if pack else student_passes(step, config):
+            forward = _pass([step[i].student + step[i].rollout for i in rows], config, pack)
+            phase = student_phase(shape, config, forward, sum(step[i].rollout for i in rows), fused)
+            others = total - sum(step[i].rollout for i in rows)
+            phase.parts["hidden states"] += others * shape.hidden * BYTES[config.dtype]
+            student.append(phase)
     batches = [[step[i].student for i in rows] for rows in rollout_passes(step, config)]
-    rollouts = [rollout_phase(shape, config, b, config.rollout.max_new_tokens, pack, fused) for b in batches]
+    new = config.rollout.max_new_tokens
+    rollouts = [rollout_phase(shape, config, b, new, sharing, fused) for b in batches]
     worst = [max(phases, key=lambda phase: phase.total) for phases in (rollouts, teacher, student)]
     return Memory((*worst, optimizer_phase(shape, config)))

@@ -1,40 +1,22 @@
-"""Which tokens a step trains on, and how much each of them weighs. No model here."""
+"""Which tokens of which trajectories a step trains on, and how much each of them weighs. No model here."""
 
 from __future__ import annotations
 
 import math
 import random
 from collections.abc import Sequence
-from functools import lru_cache
 
 from sdft_cli.config import DistillSettings
 from sdft_cli.engine.rollout import Rollout
 
 
-@lru_cache(maxsize=4)
-def _epoch(count: int, seed: int, epoch: int) -> list[int]:
-    order = list(range(count))
-    random.Random(f"{seed}:{epoch}").shuffle(order)
-    return order
+def on_policy_flags(share: float, seed: int, first: int, size: int) -> list[bool]:
+    """Say which turns `first`, `first + 1`, ... of a run are trained on the student's own rollout, not on the expert's.
 
-
-def batch_of_step(count: int, seed: int, step: int, size: int) -> list[int]:
-    """Return the record indices of optimiser step `step` (from 1).
-
-    Each epoch is a fresh permutation that depends on the seed only; so a resumed run needs no more than its step.
-    """
-    positions = range((step - 1) * size, step * size)
-    return [_epoch(count, seed, position // count)[position % count] for position in positions]
-
-
-def on_policy_flags(share: float, seed: int, step: int, size: int) -> list[bool]:
-    """Say which records of a step are trained on the student's own rollout, the others on the expert's turn.
-
-    Over any stretch of the run the number of on-policy records is `share` times its length, rounded up or down: the
+    Over any stretch of the run the number of on-policy turns is `share` times its length, rounded up or down: the
     multiples of `share`, shifted by an offset that depends on the seed, are on-policy where they pass an integer.
     """
     offset = random.Random(f"{seed}:lambda").random()
-    first = (step - 1) * size
     return [
         math.floor(offset + (position + 1) * share) > math.floor(offset + position * share)
         for position in range(first, first + size)

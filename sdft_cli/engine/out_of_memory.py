@@ -24,7 +24,7 @@ def what_to_lower(config: TrainConfig) -> str:
     """Name the settings that lower the peak, the one that costs least first."""
     optim = config.optim
     advice = []
-    if optim.records_per_step * config.rollout.per_record > 1:
+    if optim.turns_per_step * config.rollout.per_record > 1:
         advice.append(f"optim.max_tokens_per_pass (now {optim.max_tokens_per_pass})")
     if not config.gradient_checkpointing:
         advice.append("gradient_checkpointing to true")

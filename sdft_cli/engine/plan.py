@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from sdft_cli.config import TrainConfig
-from sdft_cli.engine.backend import has_unsloth
+from sdft_cli.engine.backend import Sharing, has_unsloth
 from sdft_cli.engine.flops import (
     StepFlops,
     attended,
@@ -31,9 +31,10 @@ from sdft_cli.engine.memory import (
     rollout_passes,
     step_memory,
     student_passes,
+    teacher_passes,
     weight_bytes,
 )
-from sdft_cli.engine.objective import batch_of_step
+from sdft_cli.engine.order import Order
 from sdft_cli.engine.shape import BYTES, Shape
 from sdft_cli.errors import UsageError
 from sdft_cli.records import RecordRow
@@ -106,7 +107,7 @@ def lengths_of(rows: Sequence[RecordRow], rollout: int) -> list[Lengths]:
     return [Lengths(row.prompt_tokens, row.teacher_prompt_tokens, rollout) for row in rows]
 
 
-def longest_step(rows: Sequence[RecordRow], shape: Shape, config: TrainConfig, pack: bool, fused: bool) -> Memory:
+def longest_step(rows: Sequence[RecordRow], shape: Shape, config: TrainConfig, sharing: Sharing, fused: bool) -> Memory:
     """Return the memory of the step that needs the most; any records may meet in a step, rollouts are at their cap.
 
     Tried are steps of records next to each other in length: the longest ones, and `WINDOWS` others, since many records
@@ -114,14 +115,24 @@ def longest_step(rows: Sequence[RecordRow], shape: Shape, config: TrainConfig, p
     """
     each = config.rollout.per_record
     ordered = sorted(lengths_of(rows, config.rollout.max_new_tokens), key=lambda x: (x.teacher, x.student))
-    count = min(config.optim.records_per_step, len(ordered))
+    count = min(config.optim.turns_per_step, len(ordered))
     last = len(ordered) - count
     starts = sorted({last * i // WINDOWS for i in range(WINDOWS + 1)})
-    found = [step_memory(ordered[s : s + count] * each, shape, config, pack, fused) for s in starts]
+    found = [step_memory(ordered[s : s + count] * each, shape, config, sharing, fused) for s in starts]
     return Memory(tuple(max(phase, key=lambda p: p.total) for phase in zip(*(m.phases for m in found), strict=True)))
 
 
-def step_flops(step: Sequence[Lengths], shape: Shape, config: TrainConfig, pack: bool) -> StepFlops:
+def choose_way(
+    ways: Sequence[Sharing], rows: Sequence[RecordRow], shape: Shape, config: TrainConfig, usable: int | None
+) -> Sharing:
+    """Return the way to share prefixes that a run would take on a card with so many usable bytes (None: any)."""
+    for way in ways:
+        if usable is None or longest_step(rows, shape, config, way, fused=True).peak.total <= usable:
+            return way
+    return ways[-1]
+
+
+def step_flops(step: Sequence[Lengths], shape: Shape, config: TrainConfig, sharing: Sharing) -> StepFlops:
     """Return the operations of one step, with the passes that the trainer would make of it."""
     unmerged = config.rollout.weights == "adapter"
     total = StepFlops(
@@ -129,18 +140,21 @@ def step_flops(step: Sequence[Lengths], shape: Shape, config: TrainConfig, pack:
         decode=sum(decode_flops(shape, x.student, x.rollout, unmerged) for x in step),
         heads=3 * head_flops(shape, sum(x.rollout for x in step)),
     )
-    groups = [[i] for i in range(len(step))] if pack else student_passes(step, config)
-    for rows in groups:
-        some = [step[i] for i in rows]
-        teacher = padded([x.teacher + x.rollout for x in some])
-        student = padded([x.student + x.rollout for x in some])
+    alone = [[i] for i in range(len(step))]
+    shares = sharing != "none"
+    # Depth-first runs each shared segment forward twice; the last part of a turn, once. All counts as shared here.
+    again = sharing == "depth_first" or config.gradient_checkpointing
+    for rows in alone if shares else teacher_passes(step, config):
+        teacher = padded([step[i].teacher + step[i].rollout for i in rows])
+        total += StepFlops(
+            teacher=forward_flops(shape, teacher.tokens, attended(teacher), config.teacher.kind != "base")
+        )
+    for rows in alone if shares else student_passes(step, config):
+        student = padded([step[i].student + step[i].rollout for i in rows])
         pairs = attended(student)
         forward = forward_flops(shape, student.tokens, pairs, adapter=True)
-        total += StepFlops(
-            teacher=forward_flops(shape, teacher.tokens, attended(teacher), config.teacher.kind != "base"),
-            student=forward,
-            backward=backward_flops(shape, student.tokens, pairs) + (forward if config.gradient_checkpointing else 0),
-        )
+        backward = backward_flops(shape, student.tokens, pairs) + (forward if again else 0)
+        total += StepFlops(student=forward, backward=backward)
     return total
 
 
@@ -172,7 +186,7 @@ def run_work(
     rows: Sequence[RecordRow],
     shape: Shape,
     config: TrainConfig,
-    pack: bool,
+    sharing: Sharing,
     rollout: int,
     gpu: Gpu | None,
     utilisation: float,
@@ -180,10 +194,10 @@ def run_work(
     """Return the work of the run, over the very records that its seed will draw, with `rollout` tokens each."""
     lengths = lengths_of(rows, rollout)
     flops, read = StepFlops(), 0.0
+    order = Order(rows, config.optim, config.seed)
     for number in range(1, config.optim.max_steps + 1):
-        drawn = batch_of_step(len(lengths), config.seed, number, config.optim.records_per_step)
-        step = [lengths[i] for i in drawn] * config.rollout.per_record
-        flops += step_flops(step, shape, config, pack)
+        step = [lengths[i] for i in order.step(number).indices] * config.rollout.per_record
+        flops += step_flops(step, shape, config, sharing)
         read += decode_bytes(step, shape, config)
     hours = None
     if gpu and gpu.tflops and gpu.gb_per_s:
@@ -307,7 +321,7 @@ def plan_of(
     rows: Sequence[RecordRow],
     shape: Shape,
     config: TrainConfig,
-    pack: bool,
+    sharing: Sharing,
     gpu: Gpu | None = None,
     rollout_tokens: int | None = None,
     utilisation: float = UTILISATION,
@@ -318,7 +332,7 @@ def plan_of(
     Args:
         rows: the training records that the profile takes, at least one.
         shape: of the model with the profile's adapter.
-        pack: are common prefixes stored once (`shape.packs`)?
+        sharing: how common prefixes are computed (`choose_way`).
         gpu: the card, or None: then only the need is told.
         rollout_tokens: length of a rollout for operations and hours; by default the mean length of the experts' turns,
             at most the cap. Memory always assumes the cap.
@@ -329,10 +343,10 @@ def plan_of(
     rollout = min(rollout_tokens or max(1, mean), config.rollout.max_new_tokens)
 
     def predict(some: Sequence[RecordRow], settings: TrainConfig, sizes: Shape) -> Memory:
-        return longest_step(some, sizes, settings, pack, fused)
+        return longest_step(some, sizes, settings, sharing, fused)
 
     memory = predict(rows, config, shape)
-    work = run_work(rows, shape, config, pack, rollout, gpu, utilisation)
+    work = run_work(rows, shape, config, sharing, rollout, gpu, utilisation)
     peak = memory.peak
     document: dict[str, Any] = {
         "profile": config.profile,
@@ -350,7 +364,7 @@ def plan_of(
         "hours": work.hours,
         "gpu": None,
         "remedies": [],
-        "assumptions": assumptions(shape, config, pack, rollout, rollout_tokens is not None, fused),
+        "assumptions": assumptions(shape, config, sharing, rollout, rollout_tokens is not None, fused),
     }
     if gpu:
         fits = peak.total <= gpu.usable
@@ -363,7 +377,9 @@ def plan_of(
     return document
 
 
-def assumptions(shape: Shape, config: TrainConfig, pack: bool, rollout: int, given: bool, fused: bool) -> list[str]:
+def assumptions(
+    shape: Shape, config: TrainConfig, sharing: Sharing, rollout: int, given: bool, fused: bool
+) -> list[str]:
     """Say what the numbers rest on."""
     found = [
         "the memory model was compared with measured peaks on a CPU only; nothing here has been measured on a GPU",
@@ -378,10 +394,9 @@ def assumptions(shape: Shape, config: TrainConfig, pack: bool, rollout: int, giv
         found.append("every record is taken to be sampled, although lambda_on_policy is below 1: an upper bound")
     if config.dtype == "float32":
         found.append("dtype is float32, and the cards' arithmetic is that of 16-bit tensors: hours are far too few")
-    if pack:
-        found.append(
-            "prefixes that records share are not counted as shared, masks are as large as allowed: upper bounds"
-        )
+    if sharing != "none":
+        masks = ", masks are as large as allowed" if sharing == "packed" else ""
+        found.append(f"prefixes that records share ({sharing}) are not counted as shared{masks}: upper bounds")
     if shape.delta_net:
         kernels = (
             "fused kernels (package flash-linear-attention)" if fused else "the reference code, without fused kernels"

@@ -13,8 +13,9 @@ from itertools import cycle, islice
 import torch
 
 from sdft_cli.engine.out_of_memory import out_of_memory_explained
+from sdft_cli.engine.phases import Phases
 from sdft_cli.engine.rollout import Rollout, sample_rollouts
-from sdft_cli.engine.trainer import Phases, Trainer
+from sdft_cli.engine.trainer import Trainer
 from sdft_cli.records import Record
 
 DECODED_TOKENS = 2
@@ -33,7 +34,7 @@ def rehearse(trainer: Trainer, records: Sequence[Record]) -> str:
         MachineError: it does not fit into memory; says what to lower.
     """
     config, start = trainer.config, time.perf_counter()
-    examples = [trainer.example(r) for r in longest_step(records, config.optim.records_per_step)]
+    examples = [trainer.example(r) for r in longest_step(records, config.optim.turns_per_step)]
     tokens = max(len(e.teacher) for e in examples)
     where = f"the rehearsal of the longest step ({len(examples)} record(s), prompts of up to {tokens} tokens)"
     on_policy = config.objective == "sdft" and config.distill.lambda_on_policy > 0

@@ -20,15 +20,13 @@ from torch import Tensor
 from sdft_cli.config import RolloutSettings
 from sdft_cli.engine.adapters import lora_layers, weights
 from sdft_cli.engine.backend import Backend
-from sdft_cli.engine.forward import packed_cache, padded_passes
+from sdft_cli.engine.executors import shared_cache
+from sdft_cli.engine.forward import padded_passes
 from sdft_cli.engine.free_memory import free_memory
 from sdft_cli.engine.interrupts import interruptible
 from sdft_cli.errors import UsageError, VerificationError
 
 SamplingWeights = Literal["merged", "adapter"]
-
-PREFILL_TOKENS = 8192
-"""Prompts with common prefixes are prefilled together up to so many distinct tokens."""
 
 ADDABLE = (torch.float32, torch.bfloat16, torch.float16)
 """Types of weights to which a LoRA update can be added; anything else is a quantised code."""
@@ -228,7 +226,7 @@ def generate(
     The distribution is exactly the model's at this temperature and top_p; the model's generation config has no say.
 
     Args:
-        prompts: token ids; they may differ in length, and equal ones are prefilled once where the backend is packed.
+        prompts: token ids; they may differ in length. Where the backend shares, common prefixes are prefilled once.
         max_new_tokens: cap on each answer.
         stop_ids: any of them ends an answer and is its last id.
         pad_id: fills rows; masked.
@@ -236,7 +234,6 @@ def generate(
         record_log_probs: keep the sampler's log-probabilities of the sampled tokens.
     """
     ids, mask = left_padded(prompts, pad_id)
-    shared = backend.packed and min(map(len, prompts)) > 1
     recorder = LogProbRecorder() if record_log_probs else None
     backend.check_width(ids.shape[1] + max_new_tokens)
     with _decoding(backend), _finite_only(), interruptible():
@@ -245,7 +242,7 @@ def generate(
             attention_mask=mask.to(backend.device),
             generation_config=_decoding_config(max_new_tokens, stop_ids, pad_id, temperature, top_p),
             logits_processor=[recorder] if recorder else None,
-            past_key_values=packed_cache(backend, prompts, PREFILL_TOKENS) if shared else None,
+            past_key_values=shared_cache(backend, prompts),
         )
     start = ids.shape[1]
     recorded = recorder.finish(output, start) if recorder else [None] * len(prompts)

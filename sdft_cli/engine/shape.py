@@ -13,8 +13,9 @@ from torch import nn
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.adapters import NOT_LANGUAGE, lora_layers
-from sdft_cli.engine.backend import Backend
+from sdft_cli.engine.backend import Backend, Sharing
 from sdft_cli.engine.backend_transformers import attach_lora, model_class
+from sdft_cli.engine.depth_first import path_obstacle
 from sdft_cli.engine.forward import packing_obstacle
 from sdft_cli.engine.quiet import quiet_libraries
 from sdft_cli.errors import MachineError, UsageError
@@ -79,6 +80,7 @@ class Shape:
     largest_adapted: int
     rank: int
     packing_obstacle: str | None
+    path_obstacle: str | None
 
     def layers(self, *kinds: str) -> int:
         """Return how many layers are of these kinds."""
@@ -154,12 +156,17 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
         largest_adapted=max(sizes),
         rank=config.lora.rank,
         packing_obstacle=obstacle,
+        path_obstacle=path_obstacle(peft_model, text),
     )
 
 
-def packs(shape: Shape, config: TrainConfig, backend: type[Backend]) -> bool:
-    """Say whether this run would store common prefixes once, as `choose_packing` decides it on the loaded model."""
-    return config.prefix_sharing != "none" and backend.takes_masks and shape.packing_obstacle is None
+def ways_to_share(shape: Shape, config: TrainConfig, backend: type[Backend]) -> list[Sharing]:
+    """Return how this run may share prefixes, the way that `sharing.choose_sharing` would try first first."""
+    if not backend.takes_masks or config.prefix_sharing == "none":
+        return ["none"]
+    obstacles: dict[Sharing, str | None] = {"packed": shape.packing_obstacle, "depth_first": shape.path_obstacle}
+    found = [kind for kind, why in obstacles.items() if why is None and config.prefix_sharing in ("auto", kind)]
+    return found or ["none"]
 
 
 def _refuse_unknown(text: Any, kinds: tuple[str, ...]) -> None:

@@ -24,13 +24,17 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Job:
-    """A run to start, or to go on with from its newest checkpoint (`resume`): configuration, data, and its folder."""
+    """A run to start, or to go on with from its newest checkpoint (`resume`): configuration, data, and its folder.
+
+    `profile_steps`: the first so many steps are profiled (`engine/profile.py`).
+    """
 
     config: TrainConfig
     data: Dataset
     folder: Path
     resume: bool = False
     overwrite: bool = False
+    profile_steps: int = 0
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def start_training(job: Job, say: Say, observer: Callable[[], AbstractContextMan
 
 def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractContextManager[Observer]]) -> Loop:
     from sdft_cli.engine.heldout import HeldOut
+    from sdft_cli.engine.profile import Profile
     from sdft_cli.engine.tracking import open_trackers
     from sdft_cli.engine.train import Loop
     from sdft_cli.engine.trainer import TEACHER_WEIGHTS
@@ -93,7 +98,8 @@ def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractCont
     trackers = open_trackers(loaded.accelerator, config, job.folder)
     try:
         with observer() as watching:
-            loop = Loop(trainer, job.data.train, job.folder, heldout, watching, trackers.log)
+            profile = Profile(trainer, job.profile_steps, job.folder) if job.profile_steps else None
+            loop = Loop(trainer, job.data.train, job.folder, heldout, watching, trackers.log, profile)
             if job.resume:
                 step = loop.resume()
                 say(f"Going on after step {step}" if step else "There is no checkpoint yet: starting with step 1")
@@ -135,9 +141,9 @@ def load(job: Job, say: Say) -> Loaded:
     import torch
     from accelerate import Accelerator
 
-    from sdft_cli.engine.forward import choose_packing
     from sdft_cli.engine.out_of_memory import out_of_memory_explained
     from sdft_cli.engine.rollout import choose_sampling_weights
+    from sdft_cli.engine.sharing import choose_sharing, packed_room
     from sdft_cli.engine.train import check_records
     from sdft_cli.engine.trainer import Trainer
     from sdft_cli.prompts.chat import open_prompts
@@ -149,7 +155,10 @@ def load(job: Job, say: Say) -> Loaded:
     check_records(job.data.train, config)
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model)
-    say(choose_packing(backend, config.prefix_sharing))
+    backend.segment_tokens = config.segment_tokens
+    rows = [record.row for record in job.data.train]
+    room = packed_room(backend, rows, config) if config.prefix_sharing == "auto" else None
+    say(choose_sharing(backend, config.prefix_sharing, room))
     sampling, sentence = choose_sampling_weights(backend, config.rollout)
     if config.objective == "sdft":
         say(sentence)
@@ -217,7 +226,7 @@ def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
         "backend": loaded.backend_name,
         "backend_reason": loaded.backend_reason,
         "sampling_weights": loaded.trainer.sampling,
-        "prefix_sharing": "packed" if loaded.trainer.backend.packed else "none",
+        "prefix_sharing": loaded.trainer.backend.sharing,
         "model": job.config.model,
         "teacher_template": data.manifest["teacher_template"],
         "dataset": {

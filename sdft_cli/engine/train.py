@@ -16,8 +16,9 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.engine.checkpoints import Checkpoint, Checkpoints
 from sdft_cli.engine.heldout import HeldOut
 from sdft_cli.engine.interrupts import Interrupted, check, watched_signals
-from sdft_cli.engine.objective import batch_of_step
+from sdft_cli.engine.order import Order
 from sdft_cli.engine.out_of_memory import out_of_memory_explained
+from sdft_cli.engine.profile import Profile
 from sdft_cli.engine.runs import CheckPrompt, JsonLines
 from sdft_cli.engine.state import capture, restore
 from sdft_cli.engine.stop_rules import Finding, StopRules
@@ -100,13 +101,16 @@ class Loop:
         heldout: HeldOut,
         observer: Observer | None = None,
         log: Callable[[Mapping[str, Any], int], None] = lambda metrics, step: None,
+        profile: Profile | None = None,
     ) -> None:
         self.trainer = trainer
         self.config = trainer.config
         self.records = records
+        self.order = Order([r.row for r in records], self.config.optim, self.config.seed)
         self.heldout = heldout
         self.observer = observer or Silent()
         self.log = log
+        self.profile = profile
         self.folder = folder
         self.checkpoints = Checkpoints(folder, self.config.checkpoint.keep_last)
         self.rules = StopRules(self.config.stop)
@@ -200,15 +204,18 @@ class Loop:
 
     def _step(self, number: int) -> None:
         config = self.config
-        indices = batch_of_step(len(self.records), config.seed, number, config.optim.records_per_step)
+        turns = self.order.step(number)
         with out_of_memory_explained(config, f"step {number}"):
-            metrics, found, scored = self.trainer.step(number, [self.records[i] for i in indices])
+            records = [self.records[i] for i in turns.indices]
+            metrics, found, scored = self.trainer.step(number, records, turns.first)
         self.files["metrics.jsonl"].write(metrics)
         if number == 1 or number % config.samples_every == 0 or number == config.optim.max_steps:
             self.files["samples.jsonl"].write(self._sample(number, found, scored))
         self.progress.step, self.progress.metrics = number, metrics
         self.log(metrics, number)
         self.observer.step(metrics)
+        if self.profile:
+            self.profile.add(metrics, found)
         self._act(self.rules.after_step(metrics))
 
     def _evaluation_due(self, step: int) -> bool:

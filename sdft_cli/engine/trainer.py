@@ -11,10 +11,7 @@ The control arm (`objective: sft`) puts the expert's turn in the place of y, and
 from __future__ import annotations
 
 import math
-import time
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,10 +21,11 @@ from torch import Tensor
 from sdft_cli.config import OptimSettings, TrainConfig
 from sdft_cli.engine.adapters import EmaAdapter, Weights, weights
 from sdft_cli.engine.backend import Backend
-from sdft_cli.engine.forward import plan_passes, response_states
+from sdft_cli.engine.executors import step_backward, step_states
 from sdft_cli.engine.interrupts import interruptible
 from sdft_cli.engine.loss import LossOutput, cross_entropy_loss, distillation_loss, token_log_likelihood
 from sdft_cli.engine.objective import on_policy_flags, step_seed, token_weights
+from sdft_cli.engine.phases import Phases
 from sdft_cli.engine.rollout import Rollout, SamplingWeights, sample_rollouts, sampler_gap, stop_tokens
 from sdft_cli.errors import DataError
 from sdft_cli.prompts.chat import ChatPrompts
@@ -61,7 +59,7 @@ class Trajectories:
     on_policy: list[bool]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Scored:
     """`loss`: nats. `per_token[i]`: the divergence at each token of trajectory i up to its last one with loss, nats.
 
@@ -71,19 +69,6 @@ class Scored:
     loss: float
     per_token: list[list[float]]
     log_probs: list[list[float]] | None
-
-
-class Phases:
-    """Seconds spent in each phase of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] += time.perf_counter() - start
 
 
 def rate_factor(optim: OptimSettings, step: int) -> float:
@@ -156,11 +141,13 @@ class Trainer:
             )
         return found
 
-    def trajectories(self, examples: Sequence[Example], step: int, record_log_probs: bool = False) -> Trajectories:
+    def trajectories(
+        self, examples: Sequence[Example], step: int, first: int, record_log_probs: bool = False
+    ) -> Trajectories:
         """Return the token sequences of a step: the student's rollouts, the expert's turns, or some of each."""
         config = self.config
         share = config.distill.lambda_on_policy if config.objective == "sdft" else 0.0
-        flags = on_policy_flags(share, config.seed, step, len(examples))
+        flags = on_policy_flags(share, config.seed, first, len(examples))
         times = [config.rollout.per_record if own else 1 for own in flags]
         repeated = [e for e, n in zip(examples, times, strict=True) for _ in range(n)]
         on_policy = [own for own, n in zip(flags, times, strict=True) for _ in range(n)]
@@ -192,49 +179,44 @@ class Trainer:
         self, examples: Sequence[Example], rollouts: Sequence[Rollout], phases: Phases, want_log_probs: bool = False
     ) -> Scored:
         """Accumulate the gradient of the step's loss; tokens behind the last one with loss are not computed."""
-        shares = token_weights(rollouts, self.config.distill)
-        used = [i for i, share in enumerate(shares) if share]
+        backend, settings = self.backend, self.config.distill
+        shares = token_weights(rollouts, settings)
         answers = [r.ids[: len(share)] for r, share in zip(rollouts, shares, strict=True)]
-        longest = [self._longest(examples[i], answers[i]) for i in used]
-        total = 0.0
-        per_token: list[list[float]] = [[] for _ in rollouts]
-        log_probs: list[list[float]] = [[] for _ in rollouts]
-        for rows in plan_passes(self.backend, longest, self.config.optim.max_tokens_per_pass):
-            batch = [used[place] for place in rows]
-            chosen = [answers[i] for i in batch]
-            targets = torch.tensor([t for ids in chosen for t in ids], device=self.backend.device)
-            share = torch.tensor([w for i in batch for w in shares[i]], device=self.backend.device)
-            teacher = self._teacher_states([examples[i] for i in batch], chosen, phases)
-            with phases("student"), interruptible():
-                student = response_states(self.backend, [examples[i].student for i in batch], chosen, self.pad_id)
-            with phases("loss"), interruptible():
-                output = self._loss(student, teacher, targets, share)
-            with phases("backward"), interruptible():
-                self.accelerator.backward(output.loss)
-            total += output.loss.item()
-            split = [len(ids) for ids in chosen]
-            for i, values in zip(batch, output.per_token.split(split), strict=True):
-                per_token[i] = values.tolist()
-            if want_log_probs:
-                found = token_log_likelihood(
-                    student.detach(), self.backend.head, targets, self.config.distill.chunk_rows
-                )
-                for i, values in zip(batch, found.split(split), strict=True):
-                    log_probs[i] = values.tolist()
-        return Scored(total, per_token, log_probs if want_log_probs else None)
+        teacher = self._teacher_states(examples, answers, phases)
+        found = Scored(0.0, [[] for _ in rollouts], [[] for _ in rollouts] if want_log_probs else None)
 
-    def _longest(self, example: Example, answer: list[int]) -> list[int]:
-        if self.config.objective == "sft":
-            return [*example.student, *answer]
-        return [*max(example.student, example.teacher, key=len), *answer]
+        def loss_of(turns: Sequence[int], states: Tensor) -> Tensor:
+            targets = torch.tensor([t for i in turns for t in answers[i]], device=backend.device)
+            share = torch.tensor([w for i in turns for w in shares[i]], device=backend.device)
+            lengths = [len(answers[i]) for i in turns]
+            taught = None if teacher is None else torch.cat([teacher[i] for i in turns])
+            with phases("loss"):
+                output = self._loss(states, taught, targets, share)
+            found.loss += output.loss.item()
+            for i, values in zip(turns, output.per_token.split(lengths), strict=True):
+                found.per_token[i] = values.tolist()
+            if found.log_probs is not None:
+                own = token_log_likelihood(states.detach(), backend.head, targets, settings.chunk_rows)
+                for i, values in zip(turns, own.split(lengths), strict=True):
+                    found.log_probs[i] = values.tolist()
+            return output.loss
 
-    def _teacher_states(self, examples: Sequence[Example], answers: list[list[int]], phases: Phases) -> Tensor | None:
-        """Return the teacher's hidden states at the answers; None for the control arm, which has no teacher."""
+        with interruptible():
+            students = [e.student for e in examples]
+            most = self.config.optim.max_tokens_per_pass
+            step_backward(backend, students, answers, loss_of, self.pad_id, most, phases)
+        return found
+
+    def _teacher_states(
+        self, examples: Sequence[Example], answers: list[list[int]], phases: Phases
+    ) -> list[Tensor] | None:
+        """Return the teacher's hidden states at each answer; None for the control arm, which has no teacher."""
         if self.config.objective == "sft":
             return None
         case = TEACHER_WEIGHTS[self.config.teacher.kind]
+        prompts, most = [e.teacher for e in examples], self.config.optim.max_tokens_per_pass
         with phases("teacher"), weights(self.backend.model, case, self.ema), interruptible():
-            return response_states(self.backend, [e.teacher for e in examples], answers, self.pad_id)
+            return step_states(self.backend, prompts, answers, self.pad_id, most)
 
     def _loss(self, student: Tensor, teacher: Tensor | None, targets: Tensor, share: Tensor) -> LossOutput:
         settings = self.config.distill
@@ -260,8 +242,14 @@ class Trainer:
         self.schedule.step()
         return norm, updated
 
-    def step(self, number: int, records: Sequence[Record]) -> tuple[dict[str, Any], Trajectories, Scored]:
-        """Run optimiser step `number` (from 1) on these records; return its metrics, and what they were taken from."""
+    def step(self, number: int, records: Sequence[Record], first: int) -> tuple[dict[str, Any], Trajectories, Scored]:
+        """Run an optimiser step; return its metrics, and what they were taken from.
+
+        Args:
+            number: of the step, from 1.
+            records: the turns of the step.
+            first: how many turns the steps before had.
+        """
         config, phases = self.config, Phases()
         torch.manual_seed(step_seed(config.seed, number, "step"))  # for dropout
         with phases("encode"):
@@ -269,7 +257,7 @@ class Trainer:
         rate = self.schedule.get_last_lr()[0]
         gap_due = bool(config.rollout.gap_every) and (number - 1) % (config.rollout.gap_every or 1) == 0
         with phases("rollout"):
-            found = self.trajectories(examples, number, gap_due)
+            found = self.trajectories(examples, number, first, gap_due)
         scored = self.backward(found.examples, found.rollouts, phases, gap_due)
         with phases("optimizer"):
             norm, updated = self.update(scored.loss)

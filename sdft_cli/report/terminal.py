@@ -245,6 +245,32 @@ def gate_table(result: Mapping[str, Any]) -> RenderableType:
     return Group(measured, table("Lift of the reference, paired by record, resampled by session", columns, rows))
 
 
+def profile_table(profile: Mapping[str, Any]) -> Table:
+    """Show where the time of the profiled steps went, and the share of the machine's arithmetic that each part used."""
+    steps, ceiling = profile["steps"], profile["ceiling_operations_per_second"]
+    rows = [(name, *_profile_row(part, len(steps))) for name, part in profile["phases"].items()]
+    whole = {**{k: profile[k] for k in ("seconds", "operations", "utilisation")}, "share": 1.0}
+    saved = profile["independent_operations"] / profile["operations"]
+    return table(
+        f"Steps {steps[0]} to {steps[-1]}, per step",
+        ["phase", "seconds", "share", "TFLOP", "of the ceiling"],
+        [*rows, ("all", *_profile_row(whole, len(steps)))],
+        f"ceiling: {ceiling / 1e9:,.0f} GFLOP/s, measured with matrix products ({profile['dtype']}, "
+        f"{profile['threads']} threads); prefix sharing {profile['sharing']}: each turn on its own would take "
+        f"{saved:.2f} times the operations",
+    )
+
+
+def _profile_row(part: Mapping[str, Any], steps: int) -> tuple[str, ...]:
+    counted = part["operations"] > 0
+    return (
+        f"{part['seconds'] / steps:.2f}",
+        f"{part['share']:.0%}",
+        f"{part['operations'] / steps / 1e12:.3f}" if counted else "-",
+        f"{part['utilisation']:.0%}" if counted else "-",
+    )
+
+
 def merge_table(check: Mapping[str, Any]) -> Table:
     """Show how a merged checkpoint compares with its adapter."""
     rows = [

@@ -25,7 +25,7 @@ def has_unsloth() -> bool:
 FAST = [
     *("--set", "lora.rank=4"),
     *("--set", "rollout.max_new_tokens=4"),
-    *("--set", "optim.records_per_step=2"),
+    *("--set", "optim.turns_per_step=2"),
     *("--set", "heldout.max_new_tokens=4"),
     *("--gate", "off"),
 ]

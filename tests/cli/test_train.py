@@ -19,7 +19,7 @@ from tests.engine.prepared import prepared
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SETTINGS = [
     *("--profile", "cpu-demo", "--gate", "off", "--max-steps", "40"),
-    *("--set", "lora.rank=4", "--set", "rollout.max_new_tokens=4", "--set", "optim.records_per_step=2"),
+    *("--set", "lora.rank=4", "--set", "rollout.max_new_tokens=4", "--set", "optim.turns_per_step=2"),
     *("--set", "heldout.every=null", "--set", "checkpoint.every=3"),
 ]
 ADAPTER = Path("adapter") / "adapter_model.safetensors"

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,135 +13,34 @@ from hypothesis import strategies as st  # noqa: E402
 from sdft_cli.config import DistillSettings, load_train_config  # noqa: E402
 from sdft_cli.engine.adapters import EmaAdapter, weights  # noqa: E402
 from sdft_cli.engine.backend import Backend, load_backend  # noqa: E402
-from sdft_cli.engine.backend_transformers import TransformersBackend, attach_lora  # noqa: E402
 from sdft_cli.engine.depth_first import (  # noqa: E402
     depth_first_backward,
-    depth_first_error,
     depth_first_obstacle,
     depth_first_states,
     forked_cache,
 )
-from sdft_cli.engine.forward import padded_states  # noqa: E402
 from sdft_cli.engine.loss import distillation_loss  # noqa: E402
 from sdft_cli.engine.rollout import generate, left_padded  # noqa: E402
 from sdft_cli.errors import UsageError  # noqa: E402
-
-WORDS, HIDDEN = 128, 32
-SIZES = {
-    "vocab_size": WORDS,
-    "hidden_size": HIDDEN,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-LINEAR_SIZES = {
-    "initializer_range": 0.02,  # the reference code of the delta rule computes in fp32 and amplifies rounding at 0.2
-    "num_hidden_layers": 4,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
-}
-VISION = {
-    "depth": 1,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_heads": 4,
-    "out_hidden_size": HIDDEN,
-    "num_position_embeddings": 16,
-}
-PROFILE = {"llama": "cpu-demo", "qwen3": "cpu-demo", "hybrid": "qwen3.5-9b-64k", "multimodal": "qwen3.5-9b-64k"}
-KINDS = list(PROFILE)
-
-
-def tiny(kind: str) -> Any:
-    import transformers as t
-
-    torch.manual_seed(0)
-    if kind == "llama":
-        return t.LlamaForCausalLM(t.LlamaConfig(**SIZES))
-    if kind == "qwen3":
-        return t.Qwen3ForCausalLM(t.Qwen3Config(**SIZES))
-    text = {**SIZES, **LINEAR_SIZES}
-    if kind == "hybrid":
-        return t.Qwen3_5ForCausalLM(t.Qwen3_5TextConfig(**text))
-    return t.Qwen3_5ForConditionalGeneration(t.Qwen3_5Config(text_config=text, vision_config=VISION))
-
-
-def make(kind: str, dtype: Any = torch.float32) -> Backend:
-    """A tiny model whose adapter has weights everywhere, in eval mode."""
-    config = load_train_config(PROFILE[kind], ["lora.rank=4", "lora.alpha=8"])
-    model = tiny(kind).to(dtype).eval().requires_grad_(False)
-    backend = TransformersBackend(attach_lora(model, config).eval(), torch.device("cpu"))
-    generator = torch.Generator().manual_seed(3)
-    for p in backend.parameters():
-        p.data = torch.randn(p.shape, generator=generator) * 0.1
-    return backend
+from tests.engine.trees import (  # noqa: E402
+    ANSWERS,
+    HIDDEN,
+    KINDS,
+    PROMPTS,
+    TRUNK,
+    alone,
+    error,
+    gradient,
+    ids,
+    independent,
+    leaf_loss,
+    make,
+)
 
 
 @pytest.fixture(scope="module", params=KINDS)
 def backend(request: pytest.FixtureRequest) -> Backend:
     return make(request.param)
-
-
-def ids(count: int, seed: int) -> list[int]:
-    return torch.randint(3, WORDS, (count,), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore[no-any-return]
-
-
-TRUNK = ids(120, 0)
-PROMPTS = [
-    TRUNK[:70],
-    TRUNK[:120],
-    TRUNK[:30],
-    [*TRUNK[:50], *ids(9, 1)],  # leaves the trunk in its middle
-    ids(3, 2),  # shares nothing
-    TRUNK[:71],  # one token more than the first
-    TRUNK[:70],  # the first one's second rollout
-    TRUNK[:70],
-]
-ANSWERS = [ids(n, 10 + n) for n in (12, 33, 1, 7, 5, 1, 2)] + [[]]
-
-
-def alone(backend: Backend, prompt: Sequence[int], answer: Sequence[int]) -> Any:
-    """The plain way: the states that predict the answer, from a padded pass over one sequence."""
-    return padded_states(backend, [[*prompt, *answer]], 0)[0][len(prompt) - 1 : len(prompt) - 1 + len(answer)]
-
-
-def leaf_loss(index: int, states: Any) -> Any:
-    """Something uneven; the second turn has no token with loss."""
-    if index == 1:
-        return torch.zeros(())
-    weight = torch.linspace(-1, 1, states.numel(), dtype=states.dtype).view_as(states)
-    return (states * weight).sin().sum() * (1 + index)
-
-
-def gradient(backend: Backend, run: Callable[[], object]) -> Any:
-    for p in backend.parameters():
-        p.grad = None
-    run()
-    return torch.cat(
-        [torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in backend.parameters()]
-    )
-
-
-def independent(backend: Backend, prompts: Any, answers: Any, loss: Any = leaf_loss) -> Any:
-    def run() -> None:
-        for i, (x, y) in enumerate(zip(prompts, answers, strict=True)):
-            if y and (value := loss(i, alone(backend, x, y))).requires_grad:
-                value.backward()
-
-    return gradient(backend, run)
-
-
-def error(found: Any, expected: Any) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 @pytest.mark.parametrize(("segment", "shortest"), [(3, 2), (17, 2), (64, 16), (1000, 16)])
@@ -262,45 +160,6 @@ def test_bf16_stays_within_its_rounding(kind: str) -> None:
     assert error(ours, exact) <= 1.2 * plain
 
 
-def test_the_check_finds_nothing_and_leaves_everything_as_it_was(backend: Backend) -> None:
-    values = [p.data for p in backend.parameters()]
-    copies = [p.data.clone() for p in backend.parameters()]
-    for i, p in enumerate(backend.parameters()):
-        p.grad = torch.full_like(p, float(i))
-    gradients = [p.grad for p in backend.parameters()]
-    attention = backend.base.config.get_text_config()._attn_implementation
-    backend.model.train()
-    state = torch.get_rng_state()
-    assert depth_first_error(backend) is None
-    assert torch.equal(torch.get_rng_state(), state)
-    assert backend.model.training
-    backend.model.eval()
-    assert backend.base.config.get_text_config()._attn_implementation == attention
-    for i, p in enumerate(backend.parameters()):
-        assert p.data is values[i] or p.data.data_ptr() == values[i].data_ptr()
-        assert torch.equal(p.data, copies[i])
-        assert p.grad is gradients[i]
-        assert bool((p.grad == i).all())
-        p.grad = None
-
-
-def test_a_model_that_forgets_its_past_is_found_out(llama: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    trunk = type(llama.trunk)
-    forward = trunk.forward
-
-    def forgetful(self: Any, *arguments: Any, past_key_values: Any = None, **rest: Any) -> Any:
-        return forward(self, *arguments, past_key_values=past_key_values, **{**rest, "position_ids": None})
-
-    def deaf(self: Any, *arguments: Any, position_ids: Any = None, **rest: Any) -> Any:
-        zero = None if position_ids is None else position_ids - position_ids[:, :1]
-        return forward(self, *arguments, position_ids=zero, **rest)
-
-    monkeypatch.setattr(trunk, "forward", forgetful)
-    assert depth_first_error(llama) is None  # the path's length gives the same positions
-    monkeypatch.setattr(trunk, "forward", deaf)
-    assert "depth-first states differ from those of independent turns" in str(depth_first_error(llama))
-
-
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -322,7 +181,7 @@ def test_models_that_cannot_run_depth_first_are_refused(change: dict[str, Any], 
 
 def test_dropout_of_the_adapter_is_refused(tiny_model: Path) -> None:
     backend = load_backend(load_train_config("cpu-demo", ["lora.dropout=0.1"]), "transformers", str(tiny_model))
-    assert "dropout" in str(depth_first_error(backend))
+    assert "dropout" in str(depth_first_obstacle(backend))
     with pytest.raises(UsageError, match="dropout"):
         depth_first_states(backend, [[5, 6]], [[7]], 16)
 
@@ -367,7 +226,6 @@ def test_smollm2(smollm2: Path) -> None:
     torch.manual_seed(1)
     for p in backend.parameters():
         p.data.add_(torch.randn_like(p) * 0.02)
-    assert depth_first_error(backend) is None
     prompts = [TRUNK[:60], TRUNK, [*TRUNK[:40], *ids(9, 1)], ids(3, 2)]
     answers = [ids(n, 30 + n) for n in (8, 20, 1, 4)]
     loss: Any = lambda i, s: leaf_loss(i + 2, s)  # noqa: E731

@@ -10,15 +10,12 @@ from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.backend import Backend, load_backend  # noqa: E402
 from sdft_cli.engine.forward import (  # noqa: E402
     attention_share,
-    choose_packing,
     packing_obstacle,
     padded_passes,
-    plan_passes,
     response_states,
 )
 from sdft_cli.engine.prefix_tree import shared_passes  # noqa: E402
 from sdft_cli.engine.rollout import generate  # noqa: E402
-from sdft_cli.errors import UsageError  # noqa: E402
 
 SHARED = [1, 5, 9, 7, 30, 31, 44]
 PROMPTS = [[*SHARED, 50, 51], [*SHARED, 50, 52, 53], [*SHARED[:4], 60], [8, 9], SHARED]
@@ -36,7 +33,7 @@ def backend(tiny_model: Path) -> Backend:
 
 def test_packed_states_and_gradients_equal_those_of_each_sequence_alone(backend: Backend) -> None:
     def run(packed: bool, together: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        backend.packed = packed
+        backend.sharing = "packed" if packed else "none"
         for p in backend.parameters():
             p.grad = None
         groups = [range(5)] if together else [[i] for i in range(5)]
@@ -56,39 +53,16 @@ def test_packed_states_and_gradients_equal_those_of_each_sequence_alone(backend:
 
 def test_packed_prefill_decodes_the_same_tokens(backend: Backend) -> None:
     plain = generate(backend, PROMPTS, 12, [2], 2)
-    backend.packed = True
+    backend.sharing = "packed"
     assert generate(backend, PROMPTS, 12, [2], 2) == plain
     assert generate(backend, [[1, 5]], 12, [2], 2) == generate(backend, [[1, 5], [1, 5]], 12, [2], 2)[:1]
 
 
 def test_a_prompt_of_one_token_decodes(backend: Backend) -> None:
     plain = generate(backend, [[5], [6]], 4, [2], 2)
-    backend.packed = True
+    backend.sharing = "packed"
     assert generate(backend, [[5], [6]], 4, [2], 2) == plain
     assert len(generate(backend, [[5], [6, 7, 8], [6, 7, 9]], 4, [2], 2)) == 3
-
-
-def test_packing_is_checked_and_said(backend: Backend) -> None:
-    assert choose_packing(backend, "auto") == "Prefix sharing: packed (checked on this model)"
-    assert backend.packed
-    assert choose_packing(backend, "none") == "Prefix sharing: none (as asked)"
-    assert not backend.packed
-    backend.takes_masks = False
-    assert "none (transformers takes no mask of ours)" in choose_packing(backend, "auto")
-    with pytest.raises(UsageError, match="use auto or none"):
-        choose_packing(backend, "packed")
-
-
-def test_a_model_that_ignores_the_mask_is_found_out(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    trunk = type(backend.trunk)
-    forward = trunk.forward
-
-    def deaf(self: object, *arguments: object, attention_mask: torch.Tensor, **rest: object) -> object:
-        return forward(self, *arguments, attention_mask=attention_mask if attention_mask.dim() == 2 else None, **rest)
-
-    monkeypatch.setattr(trunk, "forward", deaf)
-    assert "packed states differ" in choose_packing(backend, "auto")
-    assert not backend.packed
 
 
 @pytest.mark.parametrize(
@@ -114,13 +88,6 @@ def test_padded_passes_fill_up_to_the_cap_and_no_item_is_lost() -> None:
     assert padded_passes([9, 1], 6) == [[1], [0]]
     assert padded_passes([1, 1, 1], 6, max_items=2) == [[0, 1], [2]]
     assert padded_passes([], 6) == []
-
-
-def test_a_plan_counts_what_the_pass_will_cost(backend: Backend) -> None:
-    rows = [[1, 2, 3, 4], [1, 2, 3, 5], [1, 2, 3, 6]]
-    assert plan_passes(backend, rows, 6) == [[0], [1], [2]]
-    backend.packed = True
-    assert plan_passes(backend, rows, 6) == [[0, 1, 2]]
 
 
 def test_sharing_pays_for_attention_across_branches(backend: Backend) -> None:

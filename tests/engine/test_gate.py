@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.config import GateSettings  # noqa: E402
-from sdft_cli.engine.backend import Backend  # noqa: E402
+from sdft_cli.engine.backend import Backend, Sharing  # noqa: E402
 from sdft_cli.engine.gate import (  # noqa: E402
     GateItem,
     GateResult,
@@ -152,12 +152,12 @@ def nll(backend: Backend, prompt: list[int], answer: list[int]) -> float:
     return float(torch.nn.functional.cross_entropy(logits.double(), torch.tensor(answer), reduction="sum"))
 
 
-@pytest.mark.parametrize(("packed", "cap"), [(False, 2000), (True, 2000), (True, 300)])
+@pytest.mark.parametrize(("sharing", "cap"), [("none", 2000), ("packed", 2000), ("packed", 300), ("depth_first", 2000)])
 def test_the_gate_measures_the_base_model_under_the_three_prompts(
-    tiny_model: Path, prompts: ChatPrompts, data: Dataset, packed: bool, cap: int
+    tiny_model: Path, prompts: ChatPrompts, data: Dataset, sharing: Sharing, cap: int
 ) -> None:
     backend = adapted(tiny_model, "lora.dropout=0.3", "gradient_checkpointing=true")
-    backend.packed = packed
+    backend.sharing = sharing
     records, split = gate_records(data, 6)
     assert split == "validation"
     by_id = {r.record_id: r for r in records}
@@ -248,11 +248,11 @@ def test_an_equal_turn_is_the_last_choice() -> None:
 @pytest.mark.slow
 def test_the_real_small_model_passes_with_its_references_and_fails_with_others(smollm2: Path, tmp_path: Path) -> None:
     from sdft_cli.engine.backend_transformers import open_for_eval
-    from sdft_cli.engine.forward import choose_packing
+    from sdft_cli.engine.sharing import choose_sharing
 
     data = prepared(smollm2, tmp_path, 16, 0.4)
     backend = open_for_eval(str(smollm2), "float32", None, None)
-    choose_packing(backend, "auto")
+    choose_sharing(backend, "auto")
     prompts, (records, _) = open_prompts(str(smollm2), data.manifest), gate_records(data, 6)
     assert len({r.row.session_id for r in records}) == 6
     assert gate(backend, prompts, records).passed

@@ -37,11 +37,11 @@ def log_probabilities(backend: Backend, prompt: list[int], answer: list[int]) ->
     return logits[len(prompt) - 1 : -1].log_softmax(-1)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("sharing", ["none", "packed", "depth_first"])
 def test_the_numbers_are_those_of_plain_logits(
-    backend: Backend, prompts: ChatPrompts, data: Dataset, packed: bool
+    backend: Backend, prompts: ChatPrompts, data: Dataset, sharing: Any
 ) -> None:
-    backend.packed = packed
+    backend.sharing = sharing
     batch = encode(data.validation[:4], prompts)
     student, teacher = Role(backend, "adapter", "merged"), Role(backend, "base", "base")
     answers = decode(student, [e.student for e in batch], prompts, 5)
@@ -66,7 +66,7 @@ def test_the_numbers_are_those_of_plain_logits(
 def test_decoding_in_passes_of_any_size_gives_the_same_answers(
     backend: Backend, prompts: ChatPrompts, data: Dataset
 ) -> None:
-    backend.packed = False
+    backend.sharing = "none"
     role = Role(backend, "adapter", "merged")
     ids = [e.student for e in encode(data.validation[:5], prompts)]
     together = decode(role, ids, prompts, 4)
@@ -75,7 +75,7 @@ def test_decoding_in_passes_of_any_size_gives_the_same_answers(
 
 
 def test_a_plan_holds_each_record_once(backend: Backend, prompts: ChatPrompts, data: Dataset) -> None:
-    backend.packed = False
+    backend.sharing = "none"
     passes = plan(backend, data.validation, prompts, 5, 900, 3)
     assert sorted(i for rows in passes for i in rows) == list(range(len(data.validation)))
     assert max(map(len, passes)) <= 3

@@ -10,7 +10,6 @@ pytest.importorskip("torch")
 
 from sdft_cli.config import DistillSettings
 from sdft_cli.engine.objective import (
-    batch_of_step,
     loss_range,
     on_policy_flags,
     step_seed,
@@ -19,21 +18,9 @@ from sdft_cli.engine.objective import (
 from sdft_cli.engine.rollout import Rollout
 
 
-def order(count: int, seed: int, steps: int, size: int) -> list[int]:
-    return list(chain.from_iterable(batch_of_step(count, seed, step, size) for step in range(1, steps + 1)))
-
-
-def test_order_is_a_permutation_per_epoch_that_depends_on_the_seed() -> None:
-    found = order(10, 0, 20, 1)
-    assert sorted(found[:10]) == sorted(found[10:]) == list(range(10))
-    assert found[:10] != found[10:]
-    assert found == order(10, 0, 5, 4)  # the size of a step does not change the order
-    assert found != order(10, 1, 20, 1)
-
-
 @given(st.floats(0, 1), st.integers(0, 50), st.integers(1, 7), st.integers(1, 40))
 def test_the_share_of_on_policy_records_is_the_stated_one(share: float, seed: int, size: int, steps: int) -> None:
-    flags = list(chain.from_iterable(on_policy_flags(share, seed, step, size) for step in range(1, steps + 1)))
+    flags = list(chain.from_iterable(on_policy_flags(share, seed, step * size, size) for step in range(steps)))
     for stop in range(1, len(flags) + 1):
         assert abs(sum(flags[:stop]) - share * stop) <= 1 + 1e-9
 
@@ -41,7 +28,7 @@ def test_the_share_of_on_policy_records_is_the_stated_one(share: float, seed: in
 def test_the_ends_of_the_share_are_all_or_nothing() -> None:
     assert on_policy_flags(0.0, 3, 5, 64) == [False] * 64
     assert on_policy_flags(1.0, 3, 5, 64) == [True] * 64
-    half = [flag for step in range(1, 51) for flag in on_policy_flags(0.5, 3, step, 4)]
+    half = [flag for step in range(50) for flag in on_policy_flags(0.5, 3, 4 * step, 4)]
     assert sum(half) == 100
 
 

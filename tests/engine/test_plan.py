@@ -29,7 +29,7 @@ from sdft_cli.engine.plan import (  # noqa: E402
     step_flops,
     with_setting,
 )
-from sdft_cli.engine.shape import Shape, packs, read_shape, shape_of  # noqa: E402
+from sdft_cli.engine.shape import Shape, read_shape, shape_of, ways_to_share  # noqa: E402
 from sdft_cli.errors import MachineError, UsageError  # noqa: E402
 from sdft_cli.records import RecordRow  # noqa: E402
 from tests.engine.test_adapters import tiny_qwen35  # noqa: E402
@@ -73,8 +73,9 @@ def test_counts_are_those_of_the_loaded_model(tiny_model: Path) -> None:
     linear = [m for m in backend.base.model.modules() if isinstance(m, nn.Linear)]
     lora = [m for n, m in backend.base.model.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
     assert shape.matrix_parameters == sum(m.weight.numel() for m in linear) - sum(m.weight.numel() for m in lora)
-    assert packs(shape, config, TransformersBackend)
-    assert not packs(shape, config_of("prefix_sharing=none"), TransformersBackend)
+    assert ways_to_share(shape, config, TransformersBackend) == ["packed", "depth_first"]
+    assert ways_to_share(shape, config_of("prefix_sharing=depth_first"), TransformersBackend) == ["depth_first"]
+    assert ways_to_share(shape, config_of("prefix_sharing=none"), TransformersBackend) == ["none"]
 
 
 def test_counts_of_a_hybrid_with_a_vision_tower() -> None:
@@ -85,7 +86,7 @@ def test_counts_of_a_hybrid_with_a_vision_tower() -> None:
     peft_model = attach_lora(model, config)
     assert shape.adapter_parameters == sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
     assert [(b.kind, b.count) for b in shape.blocks] == [("linear_attention", 3), ("full_attention", 1)]
-    assert not packs(shape, config, TransformersBackend)
+    assert ways_to_share(shape, config, TransformersBackend) == ["depth_first"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -187,12 +188,14 @@ def test_flops_by_hand() -> None:
     assert shape.matrix_parameters == matrices
     assert causal_pairs([3, 2]) == 6 + 3
     assert forward_flops(shape, 10, 55, adapter=False) == 2 * matrices * 10 + 4 * 55 * 64 * 3
-    config = config_of("optim.records_per_step=1")
-    found = step_flops([Lengths(10, 20, 5)], shape, config, pack=False)
+    config = config_of("optim.turns_per_step=1")
+    found = step_flops([Lengths(10, 20, 5)], shape, config, sharing="none")
     assert found.heads == 3 * 2 * 5 * 512 * 64
     assert found.teacher == forward_flops(shape, 25, 25 * 26 / 2, adapter=False)
     assert found.student == forward_flops(shape, 15, 15 * 16 / 2, adapter=True)
-    again = step_flops([Lengths(10, 20, 5)], shape, with_setting(config, {"gradient_checkpointing": True}), pack=False)
+    again = step_flops(
+        [Lengths(10, 20, 5)], shape, with_setting(config, {"gradient_checkpointing": True}), sharing="none"
+    )
     assert again.backward - found.backward == found.student
     assert attention_flops(shape, 1) == 4 * 64 * 3
 
@@ -208,7 +211,7 @@ def test_passes_and_rows() -> None:
 def test_the_peak_is_the_largest_phase_and_parts_follow_the_profile() -> None:
     config = config_of()
     shape = shape_of(llama(), config)
-    found = step_memory([Lengths(100, 130, 20)] * 2, shape, config, pack=False)
+    found = step_memory([Lengths(100, 130, 20)] * 2, shape, config, sharing="none")
     assert [p.name for p in found.phases] == ["rollout", "teacher", "student and backward", "optimizer"]
     assert found.peak.total == max(p.total for p in found.phases) < sum(p.total for p in found.phases)
     parts = found.phases[0].parts
@@ -216,28 +219,28 @@ def test_the_peak_is_the_largest_phase_and_parts_follow_the_profile() -> None:
     assert parts["AdamW moments"] == 2 * parts["adapter"] == 8 * shape.adapter_parameters
     assert parts["merged sampling weights"] == 4 * shape.adapted_parameters
     own = with_setting(config, {"rollout.weights": "adapter", "teacher.kind": "ema", "dtype": "bfloat16"})
-    parts = step_memory([Lengths(100, 130, 20)], shape, own, pack=False).phases[0].parts
+    parts = step_memory([Lengths(100, 130, 20)], shape, own, sharing="none").phases[0].parts
     assert "merged sampling weights" not in parts
     assert parts["averaged adapter"] == 4 * shape.adapter_parameters
     assert parts["frozen weights"] == 2 * shape.parameters
 
 
 def test_the_longest_step_is_no_smaller_than_any_step() -> None:
-    config = config_of("optim.records_per_step=2", "optim.max_tokens_per_pass=300")
+    config = config_of("optim.turns_per_step=2", "optim.max_tokens_per_pass=300")
     shape = shape_of(llama(), config)
     rows = rows_of((100, 110, 5), (40, 60, 5), (250, 400, 5), (10, 20, 5), (90, 100, 5))
-    worst = longest_step(rows, shape, config, pack=False, fused=True)
+    worst = longest_step(rows, shape, config, sharing="none", fused=True)
     lengths = lengths_of(rows, config.rollout.max_new_tokens)
     for a in lengths:
         for b in lengths:
-            found = step_memory([a, b], shape, config, pack=False)
+            found = step_memory([a, b], shape, config, sharing="none")
             assert worst.peak.total >= found.peak.total * 0.999
 
 
 def plan_with(rows: Sequence[RecordRow], gigabytes: float, *overrides: str) -> dict[str, Any]:
-    config = config_of("optim.max_steps=3", "optim.records_per_step=2", *overrides)
+    config = config_of("optim.max_steps=3", "optim.turns_per_step=2", *overrides)
     shape = shape_of(llama(), config)
-    return plan_of(rows, shape, config, pack=False, gpu=find_gpu(f"{gigabytes}GB"))
+    return plan_of(rows, shape, config, sharing="none", gpu=find_gpu(f"{gigabytes}GB"))
 
 
 def test_a_verdict_and_what_to_lower() -> None:
@@ -257,12 +260,12 @@ def test_a_verdict_and_what_to_lower() -> None:
 
 
 def test_the_prompt_cap_that_fits_is_the_largest() -> None:
-    config = config_of("optim.records_per_step=1")
+    config = config_of("optim.turns_per_step=1")
     shape = shape_of(llama(), config)
     rows = rows_of(*((n, n + 10, 5) for n in range(50, 1000, 50)))
 
     def predict(some: Sequence[RecordRow], settings: TrainConfig, sizes: Shape) -> memory.Memory:
-        return longest_step(some, sizes, settings, pack=False, fused=True)
+        return longest_step(some, sizes, settings, sharing="none", fused=True)
 
     limit = predict([r for r in rows if r.teacher_prompt_tokens <= 460], config, shape).peak.total
     assert prompt_cap_that_fits(rows, shape, config, predict, limit) == 460
@@ -272,7 +275,7 @@ def test_the_prompt_cap_that_fits_is_the_largest() -> None:
 
 
 def test_hours_by_hand() -> None:
-    config = config_of("optim.max_steps=2", "optim.records_per_step=1", "rollout.weights=adapter")
+    config = config_of("optim.max_steps=2", "optim.turns_per_step=1", "rollout.weights=adapter")
     shape = shape_of(llama(), config)
     gpu = find_gpu("h100-80gb")
     work = run_work(rows_of((10, 20, 5)), shape, config, False, 4, gpu, 0.5)
@@ -339,8 +342,8 @@ def test_the_report_says_the_need_without_a_card_and_what_to_lower_on_a_small_on
         return str(console.file.getvalue())  # type: ignore[attr-defined]
 
     rows = rows_of((250, 400, 9), (10, 20, 5))
-    config = config_of("optim.max_steps=1", "optim.records_per_step=1")
-    alone = shown(plan_of(rows, shape_of(llama(), config), config, pack=False))
+    config = config_of("optim.max_steps=1", "optim.turns_per_step=1")
+    alone = shown(plan_of(rows, shape_of(llama(), config), config, sharing="none"))
     assert "Needs " in alone
     assert "No card" in alone
     small = shown(plan_with(rows, 0.006))
@@ -351,7 +354,7 @@ def test_the_report_says_the_need_without_a_card_and_what_to_lower_on_a_small_on
 
 
 def test_rollouts_of_a_record_are_records_of_their_own() -> None:
-    config = config_of("optim.max_steps=2", "optim.records_per_step=1")
+    config = config_of("optim.max_steps=2", "optim.turns_per_step=1")
     shape = shape_of(llama(), config)
     rows = rows_of((100, 120, 5))
     one = run_work(rows, shape, config, True, 4, None, 0.5)

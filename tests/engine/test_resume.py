@@ -29,7 +29,7 @@ SETTINGS = [
     "lora.alpha=8",
     "rollout.max_new_tokens=4",
     "rollout.top_p=1.0",
-    "optim.records_per_step=3",
+    "optim.turns_per_step=3",
     "optim.max_steps=14",
     "optim.max_tokens_per_pass=4096",
     "checkpoint.every=2",
@@ -41,7 +41,13 @@ SETTINGS = [
 ]
 KINDS = {
     "base": ["distill.lambda_on_policy=0.5"],
-    "ema": ["teacher.kind=ema", "teacher.ema_decay=0.5"],
+    "ema": [
+        "teacher.kind=ema",
+        "teacher.ema_decay=0.5",
+        "prefix_sharing=depth_first",
+        "segment_tokens=64",
+        "optim.group_by=session",
+    ],
     "sft": ["objective=sft"],
 }
 

@@ -91,15 +91,15 @@ def test_greedy_rollouts_in_a_batch_equal_step_by_step_argmax(backend: Backend) 
         assert len(rollout.ids) == 6
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("sharing", ["none", "packed", "depth_first"])
 @pytest.mark.parametrize("case", ["adapter", "merged"])
-def test_greedy_rollouts_are_transformers_own_of_each_prompt_alone(backend: Backend, case: Any, packed: bool) -> None:
+def test_greedy_rollouts_are_transformers_own_of_each_prompt_alone(backend: Backend, case: Any, sharing: Any) -> None:
     with weights(backend.model, "base"):
         untrained = [plain_greedy(backend, prompt, 12) for prompt in MIXED]
     alone = [plain_greedy(backend, prompt, 12) for prompt in MIXED]
     assert alone != untrained  # the adapter has a say
     assert all(len(ids) == 12 for ids in alone)
-    backend.packed = packed
+    backend.sharing = sharing
     for prompts, expected in (
         (MIXED, alone),
         (MIXED[:2], alone[:2]),
@@ -128,8 +128,8 @@ def test_greedy_rollouts_of_smollm2_are_transformers_own(smollm2: Path) -> None:
         layer.lora_B["default"].weight.data.normal_(generator=generator).mul_(0.01)
     prompts = [[1, 9690, 198, 2683, 359, 253], [1, 9690, 198, 2683, 28], [1, 520, 9531, 198, 28120, 504, 1029, 338, 30]]
     alone = [plain_greedy(backend, prompt, 8) for prompt in prompts]
-    for packed in (False, True):
-        backend.packed = packed
+    for sharing in ("none", "packed", "depth_first"):
+        backend.sharing = sharing
         for case in ("adapter", "merged"):
             with weights(backend.model, case):
                 assert [r.ids for r in generate(backend, prompts, 8, [2], 2)] == alone
@@ -181,8 +181,8 @@ def hostile(tiny_model: Path, tmp_path: Path) -> Backend:
 def test_a_models_generation_config_does_not_change_what_is_sampled(backend: Backend, hostile: Backend) -> None:
     own = hostile.base.generation_config
     assert (own.repetition_penalty, own.min_p, own.num_return_sequences) == (5.0, 0.5, 2)  # it was read
-    for packed in (False, True):
-        backend.packed = hostile.packed = packed
+    for sharing in ("none", "packed", "depth_first"):
+        backend.sharing = hostile.sharing = sharing
         assert generate(hostile, PROMPTS, 8, [2], 2) == generate(backend, PROMPTS, 8, [2], 2)
         assert sample_rollouts(hostile, PROMPTS, SETTINGS, [2], 2, 5) == sample_rollouts(
             backend, PROMPTS, SETTINGS, [2], 2, 5
@@ -253,7 +253,7 @@ def test_sampling_leaves_the_global_generator_alone(backend: Backend) -> None:
 
 
 def test_several_rollouts_of_a_prompt_share_its_prefill_and_differ(backend: Backend) -> None:
-    backend.packed = True
+    backend.sharing = "packed"
     seen: list[int] = []
     handle = backend.trunk.register_forward_pre_hook(
         lambda module, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
@@ -307,10 +307,10 @@ def test_a_stop_token_that_cannot_be_sampled_is_refused(backend: Backend, outsid
     )
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_recorded_log_probs_are_of_raw_logits(backend: Backend, packed: bool) -> None:
+@pytest.mark.parametrize("sharing", ["none", "packed", "depth_first"])
+def test_recorded_log_probs_are_of_raw_logits(backend: Backend, sharing: Any) -> None:
     """They are those of transformers' `output_logits`, before temperature and top_p."""
-    backend.packed = packed
+    backend.sharing = sharing
     torch.manual_seed(4)
     found = generate(backend, PROMPTS, 6, [], 2, 0.5, 0.6, record_log_probs=True)
     ids, mask = left_padded(PROMPTS, 2)
@@ -347,10 +347,10 @@ def test_a_step_that_generate_takes_back_is_not_recorded() -> None:
     assert recorder.finish(torch.tensor([[0, 2]]), 1) == [[log_p[2]]]
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("sharing", ["none", "packed", "depth_first"])
 @pytest.mark.parametrize(("case", "bound"), [("adapter", 2e-5), ("merged", 2e-4)])
-def test_sampler_and_trainer_agree_in_fp32(backend: Backend, case: Any, bound: float, packed: bool) -> None:
-    backend.packed = packed
+def test_sampler_and_trainer_agree_in_fp32(backend: Backend, case: Any, bound: float, sharing: Any) -> None:
+    backend.sharing = sharing
     sampled = sample_rollouts(backend, MIXED[:2], SETTINGS, [2], 2, 5, case, record_log_probs=True)
     gap = sampler_gap(sampled, trainer_log_probs(backend, MIXED[:2], sampled))
     assert 0 <= gap["sampler_gap"] <= gap["sampler_gap_max"] <= bound

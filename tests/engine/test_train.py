@@ -23,7 +23,7 @@ from sdft_cli.records import Dataset  # noqa: E402
 FAST = [
     "lora.rank=4",
     "rollout.max_new_tokens=4",
-    "optim.records_per_step=3",
+    "optim.turns_per_step=3",
     "optim.max_steps=4",
     "checkpoint.every=2",
     "heldout.every=2",

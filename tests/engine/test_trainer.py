@@ -14,8 +14,9 @@ from sdft_cli.config import TrainConfig, load_train_config  # noqa: E402
 from sdft_cli.engine.adapters import EmaAdapter, weights  # noqa: E402
 from sdft_cli.engine.backend import load_backend  # noqa: E402
 from sdft_cli.engine.objective import token_weights  # noqa: E402
+from sdft_cli.engine.phases import Phases  # noqa: E402
 from sdft_cli.engine.rollout import Rollout  # noqa: E402
-from sdft_cli.engine.trainer import Phases, Trainer, rate_factor  # noqa: E402
+from sdft_cli.engine.trainer import Trainer, rate_factor  # noqa: E402
 from sdft_cli.errors import DataError  # noqa: E402
 from sdft_cli.prompts.chat import open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
@@ -24,7 +25,7 @@ FAST = [
     "optim.learning_rate=1e-3",
     "lora.rank=4",
     "rollout.max_new_tokens=4",
-    "optim.records_per_step=3",
+    "optim.turns_per_step=3",
     "optim.max_steps=2",
 ]
 ROLLOUTS = [Rollout([7, 8, 9], False), Rollout([10, 2], True), Rollout([11, 12, 13, 14], False)]
@@ -55,14 +56,15 @@ def log_softmax_at(found: Trainer, prompt: list[int], answer: list[int]) -> Any:
     return logits.log_softmax(-1)
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("sharing", ["none", "packed", "depth_first"])
 def test_passes_of_any_size_give_the_gradient_of_the_whole_step(
-    tiny_model: Any, tiny_data: Dataset, packed: bool
+    tiny_model: Any, tiny_data: Dataset, sharing: Any
 ) -> None:
     gradients, losses = [], []
     for tokens in (1, 600, 100_000):
         found = moved(trainer(tiny_model, tiny_data, f"optim.max_tokens_per_pass={tokens}"))
-        found.backend.packed = packed
+        found.backend.sharing = sharing
+        found.backend.segment_tokens = 64
         examples = [found.example(r) for r in tiny_data.train[:3]]
         losses.append(found.backward(examples, ROLLOUTS, Phases()).loss)
         gradients.append(gradient(found))
@@ -124,7 +126,7 @@ def test_lambda_zero_and_the_control_arm_never_sample(
     for settings in ("distill.lambda_on_policy=0", "objective=sft"):
         found = trainer(tiny_model, tiny_data, settings)
         monkeypatch.setattr(found.backend.model, "generate", None)  # calling it would raise
-        metrics, trajectories, _ = found.step(1, tiny_data.train[:3])
+        metrics, trajectories, _ = found.step(1, tiny_data.train[:3], 0)
         assert metrics["on_policy_share"] == 0
         expected = [found.prompts.reference_ids(e.record) for e in trajectories.examples]
         assert [r.ids for r in trajectories.rollouts] == expected
@@ -134,14 +136,14 @@ def test_both_arms_see_the_same_records_in_the_same_order(tiny_model: Any, tiny_
     seen = []
     for settings in ([], ["objective=sft"]):
         found = trainer(tiny_model, tiny_data, *settings)
-        _, trajectories, _ = found.step(1, tiny_data.train[:3])
+        _, trajectories, _ = found.step(1, tiny_data.train[:3], 0)
         seen.append([e.record.record_id for e in trajectories.examples])
     assert seen[0] == seen[1]
 
 
 def test_several_rollouts_of_a_record_are_different_ones(tiny_model: Any, tiny_data: Dataset) -> None:
     found = trainer(tiny_model, tiny_data, "rollout.per_record=4", "rollout.max_new_tokens=8")
-    trajectories = found.trajectories([found.example(r) for r in tiny_data.train[:2]], 1)
+    trajectories = found.trajectories([found.example(r) for r in tiny_data.train[:2]], 1, 0)
     names = [e.record.record_id for e in trajectories.examples]
     assert names == [r.record_id for r in tiny_data.train[:2] for _ in range(4)]
     assert len({tuple(r.ids) for r in trajectories.rollouts[:4]}) > 1
@@ -154,14 +156,14 @@ def test_the_averaged_teacher_follows_by_its_decay(tiny_model: Any, tiny_data: D
     start = parameter.detach().clone()
     for number in (1, 2):
         before = found.ema.tensors[name].clone()
-        found.step(number, tiny_data.train[:3])
+        found.step(number, tiny_data.train[:3], 3 * (number - 1))
         assert torch.allclose(found.ema.tensors[name], 0.75 * before + 0.25 * parameter, atol=1e-7)
     assert not torch.equal(parameter, start)
 
 
 def test_a_step_lowers_the_divergence_on_its_own_rollouts(tiny_model: Any, tiny_data: Dataset) -> None:
     found = trainer(tiny_model, tiny_data, "optim.warmup_steps=0", "optim.learning_rate=0.01")
-    step = found.trajectories([found.example(r) for r in tiny_data.train[:3]], 1)
+    step = found.trajectories([found.example(r) for r in tiny_data.train[:3]], 1, 0)
     losses = []
     for _ in range(8):
         losses.append(found.backward(step.examples, step.rollouts, Phases()).loss)
@@ -173,7 +175,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_model: Any, tiny_data: Data
     gradients = []
     for flag in ("true", "false"):
         found = trainer(tiny_model, tiny_data, f"gradient_checkpointing={flag}")
-        step = found.trajectories([found.example(r) for r in tiny_data.train[:2]], 1)
+        step = found.trajectories([found.example(r) for r in tiny_data.train[:2]], 1, 0)
         found.backward(step.examples, step.rollouts, Phases())
         gradients.append(gradient(found))
     assert torch.allclose(*gradients, atol=1e-7)
@@ -184,10 +186,10 @@ def test_nothing_moves_without_loss_tokens_or_with_a_loss_that_is_not_finite(
 ) -> None:
     found = trainer(tiny_model, tiny_data, "distill.skip_first_tokens=50")
     before = [p.detach().clone() for p in found.backend.parameters()]
-    metrics, _, _ = found.step(1, tiny_data.train[:3])
+    metrics, _, _ = found.step(1, tiny_data.train[:3], 0)
     assert (metrics["updated"], metrics["loss_tokens"], metrics["loss"]) == (False, 0, 0.0)
     found = trainer(tiny_model, tiny_data)
-    step = found.trajectories([found.example(r) for r in tiny_data.train[:2]], 1)
+    step = found.trajectories([found.example(r) for r in tiny_data.train[:2]], 1, 0)
     found.backward(step.examples, step.rollouts, Phases())
     assert found.update(math.nan)[1] is False
     for p, old in zip(found.backend.parameters(), before, strict=True):

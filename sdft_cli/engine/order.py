@@ -1,0 +1,85 @@
+"""Which records each optimiser step trains on, and in which order. No model here."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sdft_cli.config import OptimSettings
+from sdft_cli.records import RecordRow
+
+
+@dataclass(frozen=True)
+class Turns:
+    """The turns of a step: indices of their records, and how many turns the steps before had."""
+
+    indices: list[int]
+    first: int
+
+
+class Order:
+    """The order of a run. It depends on the records, the settings and the seed only: a resumed run needs its step.
+
+    `group_by: none`: each epoch is a fresh permutation of all turns, cut into steps of G = `turns_per_step`; a step may
+    reach over the end of an epoch.
+
+    `group_by: session`: each epoch's turns are cut into steps first. A session of n turns gives n // G steps of its
+    own, and the turns that are left over in all sessions are joined, session by session in a random order, and cut into
+    steps of G. Then the steps are permuted; only the last one of an epoch may be short. So each turn is still trained
+    once per epoch, and steps of one session are spread over it; what changes is that the turns of one step resemble
+    each other, so its gradient is that of fewer sessions. A session's turns are taken `consecutive`, in their order, or
+    `spread`: every (n // G)-th turn, so that a step sees the session's beginning and its end.
+    """
+
+    def __init__(self, rows: Sequence[RecordRow], optim: OptimSettings, seed: int) -> None:
+        self.rows, self.optim, self.seed = rows, optim, seed
+        self._epoch_number = -1
+        self._epoch: list[list[int]] = []
+
+    def step(self, number: int) -> Turns:
+        """Return the turns of optimiser step `number` (from 1)."""
+        size, count = self.optim.turns_per_step, len(self.rows)
+        if self.optim.group_by == "none":
+            first = (number - 1) * size
+            flat = [self._steps(p // count)[p % count][0] for p in range(first, first + size)]
+            return Turns(flat, first)
+        epoch, place = divmod(number - 1, -(-count // size))
+        return Turns(self._steps(epoch)[place], epoch * count + place * size)
+
+    def _steps(self, epoch: int) -> list[list[int]]:
+        """Return the steps of an epoch; with `group_by: none`, steps of one turn, to be joined."""
+        if epoch != self._epoch_number:
+            generator = random.Random(f"{self.seed}:{epoch}")
+            grouped = self.optim.group_by == "session"
+            self._epoch = self._by_session(generator) if grouped else self._by_turn(generator)
+            self._epoch_number = epoch
+        return self._epoch
+
+    def _by_turn(self, generator: random.Random) -> list[list[int]]:
+        order = list(range(len(self.rows)))
+        generator.shuffle(order)
+        return [[index] for index in order]
+
+    def _by_session(self, generator: random.Random) -> list[list[int]]:
+        size = self.optim.turns_per_step
+        steps: list[list[int]] = []
+        rest: list[int] = []
+        sessions = list(self._sessions().values())
+        generator.shuffle(sessions)
+        for turns in sessions:
+            count = len(turns) // size
+            whole = turns[: count * size]
+            spread = self.optim.session_turns == "spread"
+            steps += [whole[i::count] if spread else whole[i * size : (i + 1) * size] for i in range(count)]
+            rest += turns[count * size :]
+        cut = len(rest) // size * size
+        steps += [rest[i : i + size] for i in range(0, cut, size)]
+        generator.shuffle(steps)
+        return [*steps, rest[cut:]] if rest[cut:] else steps
+
+    def _sessions(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for index in sorted(range(len(self.rows)), key=lambda i: self.rows[i].turn_index):
+            found.setdefault(self.rows[index].session_id, []).append(index)
+        return {name: found[name] for name in sorted(found)}
