@@ -1,10 +1,12 @@
-"""The two backends on the demo: the loss of each step on the same rollouts from the same adapter, and the time.
+"""Backends and ways to share prefixes on the demo: the loss of each step on the same rollouts, and the time.
 
-    python -m benchmarks.bench_backends [--steps 5] [--records 8] [--sessions 72] [--threads 1] [--json FILE]
+    python -m benchmarks.bench_backends [--side NAME ...] [--steps 5] [--records 8] [--sessions 72] [--threads 1]
+                                        [--json FILE]
 
 The rollouts are the expert's turns, cut to 24 tokens. Steps are the trainer's own (`Trainer.backward`,
-`Trainer.update`) with the settings of the profile cpu-demo. unsloth patches transformers when it is imported, so each
-backend runs in a process of its own, one after the other; loading is not timed.
+`Trainer.update`) with the settings of the profile cpu-demo, from the same adapter. unsloth patches transformers when it
+is imported, so each side runs in a process of its own, one after the other; loading is not timed. All sides are
+compared with the first one.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -19,7 +22,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-BACKENDS = ("transformers", "unsloth")
+SIDES = {
+    "transformers": ("transformers", "none"),
+    "unsloth": ("unsloth", "none"),
+    "packed": ("transformers", "packed"),
+    "depth-first": ("transformers", "depth_first"),
+}
+"""Name -> backend and `prefix_sharing`."""
 ROLLOUT_TOKENS = 24
 
 
@@ -43,10 +52,11 @@ def prepare_data(folder: Path, sessions: int) -> Path:
     return folder / "data"
 
 
-def run_backend(name: str, data_folder: Path, steps: int, records: int, threads: int) -> dict[str, Any]:
-    """Run the steps with one backend in this process; return its losses and seconds."""
+def run_side(side: str, data_folder: Path, steps: int, records: int, threads: int) -> dict[str, Any]:
+    """Run the steps of one side in this process; return its losses and seconds."""
     from sdft_cli.config import load_train_config
 
+    name, sharing = SIDES[side]
     if name == "unsloth":
         from sdft_cli.engine.backend_unsloth import import_unsloth
 
@@ -60,6 +70,7 @@ def run_backend(name: str, data_folder: Path, steps: int, records: int, threads:
     from sdft_cli.engine.order import Order
     from sdft_cli.engine.phases import Phases
     from sdft_cli.engine.rollout import Rollout
+    from sdft_cli.engine.sharing import choose_sharing
     from sdft_cli.engine.trainer import Trainer
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.records import read_dataset
@@ -68,6 +79,8 @@ def run_backend(name: str, data_folder: Path, steps: int, records: int, threads:
     config = load_train_config("cpu-demo", [f"optim.turns_per_step={records}"])
     data, model = read_dataset(data_folder), resolve_model(config.model)
     backend = load_backend(config, name, model)
+    backend.segment_tokens = config.segment_tokens
+    choose_sharing(backend, sharing)
     generator = torch.Generator().manual_seed(0)
     for _, layer in sorted(lora_layers(backend.model).items()):
         weight = layer.lora_A["default"].weight
@@ -86,66 +99,65 @@ def run_backend(name: str, data_folder: Path, steps: int, records: int, threads:
         losses.append(trainer.backward(examples, rollouts, Phases()).loss)
         trainer.update(losses[-1])
         seconds.append(time.perf_counter() - start)
-    return {"backend": backend.name, "losses": losses, "seconds": seconds, "tokens": tokens}
+    ran = [backend.name, backend.sharing]
+    return {"ran": ran, "losses": losses, "seconds": seconds, "tokens": tokens}
 
 
-def in_child(name: str, data: Path, steps: int, records: int, threads: int) -> dict[str, Any]:
-    """Run `run_backend` in a process of its own."""
+def in_child(side: str, data: Path, steps: int, records: int, threads: int) -> dict[str, Any]:
+    """Run `run_side` in a process of its own."""
     numbers = [str(n) for n in (steps, records, threads)]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bench_backends", "--child", name, str(data), *numbers],
+        [sys.executable, "-m", "benchmarks.bench_backends", "--child", side, str(data), *numbers],
         env={**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"},
         stdout=subprocess.PIPE,
         text=True,
         check=True,
     )
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if tuple(found["ran"]) != SIDES[side]:
+        raise SystemExit(f"{side} ran as {found['ran']}")
+    return found
 
 
-def compare(data: Path, steps: int, records: int, threads: int) -> dict[str, Any]:
-    """Run both backends and compare their losses, step by step."""
-    plain, fast = (in_child(name, data, steps, records, threads) for name in BACKENDS)
-    if (plain["backend"], fast["backend"]) != BACKENDS or plain["tokens"] != fast["tokens"]:
-        raise SystemExit("the children did not run what they were asked to")
-    medians = [sorted(side["seconds"])[steps // 2] for side in (plain, fast)]
-    return {
-        "steps": steps,
-        "turns_per_step": records,
-        "threads": threads,
-        "tokens": plain["tokens"],
-        "losses": {side["backend"]: side["losses"] for side in (plain, fast)},
-        "largest_difference": max(abs(a - b) for a, b in zip(plain["losses"], fast["losses"], strict=True)),
-        "median_seconds_per_step": dict(zip(BACKENDS, medians, strict=True)),
-        "ratio_of_seconds": medians[0] / medians[1],
-    }
+def report(found: dict[str, dict[str, Any]]) -> None:
+    """Print losses, differences from the first side, and seconds."""
+    first = next(iter(found))
+    print("step" + "".join(f"{name:>14}" for name in found))
+    for step, losses in enumerate(zip(*(side["losses"] for side in found.values()), strict=True), 1):
+        print(f"{step:4d}" + "".join(f"{loss:14.8f}" for loss in losses))
+    for name, side in found.items():
+        pairs = zip(side["losses"], found[first]["losses"], strict=True)
+        side["largest_difference"] = max(abs(a - b) for a, b in pairs)
+        side["median_seconds"] = statistics.median(side["seconds"])
+        print(
+            f"{name:>14}: {side['median_seconds']:7.2f} s a step (median), largest difference of a loss from "
+            f"{first}'s {side['largest_difference']:.1e} nats per token"
+        )
 
 
 def main() -> None:
     """Run the benchmark and print a table."""
     if sys.argv[1:2] == ["--child"]:
         name, data, *numbers = sys.argv[2:]
-        print(json.dumps(run_backend(name, Path(data), *map(int, numbers))))
+        print(json.dumps(run_side(name, Path(data), *map(int, numbers))))
         return
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--side", action="append", choices=list(SIDES), help="may be given more than once; default all")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--records", type=int, default=8, help="of a step")
     parser.add_argument("--sessions", type=int, default=72)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    settings = {name: getattr(arguments, name) for name in ("steps", "records", "sessions", "threads")}
+    print("settings", json.dumps(settings))
     with tempfile.TemporaryDirectory() as folder:
         data = prepare_data(Path(folder), arguments.sessions)
-        found = compare(data, arguments.steps, arguments.records, arguments.threads)
-    print(f"{found['steps']} steps of {found['turns_per_step']} records, {found['threads']} thread(s)")
-    print("step  transformers      unsloth   difference")
-    for step, (a, b) in enumerate(zip(*(found["losses"][name] for name in BACKENDS), strict=True), 1):
-        print(f"{step:4d}  {a:12.8f} {b:12.8f}   {abs(a - b):.2e}")
-    print(f"largest difference {found['largest_difference']:.2e} nats per token (bar: 1e-3)")
-    for name in BACKENDS:
-        print(f"{name}: {found['median_seconds_per_step'][name]:.2f} s a step (median)")
-    print(f"transformers / unsloth: {found['ratio_of_seconds']:.2f}")
+        numbers = (arguments.steps, arguments.records, arguments.threads)
+        found = {side: in_child(side, data, *numbers) for side in arguments.side or SIDES}
+    report(found)
     if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=2) + "\n")
+        arguments.json.write_text(json.dumps({**settings, "sides": found}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

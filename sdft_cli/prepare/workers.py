@@ -59,23 +59,23 @@ def _run_in_worker(session: Session) -> SessionTurns:
 
 
 @contextmanager
-def _interrupts_ignored() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C, which a terminal sends to all: this one stops them.
+def _interrupts_held_back() -> Iterator[None]:
+    """Start processes that never see Ctrl-C, which a terminal sends to all: this one stops them.
 
-    They inherit what is set here. Their job comes from a file, so that starting them takes milliseconds.
+    They inherit the blocked signal. Here it waits, and comes when the block ends; ignored, it would be lost.
     """
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _in_processes(
     pool: ProcessPoolExecutor, sessions: Sequence[Session], progress: Callable[[str, int, int], None]
 ) -> Iterator[SessionTurns]:
     try:
-        with _interrupts_ignored():
+        with _interrupts_held_back():
             results = pool.map(_run_in_worker, sessions)
         for number, found in enumerate(results):
             progress("Measuring", number, len(sessions))

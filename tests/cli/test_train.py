@@ -49,11 +49,29 @@ def interrupted(folder: Path, *arguments: Any, steps: int) -> tuple[int, str]:
     return process.returncode, error
 
 
+def check_profile(profile: dict[str, Any]) -> None:
+    assert profile["steps"] == [1, 2, 3]
+    phases = profile["phases"]
+    assert {"encode", "rollout", "teacher", "student", "loss", "backward", "optimizer"} == phases.keys()
+    assert sum(part["share"] for part in phases.values()) == pytest.approx(1)
+    assert profile["seconds"] == pytest.approx(sum(part["seconds"] for part in phases.values()))
+    assert profile["operations"] == sum(part["operations"] for part in phases.values()) > 0
+    for part in [*phases.values(), profile]:
+        speed = part["operations"] / part["seconds"]
+        assert 0 <= part["utilisation"] == pytest.approx(speed / profile["ceiling_operations_per_second"])
+        assert part["utilisation"] < 1
+    assert profile["sharing"] == "packed"
+    assert profile["independent_operations"] > profile["operations"]
+
+
 @pytest.mark.slow
 def test_an_interrupted_run_is_saved_and_resumed_to_the_same_bits(sdft: Run, tmp_path: Path, tiny_model: Path) -> None:
     prepared(tiny_model, tmp_path, 6, 0.3)  # tmp_path/data
     start = ["data", *SETTINGS, "--model", tiny_model]
-    assert sdft("train", *start, "--out", "runs/whole").returncode == 0
+    whole = sdft("train", *start, "--out", "runs/whole", "--profile-steps", "3")
+    assert whole.returncode == 0, whole.stderr
+    assert "Steps 1 to 3, per step" in whole.stdout
+    check_profile(json.loads((tmp_path / "runs" / "whole" / "profile.json").read_text()))
 
     code, error = interrupted(tmp_path, *start, "--out", "runs/r", steps=7)
     assert code == 130, error

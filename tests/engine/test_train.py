@@ -120,6 +120,23 @@ def test_logits_that_are_not_finite_are_one_sentence(tiny_model: Path, tiny_data
         run.run()
 
 
+def test_sharing_changes_no_loss(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:
+    """The same trajectories (the expert's turns), steps of one session's turns, run in each way."""
+    settings = ["distill.lambda_on_policy=0", "optim.group_by=session", "optim.max_steps=6", "optim.learning_rate=1e-3"]
+    losses = []
+    for sharing in ("none", "packed", "depth_first"):
+        found = loop(tiny_model, tiny_data, tmp_path / sharing, *settings)
+        found.trainer.backend.sharing = sharing  # type: ignore[assignment]
+        found.trainer.backend.segment_tokens = 64
+        found.run()
+        lines = (tmp_path / sharing / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+    assert max(losses[0]) - min(losses[0]) > 1e-3
+
+
 def test_records_that_do_not_fit_are_refused(tiny_data: Dataset) -> None:
     with pytest.raises(DataError, match="no training record"):
         check_records([], load_train_config("cpu-demo"))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from sdft_cli.prepare.workers import _interrupts_held_back
 from sdft_cli.traces.examples import write_examples
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -31,6 +32,14 @@ def test_any_number_of_workers_writes_the_same_bytes(sdft: Run, tmp_path: Path, 
         digests.append(digest(tmp_path / name))
     assert digests[0] == digests[1] == digests[2]
     assert json.loads(done.stdout)["kept"] > 40
+
+
+def test_an_interrupt_while_workers_start_comes_after_they_have_started() -> None:
+    reached = False
+    with pytest.raises(KeyboardInterrupt), _interrupts_held_back():
+        os.kill(os.getpid(), signal.SIGINT)
+        reached = True
+    assert reached
 
 
 @pytest.mark.slow

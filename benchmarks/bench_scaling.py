@@ -1,6 +1,6 @@
-"""A step over the turns of one session, prefix-shared against turn by turn: seconds, peak memory, and the gradient.
+"""Seconds and peak memory of a step against prompt length and turns: prefix-shared, and turn by turn; the gradient.
 
-    python -m benchmarks.bench_shared_step [--prompts 2048 8192] [--turns 32] [--length 2048] [--answer 32]
+    python -m benchmarks.bench_scaling [--prompts 2048 8192] [--turns 32] [--length 2048] [--answer 32]
         [--reference 32] [--segment 1024] [--threads 2] [--dtype float32] [--repetitions 3] [--checkpointed]
         [--json FILE]
 
@@ -40,7 +40,7 @@ from sdft_cli.engine.forward import response_states
 from sdft_cli.engine.loss import distillation_loss
 from sdft_cli.engine.models import resolve_model
 
-MODULE = "benchmarks.bench_shared_step"
+MODULE = "benchmarks.bench_scaling"
 CHECKPOINTED = "alone, checkpointed"
 WAYS = ("depth-first", "packed", "alone")
 
