@@ -46,6 +46,10 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sdft"
 
 
+FAILED = "FAILED.txt"
+"""The mark of a merged checkpoint whose certificate failed; such a folder is not opened as a model."""
+
+
 def resolve_model(name: str, notify: Callable[[str], None] = lambda text: None) -> str:
     """Return a folder or Hub id that transformers can load.
 
@@ -60,6 +64,8 @@ def resolve_model(name: str, notify: Callable[[str], None] = lambda text: None) 
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise UsageError(f"{name} holds no config.json: give a model folder.")
+        if (path / FAILED).is_file():
+            raise UsageError(f"{name} is a merge that failed its certificate ({FAILED} says why): merge again.")
         return str(path)
     if name in ALIASES:
         return str(_packaged(name, ALIASES[name], notify))

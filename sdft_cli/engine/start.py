@@ -144,7 +144,7 @@ def load(job: Job, say: Say) -> Loaded:
     from sdft_cli.engine.out_of_memory import out_of_memory_explained
     from sdft_cli.engine.rollout import choose_sampling_weights
     from sdft_cli.engine.sharing import choose_sharing, packed_room
-    from sdft_cli.engine.train import check_records
+    from sdft_cli.engine.train import check_lengths, check_records
     from sdft_cli.engine.trainer import Trainer
     from sdft_cli.prompts.chat import open_prompts
 
@@ -153,6 +153,7 @@ def load(job: Job, say: Say) -> Loaded:
         raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
     prompts = open_prompts(model, job.data.manifest, config.revision)
     check_records(job.data.train, config)
+    check_lengths(job.data.validation, config)
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model)
     backend.segment_tokens = config.segment_tokens

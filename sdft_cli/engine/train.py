@@ -67,10 +67,19 @@ def check_records(records: Sequence[Record], config: TrainConfig) -> None:
     """Refuse records that do not fit the profile; nothing is truncated.
 
     Raises:
-        DataError: there is no training record, or some are longer than the profile allows.
+        DataError: there is no training record, or as `check_lengths`.
     """
     if not records:
         raise DataError("The dataset has no training record: prepare one with more sessions.")
+    check_lengths(records, config)
+
+
+def check_lengths(records: Sequence[Record], config: TrainConfig) -> None:
+    """Refuse records, of training or held out, with a teacher prompt that is longer than the profile allows.
+
+    Raises:
+        DataError: says how many there are, and the longest.
+    """
     over = [r for r in records if r.row.teacher_prompt_tokens > config.max_prompt_tokens]
     if over:
         longest = max(r.row.teacher_prompt_tokens for r in over)

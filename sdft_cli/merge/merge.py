@@ -1,8 +1,9 @@
-"""`sdft merge` as a function: merge, load from disk, compare, and only then keep it."""
+"""`sdft merge` as a function: merge, and certify what is on disk."""
 
 from __future__ import annotations
 
 import gc
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,58 +11,93 @@ import torch
 
 from sdft_cli.engine.adapters import weights
 from sdft_cli.engine.backend_transformers import load_model
-from sdft_cli.engine.models import local_folder
+from sdft_cli.engine.models import FAILED, local_folder
 from sdft_cli.engine.quiet import quiet_libraries
 from sdft_cli.engine.runs import CheckPrompt, Run, read_check_prompts, write_json
 from sdft_cli.errors import VerificationError
-from sdft_cli.merge.verify import compare, failures, log_probabilities
+from sdft_cli.merge.certificate import certify
+from sdft_cli.merge.verify import compare, failures, greedy_answers, log_probabilities, same_answers
 from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
 from sdft_cli.records.folders import new_folder
 
 
-def merge_run(run: Run, model: str, target: Path, prompts: int = 8, overwrite: bool = False) -> dict[str, Any]:
-    """Merge a run's adapter into its base as a bf16 checkpoint at `target`.
+def merge_run(
+    run: Run,
+    model: str,
+    target: Path,
+    prompts: int = 8,
+    overwrite: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, Any]:
+    """Merge a run's adapter into its base as a checkpoint at `target`, and certify it from disk.
 
     Args:
         run: the run.
         model: folder or Hub id of the base, resolved.
         prompts: how many of the run's check prompts to compare on.
+        dtype: of the merged weights, bfloat16 or float32.
 
-    Returns the comparison (also in `merge-check.json` of the checkpoint).
+    Returns the certificate (also in `merge-certificate.json` of the checkpoint).
 
     Raises:
-        VerificationError: the checkpoint, loaded from disk, disagrees with base + adapter; nothing is left behind.
-        DataError: base or adapter cannot be merged.
+        VerificationError: the checkpoint on disk is not base + adapter; it stays, marked by `FAILED.txt`.
+        DataError: base or adapter cannot be merged; nothing is left behind.
     """
     base = local_folder(model, run.config.revision)
     items = read_check_prompts(run.path / "check_prompts.jsonl", prompts)
     with new_folder(target, overwrite) as scratch:
-        counts = merge_weights(base, Adapter(run.adapter), scratch)
-        copy_companions(base, scratch)
-        check = {
-            "adapted_tensors": len(counts.adapted),
-            "untouched_tensors": counts.untouched,
-            "surviving_share": counts.surviving_share,
-            **_compare(run, base, scratch, items),
-        }
-        wrong = failures(check)
-        if wrong:
-            raise VerificationError(f"The merged checkpoint is not the model that was trained: {'; '.join(wrong)}.")
-        write_json(scratch / "merge-check.json", check)
-    return check
+        merge_weights(base, Adapter(run.adapter), scratch, dtype)
+        copy_companions(base, scratch, str(dtype).removeprefix("torch."))
+        document = _certificate(run, base, scratch, items, dtype)
+        write_json(scratch / "merge-certificate.json", document)
+        if document["failures"]:
+            (scratch / FAILED).write_text("".join(f"{line}\n" for line in document["failures"]), encoding="utf-8")
+    if document["failures"]:
+        first, *more = document["failures"]
+        others = f" (and {len(more)} more)" if more else ""
+        raise VerificationError(
+            f"The merged checkpoint is not the model that was trained: {first}{others}; {target / FAILED} lists it all."
+        )
+    return document
+
+
+def _certificate(run: Run, base: Path, merged: Path, items: list[CheckPrompt], dtype: torch.dtype) -> dict[str, Any]:
+    found = certify(base, run.adapter, merged, dtype)
+    behaviour = None
+    if not found.failures:  # else there may be nothing that loads
+        behaviour = _compare(run, base, merged, items)
+        found.failures += failures(behaviour)
+    return {
+        "format": 1,
+        "passed": not found.failures,
+        "failures": found.failures,
+        "base": run.config.model,
+        "revision": run.config.revision,
+        "dtype": found.dtype,
+        "adapted": [asdict(tensor) for tensor in found.adapted],
+        "untouched": {"identical": found.identical, f"cast to {found.dtype}": found.cast},
+        "files": found.files,
+        "behaviour": behaviour,
+    }
 
 
 def _compare(run: Run, base: Path, merged: Path, items: list[CheckPrompt]) -> dict[str, Any]:
+    """Compare the checkpoint, loaded from disk, with base + adapter: distributions, and greedy answers."""
     quiet_libraries()
     from peft import PeftModel
+    from transformers import AutoTokenizer
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = getattr(torch, run.config.dtype)
     adapted: Any = PeftModel.from_pretrained(load_model(str(base), dtype, device), str(run.adapter)).eval()
-    trained_log_p = log_probabilities(adapted, items, device)
+    trained_log_p, trained_answers = log_probabilities(adapted, items, device), greedy_answers(adapted, items, device)
     with weights(adapted, "base"):
         base_log_p = log_probabilities(adapted, items, device)
     del adapted
     gc.collect()
-    merged_log_p = log_probabilities(load_model(str(merged), dtype, device), items, device)
-    return compare(trained_log_p, merged_log_p, base_log_p)
+    model = load_model(str(merged), dtype, device)
+    found = compare(trained_log_p, log_probabilities(model, items, device), base_log_p)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(merged))
+    answers = [trained_answers, greedy_answers(model, items, device)]
+    texts = [[tokenizer.decode(ids) for ids in side] for side in answers]
+    return {**found, **same_answers(*texts)}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from sdft_cli.engine.runs import CheckPrompt
+from sdft_cli.prompts.tool_calls import parse_turn
 
 MAX_MEAN_KL = 0.01
 """Nats. Casting W + delta to bf16 is a relative error of at most 2^-9 a weight; what it costs is measured, and a
@@ -15,6 +16,9 @@ merge that costs more than this is not the model that was trained."""
 MIN_GAIN = 5.0
 """Where the adapter moves the model by more than `MAX_MEAN_KL`, the merge must be this many times nearer to it than
 the base is."""
+
+ANSWER_TOKENS = 48
+"""Length of the greedy answers that are compared. They are told and not judged: a near tie changes all that follows."""
 
 
 @torch.no_grad()
@@ -26,6 +30,30 @@ def log_probabilities(model: Any, prompts: Sequence[CheckPrompt], device: torch.
         logits = model(input_ids=ids, logits_to_keep=len(item.answer) + 1).logits[0, :-1]
         found.append(logits.float().log_softmax(-1).cpu())
     return torch.cat(found)
+
+
+@torch.no_grad()
+def greedy_answers(model: Any, prompts: Sequence[CheckPrompt], device: torch.device) -> list[list[int]]:
+    """Return each prompt's greedy answer, at most `ANSWER_TOKENS` tokens."""
+    found = []
+    for item in prompts:
+        ids = torch.tensor([item.prompt], device=device)
+        output = model.generate(
+            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=ANSWER_TOKENS
+        )
+        found.append(output[0, len(item.prompt) :].tolist())
+    return found
+
+
+def same_answers(trained: Sequence[str], merged: Sequence[str]) -> dict[str, int]:
+    """Count the answers that are the same text, and those with the same tool calls (perhaps none)."""
+    pairs = list(zip(trained, merged, strict=True))
+    calls = [(parse_turn(a), parse_turn(b)) for a, b in pairs]
+    return {
+        "answers": len(pairs),
+        "same_answers": sum(a == b for a, b in pairs),
+        "same_calls": sum((a.calls, a.errors) == (b.calls, b.errors) for a, b in calls),
+    }
 
 
 def compare(trained: torch.Tensor, merged: torch.Tensor, base: torch.Tensor) -> dict[str, Any]:

@@ -24,17 +24,10 @@ _INDEX = "model.safetensors.index.json"
 
 @dataclass
 class MergeCounts:
-    """What the merge did. Elements are counted over adapted tensors."""
+    """What the merge did."""
 
     adapted: set[str] = field(default_factory=set)
     untouched: int = 0
-    delta_elements: int = 0
-    surviving_elements: int = 0
-
-    @property
-    def surviving_share(self) -> float:
-        """Share of non-zero delta elements that changed their bf16 weight; 1.0 if the delta is zero everywhere."""
-        return self.surviving_elements / self.delta_elements if self.delta_elements else 1.0
 
 
 class Adapter:
@@ -93,7 +86,7 @@ def merge_weights(base: Path, adapter: Adapter, out: Path, dtype: torch.dtype = 
             for name in file.keys():  # noqa: SIM118  # safe_open is no mapping
                 weight = file.get_tensor(name)
                 if name in wanted:
-                    tensors[name] = _merged(weight, adapter.delta(name), dtype, counts)
+                    tensors[name] = (weight.float() + adapter.delta(name)).to(dtype)
                     counts.adapted.add(name)
                 else:
                     tensors[name] = weight.to(dtype) if weight.is_floating_point() else weight
@@ -106,14 +99,6 @@ def merge_weights(base: Path, adapter: Adapter, out: Path, dtype: torch.dtype = 
             "is this the base that the adapter was trained on?"
         )
     return counts
-
-
-def _merged(weight: torch.Tensor, delta: torch.Tensor, dtype: torch.dtype, counts: MergeCounts) -> torch.Tensor:
-    merged = (weight.float() + delta).to(dtype)
-    changed = delta != 0
-    counts.delta_elements += int(changed.sum())
-    counts.surviving_elements += int((changed & (merged != weight.to(dtype))).sum())
-    return merged
 
 
 def copy_companions(base: Path, out: Path, dtype: str = "bfloat16") -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sdft_cli.errors import MachineError, UsageError
 
-MARKERS = ("manifest.json", "run.json", "merge-check.json", "sdft-source.json", "sdft-demo.json")
+MARKERS = ("manifest.json", "run.json", "merge-certificate.json", "sdft-source.json", "sdft-demo.json")
 """A folder that holds one of these was written by sdft, and may be replaced by it."""
 
 

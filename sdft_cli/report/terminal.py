@@ -272,18 +272,24 @@ def _profile_row(part: Mapping[str, Any], steps: int) -> tuple[str, ...]:
 
 
 def merge_table(check: Mapping[str, Any]) -> Table:
-    """Show how a merged checkpoint compares with its adapter."""
+    """Show a merge certificate."""
+    adapted, behaviour = check["adapted"], check["behaviour"]
+    shares = [tensor["surviving_share"] for tensor in adapted]
+    same = sum(state.startswith("identical") for state in check["files"].values())
     rows = [
-        ("adapted tensors", check["adapted_tensors"]),
-        ("untouched tensors", check["untouched_tensors"]),
-        ("delta elements that survive bf16", f"{check['surviving_share']:.1%}"),
-        ("KL(adapter on || merged), mean nats", f"{check['mean_kl']:.2e}"),
-        ("KL(adapter on || base), mean nats", f"{check['base_mean_kl']:.2e}"),
-        ("largest KL at a position, nats", f"{check['max_kl']:.2e}"),
-        ("same top token", f"{check['top1_agreement']:.2%}"),
-        ("positions compared", check["positions"]),
+        ("adapted tensors, each base + (alpha / r) B A", len(adapted)),
+        ("  largest distance from the fp32 sum", f"{max(t['ulps'] for t in adapted)} ulp"),
+        (f"  of their updates, elements that survive {check['dtype']}", f"{min(shares):.1%} to {max(shares):.1%}"),
+        *((f"untouched tensors, {state}", count) for state, count in check["untouched"].items() if count),
+        ("tokenizer, template and configuration files as in the base", f"{same} of {len(check['files'])}"),
+        ("KL(adapter on || merged), mean nats", f"{behaviour['mean_kl']:.2e}"),
+        ("KL(adapter on || base), mean nats", f"{behaviour['base_mean_kl']:.2e}"),
+        ("largest KL at a position, nats", f"{behaviour['max_kl']:.2e}"),
+        ("same top token", f"{behaviour['top1_agreement']:.2%} of {behaviour['positions']}"),
+        ("same greedy answer", f"{behaviour['same_answers']} of {behaviour['answers']}"),
+        ("same tool calls in it", f"{behaviour['same_calls']} of {behaviour['answers']}"),
     ]
-    return table("Merged checkpoint against base + adapter", ["", "value"], rows)
+    return table("Merge certificate: the checkpoint on disk against base + adapter", ["", "value"], rows)
 
 
 def _memory_table(plan: Mapping[str, Any]) -> Table:

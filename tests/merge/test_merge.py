@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,13 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.adapters import lora_layers  # noqa: E402
 from sdft_cli.engine.backend import load_backend  # noqa: E402
+from sdft_cli.engine.models import resolve_model  # noqa: E402
 from sdft_cli.engine.runs import FORMAT, CheckPrompt, read_run, write_check_prompts, write_json  # noqa: E402
-from sdft_cli.errors import DataError, VerificationError  # noqa: E402
+from sdft_cli.errors import DataError, UsageError, VerificationError  # noqa: E402
+from sdft_cli.merge.certificate import ordered  # noqa: E402
 from sdft_cli.merge.merge import merge_run  # noqa: E402
-from sdft_cli.merge.verify import compare, failures  # noqa: E402
-from sdft_cli.merge.weights import Adapter, base_shards, merge_weights  # noqa: E402
+from sdft_cli.merge.verify import compare, failures, same_answers  # noqa: E402
+from sdft_cli.merge.weights import Adapter, base_shards, copy_companions  # noqa: E402
 
 
 @pytest.fixture
@@ -57,9 +60,12 @@ def test_every_tensor_is_the_fp32_sum_cast_once_or_untouched(run: Path, tiny_mod
             adapted += 1
         else:
             assert torch.equal(merged[name], weight)
-    assert check["adapted_tensors"] == adapted == 14
-    assert check["mean_kl"] < 1e-3 < check["base_mean_kl"]
-    assert check["positions"] == 4
+    assert len(check["adapted"]) == adapted == 14
+    assert check["behaviour"]["mean_kl"] < 1e-3 < check["behaviour"]["base_mean_kl"]
+    assert check["behaviour"]["positions"] == 4
+    assert check["behaviour"]["answers"] == 2
+    assert check["passed"]
+    assert json.loads((tmp_path / "merged" / "merge-certificate.json").read_text()) == check
 
 
 def test_the_checkpoint_stands_alone(run: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -95,28 +101,105 @@ def test_several_shards_are_merged_one_by_one(run: Path, tiny_model: Path, tmp_p
     assert all(torch.equal(sharded[k], whole[k]) for k in whole)
 
 
-@pytest.mark.parametrize("sabotage", ["wrong scaling", "no adapter", "swapped tensor"])
-def test_a_merge_that_is_not_the_trained_model_fails_and_leaves_nothing(
+def edited(file: Path, **changes: Any) -> None:
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps({**document, **changes}))
+
+
+def tensors_edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+NORM = "model.layers.1.input_layernorm.weight"
+AFTER: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "one module skipped": (
+        lambda out, base: tensors_edited(out, lambda t: t.update({Q: load_file(base / "model.safetensors")[Q]})),
+        "is not base",
+    ),
+    "two modules swapped": (
+        lambda out, base: tensors_edited(
+            out, lambda t: t.update({Q: t[Q.replace("0", "1", 1)].clone(), Q.replace("0", "1", 1): t[Q].clone()})
+        ),
+        "is not base",
+    ),
+    "one tensor dropped": (lambda out, base: tensors_edited(out, lambda t: t.pop(NORM)), "is missing"),
+    "one tensor added": (
+        lambda out, base: tensors_edited(out, lambda t: t.update(x=t[NORM].clone())),
+        "not in the base",
+    ),
+    "an untouched tensor changed": (
+        lambda out, base: tensors_edited(out, lambda t: t[NORM].view(torch.int16)[3:4].add_(1)),
+        "is not adapted and differs",
+    ),
+    "another dtype": (lambda out, base: tensors_edited(out, lambda t: t.update({NORM: t[NORM].half()})), "float16"),
+    "another shape": (lambda out, base: tensors_edited(out, lambda t: t.update({NORM: t[NORM][:8]})), "shape"),
+    "not finite": (lambda out, base: tensors_edited(out, lambda t: t[Q][0].fill_(torch.nan)), "is not base"),
+    "a truncated shard": (
+        lambda out, base: (out / "model.safetensors").write_bytes((out / "model.safetensors").read_bytes()[:-7]),
+        "is damaged",
+    ),
+    "eos swapped": (lambda out, base: edited(out / "generation_config.json", eos_token_id=5), "end of turn"),
+    "eos swapped in the config": (lambda out, base: edited(out / "config.json", eos_token_id=5), "end of turn"),
+    "another template": (
+        lambda out, base: (out / "chat_template.jinja").write_text("{{ messages[0].content }}"),
+        "chat_template.jinja differs",
+    ),
+    "no tokenizer": (lambda out, base: (out / "tokenizer.json").unlink(), "tokenizer.json is missing"),
+}
+
+
+def refused(run: Path, base: Path, out: Path, why: str) -> None:
+    with pytest.raises(VerificationError, match="is not the model that was trained"):
+        merge_run(read_run(run), str(base), out)
+    certificate = json.loads((out / "merge-certificate.json").read_text())
+    assert not certificate["passed"]
+    assert why in " ".join(certificate["failures"])
+    assert (out / "FAILED.txt").read_text().splitlines() == certificate["failures"]
+    with pytest.raises(UsageError, match="failed its certificate"):
+        resolve_model(str(out))
+
+
+@pytest.mark.parametrize("sabotage", AFTER)
+def test_a_checkpoint_that_was_sabotaged_is_caught_and_marked(
     run: Path, tiny_model: Path, tmp_path: Path, sabotage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import sdft_cli.merge.merge as module
 
-    def sabotaged(base: Path, adapter: Adapter, out: Path) -> Any:
-        if sabotage == "wrong scaling":
-            adapter.scaling *= 2
-        if sabotage == "no adapter":
-            adapter.scaling = 0.0
-        counts = merge_weights(base, adapter, out)
-        if sabotage == "swapped tensor":
-            tensors = load_file(out / "model.safetensors")
-            tensors["model.layers.0.self_attn.q_proj.weight"].neg_()
-            save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
-        return counts
+    change, why = AFTER[sabotage]
 
-    monkeypatch.setattr(module, "merge_weights", sabotaged)
-    with pytest.raises(VerificationError, match="is not the model that was trained"):
-        merge_run(read_run(run), str(tiny_model), tmp_path / "merged")
-    assert not (tmp_path / "merged").exists()
+    def companions(base: Path, out: Path, dtype: str) -> None:
+        copy_companions(base, out, dtype)
+        change(out, base)
+
+    monkeypatch.setattr(module, "copy_companions", companions)
+    refused(run, tiny_model, tmp_path / "merged", why)
+
+
+@pytest.mark.parametrize("factor", [2.0, 0.5, 0.0, -1.0])
+def test_a_wrong_scaling_is_caught(
+    run: Path, tiny_model: Path, tmp_path: Path, factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta = Adapter.delta
+    monkeypatch.setattr(Adapter, "delta", lambda self, name: factor * delta(self, name))
+    refused(run, tiny_model, tmp_path / "merged", "is not base")
+
+
+def test_float32_keeps_every_element_of_the_update(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    found = merge_run(read_run(run), str(tiny_model), tmp_path / "merged", dtype=torch.float32)
+    assert found["dtype"] == "float32"
+    assert json.loads((tmp_path / "merged" / "config.json").read_text())["dtype"] == "float32"
+    assert {tensor["surviving_share"] > 0.999 for tensor in found["adapted"]} == {True}
+
+
+def test_an_update_that_vanishes_is_said(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    tensors = load_file(run / "adapter" / "adapter_model.safetensors")
+    name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
+    tensors[name].mul_(1e-9)
+    save_file(tensors, run / "adapter" / "adapter_model.safetensors", metadata={"format": "pt"})
+    refused(run, tiny_model, tmp_path / "merged", "its update vanishes in bfloat16 (merge with --dtype float32)")
 
 
 def test_an_adapter_of_another_base_is_refused(run: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -132,14 +215,22 @@ def test_an_adapter_of_another_base_is_refused(run: Path, tiny_model: Path, tmp_
         read_run(run)
 
 
-def test_survival_is_counted_over_elements_that_the_delta_changes(tmp_path: Path) -> None:
-    from sdft_cli.merge.weights import MergeCounts, _merged
+def test_units_in_the_last_place() -> None:
+    values = torch.tensor([-2.0, -1.0, -(2.0**-133), 0.0, 2.0**-133, 1.0, 1.0078125], dtype=torch.bfloat16)
+    found = ordered(values).tolist()
+    assert found == sorted(found)
+    assert found[6] - found[5] == 1
+    assert found[4] - found[2] == 2  # the smallest numbers on both sides of 0
+    assert ordered(torch.tensor([-0.0])).tolist() == ordered(torch.tensor([0.0])).tolist()
 
-    counts = MergeCounts()
-    weight = torch.tensor([[1.0, 1.0, 1.0]], dtype=torch.bfloat16)
-    merged = _merged(weight, torch.tensor([[0.5, 1e-6, 0.0]]), torch.bfloat16, counts)
-    assert merged.tolist() == [[1.5, 1.0, 1.0]]
-    assert (counts.delta_elements, counts.surviving_elements, counts.surviving_share) == (2, 1, 0.5)
+
+def test_same_answers() -> None:
+    call = '<tool_call>{"name": "Bash", "arguments": {"command": "ls"}}</tool_call>'
+    assert same_answers(["a", call, f"x {call}"], ["a", "b", call]) == {
+        "answers": 3,
+        "same_answers": 1,
+        "same_calls": 2,
+    }
 
 
 def test_comparison_by_hand_and_what_fails() -> None:

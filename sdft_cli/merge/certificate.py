@@ -1,0 +1,237 @@
+"""Is the folder the base with this adapter added, and nothing else? Read from disk, tensor by tensor and file by file.
+
+Nothing here is shared with the code that merged: the scaling comes from the adapter's own configuration, sums are made
+again from the files.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sdft_cli.errors import DataError
+
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+OURS = {"README.md", "merge-certificate.json"}
+"""Files of a checkpoint that are not the base's: the model card and the certificate."""
+MAY_CHANGE = {"dtype", "torch_dtype"}
+"""Keys of `config.json` that a merge sets."""
+EOS_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class AdaptedTensor:
+    """A tensor that the adapter changes. `ulps`: largest distance from the fp32 sum, in units of the last place.
+
+    `surviving_share`: of the elements that the delta would change, the share that differ from the base in this dtype.
+    """
+
+    name: str
+    ulps: int
+    surviving_share: float
+
+
+@dataclass
+class Certificate:
+    """What was compared. `failures`: sentences; empty if the checkpoint is what it claims to be."""
+
+    dtype: str
+    adapted: list[AdaptedTensor] = field(default_factory=list)
+    identical: int = 0
+    cast: int = 0
+    files: dict[str, str] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+class Tensors:
+    """The safetensors files of a folder as one mapping, read tensor by tensor.
+
+    Raises:
+        DataError: there are none, or one cannot be read.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, Any] = {}
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            raise DataError(f"{folder} holds no safetensors file: merge again.")
+        self.where: dict[str, Path] = {}
+        for path in paths:
+            try:
+                opened = safe_open(path, "pt")
+            except (SafetensorError, OSError) as error:
+                raise DataError(f"{path.name} is damaged ({error}): merge again, with enough free space.") from error
+            for name in opened.keys():  # noqa: SIM118  # safe_open is no mapping
+                if name in self.where:
+                    raise DataError(f"{name} is in {self.where[name].name} and in {path.name}: merge again.")
+                self.where[name] = path
+            self.files[path.name] = opened
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self.files[self.where[name].name].get_tensor(name)
+        return tensor
+
+    def shape_and_type(self, name: str) -> tuple[tuple[int, ...], str]:
+        """Return shape and dtype, without reading the tensor."""
+        found = self.files[self.where[name].name].get_slice(name)
+        return tuple(found.get_shape()), str(found.get_dtype())
+
+
+def _deltas(adapter: Path, bases: Tensors) -> dict[str, tuple[str, float]]:
+    """Return, for each tensor of the base that the adapter changes, its module's name and the scaling alpha / r."""
+    config = json.loads((adapter / "adapter_config.json").read_bytes())
+    scaling = config["lora_alpha"] / config["r"]
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        modules = {k.removesuffix(".lora_A.weight") for k in file.keys() if k.endswith(".lora_A.weight")}  # noqa: SIM118
+    return {m.removeprefix("base_model.model.") + ".weight": (m, scaling) for m in modules}
+
+
+def ordered(tensor: Tensor) -> Tensor:
+    """Map floats to integers in their order, neighbours one apart, so that differences are units in the last place."""
+    bits = tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()]).to(torch.int64)
+    sign = torch.iinfo({2: torch.int16, 4: torch.int32}[tensor.element_size()]).min
+    return torch.where(bits < 0, sign - bits, bits)
+
+
+def same_bytes(a: Tensor, b: Tensor) -> bool:
+    """Say whether two tensors are the same bits; NaNs of the same bits are equal."""
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_raw(a), _raw(b))
+
+
+def _raw(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def certify(base: Path, adapter: Path, merged: Path, dtype: torch.dtype) -> Certificate:
+    """Compare a merged checkpoint on disk with what the base and the adapter on disk make.
+
+    Args:
+        base, adapter, merged: folders.
+        dtype: of the merged weights, bfloat16 or float32.
+
+    Raises:
+        DataError: base or adapter cannot be read; a merged file that cannot is a failure of the certificate.
+    """
+    found = Certificate(str(dtype).removeprefix("torch."))
+    bases = Tensors(base)
+    deltas = _deltas(adapter, bases)
+    try:
+        new = Tensors(merged)
+    except DataError as error:
+        found.failures.append(str(error))
+        return found
+    found.failures += _keys_differ(bases, new, deltas)
+    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
+        for name in sorted(bases.where.keys() & new.where.keys()):
+            problem = _compare_tensor(name, bases, new, deltas.get(name), file, dtype, found)
+            if problem:
+                found.failures.append(problem)
+    found.failures += _index_differs(merged, new)
+    found.failures += list(_files_differ(base, merged, found.files))
+    return found
+
+
+def _keys_differ(bases: Tensors, new: Tensors, deltas: Mapping[str, object]) -> Iterator[str] | list[str]:
+    found = []
+    for what, names in (
+        ("is missing from the checkpoint", bases.where.keys() - new.where.keys()),
+        ("is in the checkpoint and not in the base", new.where.keys() - bases.where.keys()),
+        ("is adapted and not in the base", deltas.keys() - bases.where.keys()),
+    ):
+        if names:
+            found.append(f"{min(names)} {what} ({len(names)} such tensors)")
+    return found
+
+
+def _compare_tensor(
+    name: str,
+    bases: Tensors,
+    new: Tensors,
+    delta: tuple[str, float] | None,
+    file: Any,
+    dtype: torch.dtype,
+    found: Certificate,
+) -> str | None:
+    before, after = bases[name], new[name]
+    if before.shape != after.shape:
+        return f"{name} has the shape {tuple(after.shape)}, in the base {tuple(before.shape)}"
+    expected_type = dtype if before.is_floating_point() else before.dtype
+    if after.dtype != expected_type:
+        return f"{name} is {after.dtype}, not {expected_type}"
+    if delta is None:
+        unchanged = before.to(expected_type)
+        found.identical += before.dtype == expected_type
+        found.cast += before.dtype != expected_type
+        return None if same_bytes(unchanged, after) else f"{name} is not adapted and differs from the base"
+    module, scaling = delta
+    a, b = (file.get_tensor(f"{module}.lora_{x}.weight").float() for x in "AB")
+    change = scaling * (b @ a)
+    ulps = int((ordered(after) - ordered((before.float() + change).to(dtype))).abs().max())
+    changed = change != 0
+    differs = after != before.to(dtype)
+    share = float((changed & differs).sum() / changed.sum()) if changed.any() else 0.0
+    found.adapted.append(AdaptedTensor(name, ulps, share))
+    if ulps > 1 or not after.isfinite().all():
+        return f"{name} is not base + (alpha / r) B A: {ulps} units in the last place away"
+    if not differs.any():
+        return f"{name} equals the base: its update vanishes in {found.dtype} (merge with --dtype float32)"
+    return None
+
+
+def _index_differs(merged: Path, new: Tensors) -> list[str]:
+    index = merged / "model.safetensors.index.json"
+    if not index.is_file():
+        return [] if len(new.files) == 1 else [f"{len(new.files)} weight files and no index"]
+    listed = json.loads(index.read_bytes())["weight_map"]
+    if listed != {name: path.name for name, path in new.where.items()}:
+        return ["model.safetensors.index.json does not say where the tensors are"]
+    return []
+
+
+def _files_differ(base: Path, merged: Path, states: dict[str, str]) -> Iterator[str]:
+    """Compare all files but weights: tokenizer, template, configurations, processors; write how each one compares."""
+    names = {
+        path.name
+        for folder in (base, merged)
+        for path in folder.iterdir()
+        if path.is_file() and path.suffix not in WEIGHTS and not path.name.startswith(".")
+    }
+    for name in sorted(names - OURS - {"model.safetensors.index.json"}):
+        before, after = base / name, merged / name
+        if not (before.is_file() and after.is_file()):
+            states[name] = "missing" if before.is_file() else "not in the base"
+            yield f"{name} is {'missing' if before.is_file() else 'in the checkpoint and not in the base'}"
+        elif before.read_bytes() == after.read_bytes():
+            states[name] = "identical"
+        elif name == "config.json" and _apart_from_dtype(before) == _apart_from_dtype(after):
+            states[name] = "identical but for dtype"
+        else:
+            states[name] = "differs"
+            yield f"{name} differs from the base's{_eos_change(before, after)}"
+
+
+def _apart_from_dtype(path: Path) -> Any:
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: strip(inner) for key, inner in value.items() if key not in MAY_CHANGE}
+        return value
+
+    return strip(json.loads(path.read_bytes()))
+
+
+def _eos_change(before: Path, after: Path) -> str:
+    if before.name not in EOS_FILES:
+        return ""
+    found = []
+    for path in (before, after):
+        document = json.loads(path.read_bytes())
+        found.append({key: document[key] for key in ("eos_token_id", "eos_token") if key in document})
+    return f" (end of turn: {found[1]}, in the base {found[0]})" if found[0] != found[1] else ""
