@@ -30,7 +30,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers.cache_utils import Cache
 
 from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.forward import Sequences, context_obstacle
@@ -291,11 +291,11 @@ def depth_first_states(backend: Backend, prompts: Sequences, answers: Sequences,
 
 
 @torch.no_grad()
-def forked_cache(backend: Backend, prompts: Sequences, segment_tokens: int) -> DynamicCache:
+def forked_cache(backend: Backend, prompts: Sequences, segment_tokens: int, room: int = 0) -> Cache:
     """Return the cache of all but the last token of each prompt, left-padded to one width W; for `generate`.
 
-    Common prefixes are computed once. Keys, values: (B, heads, W, d); recurrent states have no width, and padding never
-    enters them. Prompts have at least two tokens.
+    Common prefixes are computed once. Keys, values: (B, heads, W, d), in buffers with room for `room` tokens more;
+    recurrent states have no width, and padding never enters them. Prompts have at least two tokens.
 
     Raises:
         UsageError, DataError: as `depth_first_backward`.
@@ -312,14 +312,14 @@ def forked_cache(backend: Backend, prompts: Sequences, segment_tokens: int) -> D
         for index, _, end in _ends(walker, shareable, [(0, 0)] * len(rows), segment_tokens):
             pairs = walker.path.keys_and_values(end.length)
             if not attention:
-                shapes = [(len(rows), k.shape[0], width, k.shape[2]) for k, _ in pairs]
+                shapes = [(len(rows), k.shape[0], width + room, k.shape[2]) for k, _ in pairs]
                 attention = [(k.new_zeros(s), v.new_zeros(s)) for (k, v), s in zip(pairs, shapes, strict=True)]
             for (keys, values), (k, v) in zip(attention, pairs, strict=True):
-                keys[index, :, width - end.length :] = k
-                values[index, :, width - end.length :] = v
+                keys[index, :, width - end.length : width] = k
+                values[index, :, width - end.length : width] = v
             recurrent[index] = end.states
     trunk: Any = backend.trunk
     if hasattr(trunk, "rope_deltas"):
         # Left there by an earlier batch: where a cache is given, generate adds it to the positions of this batch.
         trunk.rope_deltas = None
-    return batch_cache(walker.config, attention, [torch.cat(x) for x in zip(*recurrent, strict=True)])
+    return batch_cache(walker.config, attention, [torch.cat(x) for x in zip(*recurrent, strict=True)], room)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from sdft_cli.engine.backend import Backend
+from sdft_cli.engine.decoding import roomy_cache
 from sdft_cli.engine.depth_first import depth_first_backward, depth_first_states, forked_cache
 from sdft_cli.engine.forward import (
     Sequences,
@@ -104,10 +105,15 @@ def step_backward(
                 loss.backward()  # type: ignore[no-untyped-call]
 
 
-def shared_cache(backend: Backend, prompts: Sequences) -> Any:
-    """Return a cache of all but the last token of each prompt for `generate`, or None where nothing is shared."""
-    if backend.sharing == "none" or min(map(len, prompts)) < 2:
+def decoding_cache(backend: Backend, prompts: Sequences, new_tokens: int) -> Any:
+    """Return a cache for `generate`, with room for `new_tokens`: of all but the last token of each prompt, or empty.
+
+    None where the library keeps a cache of its own.
+    """
+    if not backend.takes_masks:
         return None
+    if backend.sharing == "none" or min(map(len, prompts)) < 2:
+        return roomy_cache(backend.base.config.get_text_config(), max(map(len, prompts)) + new_tokens)
     if backend.sharing == "packed":
-        return packed_cache(backend, prompts, PREFILL_TOKENS)
-    return forked_cache(backend, prompts, backend.segment_tokens)
+        return packed_cache(backend, prompts, PREFILL_TOKENS, new_tokens + 1)
+    return forked_cache(backend, prompts, backend.segment_tokens, new_tokens + 1)

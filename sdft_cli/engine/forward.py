@@ -67,26 +67,28 @@ def _packed(backend: Backend, rows: Sequences, use_cache: bool) -> tuple[Any, li
     return output, [torch.from_numpy(row).to(backend.device) for row in tree.rows]
 
 
-def packed_cache(backend: Backend, prompts: Sequences, max_tokens: int) -> Any:
+def packed_cache(backend: Backend, prompts: Sequences, max_tokens: int, room: int = 0) -> Any:
     """Return the key-value cache of all but the last token of each prompt, left-padded to one width W.
 
-    Common prefixes are computed once, in packed passes of at most `max_tokens` tokens. Keys, values: (B, heads, W, d).
+    Common prefixes are computed once, in packed passes of at most `max_tokens` tokens. Keys, values: (B, heads, W, d),
+    in buffers with room for `room` tokens more.
     """
-    from transformers import DynamicCache
+    from sdft_cli.engine.states import batch_cache
 
     rows = [list(prompt[:-1]) for prompt in prompts]
     width = max(map(len, rows))
-    found: dict[int, list[tuple[Tensor, Tensor]]] = {}
+    attention: list[tuple[Tensor, Tensor]] = []
     for group in shared_passes(rows, max_tokens, attention=attention_share(backend)):
         output, where = _packed(backend, [rows[i] for i in group], use_cache=True)
-        index = torch.stack([torch.cat([w.new_zeros(width - len(w)), w]) for w in where])  # (group, W)
-        layers = [(x.keys[0][:, index], x.values[0][:, index]) for x in output.past_key_values.layers]
-        for place, i in enumerate(group):
-            found[i] = [(keys[:, place], values[:, place]) for keys, values in layers]
-    cache = DynamicCache()
-    for number, pairs in enumerate(zip(*(found[i] for i in range(len(rows))), strict=True)):
-        cache.update(torch.stack([k for k, _ in pairs]), torch.stack([v for _, v in pairs]), number)
-    return cache
+        layers = [(layer.keys[0], layer.values[0]) for layer in output.past_key_values.layers]
+        if not attention:
+            shape = (len(rows), layers[0][0].shape[0], width + room)
+            attention = [(k.new_zeros(*shape, k.shape[-1]), v.new_zeros(*shape, v.shape[-1])) for k, v in layers]
+        for i, index in zip(group, where, strict=True):
+            for (keys, values), (k, v) in zip(attention, layers, strict=True):
+                keys[i, :, width - len(index) : width] = k[:, index]
+                values[i, :, width - len(index) : width] = v[:, index]
+    return batch_cache(backend.base.config.get_text_config(), attention, [], room)
 
 
 def padded_passes(lengths: Sequence[int], max_tokens: int, max_items: int | None = None) -> list[list[int]]:

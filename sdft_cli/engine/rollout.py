@@ -10,7 +10,7 @@ be decoded in any case.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from sdft_cli.config import RolloutSettings
 from sdft_cli.engine.adapters import lora_layers, weights
 from sdft_cli.engine.backend import Backend
-from sdft_cli.engine.executors import shared_cache
+from sdft_cli.engine.decoding import grouped_attention
+from sdft_cli.engine.executors import decoding_cache
 from sdft_cli.engine.forward import padded_passes
 from sdft_cli.engine.free_memory import free_memory
 from sdft_cli.engine.interrupts import interruptible
@@ -170,10 +171,10 @@ def _decoding(backend: Backend) -> Iterator[None]:
     """
     from transformers import GenerationConfig
 
-    own = backend.base.generation_config
+    own, config = backend.base.generation_config, backend.base.config.get_text_config()
     backend.base.generation_config = GenerationConfig()
     try:
-        with backend.decoding():
+        with backend.decoding(), grouped_attention(config) if backend.takes_masks else nullcontext():
             yield
     finally:
         backend.base.generation_config = own
@@ -242,7 +243,7 @@ def generate(
             attention_mask=mask.to(backend.device),
             generation_config=_decoding_config(max_new_tokens, stop_ids, pad_id, temperature, top_p),
             logits_processor=[recorder] if recorder else None,
-            past_key_values=shared_cache(backend, prompts),
+            past_key_values=decoding_cache(backend, prompts, max_new_tokens),
         )
     start = ids.shape[1]
     recorded = recorder.finish(output, start) if recorder else [None] * len(prompts)

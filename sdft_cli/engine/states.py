@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, LinearAttentionLayer
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
+
+from sdft_cli.engine.decoding import RoomyLayer, roomy_cache
 
 LINEAR = "linear_attention"
 
@@ -143,25 +145,27 @@ class Path:
         return [(layer.buffers[0], layer.buffers[1]) for layer in self.attention]
 
 
-def batch_cache(config: Any, attention: Sequence[tuple[Tensor, Tensor]], recurrent: Sequence[Tensor]) -> DynamicCache:
-    """Return a stock cache of these contents, as `generate` takes it.
+def batch_cache(
+    config: Any, attention: Sequence[tuple[Tensor, Tensor]], recurrent: Sequence[Tensor], room: int = 0
+) -> Cache:
+    """Return a cache of these contents, as `generate` takes it.
 
     Args:
         config: of the language model.
-        attention: keys and values of each attention layer, (B, heads, W, d).
+        attention: keys and values of each attention layer, (B, heads, W + room, d); the room is not filled yet.
         recurrent: as `Path.states`, over a batch.
+        room: tokens that will follow.
     """
-    cache = DynamicCache(config=config)
+    width = attention[0][0].shape[2] if attention else 0
+    cache = roomy_cache(config, width)
     pairs, states = iter(attention), iter(recurrent)
     for layer in cache.layers:
         if isinstance(layer, LinearAttentionLayer):
             conv, memory = next(states), next(states)
             layer.update_conv_state(conv)
             layer.update_recurrent_state(memory)
-        elif isinstance(layer, DynamicLayer):
-            keys, values = next(pairs)
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
+        elif isinstance(layer, RoomyLayer):
+            layer.fill(*next(pairs), width - room)
     return cache
 
 

@@ -14,8 +14,8 @@ from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.backend import Backend, load_backend  # noqa: E402
 from sdft_cli.engine.executors import (  # noqa: E402
     answer_states,
+    decoding_cache,
     plan_passes,
-    shared_cache,
     step_backward,
     step_states,
 )
@@ -105,8 +105,8 @@ def test_rollouts_from_a_shared_cache_are_those_of_each_prompt_alone(backend: Ba
     for chosen in (range(len(prompts)), range(3), [8]):
         found = generate(backend, [prompts[i] for i in chosen], 12, [], 0)
         assert [rollout.ids for rollout in found] == [expected[i] for i in chosen]
-    assert (shared_cache(backend, prompts) is None) == (sharing == "none")
-    assert shared_cache(backend, [[5], [6, 7]]) is None  # nothing stands before the last token
+    lengths = [decoding_cache(backend, rows, 12).get_seq_length() for rows in (prompts, [[5], [6, 7]])]
+    assert lengths == [0 if sharing == "none" else max(map(len, prompts)) - 1, 0]  # nothing before the last token
 
 
 def test_a_plan_counts_what_the_pass_will_cost(tiny_model: Path) -> None:

@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.backend import Backend  # noqa: E402
-from sdft_cli.engine.executors import shared_cache, step_backward, step_states  # noqa: E402
+from sdft_cli.engine.executors import decoding_cache, step_backward, step_states  # noqa: E402
 from sdft_cli.engine.flops import backward_flops, forward_flops, head_flops  # noqa: E402
 from sdft_cli.engine.shape import shape_of  # noqa: E402
 from sdft_cli.engine.work import Work, passes_work, prefill_work, step_operations  # noqa: E402
@@ -76,7 +76,7 @@ def test_counted_is_what_runs(kind: str, sharing: Any, max_tokens: int, monkeypa
     if sharing != "none":
         prefill = Counter(backend, monkeypatch)
         with torch.no_grad():
-            shared_cache(backend, PROMPTS)
+            decoding_cache(backend, PROMPTS, 4)
         monkeypatch.undo()
         assert prefill.work == prefill_work(backend, PROMPTS)
 
