@@ -24,7 +24,11 @@ SHARED: dict[str, Any] = {
 VARIANTS: dict[str, dict[str, Any]] = {
     "engine, independent": {"prefix_sharing": "none"},
     "engine, packed": {"prefix_sharing": "packed", "optim.max_tokens_per_pass": 16_384},
-    "engine, depth-first": {"prefix_sharing": "depth_first", "segment_tokens": 1_024},
+    "engine, depth-first": {
+        "prefix_sharing": "depth_first",
+        "segment_tokens": 512,
+        "rollout.max_tokens_per_pass": 8_704,  # of 2,048 tokens and their rollouts, four are decoded together
+    },
 }
 """What distinguishes this engine's sides, as `--set` would say it. A new executor is a new line here.
 

@@ -40,9 +40,9 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         assert self.buffers is not None
         for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:stop] = new
-        keys, values = self.buffers
-        self.keys, self.values = keys[:, :, :stop], values[:, :, :stop]
-        return self.keys, self.values
+        keys, values = (buffer[:, :, :stop] for buffer in self.buffers)
+        self.keys, self.values = keys, values
+        return keys, values
 
     def fill(self, keys: Tensor, values: Tensor, filled: int) -> None:
         """Take buffers (B, heads, capacity, d) whose first `filled` tokens are written."""
