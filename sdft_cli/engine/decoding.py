@@ -51,11 +51,11 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.keys, self.values = keys[:, :, :filled], values[:, :, :filled]
 
     def _allocate(self, keys: Tensor, values: Tensor, filled: int) -> None:
-        made = [x.new_empty((*x.shape[:2], self.capacity, x.shape[-1])) for x in (keys, values)]
-        if filled:
-            for buffer, old in zip(made, (self.keys, self.values), strict=True):
-                buffer[:, :, :filled] = old
-        self.buffers = (made[0], made[1])
+        first, second = (x.new_empty((*x.shape[:2], self.capacity, x.shape[-1])) for x in (keys, values))
+        if filled and self.buffers is not None:
+            first[:, :, :filled] = self.buffers[0][:, :, :filled]
+            second[:, :, :filled] = self.buffers[1][:, :, :filled]
+        self.buffers = (first, second)
 
 
 def roomy_cache(config: Any, capacity: int) -> Cache:

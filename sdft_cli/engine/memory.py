@@ -27,8 +27,8 @@ twice. There is no checkpointing: the segments are it.
 **Loss**: three fp32 buffers of a chunk's rows x V, beside them a fourth with the gradient of the chunk before, and
 three of N x H.
 
-**Rollout**: the cache is prompt + cap long. Prefill of a batch is one pass; shared prefixes are computed in passes of
-`PREFILL_TOKENS` and forked, so for a moment the cache exists twice.
+**Rollout**: the cache is prompt + cap long from the beginning, in one buffer per layer (`engine/decoding.py`). Prefill
+of a batch is one pass; shared prefixes are computed in passes of `PREFILL_TOKENS` (packed) and forked, or along a path.
 
 What is not counted: allocator fragmentation, the CUDA context, library workspaces, host memory.
 `python -m benchmarks.bench_plan` compares these numbers with peaks measured on a CPU.
@@ -253,31 +253,25 @@ def rollout_phase(
     prefill = padded(prompts)
     token, state = shape.kv_bytes(size), rows * shape.state_bytes(size)
     activations = _forward_bytes(shape, size, not merged, fused)
-    masked = prefill.mask > 0
-    layer = rows * (width + new_tokens) * 2 * shape.kv_heads * shape.head_dim * size
-    groups = shape.heads // shape.kv_heads
+    cache = rows * (width + new_tokens) * token + state
     if sharing == "depth_first" and min(prompts) > 1:
         segment = min(config.segment_tokens, width)
         path = path_parts(shape, config, width, gradients=False)
-        before = {"key-value cache": rows * width * token + state, "activations": segment * activations, **path}
+        before = {"key-value cache": cache, "activations": segment * activations, **path}
     elif sharing == "packed" and min(prompts) > 1:
         tree = distinct or max(width, min(PREFILL_TOKENS, sum(prompts)))
         before = {
-            "key-value cache": rows * width * token + tree * token,
-            "activations": max(tree * activations, rows * width * token),
+            "key-value cache": cache + tree * token,
+            "activations": tree * activations,
             "attention mask": _mask_bytes(shape, tree * tree if rows > 1 else 0, size, 1),
         }
     else:
         before = {
-            "key-value cache": rows * width * token + state,
+            "key-value cache": cache,
             "activations": prefill.tokens * activations,
             "attention mask": _mask_bytes(shape, prefill.mask, size, 1),
         }
-    decode = {
-        "key-value cache": rows * (width + new_tokens) * token + state,
-        "copies of one layer's cache": layer // 2 + (layer * groups if masked else 0),
-        "sampling": rows * shape.vocabulary * SAMPLING_BYTES,
-    }
+    decode = {"key-value cache": cache, "sampling": rows * shape.vocabulary * SAMPLING_BYTES}
     worst = max((before, decode), key=lambda part: sum(part.values()))
     return Phase("rollout", {**parts, **worst})
 
