@@ -39,6 +39,7 @@ from sdft_cli.engine.depth_first import depth_first_backward, depth_first_states
 from sdft_cli.engine.forward import response_states
 from sdft_cli.engine.loss import distillation_loss
 from sdft_cli.engine.models import resolve_model
+from sdft_cli.engine.sharing import choose_sharing
 
 MODULE = "benchmarks.bench_scaling"
 CHECKPOINTED = "alone, checkpointed"
@@ -110,7 +111,8 @@ def step(case: Case, backend: Backend) -> dict[str, float]:
         seconds["teacher"] = time.perf_counter() - start
         depth_first_backward(backend, prompts, answers, lambda i, s: loss(s, teacher[i]), case.segment)
     else:
-        backend.sharing = "packed" if case.way == "packed" else "none"
+        if case.way == "packed":
+            choose_sharing(backend, "packed")
         passes = [range(case.turns)] if case.way == "packed" else [[i] for i in range(case.turns)]
         for some in passes:
             before = time.perf_counter()

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from sdft_cli.engine.tree_attention import TREE, attend_in_blocks
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -68,7 +69,7 @@ def roomy_cache(config: Any, capacity: int) -> Cache:
 def attend_in_groups(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Stock attention (sdpa), but single queries with a mask go to their key head together, as more queries of it.
+    """Attention in blocks (`tree_attention.py`), but single queries with a mask go to their key head together.
 
     Args:
         module: the attention layer.
@@ -81,8 +82,7 @@ def attend_in_groups(
     """
     (batch, heads, queries, size), kv_heads = query.shape, key.shape[1]
     if queries > 1 or heads == kv_heads or attention_mask is None:
-        found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-        return found
+        return attend_in_blocks(module, query, key, value, attention_mask, **settings)
     folded = query.reshape(batch, kv_heads, heads // kv_heads, size)
     output = functional.scaled_dot_product_attention(
         folded, key, value, attn_mask=attention_mask, scale=settings.get("scaling")
@@ -99,7 +99,7 @@ AttentionMaskInterface.register(GROUPED, sdpa_mask)
 def grouped_attention(config: Any) -> Iterator[None]:
     """Let the layers of this (text) configuration attend by `attend_in_groups`, if they attend by sdpa."""
     own = config._attn_implementation
-    if own == "sdpa":
+    if own in ("sdpa", TREE):
         config._attn_implementation = GROUPED
     try:
         yield

@@ -110,14 +110,15 @@ def padded_passes(lengths: Sequence[int], max_tokens: int, max_items: int | None
 def attention_share(backend: Backend) -> float:
     """Return what attending to one token costs, in units of the rest of a token's forward pass through a layer.
 
-    Queries with keys and weights with values are 4 operations per head dimension; the rest is 2 per parameter.
+    Queries with keys and weights with values are 4 operations per head dimension, of which a pass over n tokens spares
+    half, as causal kernels do or as blocks do (`tree_attention.py`); the rest is 2 per parameter.
     """
     config = backend.base.config.get_text_config()
     heads = config.num_attention_heads
     size = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     embeddings = backend.base.get_input_embeddings().weight.numel()
     parameters = sum(p.numel() for p in backend.trunk.parameters()) - embeddings
-    return float(4 * size * config.num_hidden_layers / (2 * parameters))
+    return float(2 * size * config.num_hidden_layers / (2 * parameters))
 
 
 def packing_obstacle(model: Any) -> str | None:
@@ -126,7 +127,7 @@ def packing_obstacle(model: Any) -> str | None:
     layers = set(getattr(config, "layer_types", None) or ())
     if layers - {"full_attention"}:
         return f"the model has {', '.join(sorted(layers - {'full_attention'}))} layers"
-    if config._attn_implementation != "sdpa":
+    if config._attn_implementation not in ("sdpa", "sdft_tree"):  # ours, in blocks (tree_attention.py)
         return f"attention of type {config._attn_implementation} takes no boolean mask"
     return context_obstacle(config)
 

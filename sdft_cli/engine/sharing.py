@@ -16,6 +16,7 @@ from sdft_cli.engine.forward import packing_obstacle, padded_states
 from sdft_cli.engine.free_memory import free_memory
 from sdft_cli.engine.memory import packed, static_parts, student_phase
 from sdft_cli.engine.shape import shape_of
+from sdft_cli.engine.tree_attention import use_tree_attention
 from sdft_cli.errors import UsageError
 from sdft_cli.records import RecordRow
 
@@ -45,6 +46,8 @@ def choose_sharing(backend: Backend, requested: str, room: str | None = None) ->
         error = sharing_error(backend, kind)
         if error is None:
             backend.sharing = kind
+            if kind == "packed":
+                use_tree_attention(backend.base.config.get_text_config())
             why = "; ".join([*errors, *([room] if room and kind == "depth_first" else [])])
             return f"Prefix sharing: {kind} (checked on this model{f'; {why}' if why else ''})"
         errors.append(f"not {kind}, since {error}")

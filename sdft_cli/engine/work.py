@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.backend import Backend
@@ -13,6 +14,7 @@ from sdft_cli.engine.forward import Sequences
 from sdft_cli.engine.prefix_tree import build_tree
 from sdft_cli.engine.prefix_walk import Enter, Leave, Span, Tail, walk
 from sdft_cli.engine.shape import Shape
+from sdft_cli.engine.tree_attention import BLOCK
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,10 @@ def _padded(lengths: Sequence[int]) -> tuple[float, float]:
 
 def _packed(rows: Sequences) -> tuple[float, float]:
     tree = build_tree(rows)
-    return len(tree), len(tree) ** 2 if len(tree.branches) > 1 else causal_pairs([len(tree)])
+    if len(tree.branches) == 1:
+        return len(tree), causal_pairs([len(tree)])
+    stops = [min(start + BLOCK, len(tree)) for start in range(0, len(tree), BLOCK)]
+    return len(tree), sum((stop - start) * stop for start, stop in pairwise([0, *stops]))
 
 
 def _span(span: Span, gradient: bool = False) -> Work:

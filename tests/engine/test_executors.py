@@ -118,6 +118,17 @@ def test_a_plan_counts_what_the_pass_will_cost(tiny_model: Path) -> None:
         assert plan_passes(found, rows, 6) == [[0, 1, 2]]
 
 
+@pytest.mark.parametrize(("kind", "sharing"), [case for case in CASES if case[1] != "none"])
+def test_bf16_stays_within_its_rounding(kind: str, sharing: Any) -> None:
+    """A shared step is no further from the fp32 gradient than independent turns in bf16 are, up to a fifth."""
+    exact = independent(make(kind), PROMPTS, ANSWERS)
+    half = make(kind, torch.bfloat16)
+    plain = error(independent(half, PROMPTS, ANSWERS), exact)
+    half.sharing, half.segment_tokens = sharing, 16
+    ours = gradient(half, lambda: step_backward(half, PROMPTS, ANSWERS, turns_loss, 0, 100_000))
+    assert error(ours, exact) <= 1.2 * plain
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["packed", "depth_first"])
 def test_smollm2(smollm2: Path, sharing: Any) -> None:
