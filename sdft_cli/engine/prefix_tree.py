@@ -80,8 +80,8 @@ def shared_passes(
 ) -> list[list[int]]:
     """Cut sequences into groups whose trees hold at most `max_tokens` tokens; neighbours share the most.
 
-    A tree of n tokens costs `n + attention * n * n`: attention between branches is masked, not spared. So a sequence joins
-    a group only if that costs no more than a pass of its own.
+    A tree of n tokens costs `n + attention * n * n`: attention between branches is masked, not spared. So a sequence
+    joins a group only if that costs no more than a pass of its own.
 
     Args:
         sequences: token ids.
