@@ -1,8 +1,8 @@
 """Seconds and peak memory of a step against prompt length and turns: prefix-shared, and turn by turn; the gradient.
 
     python -m benchmarks.bench_scaling [--prompts 2048 8192] [--turns 32] [--length 2048] [--answer 32]
-        [--reference 32] [--segment 1024] [--threads 2] [--dtype float32] [--repetitions 3] [--checkpointed]
-        [--json FILE]
+        [--reference 32] [--segment 1024] [--threads 2] [--dtype float32] [--repetitions 3] [--only WAY]
+        [--checkpointed] [--json FILE]
 
 SmolLM2-135M, LoRA of rank 64 on all seven projections with random weights, made-up ids. Turn i of G has the first
 (i + 1) / G of the session as its prompt and an answer of its own; the teacher (adapter off) sees a reference more. A
@@ -168,12 +168,12 @@ def measure(case: Case, ways: Sequence[str], repetitions: int) -> dict[str, dict
             for way in ways:
                 runs[way].append(in_child(replace(case, way=way), Path(scratch) / "gradient.pt"))
                 gradients[way] = torch.load(Path(scratch) / "gradient.pt")
-    plain = gradients["alone"]
+    plain = gradients.get("alone")
     return {
         way: {
             "seconds": spread([run["seconds"] for run in found]),
             "peak_MB": spread([run["peak_MB"] for run in found]),
-            "gradient_difference": float((gradients[way] - plain).norm() / plain.norm()),
+            "gradient_difference": None if plain is None else float((gradients[way] - plain).norm() / plain.norm()),
             "runs": found,
         }
         for way, found in runs.items()
@@ -184,16 +184,16 @@ def report(turns: int, length: int, found: dict[str, dict[str, Any]]) -> None:
     """Print a line for each way, with its ratios to the turns alone."""
     print(f"\n{turns} turn(s), prompts of up to {length} tokens")
     print(f"  {'':<20} {'s min':>8} {'median':>8} {'max':>8} {'peak MB':>8} {'speed':>7} {'memory':>7} {'gradient':>9}")
-    alone = found["alone"]
+    alone = found.get("alone")
     for way, line in found.items():
         seconds, peak = line["seconds"], line["peak_MB"]["median"]
-        line["speed_over_alone"] = alone["seconds"]["median"] / seconds["median"]
-        line["memory_over_alone"] = peak / alone["peak_MB"]["median"]
-        print(
-            f"  {way:<20} {seconds['min']:8.1f} {seconds['median']:8.1f} {seconds['max']:8.1f} {peak:8.0f} "
-            f"{line['speed_over_alone']:7.2f} {line['memory_over_alone']:7.2f} {line['gradient_difference']:9.1e}",
-            flush=True,
-        )
+        text = f"  {way:<20} {seconds['min']:8.1f} {seconds['median']:8.1f} {seconds['max']:8.1f} {peak:8.0f}"
+        if alone:
+            line["speed_over_alone"] = alone["seconds"]["median"] / seconds["median"]
+            line["memory_over_alone"] = peak / alone["peak_MB"]["median"]
+            text += f" {line['speed_over_alone']:7.2f} {line['memory_over_alone']:7.2f}"
+            text += f" {line['gradient_difference']:9.1e}"
+        print(text, flush=True)
 
 
 def main() -> None:
@@ -204,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, nargs="*", default=[2048, 8192], help="lengths of the first part")
     parser.add_argument("--turns", type=int, nargs="*", default=[32], help="numbers of turns of the second part")
+    parser.add_argument("--only", action="append", choices=WAYS, help="a way; may be given more than once")
     parser.add_argument("--checkpointed", action="store_true", help="also each turn alone with gradient checkpointing")
     for name, value in (("length", 2048), ("answer", 32), ("reference", 32), ("segment", 1024), ("repetitions", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -214,8 +215,9 @@ def main() -> None:
     settings = {k: v for k, v in vars(arguments).items() if k != "json"}
     print(f"smollm2-135m, {settings}")
     extra = (CHECKPOINTED,) if arguments.checkpointed else ()
-    parts = [(1, length, ("depth-first", "alone", *extra)) for length in arguments.prompts]
-    parts += [(count, arguments.length, (*WAYS, *extra)) for count in arguments.turns]
+    chosen = [way for way in (*WAYS, *extra) if way in (arguments.only or (*WAYS, *extra))]
+    parts = [(1, length, [way for way in chosen if way != "packed"]) for length in arguments.prompts]
+    parts += [(count, arguments.length, chosen) for count in arguments.turns]
     cases = []
     for turns, length, ways in parts:
         case = Case("", turns, length, *(getattr(arguments, name) for name in FROM_OPTIONS))
