@@ -21,7 +21,7 @@ A mask of T x T booleans becomes numbers of e bytes in each layer that attends, 
 gradient checkpointing only e H per token and layer is kept, and one layer at a time is computed again.
 
 **Depth-first**: what is kept is that of one segment of tokens; beside it keys and values of the longest path, as
-numbers of e bytes and as fp32 gradients, one mask of segment x group x path, and the recurrent states of every boundary
+numbers of e bytes and as fp32 gradients, one mask of block x group x path, and the recurrent states of every boundary
 twice. There is no checkpointing: the segments are it.
 
 **Loss**: three fp32 buffers of a chunk's rows x V, beside them a fourth with the gradient of the chunk before, and
@@ -44,6 +44,7 @@ from sdft_cli.engine.backend import Sharing
 from sdft_cli.engine.executors import PREFILL_TOKENS
 from sdft_cli.engine.forward import padded_passes
 from sdft_cli.engine.shape import BYTES, FULL, LINEAR, SLIDING, Block, Shape
+from sdft_cli.engine.states import BLOCK as PATH_BLOCK
 
 NF4_BYTES = 0.516
 """Of a 4-bit weight: half a byte, and per block of 64 an 8-bit scale with its own fp32 scale per 256."""
@@ -291,7 +292,7 @@ def path_parts(shape: Shape, config: TrainConfig, longest: int, gradients: bool)
         "keys and values of the path": longest * shape.kv_bytes(size),
         **({"their gradients": longest * shape.kv_bytes(4)} if gradients else {}),
         **({"recurrent states": states} if states else {}),
-        "attention mask": groups * segment * longest * size if longest > segment else 0,
+        "attention mask": groups * min(segment, PATH_BLOCK) * longest * size if longest > segment else 0,
     }
 
 

@@ -169,7 +169,11 @@ def batch_cache(
     return cache
 
 
-@lru_cache(maxsize=1)
+BLOCK = 128
+"""Queries of a block behind a path: what kernels and masks take grows with block x path."""
+
+
+@lru_cache(maxsize=2)
 def _causal_mask(queries: int, keys: int, groups: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return (1, 1, groups * queries, keys) to add to scores: the last query sees all keys, the one before one less.
 
@@ -184,7 +188,7 @@ def _causal_mask(queries: int, keys: int, groups: int, dtype: torch.dtype, devic
 def attend_along_path(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention of the last n tokens of a path, in the form that transformers calls.
+    """Causal attention of the last n tokens of a path, in the form that transformers calls; in blocks of queries.
 
     Query heads that share a key head are laid behind each other as more queries of it, since with a mask fused kernels
     want as many key heads as query heads, and repeated keys would be kept for the backward pass in every layer.
@@ -207,11 +211,21 @@ def attend_along_path(
             query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
         )
     else:
-        groups = heads // kv_heads
-        mask = _causal_mask(queries, keys, groups, query.dtype, query.device)
-        folded = query.reshape(1, kv_heads, groups * queries, size)
-        found = functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
-        found = found.reshape(1, heads, queries, value.shape[-1])
+        groups, path = heads // kv_heads, keys - queries
+        widest = path + max(BLOCK, queries // BLOCK * BLOCK)  # keys of the last whole block
+        parts = []
+        for start in range(0, queries, BLOCK):
+            stop = min(start + BLOCK, queries)
+            seen = path + stop
+            whole = stop - start == BLOCK
+            # All whole blocks share one mask: a narrower one is its right part.
+            mask = _causal_mask(stop - start, widest if whole else seen, groups, query.dtype, query.device)[..., -seen:]
+            folded = query[:, :, start:stop].reshape(1, kv_heads, groups * (stop - start), size)
+            part = functional.scaled_dot_product_attention(
+                folded, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, scale=scale
+            )
+            parts.append(part.reshape(1, heads, stop - start, value.shape[-1]))
+        found = torch.cat(parts, 2)
     return found.transpose(1, 2).contiguous(), None
 
 

@@ -14,6 +14,7 @@ from sdft_cli.engine.forward import Sequences
 from sdft_cli.engine.prefix_tree import build_tree
 from sdft_cli.engine.prefix_walk import Enter, Leave, Span, Tail, walk
 from sdft_cli.engine.shape import Shape
+from sdft_cli.engine.states import BLOCK as PATH_BLOCK
 from sdft_cli.engine.tree_attention import BLOCK
 
 
@@ -54,7 +55,9 @@ def _packed(rows: Sequences) -> tuple[float, float]:
 
 def _span(span: Span, gradient: bool = False) -> Work:
     start, stop = span
-    pairs = (stop - start) * stop if start else causal_pairs([stop])  # behind a path every query sees all keys, masked
+    # Behind a path every query of a block computes all keys up to the block's last one.
+    cuts = [*range(start, stop, PATH_BLOCK), stop]
+    pairs = sum((b - a) * b for a, b in pairwise(cuts)) if start else causal_pairs([stop])
     return Work(stop - start, pairs, gradient * (stop - start), gradient * pairs)
 
 

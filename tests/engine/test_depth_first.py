@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from sdft_cli.config import DistillSettings, load_train_config  # noqa: E402
+from sdft_cli.engine import states  # noqa: E402
 from sdft_cli.engine.adapters import EmaAdapter, weights  # noqa: E402
 from sdft_cli.engine.backend import Backend, load_backend  # noqa: E402
 from sdft_cli.engine.depth_first import (  # noqa: E402
@@ -48,6 +49,14 @@ def test_the_gradient_is_that_of_independent_turns(backend: Backend, segment: in
     expected = independent(backend, PROMPTS, ANSWERS)
     found = gradient(backend, lambda: depth_first_backward(backend, PROMPTS, ANSWERS, leaf_loss, segment, shortest))
     assert expected.norm() > 0
+    assert error(found, expected) <= 1e-5
+
+
+@pytest.mark.parametrize("block", [1, 5, 16])
+def test_attention_in_blocks_changes_nothing(backend: Backend, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = independent(backend, PROMPTS, ANSWERS)
+    monkeypatch.setattr(states, "BLOCK", block)
+    found = gradient(backend, lambda: depth_first_backward(backend, PROMPTS, ANSWERS, leaf_loss, 33, 4))
     assert error(found, expected) <= 1e-5
 
 
