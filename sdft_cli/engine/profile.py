@@ -51,6 +51,7 @@ class Profile:
         self.independent = 0.0
         self.numbers: list[int] = []
         self.done: dict[str, Any] | None = None
+        (folder / "profile.json").unlink(missing_ok=True)  # of an earlier part of the run
 
     def add(self, metrics: Mapping[str, Any], found: Trajectories) -> None:
         """Count a step that ran; nothing happens after the last one."""

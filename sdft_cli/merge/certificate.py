@@ -19,6 +19,7 @@ from torch import Tensor
 from sdft_cli.errors import DataError
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+INDEX = "model.safetensors.index.json"
 OURS = {"README.md", "merge-certificate.json"}
 """Files of a checkpoint that are not the base's: the model card and the certificate."""
 MAY_CHANGE = {"dtype", "torch_dtype"}
@@ -51,7 +52,7 @@ class Certificate:
 
 
 class Tensors:
-    """The safetensors files of a folder as one mapping, read tensor by tensor.
+    """The safetensors files of a folder (those of its index, if it has one) as one mapping, read tensor by tensor.
 
     Raises:
         DataError: there are none, or one cannot be read.
@@ -60,7 +61,9 @@ class Tensors:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.files: dict[str, Any] = {}
-        paths = sorted(folder.glob("*.safetensors"))
+        index = folder / INDEX
+        listed = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else None
+        paths = sorted(folder.glob("*.safetensors")) if listed is None else [folder / name for name in sorted(listed)]
         if not paths:
             raise DataError(f"{folder} holds no safetensors file: merge again.")
         self.where: dict[str, Path] = {}
@@ -79,13 +82,8 @@ class Tensors:
         tensor: Tensor = self.files[self.where[name].name].get_tensor(name)
         return tensor
 
-    def shape_and_type(self, name: str) -> tuple[tuple[int, ...], str]:
-        """Return shape and dtype, without reading the tensor."""
-        found = self.files[self.where[name].name].get_slice(name)
-        return tuple(found.get_shape()), str(found.get_dtype())
 
-
-def _deltas(adapter: Path, bases: Tensors) -> dict[str, tuple[str, float]]:
+def _deltas(adapter: Path) -> dict[str, tuple[str, float]]:
     """Return, for each tensor of the base that the adapter changes, its module's name and the scaling alpha / r."""
     config = json.loads((adapter / "adapter_config.json").read_bytes())
     scaling = config["lora_alpha"] / config["r"]
@@ -122,7 +120,7 @@ def certify(base: Path, adapter: Path, merged: Path, dtype: torch.dtype) -> Cert
     """
     found = Certificate(str(dtype).removeprefix("torch."))
     bases = Tensors(base)
-    deltas = _deltas(adapter, bases)
+    deltas = _deltas(adapter)
     try:
         new = Tensors(merged)
     except DataError as error:
@@ -139,7 +137,7 @@ def certify(base: Path, adapter: Path, merged: Path, dtype: torch.dtype) -> Cert
     return found
 
 
-def _keys_differ(bases: Tensors, new: Tensors, deltas: Mapping[str, object]) -> Iterator[str] | list[str]:
+def _keys_differ(bases: Tensors, new: Tensors, deltas: Mapping[str, object]) -> list[str]:
     found = []
     for what, names in (
         ("is missing from the checkpoint", bases.where.keys() - new.where.keys()),
@@ -187,7 +185,10 @@ def _compare_tensor(
 
 
 def _index_differs(merged: Path, new: Tensors) -> list[str]:
-    index = merged / "model.safetensors.index.json"
+    index = merged / INDEX
+    unlisted = {path.name for path in merged.glob("*.safetensors")} - new.files.keys()
+    if unlisted:
+        return [f"{min(unlisted)} is no file of the index"]
     if not index.is_file():
         return [] if len(new.files) == 1 else [f"{len(new.files)} weight files and no index"]
     listed = json.loads(index.read_bytes())["weight_map"]
@@ -204,7 +205,7 @@ def _files_differ(base: Path, merged: Path, states: dict[str, str]) -> Iterator[
         for path in folder.iterdir()
         if path.is_file() and path.suffix not in WEIGHTS and not path.name.startswith(".")
     }
-    for name in sorted(names - OURS - {"model.safetensors.index.json"}):
+    for name in sorted(names - OURS - {INDEX}):
         before, after = base / name, merged / name
         if not (before.is_file() and after.is_file()):
             states[name] = "missing" if before.is_file() else "not in the base"

@@ -92,6 +92,7 @@ def test_several_shards_are_merged_one_by_one(run: Path, tiny_model: Path, tmp_p
         save_file({n: tensors[n] for n in part}, base / file, metadata={"format": "pt"})
     index = {"metadata": {}, "weight_map": {n: file for file, part in parts.items() for n in part}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    save_file(tensors, base / "consolidated.safetensors")  # a second form of the weights, which the index does not list
     assert [p.name for p in base_shards(base)] == sorted(parts)
     merge_run(read_run(run), str(base), tmp_path / "sharded")
     merge_run(read_run(run), str(tiny_model), tmp_path / "whole")
