@@ -260,7 +260,13 @@ class EvalConfig(_Config):
     max_tokens_per_pass: int = Field(16_384, gt=0, description="the same in padded tokens; smaller saves memory")
     prefix_sharing: PrefixSharing = Field("auto", description="as in training")
     limit: int | None = Field(None, gt=0, description="at most this many validation records, the first ones")
-    seed: int = Field(0, ge=0)
+    general: int = Field(240, ge=0, description="general prompts on which drift from the base is measured; 0: none")
+    drift_tokens: int = Field(32, gt=0, description="tokens of the base's answer to each of them, at most")
+    questions: int = Field(120, ge=0, description="questions with exact answers; 0: none")
+    question_tokens: int = Field(16, gt=0, description="cap on the reply to a question, tokens")
+    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")
+    resamples: int = Field(2_000, gt=0, description="of the bootstrap over sessions")
+    seed: int = Field(0, ge=0, description="of the bootstrap; decoding is greedy and draws nothing")
 
 
 def explain(error: ValidationError) -> str:

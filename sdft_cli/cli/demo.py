@@ -10,6 +10,8 @@ import typer
 
 from sdft_cli.cli.common import command, say
 
+EVALUATION = {"max_new_tokens": 48, "drift_tokens": 16}
+
 
 @command
 def demo(
@@ -34,7 +36,7 @@ def demo(
     from sdft_cli.engine.start import Job
     from sdft_cli.records import read_dataset
     from sdft_cli.records.folders import check_output_folder
-    from sdft_cli.report import terminal
+    from sdft_cli.report import evaluation, terminal
     from sdft_cli.traces.examples import write_examples
 
     check_output_folder(out, overwrite)
@@ -69,7 +71,7 @@ def demo(
     say(f"3/4 merge ({clock()})")
     terminal.stdout().print(terminal.merge_table(run_merge(read_run(out / "run"), out / "run" / "merged")))
     say(f"4/4 eval ({clock()})")
-    result, _ = run_evaluation(str(out / "run"), data, build(EvalConfig, {"seed": seed, "max_new_tokens": 48}))
+    result, _ = run_evaluation(str(out / "run"), data, build(EvalConfig, EVALUATION | {"seed": seed}))
     write_json(out / "eval.json", result)
-    terminal.stdout().print(terminal.eval_table(result))
+    terminal.stdout().print(evaluation.report(result))
     say(f"Done in {clock()}. Read the answers in {out / 'eval.json'}, the model is in {out / 'run' / 'merged'}.")

@@ -1,8 +1,9 @@
-"""`sdft eval`: base against tuned on held-out records."""
+"""`sdft eval`: base, tuned, merged and control against each other, on held-out records and on general prompts."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,48 +26,68 @@ def evaluate(
     best: Annotated[
         bool, typer.Option("--best", help="Measure the run's adapter that was best on held-out records, not the last.")
     ] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="Measure the run's merged checkpoint too.")] = False,
+    control: Annotated[
+        list[Path] | None,
+        typer.Option(help="Measure the tuned model of this run too, e.g. one of --objective sft; may be repeated."),
+    ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="Cap on an evaluation rollout. [default: 128]")] = None,
     limit: Annotated[int | None, typer.Option(help="Use only the first N validation records.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed. [default: 0]")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summaries as JSON.")] = False,
+    general: Annotated[int | None, typer.Option(help="General prompts for drift; 0: none. [default: 240, all]")] = None,
+    questions: Annotated[int | None, typer.Option(help="Questions; 0: none. [default: 120, all]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the intervals. [default: 0]")] = None,
+    details: Annotated[bool, typer.Option("--details", help="Show results by tool and by position too.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summaries and differences as JSON.")] = False,
 ) -> None:
-    """Measure base and tuned on the validation records: KL, expert likelihood, tool calls.
+    """Measure what was learned and what was forgotten: base against tuned, with intervals.
 
-    With a model instead of a run, that model alone is measured.
+    Did it learn: likelihood of the expert's turns, KL from the teacher, tool calls, prose, on held-out records. Did it
+    forget: drift from the base on general prompts, questions. Does it copy. With a model instead of a run, that model
+    alone is measured.
 
-    Example: sdft eval runs/my-run data/my-sessions
+    Example: sdft eval runs/my-run data/my-sessions --control runs/my-sft-run
     """
     from sdft_cli.config import EvalConfig, build
     from sdft_cli.records import read_dataset
 
     chosen = subject or str(newest_run())
-    given = {"max_new_tokens": max_new_tokens, "limit": limit, "seed": seed}
+    given = {
+        "max_new_tokens": max_new_tokens,
+        "limit": limit,
+        "general": general,
+        "questions": questions,
+        "seed": seed,
+    }
     config = build(EvalConfig, {k: v for k, v in given.items() if v is not None})
     data = read_dataset(dataset or newest_dataset())
-    result, default = run_evaluation(chosen, data, config, best)
+    result, default = run_evaluation(chosen, data, config, best, merged, control or ())
 
     from sdft_cli.engine.runs import write_json
     from sdft_cli.records.folders import writable_file
-    from sdft_cli.report import terminal
+    from sdft_cli.report import evaluation, terminal
 
     target = writable_file(out or default)
     write_json(target, result)
     if as_json:
-        summaries = {name: found["summary"] for name, found in result["contenders"].items()}
-        typer.echo(json.dumps(summaries, indent=2, sort_keys=True))
+        typer.echo(json.dumps(evaluation.summaries(result), indent=2, sort_keys=True))
     else:
-        terminal.stdout().print(terminal.eval_table(result))
+        terminal.stdout().print(evaluation.report(result, details))
     say(f"Every answer and number: {target}")
 
 
-def run_evaluation(subject: str, data: Dataset, config: EvalConfig, best: bool = False) -> tuple[dict[str, Any], Path]:
-    """Evaluate a run (base and tuned) or a model (alone); return the result and where it belongs by default."""
-    from sdft_cli.engine.backend_transformers import open_for_eval
+def run_evaluation(
+    subject: str,
+    data: Dataset,
+    config: EvalConfig,
+    best: bool = False,
+    merged: bool = False,
+    controls: Sequence[Path] = (),
+) -> tuple[dict[str, Any], Path]:
+    """Evaluate a run or a model; return the result and where it belongs by default."""
     from sdft_cli.engine.models import resolve_model
     from sdft_cli.engine.runs import is_run, read_run
-    from sdft_cli.engine.sharing import choose_sharing
-    from sdft_cli.errors import DataError
-    from sdft_cli.evaluate.run import Contender
+    from sdft_cli.errors import DataError, UsageError
+    from sdft_cli.evaluate.contenders import contenders_of, single_model
     from sdft_cli.evaluate.run import evaluate as run
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.report import terminal
@@ -74,15 +95,51 @@ def run_evaluation(subject: str, data: Dataset, config: EvalConfig, best: bool =
     if not data.validation:
         raise DataError("The dataset has no validation record: prepare it with --validation-fraction above 0.")
     found = read_run(Path(subject), best) if is_run(Path(subject)) else None
+    if found is None and (merged or controls):
+        raise UsageError("--merged and --control compare with a run: give a run folder, not a model.")
     model = resolve_model(found.config.model if found else subject, say)
-    revision = found.config.revision if found else None
-    prompts = open_prompts(model, data.manifest, revision)
-    dtype = found.config.dtype if found else None
-    backend = open_for_eval(model, dtype, revision, found.adapter if found else None)
-    say(choose_sharing(backend, config.prefix_sharing))
-    base = Contender("base" if found else "model", backend, adapter=False)
-    contenders = [base, Contender("tuned", backend, adapter=True)] if found else [base]
+    prompts = open_prompts(model, data.manifest, found.config.revision if found else None)
+    if found:
+        _say_whose_records(found.info, data)
+        checkpoint = found.path / "merged" if merged else None
+        if checkpoint:
+            resolve_model(_existing(checkpoint))
+        others = [read_run(path) for path in controls]
+        models = contenders_of(found, model, checkpoint, others, config.prefix_sharing, say)
+    else:
+        models, config = single_model(model, config.prefix_sharing, say), config.model_copy(update={"general": 0})
     with terminal.progress_reporter() as progress:
-        result = run(contenders, base, data.validation, prompts, config, progress)
+        result = run(models, data.validation, prompts, config, progress)
+    if result["facts"]["chrf"] != "sacrebleu":
+        say("chrF of prose was not measured: it needs sacrebleu (pip install 'sdft-cli[eval]').")
     default = found.path / f"eval{'-best' * best}.json" if found else Path(f"eval-{Path(subject).name}.json")
-    return result, default
+    return {**result, "dataset": _dataset_facts(data)}, default
+
+
+def _existing(checkpoint: Path) -> str:
+    from sdft_cli.errors import UsageError
+
+    if not checkpoint.is_dir():
+        raise UsageError(f"{checkpoint} does not exist: run `sdft merge {checkpoint.parent} --bf16` first.")
+    return str(checkpoint)
+
+
+def _dataset_facts(data: Dataset) -> dict[str, Any]:
+    from sdft_cli.engine.start import records_hash
+
+    return {
+        "name": data.path.resolve().name,
+        "source": data.manifest["source"],
+        "validation_hash": records_hash(data.validation),
+    }
+
+
+def _say_whose_records(info: Any, data: Dataset) -> None:
+    """Say if nothing keeps these records apart from those that the run was trained on."""
+    from sdft_cli.engine.start import records_hash
+
+    if info["dataset"]["records_hash"] != records_hash(data.train):
+        say(
+            f"Note: the run was trained on {info['dataset']['name']} and is measured on another dataset; whether these "
+            "sessions were in its training data is not known here."
+        )

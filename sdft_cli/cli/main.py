@@ -8,6 +8,7 @@ import typer
 
 from sdft_cli import __version__
 from sdft_cli.cli.cards import cards
+from sdft_cli.cli.compare import compare
 from sdft_cli.cli.demo import demo
 from sdft_cli.cli.evaluate import evaluate
 from sdft_cli.cli.export import export
@@ -48,6 +49,7 @@ app.command()(plan)
 app.command()(train)
 app.command()(merge)
 app.command("eval")(evaluate)
+app.command()(compare)
 app.command()(report)
 app.command()(export)
 app.command()(demo)

@@ -1,75 +1,186 @@
-"""`sdft eval` as a function: base against tuned on the validation records.
+"""`sdft eval` as a function: models against each other on the same held-out records and the same general prompts.
 
-Both are measured on the same records with the same seeds: the answers are decoded greedily from each model, the
-divergence is measured on each model's own answer (on-policy), against the base model with the reference in its prompt.
+All decode greedily, on the same records in the same passes; the divergence is measured on each model's own answers
+(on-policy), against the base model with the reference in its prompt. The same settings give the same document, and a
+model against itself differs by exactly 0.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
-import torch
-
 from sdft_cli.config import EvalConfig
-from sdft_cli.engine.backend import Backend
-from sdft_cli.engine.measure import Item, Role, encode, measure, plan, summarise
+from sdft_cli.engine.measure import Item, Role, encode, measure, plan
+from sdft_cli.evaluate.general import BaseAnswers, ask, base_answers, drift, general_prompts, questions
+from sdft_cli.evaluate.leaks import context_text, expert_text, unknown_paths
+from sdft_cli.evaluate.measures import MEASURES, by_group, difference, p95, summary
+from sdft_cli.evaluate.scores import prose_scorer, score
 from sdft_cli.prompts.chat import ChatPrompts
+from sdft_cli.prompts.tool_calls import comes_back
 from sdft_cli.records import Record
+
+FORMAT = 2
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A model under test: a backend whose adapter is on or off, or a model without one."""
+    """A model under test, and the base model that is its teacher; both stay loaded while it is measured.
+
+    `kind`: base, tuned, merged, control, or model.
+    """
 
     name: str
-    backend: Backend
-    adapter: bool
-
-    @property
-    def role(self) -> Role:
-        """Its weights: the adapter's, decoded from a merged copy for speed, or the base's."""
-        return Role(self.backend, "adapter", "merged") if self.adapter else Role(self.backend, "base", "base")
+    kind: str
+    student: Role
+    teacher: Role
 
 
 def evaluate(
-    contenders: Sequence[Contender],
-    teacher: Contender,
+    contenders: Iterable[Contender],
     records: Sequence[Record],
     prompts: ChatPrompts,
     config: EvalConfig,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None,
+    harness: Callable[[Contender], dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    """Measure every contender on the same records.
+    """Measure every contender on the same things, and each against those before it.
 
     Args:
-        contenders: e.g. base and tuned.
-        teacher: the base model; it sees the expert's turn.
+        contenders: the first is the base (or the only model); taken one after the other, so that a generator can load
+            one when it is its turn.
         records: validation records.
+        harness: measures a contender on tasks of another program; its result is kept as it is.
 
-    Returns `{"contenders": {name: {"summary": ..., "items": [...]}}, "records": n}`; the same seed gives the same
-    document.
+    Returns `{"format", "config", "records", "facts", "contenders": {name: ...}, "differences": {"a - b": ...}}`.
     """
     chosen = list(records[: config.limit] if config.limit else records)
-    passes = plan(
-        teacher.backend,
-        chosen,
-        prompts,
-        config.max_new_tokens,
-        config.max_tokens_per_pass,
-        config.max_records_per_pass,
-    )
     found: dict[str, Any] = {}
+    base: BaseAnswers | None = None
     for contender in contenders:
-        torch.manual_seed(config.seed)
-        items: dict[str, Item] = {}
-        for rows in passes:
-            progress(f"Measuring {contender.name}", len(items), len(chosen))
-            batch = encode([chosen[i] for i in rows], prompts)
-            measured = measure(contender.role, teacher.role, batch, prompts, config.max_new_tokens)
-            items.update((i.record_id, i) for i in measured)
-        progress(f"Measuring {contender.name}", len(items), len(chosen))
-        ordered = [items[r.record_id] for r in chosen]
-        found[contender.name] = {"summary": summarise(ordered), "items": [asdict(i) for i in ordered]}
-    return {"records": len(chosen), "config": config.model_dump(), "contenders": found}
+        if base is None:
+            base = _base_answers(contender, prompts, config, progress)
+        found[contender.name] = {
+            "kind": contender.kind,
+            **_on_records(contender, chosen, prompts, config, progress),
+            **_on_general(contender, base, prompts, config, progress),
+        }
+        if harness:
+            found[contender.name]["harness"] = harness(contender)
+        del contender  # frees its model before the next one is loaded
+    return {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "records": len(chosen),
+        "facts": _facts(chosen, prompts),
+        "contenders": found,
+        "differences": {
+            f"{b} - {a}": differences(found[b], found[a], config.confidence, config.resamples, config.seed)
+            for a, b in combinations(found, 2)
+        },
+    }
+
+
+def _caps(config: EvalConfig) -> tuple[int, int]:
+    return config.max_tokens_per_pass, config.max_records_per_pass
+
+
+def _on_records(
+    contender: Contender, records: Sequence[Record], prompts: ChatPrompts, config: EvalConfig, progress: Progress
+) -> dict[str, Any]:
+    """Measure a contender on the held-out records."""
+    items: dict[str, Item] = {}
+    what = f"{contender.name}: held-out records"
+    for rows in plan(contender.teacher.backend, records, prompts, config.max_new_tokens, *_caps(config)):
+        progress(what, len(items), len(records))
+        batch = encode([records[i] for i in rows], prompts)
+        measured = measure(contender.student, contender.teacher, batch, prompts, config.max_new_tokens)
+        items.update((item.record_id, item) for item in measured)
+    progress(what, len(items), len(records))
+    prose = prose_scorer()
+    rows_found = [{**asdict(items[r.record_id]), **asdict(score(r, items[r.record_id].text, prose))} for r in records]
+    tool_rows = [row for row in rows_found if row["flags"]]
+    return {
+        "summary": {"records": len(records), "tool_turns": len(tool_rows), **summary(rows_found, "records")},
+        "by_tool": by_group(tool_rows, "tools"),
+        "by_position": by_group(rows_found, "position"),
+        "items": rows_found,
+    }
+
+
+def _base_answers(base: Contender, prompts: ChatPrompts, config: EvalConfig, progress: Progress) -> BaseAnswers | None:
+    """Let the first contender answer the general prompts, for all."""
+    if not config.general:
+        return None
+    chosen = general_prompts(config.general)
+    progress(f"{base.name}: answers to general prompts", 0, len(chosen))
+    answers = base_answers(base.student, prompts, chosen, config.drift_tokens, _caps(config))
+    progress(f"{base.name}: answers to general prompts", len(chosen), len(chosen))
+    return answers
+
+
+def _on_general(
+    contender: Contender, base: BaseAnswers | None, prompts: ChatPrompts, config: EvalConfig, progress: Progress
+) -> dict[str, Any]:
+    """Measure a contender's drift from the base, and ask it questions."""
+    found: dict[str, Any] = {}
+    if base is not None:
+        progress(f"{contender.name}: drift", 0, len(base.prompts))
+        head = contender.teacher.backend.head
+        prompt_rows = [asdict(d) for d in drift(contender.student, base, head, prompts.turn_end_id, _caps(config))]
+        tokens = [kl for row in prompt_rows for kl in row.pop("token_kl")]
+        found["drift"] = {
+            "summary": {
+                "prompts": len(prompt_rows),
+                **summary(prompt_rows, "drift"),
+                "kl_p95_of_tokens": p95(tokens),
+                "kl_p95_of_prompts": p95([row["kl"] / row["tokens"] for row in prompt_rows]),
+                "entropy_p95_of_prompts": p95([row["entropy"] / row["tokens"] for row in prompt_rows]),
+            },
+            "items": prompt_rows,
+        }
+        progress(f"{contender.name}: drift", len(base.prompts), len(base.prompts))
+    if config.questions:
+        asked = questions(config.questions)
+        progress(f"{contender.name}: questions", 0, len(asked))
+        replies = [asdict(r) for r in ask(contender.student, prompts, asked, config.question_tokens, _caps(config))]
+        found["questions"] = {"summary": {"questions": len(asked), **summary(replies, "questions")}, "items": replies}
+        progress(f"{contender.name}: questions", len(asked), len(asked))
+    return found
+
+
+def _items(contender: dict[str, Any], about: str) -> list[dict[str, Any]] | None:
+    if about == "records":
+        return list(contender["items"])
+    return list(contender[about]["items"]) if about in contender else None
+
+
+def differences(
+    a: dict[str, Any], b: dict[str, Any], confidence: float, resamples: int, seed: int
+) -> dict[str, dict[str, Any] | None]:
+    """Return a - b on every measure that both have: the value with its interval, and how many items differ."""
+    found: dict[str, dict[str, Any] | None] = {}
+    for one in MEASURES:
+        rows, others = _items(a, one.about), _items(b, one.about)
+        if rows is not None and others is not None:
+            gap = difference(one, rows, others, confidence, resamples, seed)
+            found[one.key] = gap.to_json() if gap else None
+    return found
+
+
+def _facts(records: Sequence[Record], prompts: ChatPrompts) -> dict[str, Any]:
+    """What is true of the records whatever the model: what an answer could reach at most."""
+    tool = [r for r in records if r.reference.tool_calls]
+    back = [comes_back(prompts.reference_text(r.reference), r.reference, r.tools) for r in tool]
+    prompts.encoder.forget()
+    paths = [bool(unknown_paths(expert_text(r), context_text(r))) for r in records]
+    return {
+        "sessions": len({r.row.session_id for r in records}),
+        "tool_turns": len(tool),
+        "tool_turns_that_the_syntax_cannot_represent": back.count(False),
+        "expert_unknown_path_share": sum(paths) / len(paths),
+        "chrf": "sacrebleu" if prose_scorer() else "not measured: the package sacrebleu is not installed",
+    }

@@ -199,6 +199,10 @@ class ChatPrompts:
         """Return the token ids of the teacher's prompt; `shown` as in `teacher_prompt`."""
         return self.encoder.encode(self.teacher_prompt(record, shown))
 
+    def question_ids(self, text: str) -> list[int]:
+        """Return the token ids of a prompt that is one user message, without tools."""
+        return self.encoder.encode(self.render([self.guarded(Message("user", text))]))
+
     def reference_ids(self, record: Record) -> list[int]:
         """Return the token ids of the expert's turn, the token that ends the turn included."""
         return [*self.encoder.encode(self.reference(record.reference)), self.turn_end_id]

@@ -1,25 +1,32 @@
 """Tool calls out of text: Hermes JSON (`<tool_call>{"name": ..., "arguments": {...}}</tool_call>`) and Qwen3.5 XML
 (`<tool_call><function=NAME><parameter=KEY>value</parameter></function></tool_call>`).
 
-Values are kept raw; XML values are typed by the tool's schema and by nothing else. A call that is not closed is not a
-call: it is reported as unterminated. A call inside a think block is not a call.
+Values are kept raw, to the last space; XML values are typed by the tool's schema and by nothing else. A call that is
+not closed is not a call: it is reported as unterminated. A call inside a think block is not a call.
+
+Not every call can be written in XML: nothing in it is escaped. `comes_back` says whether a rendered one can be read.
 """
 
 from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from sdft_cli.records import ToolSchema
+from sdft_cli.records import Message, ToolSchema
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_THINK = re.compile(r"<think>.*?(</think>|\Z)", re.DOTALL)
-_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\n?(.*?)</function>\s*", re.DOTALL)
+_MARK = re.compile(r"<think>|</think>|<tool_call>")
+_FUNCTION = re.compile(r"\s*<function=([^>\n]+)>\n?(.*)</function>\s*", re.DOTALL)
 _BEGUN = re.compile(r'\s*(?:<function=([^>\n]+)>|\{\s*"name"\s*:\s*"([^"\\]+)")')
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*", re.DOTALL)
+# A closing tag inside a value closes nothing unless another parameter, or the end, comes behind it.
+_PARAMETER = re.compile(r"<parameter=([^>\n]+)>\n?(.*?)\n?</parameter>\s*(?=<parameter=|\Z)", re.DOTALL)
+_TWO_PARAMETERS = re.compile(r"</parameter>.*<parameter=", re.DOTALL)
+_PYTHON_WORDS = {"True": True, "False": False, "None": None}
+"""How a template writes booleans and null outside strings, objects and lists: with Python's `str`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +62,11 @@ def _xml_value(text: str, schema: Any) -> Any:
     kinds = [kinds] if isinstance(kinds, str) else kinds or ["string"]
     if "string" in kinds:
         return text
+    if text in _PYTHON_WORDS:
+        return _PYTHON_WORDS[text]
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -66,12 +75,15 @@ def _parse_xml(body: str, tools: dict[str, ToolSchema]) -> ParsedCall | str:
     if match is None:
         return "not a function element"
     name, inner = match[1], match[2]
-    properties = json.loads(tools[name].parameters).get("properties", {}) if name in tools else {}
+    schema = json.loads(tools[name].parameters) if name in tools else {}
+    properties = (schema.get("properties") if isinstance(schema, dict) else None) or {}
     arguments: dict[str, Any] = {}
     position = 0
     for parameter in _PARAMETER.finditer(inner):
         if inner[position : parameter.start()].strip():
             return "text between parameters"
+        if _TWO_PARAMETERS.search(parameter[2]):
+            return "text between parameters"  # or a value that looks like it: nobody can tell
         if parameter[1] in arguments:
             return f"parameter {parameter[1]} twice"
         arguments[parameter[1]] = _xml_value(parameter[2], properties.get(parameter[1]))
@@ -79,39 +91,108 @@ def _parse_xml(body: str, tools: dict[str, ToolSchema]) -> ParsedCall | str:
     return "text after parameters" if inner[position:].strip() else ParsedCall(name, arguments)
 
 
-def _parse_json(body: str) -> ParsedCall | str:
-    try:
-        value = json.loads(body)
-    except (ValueError, RecursionError):
-        return "not JSON"
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key twice")
+    return found
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_distinct, parse_constant=_no_constant)
+
+
+def _call_of(value: Any) -> ParsedCall | str:
     if not isinstance(value, dict) or not isinstance(value.get("name"), str):
         return "no name"
     arguments = value.get("arguments", {})
     return ParsedCall(value["name"], arguments) if isinstance(arguments, dict) else "arguments are not an object"
 
 
+@dataclass(slots=True)
+class _Turn:
+    """What was found up to a position of the text."""
+
+    content: list[str] = field(default_factory=list)
+    calls: list[ParsedCall] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    begun: str | None = None
+
+    def add(self, found: ParsedCall | str, begun: str | None = None) -> None:
+        self.begun = begun
+        if isinstance(found, ParsedCall):
+            self.calls.append(found)
+        else:
+            self.errors.append(found)
+
+
+def _read_call(text: str, start: int, tools: dict[str, ToolSchema], turn: _Turn) -> int:
+    """Read the call whose opening tag ends at `start`; return where the text goes on."""
+    json_start = re.compile(r"\s*").match(text, start).end()  # type: ignore[union-attr]
+    try:  # a string of JSON may hold tags; decoding it finds the call's true end
+        value, end = _JSON.raw_decode(text, json_start)
+        closed = re.compile(rf"\s*{_CLOSE}").match(text, end)
+        if closed:
+            turn.add(_call_of(value))
+            return closed.end()
+    except (ValueError, RecursionError):
+        pass
+    close, again = text.find(_CLOSE, start), text.find(_OPEN, start)
+    if close < 0 or 0 <= again < close:
+        stop = len(text) if again < 0 else again
+        name = _BEGUN.match(text, start, stop)
+        turn.add("unterminated", (name[1] or name[2]) if name else None)
+        return stop
+    body = text[start:close]
+    turn.add(_parse_xml(body, tools) if body.lstrip().startswith("<function=") else "not JSON")
+    return close + len(_CLOSE)
+
+
 def parse_turn(text: str, tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
     """Take an assistant turn apart into prose, calls and failed calls."""
     by_name = {tool.name: tool for tool in tools}
-    visible = _THINK.sub("", text)
-    content: list[str] = []
-    calls: list[ParsedCall] = []
-    errors: list[str] = []
-    begun: str | None = None
-    first, *rest = visible.split(_OPEN)
-    content.append(first)
-    for part in rest:
-        begun = None
-        body, closed, after = part.partition(_CLOSE)
-        content.append(after)
-        if not closed:
-            errors.append("unterminated")
-            name = _BEGUN.match(body)
-            begun = (name[1] or name[2]) if name else None
-            continue
-        found = _parse_xml(body, by_name) if body.lstrip().startswith("<function=") else _parse_json(body)
-        if isinstance(found, ParsedCall):
-            calls.append(found)
+    turn, position = _Turn(), 0
+    while mark := _MARK.search(text, position):
+        turn.content.append(text[position : mark.start()])
+        if mark[0] == "<think>":
+            end = text.find("</think>", mark.end())
+            position = len(text) if end < 0 else end + len("</think>")
+        elif mark[0] == "</think>":  # the prompt began the block: all so far was thought
+            turn, position = _Turn(), mark.end()
         else:
-            errors.append(found)
-    return ParsedTurn("".join(content).strip(), tuple(calls), tuple(errors), begun)
+            position = _read_call(text, mark.end(), by_name, turn)
+    turn.content.append(text[position:])
+    return ParsedTurn("".join(turn.content).strip(), tuple(turn.calls), tuple(turn.errors), turn.begun)
+
+
+def canonical(name: str, arguments: dict[str, Any]) -> str:
+    """Return a call as text that is equal for equal calls: keys in any order, 1 and 1.0 alike, true and 1 not."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(inner) for key, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [plain(inner) for inner in value]
+        return int(value) if isinstance(value, float) and value.is_integer() else value
+
+    return json.dumps([name, plain(arguments)], sort_keys=True)
+
+
+def comes_back(text: str, message: Message, tools: Sequence[ToolSchema]) -> bool:
+    """Say whether a rendered assistant turn reads as the calls that were rendered, in their order, and nothing else.
+
+    False: the model's syntax cannot represent them, e.g. an XML value with a closing tag in it, or a number where the
+    schema allows a text too. No answer can equal such a turn.
+    """
+    found = parse_turn(text, tools)
+    expected = [canonical(call.name, call.parsed_arguments()) for call in message.tool_calls]
+    return not found.errors and [canonical(call.name, call.arguments) for call in found.calls] == expected
+
+
+def same_calls(answer: ParsedTurn, message: Message) -> bool:
+    """Say whether an answer makes the same calls with the same arguments; parallel calls are unordered."""
+    expected = Counter(canonical(call.name, call.parsed_arguments()) for call in message.tool_calls)
+    return answer.well_formed and Counter(canonical(c.name, c.arguments) for c in answer.calls) == expected

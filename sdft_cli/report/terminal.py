@@ -55,9 +55,9 @@ def stderr() -> Console:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> Table:
     """Build a table whose first column is text and whose other columns are numbers, right-aligned."""
-    built = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
+    built = Table(title=Text(title), title_justify="left", caption=caption and Text(caption), caption_justify="left")
     for index, column in enumerate(columns):
-        built.add_column(column, justify="left" if index == 0 else "right")
+        built.add_column(Text(column), justify="left" if index == 0 else "right")
     for row in rows:
         built.add_row(*(Text(str(cell)) for cell in row))
     return built
@@ -189,29 +189,6 @@ def progress_reporter() -> Iterator[Callable[[str, int, int], None]]:
             progress.update(tasks[what], completed=done, total=total)
 
         yield report
-
-
-_EVAL_ROWS = (
-    ("expert NLL per token (nats)", "expert_nll_per_token", "{:.3f}"),
-    ("KL(student||teacher) per token", "kl_per_token", "{:.3f}"),
-    ("rollout length (tokens)", "rollout_length", "{:.1f}"),
-    ("tool turns: call parses", "tool_parsed_share", "{:.1%}"),
-    ("tool turns: right tool", "tool_named_share", "{:.1%}"),
-    ("tool turns: arguments valid", "tool_valid_share", "{:.1%}"),
-    ("other turns: call not asked for", "unasked_call_share", "{:.1%}"),
-)
-
-
-def eval_table(result: Mapping[str, Any]) -> Table:
-    """Show every contender's summary side by side."""
-    summaries = {name: found["summary"] for name, found in result["contenders"].items()}
-    first = next(iter(summaries.values()))
-    title = f"Evaluation on {result['records']} validation records ({first['tool_turns']} tool turns)"
-    rows = [
-        (label, *("-" if s[key] is None else form.format(s[key]) for s in summaries.values()))
-        for label, key, form in _EVAL_ROWS
-    ]
-    return table(title, ["", *summaries], rows)
 
 
 _LIFT_ROWS = (

@@ -93,20 +93,39 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     assert "adapted tensors" in done.stdout
     assert (run / "merged" / "model.safetensors").is_file()
 
-    first = sdft("eval", "--json", "--max-new-tokens", 4)
+    small = ("--max-new-tokens", 4, "--general", 6, "--questions", 4)
+    first = sdft("eval", "--json", *small)
     clean(first, 0)
     document = (run / "eval.json").read_bytes()
-    clean(sdft("eval", "--json", "--max-new-tokens", 4), 0)
+    clean(sdft("eval", "--json", *small), 0)
     assert (run / "eval.json").read_bytes() == document  # the same seed, the same document
-    summaries = json.loads(first.stdout)
-    assert set(summaries) == {"base", "tuned"}
+    numbers = json.loads(first.stdout)["contenders"]
+    assert set(numbers) == {"base", "tuned"}
+    summaries = {name: found["summary"] for name, found in numbers.items()}
+    assert numbers["base"]["drift"]["drift_kl"] == 0.0
     assert summaries["base"]["tool_turns"] == summaries["tuned"]["tool_turns"] > 0
 
-    table = sdft("eval", run / "merged", "data/sessions", "--max-new-tokens", 4, "--out", "m.json")
+    table = sdft("eval", run / "merged", "data/sessions", "--max-new-tokens", 4, "--questions", 4, "--out", "m.json")
     clean(table, 0)
-    assert "expert NLL per token" in table.stdout
+    assert "expert NLL, nats per token" in table.stdout
     merged = json.loads((tmp_path / "m.json").read_text())["contenders"]["model"]["summary"]
     assert merged["expert_nll_per_token"] == pytest.approx(summaries["tuned"]["expert_nll_per_token"], abs=0.02)
+
+    # The control arm, and all models in one evaluation.
+    sft = ("--objective", "sft", "--max-steps", 2, "--out", "runs/control", *FAST)
+    clean(sdft("train", "--profile", "cpu-demo", "--model", tiny_model, *sft), 0)
+    done = sdft("eval", run, "--merged", "--control", "runs/control", "--details", "--out", "all.json", *small)
+    clean(done, 0)
+    for words in ("tuned - base", "sft - base", "sft - tuned", "merged - tuned", "By tool turns"):
+        assert words in done.stdout
+    clean(sdft("eval", "runs/control", *small), 0)
+    done = sdft("compare", run, "runs/control", "--html", "compare.html")
+    clean(done, 0)
+    assert "control - sessions-cpu-demo" in done.stdout
+    assert "<svg" in (tmp_path / "compare.html").read_text()
+    assert "--overwrite" in clean(sdft("compare", run, "runs/control", "--html", "compare.html"), 2)
+    assert "with other settings" in clean(sdft("compare", run, "m.json"), 3)
+    assert "give a run folder" in clean(sdft("eval", tiny_model, "--merged"), 2)
 
     if has_unsloth():
         done = sdft(
@@ -125,7 +144,7 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
         )
         assert "Backend: unsloth (as asked)" in clean(done, 0)
         clean(sdft("merge", "runs/fast", "--bf16"), 0)
-        assert {p.name for p in tmp_path.iterdir()} <= {"sessions", "data", "runs", "m.json"}  # no compiled caches
+        assert {p.name for p in tmp_path.iterdir()} <= {"sessions", "data", "runs", "m.json", "all.json", "compare.html"}  # no compiled caches
 
     # Nothing is overwritten unasked, and a run without its adapter is no run.
     assert "--overwrite" in clean(sdft("train", "--profile", "cpu-demo", "--model", tiny_model), 2)
@@ -198,7 +217,7 @@ def test_bad_input_to_train_merge_and_eval(sdft: Run, tmp_path: Path, tiny_model
 
 
 def test_help_of_every_command_has_an_example(sdft: Run) -> None:
-    for name in ("prepare", "plan", "gate", "train", "merge", "eval", "report", "export", "demo"):
+    for name in ("prepare", "plan", "gate", "train", "merge", "eval", "compare", "report", "export", "demo"):
         done = sdft(name, "--help")
         clean(done, 0)
         assert f"Example: sdft {name}" in done.stdout

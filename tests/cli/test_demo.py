@@ -15,7 +15,7 @@ def test_the_demo_runs_the_whole_path_on_the_real_model(
     """One step on twelve sessions; `make demo` is the same with more of both."""
     done = sdft("demo", "--sessions", 12, "--steps", 1)
     assert done.returncode == 0, done.stderr
-    for word in ("Funnel", "Merge certificate", "tool turns: call parses"):
+    for word in ("Funnel", "Merge certificate", "tool turns: call parses", "Merge certificate", "tuned - base"):
         assert word in done.stdout
     assert (tmp_path / "demo" / "run" / "merged" / "model.safetensors").is_file()
     result = json.loads((tmp_path / "demo" / "eval.json").read_text())

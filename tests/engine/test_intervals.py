@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 from itertools import product
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdft_cli.engine.intervals import Interval, session_interval
+from sdft_cli.engine.intervals import Interval, Ratio, paired_interval, session_interval
 
 
 def test_the_mean_is_weighted_and_the_interval_is_that_of_all_resamples() -> None:
@@ -16,8 +17,9 @@ def test_the_mean_is_weighted_and_the_interval_is_that_of_all_resamples() -> Non
     found = session_interval([1.0, 2.0, 5.0], [1.0, 3.0, 2.0], ["a", "a", "b"], confidence=0.9)
     assert found.value == pytest.approx((1 + 6 + 10) / 6)
     assert (found.low, found.high) == pytest.approx((7 / 4, 5.0))
-    narrow = session_interval([1.0, 2.0, 5.0], [1.0, 3.0, 2.0], ["a", "a", "b"], confidence=0.3)
-    assert (narrow.low, narrow.high) == pytest.approx((17 / 6, 17 / 6))  # 0.35 and 0.65 lie in the middle half
+    # Student's t with one degree of freedom is tan(pi (p - 1/2)); widened by sqrt(2), p = 0.45 becomes 0.41.
+    narrow = session_interval([1.0, 2.0, 5.0], [1.0, 3.0, 2.0], ["a", "a", "b"], confidence=0.1)
+    assert (narrow.low, narrow.high) == pytest.approx((17 / 6, 17 / 6))  # 0.41 and 0.59 lie in the middle half
     assert found.sessions == 2
     assert not found.degenerate
 
@@ -28,8 +30,12 @@ def test_quantiles_match_the_exact_distribution_of_resampled_sessions() -> None:
     bottoms = {s: sum(w for w, t in zip(weights, sessions, strict=True) if t == s) for s in "abcd"}
     exact = [sum(tops[s] for s in draw) / sum(bottoms[s] for s in draw) for draw in product("abcd", repeat=4)]
     found = session_interval(values, weights, sessions, confidence=0.8, resamples=20_000)
-    assert found.low == pytest.approx(float(np.quantile(exact, 0.1)), abs=0.03)
-    assert found.high == pytest.approx(float(np.quantile(exact, 0.9)), abs=0.03)
+    level = NormalDist().cdf(-math.sqrt(4 / 3) * 1.637744)  # a table's t for 0.9 and three degrees of freedom
+    assert found.low == pytest.approx(float(np.quantile(exact, level)), abs=0.03)
+    assert found.high == pytest.approx(float(np.quantile(exact, 1 - level)), abs=0.03)
+    # t for 0.9 and for the power of 0.8, times the corrected standard error of the exact distribution.
+    expected = (1.637744 + 0.978472) * math.sqrt(4 / 3) * float(np.std(exact))
+    assert found.detectable == pytest.approx(expected, rel=0.02)
 
 
 def test_records_of_one_session_count_as_one_observation() -> None:
@@ -79,3 +85,61 @@ def test_order_does_not_matter_and_the_bounds_hold_the_values(
 def test_what_has_no_interval_is_refused(values: list[float], weights: list[float], sessions: list[str]) -> None:
     with pytest.raises(ValueError, match=r"belong together|must be finite"):
         session_interval(values, weights, sessions)
+
+
+def test_a_paired_interval_draws_both_sides_at_once() -> None:
+    tokens, more = [4.0, 1.0, 3.0, 2.0], [5.0, 2.0, 2.0, 2.0]
+    a, b, sessions = [2.0, 1.5, 0.3, 1.0], [1.0, 0.5, 0.9, 1.1], ["a", "a", "b", "c"]
+    index = {"a": [0, 1], "b": [2], "c": [3]}
+
+    def of(draw: tuple[str, ...]) -> float:
+        rows = [i for s in draw for i in index[s]]
+        return sum(a[i] for i in rows) / sum(tokens[i] for i in rows) - sum(b[i] for i in rows) / sum(
+            more[i] for i in rows
+        )
+
+    exact = [of(draw) for draw in product("abc", repeat=3)]
+    found = paired_interval(Ratio(a, tokens), Ratio(b, more), sessions, confidence=0.5, resamples=20_000)
+    level = NormalDist().cdf(-math.sqrt(3 / 2) * 0.816497)  # t for 0.75 and two degrees of freedom
+    assert found.value == pytest.approx(of(("a", "b", "c")))
+    assert found.low == pytest.approx(float(np.quantile(exact, level)), abs=0.02)
+    assert found.high == pytest.approx(float(np.quantile(exact, 1 - level)), abs=0.02)
+    # With the same bottoms it is the interval of the records' differences.
+    one = paired_interval(Ratio(a, tokens), Ratio(b, tokens), sessions)
+    values = [(x - y) / t for x, y, t in zip(a, b, tokens, strict=True)]
+    two = session_interval(values, tokens, sessions)
+    assert (one.value, one.low, one.high) == pytest.approx((two.value, two.low, two.high))
+
+
+def test_a_side_against_itself_differs_by_exactly_nothing() -> None:
+    side = Ratio([0.1, 0.2, 0.3], [3.0, 7.0, 11.0])
+    assert paired_interval(side, side, ["a", "b", "c"]) == Interval(0.0, 0.0, 0.0, 3, True)
+
+
+def simulated(kind: str, count: int, random: np.random.Generator) -> tuple[Ratio, Ratio, list[str], float]:
+    """Draw one to four records for each session, two models' results that depend on it, and the true difference."""
+    session = np.repeat(np.arange(count), random.integers(1, 5, count))
+    effect, n = random.normal(0, 1, count)[session], len(session)
+    names = [str(i) for i in session]
+    if kind == "shares":
+        item = effect + random.normal(0, 1, n)
+        a, b = (item + random.normal(0, 1, n) > limit for limit in (0.3, 0.8))
+        true = NormalDist().cdf(-0.3 / math.sqrt(3)) - NormalDist().cdf(-0.8 / math.sqrt(3))
+        return Ratio(a.astype(float), np.ones(n)), Ratio(b.astype(float), np.ones(n)), names, true
+    tokens, more = random.integers(5, 120, n).astype(float), random.integers(5, 120, n).astype(float)
+    if kind == "likelihood":
+        more = tokens
+    base = 1 + 0.3 * random.normal(0, 1, n) + 0.1 * effect
+    tuned = 0.8 + 0.3 * random.normal(0, 1, n) + 0.3 * effect
+    return Ratio(tuned * tokens, tokens), Ratio(base * more, more), names, -0.2
+
+
+@pytest.mark.parametrize("kind", ["shares", "likelihood", "answers of other lengths"])
+@pytest.mark.parametrize("count", [12, 40])
+def test_intervals_of_95_percent_cover_the_truth_in_93_to_97_percent_of_simulations(kind: str, count: int) -> None:
+    random, covered, simulations = np.random.default_rng(5), 0, 3_000
+    for seed in range(simulations):
+        a, b, sessions, true = simulated(kind, count, random)
+        found = paired_interval(a, b, sessions, resamples=500, seed=seed)
+        covered += found.low <= true <= found.high  # type: ignore[operator]
+    assert 0.93 <= covered / simulations <= 0.97

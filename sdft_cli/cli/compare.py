@@ -1,0 +1,42 @@
+"""`sdft compare`: the models of several evaluated runs in one table, and new skill against forgetting in one plot."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sdft_cli.cli.common import command, say
+
+
+@command
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or files that `sdft eval` wrote.")],
+    skill: Annotated[str, typer.Option(help="What is learned, for the plot: a measure of eval.json.")] = (
+        "expert_nll_per_token"
+    ),
+    forgetting: Annotated[str, typer.Option(help="What is forgotten, for the plot.")] = "drift_kl",
+    html: Annotated[Path | None, typer.Option(help="Write tables and plot as one page.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print numbers and differences as JSON.")] = False,
+) -> None:
+    """Compare evaluated runs: SDFT against SFT, two learning rates, two checkpoints; paired, with intervals.
+
+    Nothing is run again: every run needs `sdft eval` on the same dataset with the same settings first.
+
+    Example: sdft compare runs/sdft runs/sft --html compare.html
+    """
+    from sdft_cli.evaluate.compare import compare as put_together
+    from sdft_cli.evaluate.compare import read_evaluation, trade_off
+    from sdft_cli.report import comparison, evaluation, terminal
+
+    found = put_together([read_evaluation(path) for path in runs])
+    points = trade_off(found, skill, forgetting)
+    if as_json:
+        typer.echo(json.dumps({**evaluation.summaries(found), "trade_off": points}, indent=2, sort_keys=True))
+    else:
+        terminal.stdout().print(comparison.report(found, points, skill, forgetting))
+    if html:
+        say(f"Page written to {comparison.write_page(found, points, skill, forgetting, html, overwrite)}")

@@ -1,0 +1,118 @@
+"""Evaluations of several runs against each other: `sdft compare`. Nothing is run; what `sdft eval` wrote is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sdft_cli.engine.runs import is_run, read_json
+from sdft_cli.errors import DataError, UsageError
+from sdft_cli.evaluate.measures import BY_KEY
+from sdft_cli.evaluate.run import FORMAT, differences
+
+Document = dict[str, Any]
+
+
+def read_evaluation(path: Path) -> tuple[str, Document]:
+    """Read what `sdft eval` wrote, from a run folder or from the JSON file itself; return a name for it too.
+
+    Raises:
+        UsageError: there is none.
+        DataError: it is damaged, or of another version of sdft.
+    """
+    file = path / "eval.json" if path.is_dir() else path
+    if not file.is_file():
+        what = f"run `sdft eval {path}` first" if is_run(path) else "give run folders, or files of `sdft eval`"
+        raise UsageError(f"{file} does not exist: {what}.")
+    document = read_json(file)
+    if document.get("format") != FORMAT or "contenders" not in document:
+        raise DataError(f"{file} was not written by this version of `sdft eval`: run it again.")
+    name = path.resolve().name if path.is_dir() else path.stem
+    return (file.resolve().parent.name if name == "eval" else name), document
+
+
+def _base(document: Document) -> str | None:
+    return next((name for name, found in document["contenders"].items() if found["kind"] == "base"), None)
+
+
+def _same_measurement(name: str, first: Document, other: Document) -> None:
+    """Refuse documents whose numbers do not belong side by side.
+
+    Raises:
+        DataError: other records, settings or another base.
+    """
+    for key, what in (("dataset", "on another dataset"), ("config", "with other settings")):
+        if first[key] != other[key]:
+            raise DataError(f"{name} was evaluated {what} than the first one: run `sdft eval` on both alike.")
+    one, two = _base(first), _base(other)
+    if one is None or two is None or first["contenders"][one] != other["contenders"][two]:
+        raise DataError(f"{name} was evaluated against another base than the first one: compare runs from one base.")
+
+
+def compare(documents: Sequence[tuple[str, Document]]) -> Document:
+    """Put the models of several evaluations side by side: each against the base, and against the first of them.
+
+    Args:
+        documents: as `read_evaluation` returns them.
+
+    Returns `{"config", "records", "facts", "contenders", "differences"}`, as an evaluation of all of them in one run
+    would have; models are named by their document where that is needed to tell them apart.
+
+    Raises:
+        DataError: they were not measured alike.
+        UsageError: fewer than two models.
+    """
+    _, first = documents[0]
+    base = _base(first)
+    found: dict[str, Any] = {base: first["contenders"][base]} if base else {}
+    for name, document in documents:
+        _same_measurement(name, first, document)
+        models = {k: v for k, v in document["contenders"].items() if v["kind"] != "base"}
+        for model, results in models.items():
+            label = name if len(models) == 1 else f"{name}: {model}"
+            if label in found:
+                raise UsageError(f"Two models would be called {label}: rename a folder.")
+            found[label] = results
+    if len(found) < 3:
+        raise UsageError("A comparison needs at least two tuned models: name more runs.")
+    names, config = list(found), first["config"]
+    settings = config["confidence"], config["resamples"], config["seed"]
+    pairs = [(name, names[0]) for name in names[1:]] + [(name, names[1]) for name in names[2:]]
+    return {
+        "config": config,
+        "records": first["records"],
+        "facts": first["facts"],
+        "contenders": found,
+        "differences": {f"{a} - {b}": differences(found[a], found[b], *settings) for a, b in pairs},
+    }
+
+
+def trade_off(comparison: Mapping[str, Any], skill: str, forgetting: str) -> list[dict[str, Any]]:
+    """Return each tuned model's gain in skill and loss in forgetting over the base, with intervals; higher is better,
+    and more forgotten, whatever way the measures run.
+
+    Raises:
+        UsageError: a measure is unknown, has no better side, or was not taken.
+    """
+    names = list(comparison["contenders"])
+    points = []
+    for name in names[1:]:
+        gaps = comparison["differences"][f"{name} - {names[0]}"]
+        points.append({"name": name, "skill": _gain(gaps, skill, 1), "forgetting": _gain(gaps, forgetting, -1)})
+    return points
+
+
+def _gain(gaps: Mapping[str, Any], key: str, sign: int) -> dict[str, Any]:
+    measure = BY_KEY.get(key)
+    if measure is None or measure.better == "neither":
+        usable = ", ".join(m.key for m in BY_KEY.values() if m.better != "neither")
+        raise UsageError(f"{key} cannot be plotted: use one of {usable}.")
+    gap = gaps.get(key)
+    if gap is None:
+        raise UsageError(f"{key} was not measured: run `sdft eval` without leaving that part out.")
+    if measure.better == "lower":
+        sign = -sign
+    ends = sorted((sign * gap[k] for k in ("low", "high")) if gap["low"] is not None else [])
+    low, high = ends or (None, None)
+    return {"value": sign * gap["value"], "low": low, "high": high}

@@ -1,0 +1,84 @@
+"""Which models an evaluation compares, loaded one after the other: at most two are in memory at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from sdft_cli.engine.backend import Backend
+from sdft_cli.engine.backend_transformers import open_for_eval
+from sdft_cli.engine.measure import Role
+from sdft_cli.engine.runs import Run
+from sdft_cli.engine.sharing import choose_sharing
+from sdft_cli.errors import UsageError
+from sdft_cli.evaluate.run import Contender
+
+Say = Callable[[str], None]
+
+
+def _opened(model: str, run: Run | None, adapter: Path | None, sharing: str, say: Say) -> Backend:
+    config = run.config if run else None
+    backend = open_for_eval(model, config.dtype if config else None, config.revision if config else None, adapter)
+    say(choose_sharing(backend, sharing))
+    return backend
+
+
+def single_model(model: str, sharing: str, say: Say) -> Iterator[Contender]:
+    """Yield a model alone; it is its own teacher."""
+    role = Role(_opened(model, None, None, sharing, say), "base", "base")
+    yield Contender("model", "model", role, role)
+
+
+def contenders_of(
+    run: Run, model: str, merged: Path | None, controls: Sequence[Run], sharing: str, say: Say
+) -> Iterator[Contender]:
+    """Yield base and tuned model of a run, then its merged checkpoint and the tuned models of other runs.
+
+    Args:
+        run: whose base is the teacher of all.
+        model: the run's base, resolved.
+        merged: folder of the run's merged checkpoint.
+        controls: runs from the same base, such as one with `--objective sft`.
+        sharing: `prefix_sharing`.
+
+    Raises:
+        UsageError: a control was trained from another base.
+    """
+    for other in controls:
+        if (other.config.model, other.config.revision) != (run.config.model, run.config.revision):
+            raise UsageError(
+                f"{other.path} was trained from {other.config.model}, {run.path} from {run.config.model}: compare runs "
+                "from one base."
+            )
+    backend = _opened(model, run, run.adapter, sharing, say)
+    base = Role(backend, "base", "base")
+    yield Contender("base", "base", base, base)
+    yield Contender("tuned", "tuned", Role(backend, "adapter", "merged"), base)
+    if merged:
+        alone = _opened(str(merged), run, None, sharing, say)
+        yield Contender("merged", "merged", Role(alone, "base", "base"), base)
+        del alone
+    del backend, base
+    for name, other in zip(control_names(controls), controls, strict=True):
+        backend = _opened(model, other, other.adapter, sharing, say)
+        yield Contender(name, "control", Role(backend, "adapter", "merged"), Role(backend, "base", "base"))
+        del backend
+
+
+def control_names(controls: Sequence[Run]) -> list[str]:
+    """Return a name for each control: `sft` for the only one with that objective, else its folder's name.
+
+    Raises:
+        UsageError: two have the same name.
+    """
+    objectives = [run.config.objective for run in controls]
+    names = [
+        "sft" if kind == "sft" and objectives.count("sft") == 1 else run.path.resolve().name
+        for run, kind in zip(controls, objectives, strict=True)
+    ]
+    taken = {"base", "tuned", "merged"}
+    for name in names:
+        if name in taken:
+            raise UsageError(f"Two models would be called {name}: rename a run's folder.")
+        taken.add(name)
+    return names

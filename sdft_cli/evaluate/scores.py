@@ -1,0 +1,72 @@
+"""An answer against the expert's turn, from its text alone: tool calls, prose, copies. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from sdft_cli.evaluate.leaks import context_text, copied_share, expert_text, mentions_reference, unknown_paths
+from sdft_cli.prompts.tool_calls import parse_turn
+from sdft_cli.prompts.tool_scores import score_tool_turn
+from sdft_cli.records import Record
+
+TOOL_FLAGS = ("terminated", "parsed", "named", "required", "known", "valid", "exact")
+POSITIONS = ((0, "first turn"), (1, "turns 2 to 4"), (4, "turns 5 to 9"), (9, "turns 10 and later"))
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one answer's text says.
+
+    Attributes:
+        tools: names of the tools that the expert called, joined by `+`; empty for a turn of prose.
+        position: which part of its session the turn stands in.
+        flags: of a tool turn, `TOOL_FLAGS` as in `ToolScore`.
+        chrf: of a turn of prose, chrF (Popovic 2015) against the expert's text, 0 to 100; None without sacrebleu.
+        calls_unasked: a turn of prose was answered with a call.
+        mentions_reference, copied_share, unknown_paths: see `leaks`.
+    """
+
+    tools: str
+    position: str
+    flags: dict[str, bool] = field(default_factory=dict)
+    chrf: float | None = None
+    calls_unasked: bool = False
+    mentions_reference: bool = False
+    copied_share: float = 0.0
+    unknown_paths: list[str] = field(default_factory=list)
+
+
+def position_of(record: Record) -> str:
+    """Return where in its session a record's turn stands, counted in assistant turns."""
+    before = sum(message.role == "assistant" for message in record.context)
+    return next(name for start, name in reversed(POSITIONS) if before >= start)
+
+
+def prose_scorer() -> Callable[[str, str], float] | None:
+    """Return a function (answer, expert) -> chrF, or None where the package sacrebleu is not installed."""
+    if find_spec("sacrebleu") is None:
+        return None
+    from sacrebleu.metrics.chrf import CHRF
+
+    metric: Any = CHRF()
+    return lambda answer, expert: float(metric.sentence_score(answer, [expert]).score)
+
+
+def score(record: Record, text: str, prose: Callable[[str, str], float] | None) -> Score:
+    """Score the text of an answer, without the token that ended it."""
+    turn, expert, context = parse_turn(text, record.tools), record.reference, context_text(record)
+    is_tool_turn = bool(expert.tool_calls)
+    found = score_tool_turn(turn, expert, record.tools) if is_tool_turn else None
+    return Score(
+        tools="+".join(sorted(call.name for call in expert.tool_calls)),
+        position=position_of(record),
+        flags={flag: getattr(found, flag) for flag in TOOL_FLAGS} if found else {},
+        chrf=prose(turn.content, expert.content) if prose and not is_tool_turn else None,
+        calls_unasked=not is_tool_turn and bool(turn.calls or turn.errors),
+        mentions_reference=mentions_reference(text, context),
+        copied_share=copied_share(text, expert_text(record), context),
+        unknown_paths=unknown_paths(text, context),
+    )

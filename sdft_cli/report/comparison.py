@@ -1,0 +1,147 @@
+"""A comparison of runs: one table on the terminal, and one page with a plot of new skill against forgetting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from rich.console import Group, RenderableType
+
+from sdft_cli.records.folders import new_file
+from sdft_cli.report.evaluation import difference_table, values_rows
+from sdft_cli.report.terminal import table
+from sdft_cli.resources import resource_text
+
+WIDTH, HEIGHT = 560.0, 340.0
+"""The plot area in SVG units; labels stand outside it."""
+
+Point = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear axis from `low` to `high` with marks at round numbers."""
+
+    low: float
+    high: float
+    marks: tuple[float, ...]
+
+    def place(self, value: float) -> float:
+        """Return where a value falls, 0 to 1."""
+        return (value - self.low) / (self.high - self.low)
+
+
+def axis_of(values: Sequence[float]) -> Axis:
+    """Return an axis that holds all values and 0."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    if low == high:
+        low, high = low - 1, high + 1
+    raw = (high - low) / 5
+    unit = 10.0 ** math.floor(math.log10(raw))
+    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= raw)
+    first, last = math.floor(low / step), math.ceil(high / step)
+    return Axis(first * step, last * step, tuple(i * step for i in range(first, last + 1)))
+
+
+def _ends(side: Mapping[str, Any]) -> list[float]:
+    return [side["value"], *(side[k] for k in ("low", "high") if side[k] is not None)]
+
+
+def plot_of(points: Sequence[Point]) -> dict[str, Any]:
+    """Lay the plot out in SVG units: forgetting to the right, skill upwards."""
+    x, y = (axis_of([v for p in points for v in _ends(p[key])]) for key in ("forgetting", "skill"))
+
+    def across(value: float) -> float:
+        return x.place(value) * WIDTH
+
+    def down(value: float) -> float:
+        return HEIGHT - y.place(value) * HEIGHT
+
+    def span(side: Mapping[str, Any], to: Any) -> tuple[float, float] | None:
+        return None if side["low"] is None else (to(side["low"]), to(side["high"]))
+
+    return {
+        "width": WIDTH,
+        "height": HEIGHT,
+        "x_marks": [(across(v), f"{v:g}") for v in x.marks],
+        "y_marks": [(down(v), f"{v:g}") for v in y.marks],
+        "origin": (across(0.0), down(0.0)),
+        "points": [
+            {
+                "name": p["name"],
+                "x": across(p["forgetting"]["value"]),
+                "y": down(p["skill"]["value"]),
+                "x_span": span(p["forgetting"], across),
+                "y_span": span(p["skill"], down),
+                "left": across(p["forgetting"]["value"]) > WIDTH * 0.7,
+            }
+            for p in points
+        ],
+    }
+
+
+def _with_interval(side: Mapping[str, Any]) -> str:
+    if side["low"] is None:
+        return f"{side['value']:+.4f}"
+    return f"{side['value']:+.4f} [{side['low']:+.4f}, {side['high']:+.4f}]"
+
+
+def _trade_off_rows(points: Sequence[Point]) -> list[tuple[str, str, str]]:
+    return [(p["name"], _with_interval(p["skill"]), _with_interval(p["forgetting"])) for p in points]
+
+
+def report(comparison: Mapping[str, Any], points: Sequence[Point], skill: str, forgetting: str) -> RenderableType:
+    """Show all models' numbers, what each gained and lost against the base, and the others against the first."""
+    names = list(comparison["contenders"])
+    rows = [(label, *(cells[name] for name in names)) for label, cells in values_rows(comparison)]
+    parts: list[RenderableType] = [
+        table(
+            f"{comparison['records']} held-out records of {comparison['facts']['sessions']} sessions",
+            ["", *names],
+            rows,
+        ),
+        table(
+            f"Against {names[0]}, {comparison['config']['confidence']:.0%} intervals",
+            ["", f"gain: {skill}", f"loss: {forgetting}"],
+            _trade_off_rows(points),
+        ),
+    ]
+    parts += [difference_table(comparison, f"{name} - {names[1]}") for name in names[2:]]
+    return Group(*parts)
+
+
+def render_page(comparison: Mapping[str, Any], points: Sequence[Point], skill: str, forgetting: str) -> str:
+    """Return the page; every name in it is escaped."""
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["coordinate"] = lambda value: f"{value:.1f}"
+    return environment.from_string(resource_text("templates", "report", "comparison.html.jinja")).render(
+        comparison=comparison,
+        names=list(comparison["contenders"]),
+        rows=values_rows(comparison),
+        trade_off=_trade_off_rows(points),
+        plot=plot_of(points),
+        skill=skill,
+        forgetting=forgetting,
+        confidence=f"{comparison['config']['confidence']:.0%}",
+    )
+
+
+def write_page(
+    comparison: Mapping[str, Any],
+    points: Sequence[Point],
+    skill: str,
+    forgetting: str,
+    target: Path,
+    overwrite: bool = False,
+) -> Path:
+    """Write the page; raises as `new_file`."""
+    text = render_page(comparison, points, skill, forgetting)
+    with new_file(target, overwrite) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+    return target

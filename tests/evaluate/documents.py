@@ -1,0 +1,79 @@
+"""Evaluation documents from made-up numbers, put together by the code that `sdft eval` uses."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+from typing import Any
+
+from sdft_cli.config import EvalConfig
+from sdft_cli.evaluate.measures import by_group, p95, summary
+from sdft_cli.evaluate.run import FORMAT, differences
+from sdft_cli.evaluate.scores import TOOL_FLAGS
+
+CONFIG = EvalConfig(resamples=300).model_dump(mode="json")
+
+
+def contender(kind: str, quality: float, seed: int, records: int = 24) -> dict[str, Any]:
+    """A model that is better at the task, and further from the base, the higher its quality (0 for the base)."""
+    noise = random.Random(seed)
+    items = []
+    for i in range(records):
+        tool = i % 2 == 0
+        good = noise.random() < 0.2 + quality
+        items.append(
+            {
+                "record_id": f"s{i // 3}/{i}",
+                "session_id": f"s{i // 3}",
+                "nll": 10.0 - 5 * quality + noise.random(),
+                "reference_tokens": 10,
+                "kl": 2.0 - quality,
+                "rollout_tokens": 8,
+                "finished": True,
+                "text": "<b>answer</b>",
+                "flags": dict.fromkeys(TOOL_FLAGS, good) if tool else {},
+                "chrf": None if tool else 30.0 + 10 * quality,
+                "calls_unasked": False,
+                "mentions_reference": False,
+                "copied_share": 0.0,
+                "unknown_paths": [],
+                "tools": "Read" if tool else "",
+                "position": "first turn" if i % 3 == 0 else "turns 2 to 4",
+            }
+        )
+    drift = [
+        {"prompt_id": f"p{i}", "kind": "k", "tokens": 5, "kl": quality * (i + 1) / 10, "same_top": 5, "entropy": 3.0}
+        for i in range(6)
+    ]
+    replies = [{"question_id": f"q{i}", "kind": "k", "correct": i % 2 == 0, "text": "x"} for i in range(4)]
+    tools = [i for i in items if i["flags"]]
+    spread = {"kl_p95_of_tokens": p95([d["kl"] / 5 for d in drift]), "kl_p95_of_prompts": 0.0}
+    return {
+        "kind": kind,
+        "summary": {"records": records, "tool_turns": len(tools), **summary(items, "records")},
+        "by_tool": by_group(tools, "tools"),
+        "by_position": by_group(items, "position"),
+        "items": items,
+        "drift": {"summary": {"prompts": 6, **summary(drift, "drift"), **spread}, "items": drift},
+        "questions": {"summary": {"questions": 4, **summary(replies, "questions")}, "items": replies},
+    }
+
+
+def document(**models: tuple[str, float]) -> dict[str, Any]:
+    """A document with a base and these models: name -> (kind, quality)."""
+    found = {"base": contender("base", 0.0, 0)} | {n: contender(k, q, 1) for n, (k, q) in models.items()}
+    return {
+        "format": FORMAT,
+        "config": CONFIG,
+        "dataset": {"name": "d", "source": {"name": "x"}, "validation_hash": "h"},
+        "records": 24,
+        "facts": {
+            "sessions": 8,
+            "tool_turns": 12,
+            "tool_turns_that_the_syntax_cannot_represent": 2,
+            "expert_unknown_path_share": 0.25,
+            "chrf": "sacrebleu",
+        },
+        "contenders": found,
+        "differences": {f"{b} - {a}": differences(found[b], found[a], 0.95, 300, 0) for a, b in combinations(found, 2)},
+    }

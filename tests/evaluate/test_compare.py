@@ -1,0 +1,90 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from sdft_cli.errors import DataError, UsageError
+from sdft_cli.evaluate.compare import compare, read_evaluation, trade_off
+from tests.evaluate.documents import document
+
+
+def test_runs_are_put_side_by_side() -> None:
+    one, two = document(tuned=("tuned", 0.2)), document(tuned=("tuned", 0.6))
+    found = compare([("sdft", one), ("sft", two)])
+    assert list(found["contenders"]) == ["base", "sdft", "sft"]
+    assert set(found["differences"]) == {"sdft - base", "sft - base", "sft - sdft"}
+    assert found["differences"]["sdft - base"] == one["differences"]["tuned - base"]
+    items = [found["contenders"][n]["items"] for n in ("sft", "sdft")]
+    expected = sum(a["nll"] - b["nll"] for a, b in zip(*items, strict=True)) / 240
+    assert found["differences"]["sft - sdft"]["expert_nll_per_token"]["value"] == pytest.approx(expected)
+
+
+def test_models_of_one_evaluation_are_named_apart() -> None:
+    both = document(tuned=("tuned", 0.2), sft=("control", 0.4))
+    assert list(compare([("r", both)])["contenders"]) == ["base", "r: tuned", "r: sft"]
+
+
+def test_gains_and_losses_have_their_signs() -> None:
+    found = compare([("a", document(tuned=("tuned", 0.2))), ("b", document(tuned=("tuned", 0.6)))])
+    a, b = trade_off(found, "expert_nll_per_token", "drift_kl")
+    assert (a["name"], b["name"]) == ("a", "b")
+    gap = found["differences"]["b - base"]["expert_nll_per_token"]
+    assert b["skill"] == {"value": -gap["value"], "low": -gap["high"], "high": -gap["low"]}
+    assert b["skill"]["value"] > a["skill"]["value"] > 0
+    assert b["forgetting"]["value"] > a["forgetting"]["value"] > 0
+    shares = trade_off(found, "tool_named_share", "questions_right")
+    assert shares[0]["skill"]["value"] == found["differences"]["a - base"]["tool_named_share"]["value"]
+    assert shares[0]["forgetting"]["value"] == 0
+    for key in ("nothing", "entropy"):
+        with pytest.raises(UsageError, match="cannot be plotted"):
+            trade_off(found, key, "drift_kl")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["dataset"].update(validation_hash="other"), "on another dataset"),
+        (lambda d: d["config"].update(max_new_tokens=3), "with other settings"),
+        (lambda d: d["contenders"]["base"]["items"][0].update(nll=1.0), "against another base"),
+        (lambda d: d["contenders"].pop("base"), "against another base"),
+    ],
+)
+def test_what_was_not_measured_alike_is_refused(change: Any, message: str) -> None:
+    one, two = document(tuned=("tuned", 0.2)), json.loads(json.dumps(document(tuned=("tuned", 0.2))))
+    change(two)
+    with pytest.raises(DataError, match=f"second was evaluated {message}"):
+        compare([("first", one), ("second", two)])
+
+
+def test_two_models_and_two_names_are_needed() -> None:
+    one = document(tuned=("tuned", 0.2))
+    with pytest.raises(UsageError, match="at least two"):
+        compare([("a", one)])
+    with pytest.raises(UsageError, match="would be called a"):
+        compare([("a", one), ("a", one)])
+
+
+def test_files_and_folders_are_read(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "eval.json").write_text(json.dumps(document(tuned=("tuned", 0.2))))
+    (tmp_path / "other.json").write_text(json.dumps(document(tuned=("tuned", 0.3))))
+    assert read_evaluation(run)[0] == read_evaluation(run / "eval.json")[0] == "run"
+    assert read_evaluation(tmp_path / "other.json")[0] == "other"
+    with pytest.raises(UsageError, match="give run folders"):
+        read_evaluation(tmp_path / "nothing")
+    (run / "run.json").write_text("{}")
+    (run / "eval.json").unlink()
+    with pytest.raises(UsageError, match="run `sdft eval"):
+        read_evaluation(run)
+    (tmp_path / "old.json").write_text("{}")
+    with pytest.raises(DataError, match="this version"):
+        read_evaluation(tmp_path / "old.json")
+    (tmp_path / "broken.json").write_text("{")
+    with pytest.raises(DataError, match="not valid JSON"):
+        read_evaluation(tmp_path / "broken.json")
