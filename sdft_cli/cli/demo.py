@@ -19,6 +19,9 @@ def demo(
     steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: the profile's]")] = None,
     sessions: Annotated[int, typer.Option(min=12, help="Number of example sessions.")] = 72,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    control: Annotated[
+        bool, typer.Option("--control", help="Train the control arm (--objective sft) too, and compare the two.")
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing demo folder.")] = False,
 ) -> None:
     """Prepare, train, merge and evaluate on made-up sessions with SmolLM2-135M; a few minutes on two cores.
@@ -68,10 +71,15 @@ def demo(
 
     say(f"2/4 train ({clock()})")
     run_training(Job(train_config, data, out / "run"))
+    if control:
+        say(f"2/4 train the control arm ({clock()})")
+        run_training(Job(train_config.model_copy(update={"objective": "sft"}), data, out / "run-sft"))
     say(f"3/4 merge ({clock()})")
     terminal.stdout().print(terminal.merge_table(run_merge(read_run(out / "run"), out / "run" / "merged")))
     say(f"4/4 eval ({clock()})")
-    result, _ = run_evaluation(str(out / "run"), data, build(EvalConfig, EVALUATION | {"seed": seed}))
+    controls = [out / "run-sft"] if control else []
+    config = build(EvalConfig, EVALUATION | {"seed": seed})
+    result, _ = run_evaluation(str(out / "run"), data, config, controls=controls)
     write_json(out / "eval.json", result)
     terminal.stdout().print(evaluation.report(result))
     say(f"Done in {clock()}. Read the answers in {out / 'eval.json'}, the model is in {out / 'run' / 'merged'}.")

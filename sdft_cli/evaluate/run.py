@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 from sdft_cli.config import EvalConfig
 from sdft_cli.engine.measure import Item, Role, encode, measure, plan
@@ -46,6 +46,7 @@ def evaluate(
     config: EvalConfig,
     progress: Progress = lambda what, done, total: None,
     harness: Callable[[Contender], dict[str, Any]] | None = None,
+    against: Literal["all", "first"] = "all",
 ) -> dict[str, Any]:
     """Measure every contender on the same things, and each against those before it.
 
@@ -54,6 +55,7 @@ def evaluate(
             one when it is its turn.
         records: validation records.
         harness: measures a contender on tasks of another program; its result is kept as it is.
+        against: each contender is compared with all before it, or with the first only.
 
     Returns `{"format", "config", "records", "facts", "contenders": {name: ...}, "differences": {"a - b": ...}}`.
     """
@@ -80,6 +82,7 @@ def evaluate(
         "differences": {
             f"{b} - {a}": differences(found[b], found[a], config.confidence, config.resamples, config.seed)
             for a, b in combinations(found, 2)
+            if against == "all" or a == next(iter(found))
         },
     }
 

@@ -144,7 +144,14 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
         )
         assert "Backend: unsloth (as asked)" in clean(done, 0)
         clean(sdft("merge", "runs/fast", "--bf16"), 0)
-        assert {p.name for p in tmp_path.iterdir()} <= {"sessions", "data", "runs", "m.json", "all.json", "compare.html"}  # no compiled caches
+        assert {p.name for p in tmp_path.iterdir()} <= {
+            "sessions",
+            "data",
+            "runs",
+            "m.json",
+            "all.json",
+            "compare.html",
+        }  # no compiled caches
 
     # Nothing is overwritten unasked, and a run without its adapter is no run.
     assert "--overwrite" in clean(sdft("train", "--profile", "cpu-demo", "--model", tiny_model), 2)
