@@ -80,6 +80,7 @@ def _changed(folder: Path, expected: Any) -> str | None:
 def _another(document: dict[str, Any], adapter: Path | None, dtype: str | None) -> str | None:
     if dtype is not None and document["dtype"] != dtype:
         return f"its weights are {document['dtype']}, not {dtype}"
-    if adapter is not None and document["adapter"]["sha256"] != file_hash(adapter / "adapter_model.safetensors"):
-        return f"it was made from another adapter than {adapter}"
+    made_from = document["adapter"]
+    if adapter is not None and made_from["sha256"] != file_hash(adapter / "adapter_model.safetensors"):
+        return f"it was made from {made_from['name']}, and not from {adapter} as that is now"
     return None

@@ -12,36 +12,14 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from sdft_cli.config import load_train_config  # noqa: E402
-from sdft_cli.engine.adapters import lora_layers  # noqa: E402
-from sdft_cli.engine.backend import load_backend  # noqa: E402
 from sdft_cli.engine.models import resolve_model  # noqa: E402
-from sdft_cli.engine.runs import FORMAT, CheckPrompt, read_run, write_check_prompts, write_json  # noqa: E402
+from sdft_cli.engine.runs import read_run  # noqa: E402
 from sdft_cli.errors import DataError, UsageError, VerificationError  # noqa: E402
 from sdft_cli.merge.certificate import ordered  # noqa: E402
 from sdft_cli.merge.certified import check_certified  # noqa: E402
 from sdft_cli.merge.merge import merge_run  # noqa: E402
 from sdft_cli.merge.verify import compare, failures, same_answers  # noqa: E402
 from sdft_cli.merge.weights import Adapter, base_shards, copy_companions  # noqa: E402
-
-
-@pytest.fixture
-def run(tiny_model: Path, tmp_path: Path) -> Path:
-    """A run folder whose adapter moves the model visibly."""
-    config = load_train_config("cpu-demo", ["lora.rank=4", "lora.alpha=8"], {"model": str(tiny_model)})
-    backend = load_backend(config, "transformers", str(tiny_model))
-    generator = torch.Generator().manual_seed(3)
-    for layer in lora_layers(backend.model).values():
-        layer.lora_B["default"].weight.data.normal_(generator=generator).mul_(1.0)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    backend.save_adapter(folder / "adapter")
-    write_json(folder / "config.json", config.model_dump(mode="json"))
-    write_json(folder / "run.json", {"format": FORMAT})
-    write_check_prompts(
-        folder / "check_prompts.jsonl", [CheckPrompt([1, 5, 9, 7], [11, 12, 13]), CheckPrompt([1], [4])]
-    )
-    return folder
 
 
 def test_every_tensor_is_the_fp32_sum_cast_once_or_untouched(run: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -304,4 +282,4 @@ def test_a_changed_checkpoint_is_not_the_certified_one(run: Path, tiny_model: Pa
     refused_after(lambda c: edited(c / "merge-certificate.json", sha256={}), "holds no hashes")
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file({name: t + 1 for name, t in tensors.items()}, adapter / "adapter_model.safetensors")
-    refused_after(lambda c: None, "made from another adapter than")
+    refused_after(lambda c: None, "made from adapter, and not from .*adapter as that is now")
