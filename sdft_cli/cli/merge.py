@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdft_cli.cli.common import command, newest_run, say
+from sdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
     from sdft_cli.engine.runs import Run
@@ -25,44 +26,133 @@ def merge(
     best: Annotated[
         bool, typer.Option("--best", help="Take the adapter that was best on held-out records, not the last one.")
     ] = False,
+    base: Annotated[
+        str | None, typer.Option(help="Merge into this model instead of the run's own: the 16-bit form of a 4-bit one.")
+    ] = None,
+    push: Annotated[
+        str | None,
+        typer.Option(metavar="REPO", help="Upload the certified checkpoint to this Hub repository, private."),
+    ] = None,
+    public: Annotated[bool, typer.Option("--public", help="With --push: make the repository public.")] = False,
+    gguf: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also convert it to this GGUF file, and check the file.")
+    ] = None,
+    llama_cpp: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="With --gguf: your llama.cpp checkout, whose converter is run.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint folder.")] = False,
 ) -> None:
-    """Merge the adapter into its base: standalone safetensors, config, tokenizer, chat template, and a certificate.
+    """Merge the adapter into its base: standalone safetensors, config, tokenizer, chat template, card, certificate.
 
     What is on disk is compared with base + adapter, tensor by tensor, file by file, and loaded, on real prompts. A
-    disagreement is exit code 4, and the folder is marked as failed.
+    disagreement is exit code 4, and the folder is marked as failed; it never replaces a good checkpoint.
+
+    With --push or --gguf, a checkpoint that is there already and passed is taken as it is, unless --overwrite is given.
+    Before a push every file is compared with the certificate and searched for secrets; any find stops it.
 
     Example: sdft merge runs/my-run --bf16
     """
-    from sdft_cli.errors import UsageError
-
-    if bf16 == (dtype is not None):
-        raise UsageError("Say which weights to write: add --bf16, or --dtype float32.")
-    if dtype not in (None, "bfloat16", "float32"):
-        raise UsageError(f"--dtype {dtype} is not known: use bfloat16 or float32.")
+    _check_options(bf16, dtype, push, public, gguf, llama_cpp, overwrite)
     folder = run or newest_run()
 
     from sdft_cli.engine.runs import read_run
-    from sdft_cli.report import terminal
 
     target = out or folder / "merged"
-    check = run_merge(read_run(folder, best), target, prompts, overwrite, dtype or "bfloat16")
+    found, wanted = read_run(folder, best), "bfloat16" if bf16 else dtype
+    if (push or gguf) and not overwrite and target.is_dir() and any(target.iterdir()):
+        check = existing(found, target, wanted)
+    else:
+        if wanted is None:
+            raise UsageError("Say which weights to write: add --bf16, or --dtype float32.")
+        check = run_merge(found, target, prompts, overwrite, wanted, base)
+
+    from sdft_cli.report import terminal
+
     terminal.stdout().print(terminal.merge_table(check))
-    say(f"Checkpoint written to {target}; next: sdft eval {folder}")
+    if gguf and llama_cpp:
+        _convert(target, gguf, llama_cpp, check["dtype"], overwrite)
+    if push:
+        from sdft_cli.cli.push import push as push_checkpoint
+
+        push_checkpoint(found, target, push, public)
+    say(f"Checkpoint: {target}; next: sdft eval {folder}")
+
+
+def _check_options(
+    bf16: bool,
+    dtype: str | None,
+    push: str | None,
+    public: bool,
+    gguf: Path | None,
+    llama_cpp: Path | None,
+    overwrite: bool,
+) -> None:
+    """Refuse before anything is computed what would fail after it."""
+    if bf16 and dtype is not None:
+        raise UsageError("Say which weights to write: --bf16 or --dtype, not both.")
+    if dtype not in (None, "bfloat16", "float32"):
+        raise UsageError(f"--dtype {dtype} is not known: use bfloat16 or float32.")
+    if public and not push:
+        raise UsageError("--public says how to push: add --push REPO.")
+    if (gguf is None) != (llama_cpp is None):
+        raise UsageError("--gguf FILE and --llama-cpp PATH belong together: give both.")
+    if gguf is not None and llama_cpp is not None:
+        from sdft_cli.merge.gguf import check_converter
+
+        check_converter(llama_cpp)
+        if gguf.exists() and not overwrite:
+            raise UsageError(f"{gguf} already exists: choose another name, or delete it.")
+    if push:
+        from sdft_cli.merge.push import check_repo_name, check_token
+
+        check_repo_name(push)
+        check_token()
+
+
+def existing(run: Run, target: Path, dtype: str | None) -> dict[str, Any]:
+    """Return the certificate of a checkpoint that is there already, after comparing its files with it.
+
+    Raises:
+        VerificationError: it did not pass, was changed, or is of another adapter or dtype.
+    """
+    from sdft_cli.merge.certified import check_certified
+    from sdft_cli.report import terminal
+
+    with terminal.stderr().status("Comparing the files with the certificate ..."):
+        check = check_certified(target, run.adapter, dtype)
+    say(f"{target} is there, of this adapter, unchanged, and passed its certificate: it is not merged again")
+    return check
 
 
 def run_merge(
-    run: Run, target: Path, prompts: int = 8, overwrite: bool = False, dtype: str = "bfloat16"
+    run: Run,
+    target: Path,
+    prompts: int = 8,
+    overwrite: bool = False,
+    dtype: str = "bfloat16",
+    base: str | None = None,
 ) -> dict[str, Any]:
-    """Merge a run's adapter into its base at `target` and compare the two; return the certificate."""
+    """Merge a run's adapter into its base at `target`, compare the two, write the card; return the certificate."""
     import torch
 
-    from sdft_cli.engine.models import resolve_model
+    from sdft_cli.cli.model_card import write_model_card
+    from sdft_cli.engine.models import local_folder, resolve_model
     from sdft_cli.merge.merge import merge_run
     from sdft_cli.records.folders import check_output_folder
     from sdft_cli.report import terminal
 
     check_output_folder(target, overwrite)
     with terminal.stderr().status("Merging and comparing with the adapter ..."):
-        model = resolve_model(run.config.model, say)
-        return merge_run(run, model, target, prompts, overwrite, getattr(torch, dtype))
+        model = resolve_model(base or run.config.model, say)
+        check = merge_run(run, model, target, prompts, overwrite, getattr(torch, dtype), base)
+    write_model_card(run, target, base=local_folder(model, None if base else run.config.revision))
+    return check
+
+
+def _convert(merged: Path, file: Path, llama_cpp: Path, dtype: str, overwrite: bool) -> None:
+    from sdft_cli.merge.gguf import convert_to_gguf
+    from sdft_cli.report import terminal
+
+    with terminal.stderr().status(f"Converting to {file} with {llama_cpp} ..."):
+        rows = convert_to_gguf(merged, file, llama_cpp, dtype, say, overwrite)
+    terminal.stdout().print(terminal.table(f"{file}, compared with the checkpoint", ["", "value"], rows))

@@ -74,6 +74,17 @@ def resolve_model(name: str, notify: Callable[[str], None] = lambda text: None) 
     raise UsageError(f"Model {name} is no folder, no Hub id (owner/name) and no alias ({', '.join(ALIASES)}).")
 
 
+def known_as(name: str) -> dict[str, str]:
+    """Return how a model is named where others read it, and what it is: `hub`, `package` or `folder`.
+
+    Of a folder on this machine only its own name is told.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return {"base": path.resolve().name, "base_kind": "folder"}
+    return {"base": name, "base_kind": "package" if name in ALIASES else "hub"}
+
+
 def _packaged(alias: str, model: PackagedModel, notify: Callable[[str], None]) -> Path:
     spec = importlib.util.find_spec(model.package)  # found, not imported: the package wants an inference engine
     if spec is None or spec.origin is None:

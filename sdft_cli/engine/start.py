@@ -215,6 +215,21 @@ def check_same_records(job: Job) -> None:
         raise DataError(f"{job.data.path} is not the dataset that {job.folder} was started with: name that one.")
 
 
+def dataset_facts(data: Dataset) -> dict[str, Any]:
+    """Return what a run says about its dataset: enough to find it again, and for a model card without it."""
+    manifest = data.manifest
+    return {
+        "name": data.path.resolve().name,
+        "path": str(data.path),
+        "records_hash": records_hash(data.train),
+        "fingerprint": manifest["fingerprint"],
+        "source": manifest["source"],
+        "caps": {key: value for key, value in manifest["config"].items() if key.startswith("max_")},
+        "funnel": manifest["funnel"],
+        "redaction": manifest.get("redaction"),
+    }
+
+
 def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
     """Make the run folder, with all that is known before step 1."""
     from sdft_cli.engine.train import check_prompts
@@ -230,13 +245,7 @@ def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
         "prefix_sharing": loaded.trainer.backend.sharing,
         "model": job.config.model,
         "teacher_template": data.manifest["teacher_template"],
-        "dataset": {
-            "name": data.path.resolve().name,
-            "path": str(data.path),
-            "records_hash": records_hash(data.train),
-            "fingerprint": data.manifest["fingerprint"],
-            "source": data.manifest["source"],
-        },
+        "dataset": dataset_facts(data),
     }
     with new_folder(job.folder, job.overwrite) as scratch:
         write_json(scratch / "config.json", job.config.model_dump(mode="json"))

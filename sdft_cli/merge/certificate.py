@@ -24,6 +24,8 @@ OURS = {"README.md", "merge-certificate.json"}
 """Files of a checkpoint that are not the base's: the model card and the certificate."""
 MAY_CHANGE = {"dtype", "torch_dtype"}
 """Keys of `config.json` that a merge sets."""
+PIECE = 1 << 20
+"""Elements that are compared at once."""
 EOS_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -54,18 +56,20 @@ class Certificate:
 class Tensors:
     """The safetensors files of a folder (those of its index, if it has one) as one mapping, read tensor by tensor.
 
+    A file is mapped into memory for one tensor only: pages of a mapping that stays open add up to the whole file.
+
     Raises:
         DataError: there are none, or one cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.files: dict[str, Any] = {}
         index = folder / INDEX
         listed = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else None
         paths = sorted(folder.glob("*.safetensors")) if listed is None else [folder / name for name in sorted(listed)]
         if not paths:
             raise DataError(f"{folder} holds no safetensors file: merge again.")
+        self.files = {path.name for path in paths}
         self.where: dict[str, Path] = {}
         for path in paths:
             try:
@@ -76,10 +80,10 @@ class Tensors:
                 if name in self.where:
                     raise DataError(f"{name} is in {self.where[name].name} and in {path.name}: merge again.")
                 self.where[name] = path
-            self.files[path.name] = opened
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self.files[self.where[name].name].get_tensor(name)
+        with safe_open(self.where[name], "pt") as file:
+            tensor: Tensor = file.get_tensor(name)
         return tensor
 
 
@@ -100,12 +104,17 @@ def ordered(tensor: Tensor) -> Tensor:
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:
-    """Say whether two tensors are the same bits; NaNs of the same bits are equal."""
-    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(_raw(a), _raw(b))
+    """Say whether two tensors are the same bits, `a` cast to the type of `b`; NaNs of the same bits are equal."""
+    return a.shape == b.shape and all(torch.equal(_raw(x.to(y.dtype)), _raw(y)) for x, y in _pieces(a, b))
 
 
 def _raw(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    return tensor.contiguous().view(torch.uint8)
+
+
+def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Yield tensors of one shape in step, flat and piece by piece: what is computed from a piece is small."""
+    return zip(*(t.reshape(-1).split(PIECE) for t in tensors), strict=True)
 
 
 def certify(base: Path, adapter: Path, merged: Path, dtype: torch.dtype) -> Certificate:
@@ -165,28 +174,37 @@ def _compare_tensor(
     if after.dtype != expected_type:
         return f"{name} is {after.dtype}, not {expected_type}"
     if delta is None:
-        unchanged = before.to(expected_type)
         found.identical += before.dtype == expected_type
         found.cast += before.dtype != expected_type
-        return None if same_bytes(unchanged, after) else f"{name} is not adapted and differs from the base"
+        return None if same_bytes(before, after) else f"{name} is not adapted and differs from the base"
     module, scaling = delta
     a, b = (file.get_tensor(f"{module}.lora_{x}.weight").float() for x in "AB")
-    change = scaling * (b @ a)
-    ulps = int((ordered(after) - ordered((before.float() + change).to(dtype))).abs().max())
-    changed = change != 0
-    differs = after != before.to(dtype)
-    share = float((changed & differs).sum() / changed.sum()) if changed.any() else 0.0
-    found.adapted.append(AdaptedTensor(name, ulps, share))
-    if ulps > 1 or not after.isfinite().all():
+    return _compare_adapted(name, before, (b @ a).mul_(scaling), after, found)
+
+
+def _compare_adapted(name: str, before: Tensor, change: Tensor, after: Tensor, found: Certificate) -> str | None:
+    if change.shape != before.shape:
+        return f"{name} has the shape {tuple(before.shape)}, its update {tuple(change.shape)}"
+    ulps = changed = surviving = differing = 0
+    finite = True
+    for was, step, now in _pieces(before, change, after):
+        ulps = max(ulps, int((ordered(now) - ordered((was.float() + step).to(now.dtype))).abs().max()))
+        finite = finite and bool(now.isfinite().all())
+        differs = now != was.to(now.dtype)
+        changed += int((step != 0).sum())
+        surviving += int(((step != 0) & differs).sum())
+        differing += int(differs.sum())
+    found.adapted.append(AdaptedTensor(name, ulps, surviving / changed if changed else 0.0))
+    if ulps > 1 or not finite:
         return f"{name} is not base + (alpha / r) B A: {ulps} units in the last place away"
-    if not differs.any():
+    if not differing:
         return f"{name} equals the base: its update vanishes in {found.dtype} (merge with --dtype float32)"
     return None
 
 
 def _index_differs(merged: Path, new: Tensors) -> list[str]:
     index = merged / INDEX
-    unlisted = {path.name for path in merged.glob("*.safetensors")} - new.files.keys()
+    unlisted = {path.name for path in merged.glob("*.safetensors")} - new.files
     if unlisted:
         return [f"{min(unlisted)} is no file of the index"]
     if not index.is_file():

@@ -11,11 +11,12 @@ import torch
 
 from sdft_cli.engine.adapters import weights
 from sdft_cli.engine.backend_transformers import load_model
-from sdft_cli.engine.models import FAILED, local_folder
+from sdft_cli.engine.models import FAILED, known_as, local_folder
 from sdft_cli.engine.quiet import quiet_libraries
 from sdft_cli.engine.runs import CheckPrompt, Run, read_check_prompts, write_json
 from sdft_cli.errors import VerificationError
 from sdft_cli.merge.certificate import certify
+from sdft_cli.merge.certified import CERTIFICATE, file_hash, file_hashes, has_passed
 from sdft_cli.merge.verify import compare, failures, greedy_answers, log_probabilities, same_answers
 from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
 from sdft_cli.records.folders import new_folder
@@ -28,37 +29,62 @@ def merge_run(
     prompts: int = 8,
     overwrite: bool = False,
     dtype: torch.dtype = torch.bfloat16,
+    other_base: str | None = None,
 ) -> dict[str, Any]:
     """Merge a run's adapter into its base as a checkpoint at `target`, and certify it from disk.
+
+    A good checkpoint is never replaced by one that fails.
 
     Args:
         run: the run.
         model: folder or Hub id of the base, resolved.
         prompts: how many of the run's check prompts to compare on.
         dtype: of the merged weights, bfloat16 or float32.
+        other_base: the name of `model` if that is another base than the run's, as the 16-bit form of a 4-bit one.
 
     Returns the certificate (also in `merge-certificate.json` of the checkpoint).
 
     Raises:
-        VerificationError: the checkpoint on disk is not base + adapter; it stays, marked by `FAILED.txt`.
+        VerificationError: the checkpoint on disk is not base + adapter; it stays, marked by `FAILED.txt`, beside a
+            good one that was to be replaced.
         DataError: base or adapter cannot be merged; nothing is left behind.
     """
-    base = local_folder(model, run.config.revision)
+    revision = run.config.revision if other_base is None else None
+    base = local_folder(model, revision)
     items = read_check_prompts(run.path / "check_prompts.jsonl", prompts)
     with new_folder(target, overwrite) as scratch:
         merge_weights(base, Adapter(run.adapter), scratch, dtype)
         copy_companions(base, scratch, str(dtype).removeprefix("torch."))
-        document = _certificate(run, base, scratch, items, dtype)
-        write_json(scratch / "merge-certificate.json", document)
+        document = {
+            **known_as(other_base or run.config.model),
+            "revision": revision,
+            **_certificate(run, base, scratch, items, dtype),
+        }
+        write_json(scratch / CERTIFICATE, document)
         if document["failures"]:
             (scratch / FAILED).write_text("".join(f"{line}\n" for line in document["failures"]), encoding="utf-8")
+            if has_passed(target):
+                raise _failed(document["failures"], _kept_beside(scratch, target), f" {target} is as it was.")
     if document["failures"]:
-        first, *more = document["failures"]
-        others = f" (and {len(more)} more)" if more else ""
-        raise VerificationError(
-            f"The merged checkpoint is not the model that was trained: {first}{others}; {target / FAILED} lists it all."
-        )
+        raise _failed(document["failures"], target)
     return document
+
+
+def _kept_beside(scratch: Path, target: Path) -> Path:
+    """Move a failed checkpoint to `<target>-failed`, and leave the good one at `target`."""
+    beside = target.absolute().with_name(f"{target.name}-failed")
+    with new_folder(beside, overwrite=True) as place:
+        for path in list(scratch.iterdir()):
+            path.rename(place / path.name)
+    return beside
+
+
+def _failed(failures: list[str], where: Path, more: str = "") -> VerificationError:
+    others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+    return VerificationError(
+        f"The merged checkpoint is not the model that was trained: {failures[0]}{others}; {where / FAILED} lists it "
+        f"all.{more}"
+    )
 
 
 def _certificate(run: Run, base: Path, merged: Path, items: list[CheckPrompt], dtype: torch.dtype) -> dict[str, Any]:
@@ -68,16 +94,16 @@ def _certificate(run: Run, base: Path, merged: Path, items: list[CheckPrompt], d
         behaviour = _compare(run, base, merged, items)
         found.failures += failures(behaviour)
     return {
-        "format": 1,
+        "format": 2,
         "passed": not found.failures,
         "failures": found.failures,
-        "base": run.config.model,
-        "revision": run.config.revision,
+        "adapter": {"name": run.adapter.name, "sha256": file_hash(run.adapter / "adapter_model.safetensors")},
         "dtype": found.dtype,
         "adapted": [asdict(tensor) for tensor in found.adapted],
         "untouched": {"identical": found.identical, f"cast to {found.dtype}": found.cast},
         "files": found.files,
         "behaviour": behaviour,
+        "sha256": file_hashes(merged),
     }
 
 

@@ -72,6 +72,10 @@ class Redactor:
         """Return one text redacted on its own; `counts` grows by the number of replacements of each kind."""
         return self._replaced(text, "", self._values_of([(text, "")]), counts)
 
+    def kinds(self, text: str, name: str = "") -> Counter[str]:
+        """Count what one text gives away, by kind, and replace nothing; `name`: the key that it is the value of."""
+        return Counter(found.kind for found in self._search(text, name))
+
     def session(self, session: Session, counts: Counter[str]) -> Session:
         """Return the session redacted, or the same object if nothing had to change.
 

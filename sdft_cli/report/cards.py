@@ -1,14 +1,15 @@
-"""Data cards: the README.md of a dataset folder, with Hub metadata, from `templates/cards/`."""
+"""Cards: the README.md of a dataset folder and of a merged checkpoint, with Hub metadata, from `templates/cards/`."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jinja2
 import yaml
 
+from sdft_cli.report.merge_rows import merge_rows
 from sdft_cli.report.statistics import Statistics, Summary
 from sdft_cli.resources import resource_text
 
@@ -26,6 +27,12 @@ def code_span(value: Any) -> str:
     if re.fullmatch(r"[\w .:/@+-]+", text):
         return f"`{text}`"
     return "<code>" + re.sub(r"[^\w ]|_", lambda found: f"&#{ord(found.group())};", text) + "</code>"
+
+
+def cell(value: Any) -> str:
+    """Return a text for a table cell: what could be Markdown or HTML is an entity."""
+    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(value)).strip()
+    return re.sub(r"[^\w .:;,%()+/=-]|_", lambda found: f"&#{ord(found.group())};", text)
 
 
 def _number(value: int) -> str:
@@ -61,6 +68,14 @@ def hub_metadata(manifest: Mapping[str, Any], license_id: str | None = None) -> 
     return found
 
 
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": _number, "code": code_span, "cell": cell}
+    return environment.from_string(resource_text("templates", "cards", name))
+
+
 def dataset_card(
     manifest: Mapping[str, Any], license_id: str | None = None, statistics: Statistics | None = None
 ) -> str:
@@ -71,13 +86,7 @@ def dataset_card(
         license_id: the source's licence where it is known.
         statistics: of the same records; without them the card has no table of lengths and of tools.
     """
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["number"] = _number
-    environment.filters["code"] = code_span
-    template = environment.from_string(resource_text("templates", "cards", "dataset.md.jinja"))
-    return template.render(
+    return _template("dataset.md.jinja").render(
         metadata=yaml.safe_dump(hub_metadata(manifest, license_id), sort_keys=False),
         manifest=manifest,
         license=license_id,
@@ -86,3 +95,137 @@ def dataset_card(
         statistics=statistics,
         cells=_cells,
     )
+
+
+MODEL_ID = "your-name/your-model"
+"""Stands in a model card's code until it is known where the checkpoint will be."""
+EvaluationRows = Sequence[tuple[str, Mapping[str, str]]]
+"""Rows of an evaluation's table: a label, and the text of each contender."""
+
+_DIVERGENCES = {
+    "reverse_kl": ("KL(student || teacher)", "the reverse KL divergence KL(student || teacher)"),
+    "forward_kl": ("KL(teacher || student)", "the forward KL divergence KL(teacher || student)"),
+    "jsd": ("JSD(student, teacher)", "the Jensen-Shannon divergence of student and teacher"),
+}
+_TEACHERS = {
+    "base": "the base model itself, with the adapter switched off",
+    "ema": "the same model with a moving average of the adapter",
+    "live": "the same model as it is at that step, adapter included",
+}
+
+
+def model_metadata(
+    run: Mapping[str, Any], certificate: Mapping[str, Any], license: Mapping[str, str], vision: bool
+) -> dict[str, Any]:
+    """Return the metadata that the Hub reads from the top of a model card; names that it does not know are left out."""
+    source = run["dataset"]["source"]
+    found: dict[str, Any] = {**license, "library_name": "transformers"}
+    found["pipeline_tag"] = "image-text-to-text" if vision else "text-generation"
+    if certificate["base_kind"] == "hub":
+        found |= {"base_model": certificate["base"], "base_model_relation": "finetune"}
+    if source["kind"] == "hub":
+        found["datasets"] = [source["name"]]
+    found["tags"] = ["agent-traces", "tool-use", "sft" if run.get("objective") == "sft" else "sdft"]
+    return found
+
+
+def model_card(
+    config: Mapping[str, Any],
+    run: Mapping[str, Any],
+    certificate: Mapping[str, Any],
+    *,
+    license: Mapping[str, str] | None = None,
+    vision: bool = False,
+    evaluation_rows: EvaluationRows | None = None,
+) -> str:
+    """Return the card of a merged checkpoint.
+
+    Args:
+        config: the run's resolved training configuration.
+        run: what `run.json` says; what it does not say about the dataset is left out.
+        certificate: of the merge, one that passed.
+        license: the Hub's keys `license`, `license_name`, `license_link` of the base, where they are known.
+        vision: the base has a vision tower.
+        evaluation_rows: of the evaluation's table; None: there was none.
+    """
+    sdft = config["objective"] == "sdft"
+    best = certificate["adapter"]["name"] == "adapter-best"
+    contenders = list(dict.fromkeys(name for _, values in evaluation_rows or () for name in values))
+    metadata = model_metadata({**run, "objective": config["objective"]}, certificate, license or {}, vision)
+    return _template("model.md.jinja").render(
+        metadata=yaml.safe_dump(metadata, sort_keys=False),
+        base=certificate["base"],
+        sdft=sdft,
+        config=config,
+        certificate=certificate,
+        dataset={"funnel": None, "caps": None, "redaction": None, **run["dataset"]},
+        teacher=_TEACHERS[config["teacher"]["kind"]],
+        divergence=dict(zip(("short", "long"), _divergence(config["distill"]), strict=True)),
+        share=_share(config["distill"]["lambda_on_policy"]),
+        best_note=f"; of the adapter that was best on held-out records, after step {run.get('best_step')}"
+        if best
+        else "",
+        settings=_settings(config, run, certificate, sdft),
+        contenders=contenders,
+        evaluation=[(label, [values.get(name, "-") for name in contenders]) for label, values in evaluation_rows or ()],
+        merge=merge_rows(certificate),
+        model_id=MODEL_ID,
+        license=license,
+        vision=vision,
+    )
+
+
+def _divergence(distill: Mapping[str, Any]) -> tuple[str, str]:
+    short, long = _DIVERGENCES[distill["divergence"]]
+    if distill["divergence"] == "jsd":
+        long += f" (weight of the teacher {distill['jsd_beta']})"
+    if distill["support"] == "full":
+        return short, f"{long} over the whole vocabulary"
+    rest = "the others counted as one" if distill["top_k_tail"] else "renormalised"
+    return short, f"{long} over the {distill['top_k']} likeliest words of the {distill['top_k_of']}, {rest},"
+
+
+def _share(on_policy: float) -> str:
+    if on_policy == 1:
+        return "every record was trained on the model's own answer, none on the expert's text"
+    if on_policy == 0:
+        return "no record was trained on the model's own answer: the teacher read the expert's text"
+    return f"{on_policy:.0%} of the records were trained on the model's own answer, the others on the expert's text"
+
+
+def _settings(
+    config: Mapping[str, Any], run: Mapping[str, Any], certificate: Mapping[str, Any], sdft: bool
+) -> list[tuple[str, str]]:
+    """Return the table of settings: label and Markdown."""
+    lora, optim, rollout, distill = (config[key] for key in ("lora", "optim", "rollout", "distill"))
+    frozen = "4 bits (NF4)" if config["load_in_4bit"] else config["dtype"]
+    rows: list[tuple[str, Any]] = [
+        ("base checkpoint", code_span(certificate["base"])),
+        ("objective", "SDFT" if sdft else "SFT (cross-entropy)"),
+        ("backend", code_span(run["backend"]) if "backend" in run else "-"),
+        ("frozen weights in training", frozen),
+        ("max sequence length", config["max_seq_tokens"]),
+        ("max teacher prompt tokens", config["max_prompt_tokens"]),
+        ("optimizer steps", optim["max_steps"]),
+        ("batch size (records of a step)", optim["turns_per_step"]),
+        ("learning rate", f"{optim['learning_rate']:g}, {optim['schedule']}"),
+        ("warmup steps", optim["warmup_steps"]),
+        ("weight decay", optim["weight_decay"]),
+        ("LoRA rank", lora["rank"]),
+        ("LoRA alpha", lora["alpha"]),
+        ("LoRA dropout", lora["dropout"]),
+        ("LoRA targets", ", ".join(map(code_span, lora["target_modules"]))),
+    ]
+    if sdft:
+        decay = f", decay {config['teacher']['ema_decay']}" if config["teacher"]["kind"] == "ema" else ""
+        rows += [
+            ("max rollout tokens", rollout["max_new_tokens"]),
+            ("rollout temperature", rollout["temperature"]),
+            ("rollout top-p", rollout["top_p"]),
+            ("rollouts of a record", rollout["per_record"]),
+            ("teacher", f"{config['teacher']['kind']}{decay}"),
+            ("distillation loss", distill["divergence"].replace("_", " ").replace("kl", "KL")),
+            ("KL temperature", distill["kl_temperature"]),
+            ("lambda on-policy", distill["lambda_on_policy"]),
+        ]
+    return [(name, str(value)) for name, value in [*rows, ("seed", config["seed"])]]

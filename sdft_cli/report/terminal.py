@@ -21,6 +21,7 @@ from rich.text import Text
 
 from sdft_cli.records import Dataset
 from sdft_cli.report.bars import HistogramBars
+from sdft_cli.report.merge_rows import merge_rows
 from sdft_cli.report.statistics import CapChoice, Statistics, Summary, dataset_statistics
 
 TOP_TOOLS = 15
@@ -250,23 +251,8 @@ def _profile_row(part: Mapping[str, Any], steps: int) -> tuple[str, ...]:
 
 def merge_table(check: Mapping[str, Any]) -> Table:
     """Show a merge certificate."""
-    adapted, behaviour = check["adapted"], check["behaviour"]
-    shares = [tensor["surviving_share"] for tensor in adapted]
-    same = sum(state.startswith("identical") for state in check["files"].values())
-    rows = [
-        ("adapted tensors, each base + (alpha / r) B A", len(adapted)),
-        ("  largest distance from the fp32 sum", f"{max(t['ulps'] for t in adapted)} ulp"),
-        (f"  of their updates, elements that survive {check['dtype']}", f"{min(shares):.1%} to {max(shares):.1%}"),
-        *((f"untouched tensors, {state}", count) for state, count in check["untouched"].items() if count),
-        ("tokenizer, template and configuration files as in the base", f"{same} of {len(check['files'])}"),
-        ("KL(adapter on || merged), mean nats", f"{behaviour['mean_kl']:.2e}"),
-        ("KL(adapter on || base), mean nats", f"{behaviour['base_mean_kl']:.2e}"),
-        ("largest KL at a position, nats", f"{behaviour['max_kl']:.2e}"),
-        ("same top token", f"{behaviour['top1_agreement']:.2%} of {behaviour['positions']}"),
-        ("same greedy answer", f"{behaviour['same_answers']} of {behaviour['answers']}"),
-        ("same tool calls in it", f"{behaviour['same_calls']} of {behaviour['answers']}"),
-    ]
-    return table("Merge certificate: the checkpoint on disk against base + adapter", ["", "value"], rows)
+    title = "Merge certificate: the checkpoint on disk against base + adapter"
+    return table(title, ["", "value"], merge_rows(check))
 
 
 def _memory_table(plan: Mapping[str, Any]) -> Table:

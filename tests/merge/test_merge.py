@@ -12,35 +12,14 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from sdft_cli.config import load_train_config  # noqa: E402
-from sdft_cli.engine.adapters import lora_layers  # noqa: E402
-from sdft_cli.engine.backend import load_backend  # noqa: E402
 from sdft_cli.engine.models import resolve_model  # noqa: E402
-from sdft_cli.engine.runs import FORMAT, CheckPrompt, read_run, write_check_prompts, write_json  # noqa: E402
+from sdft_cli.engine.runs import read_run  # noqa: E402
 from sdft_cli.errors import DataError, UsageError, VerificationError  # noqa: E402
 from sdft_cli.merge.certificate import ordered  # noqa: E402
+from sdft_cli.merge.certified import check_certified  # noqa: E402
 from sdft_cli.merge.merge import merge_run  # noqa: E402
 from sdft_cli.merge.verify import compare, failures, same_answers  # noqa: E402
 from sdft_cli.merge.weights import Adapter, base_shards, copy_companions  # noqa: E402
-
-
-@pytest.fixture
-def run(tiny_model: Path, tmp_path: Path) -> Path:
-    """A run folder whose adapter moves the model visibly."""
-    config = load_train_config("cpu-demo", ["lora.rank=4", "lora.alpha=8"], {"model": str(tiny_model)})
-    backend = load_backend(config, "transformers", str(tiny_model))
-    generator = torch.Generator().manual_seed(3)
-    for layer in lora_layers(backend.model).values():
-        layer.lora_B["default"].weight.data.normal_(generator=generator).mul_(1.0)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    backend.save_adapter(folder / "adapter")
-    write_json(folder / "config.json", config.model_dump(mode="json"))
-    write_json(folder / "run.json", {"format": FORMAT})
-    write_check_prompts(
-        folder / "check_prompts.jsonl", [CheckPrompt([1, 5, 9, 7], [11, 12, 13]), CheckPrompt([1], [4])]
-    )
-    return folder
 
 
 def test_every_tensor_is_the_fp32_sum_cast_once_or_untouched(run: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -243,3 +222,64 @@ def test_comparison_by_hand_and_what_fails() -> None:
     assert failures(found) == []
     assert failures({"mean_kl": float("nan"), "base_mean_kl": 0.0})
     assert failures({"mean_kl": 0.009, "base_mean_kl": 0.02})
+
+
+def test_a_failed_merge_does_not_replace_a_good_checkpoint(
+    run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "merged"
+    merge_run(read_run(run), str(tiny_model), out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    delta = Adapter.delta
+    monkeypatch.setattr(Adapter, "delta", lambda self, name: 2.0 * delta(self, name))
+    for _ in range(2):  # the second failure replaces the first one
+        with pytest.raises(VerificationError, match=r"merged-failed/FAILED\.txt lists it all\. .*merged is as it was"):
+            merge_run(read_run(run), str(tiny_model), out, overwrite=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    failed = tmp_path / "merged-failed"
+    assert not json.loads((failed / "merge-certificate.json").read_text())["passed"]
+    assert (failed / "model.safetensors").is_file()
+    assert {path.name for path in tmp_path.iterdir() if "merged" in path.name} == {"merged", "merged-failed"}
+    # A failed one in the place is no good one: it is replaced.
+    shutil.rmtree(out)
+    failed.rename(out)
+    with pytest.raises(VerificationError, match=r"merged/FAILED\.txt lists it all\.$"):
+        merge_run(read_run(run), str(tiny_model), out, overwrite=True)
+    monkeypatch.setattr(Adapter, "delta", delta)
+    merge_run(read_run(run), str(tiny_model), out, overwrite=True)
+    assert not (out / "FAILED.txt").exists()
+
+
+def test_a_changed_checkpoint_is_not_the_certified_one(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    out, adapter = tmp_path / "merged", run / "adapter"
+    document = merge_run(read_run(run), str(tiny_model), out)
+    assert (document["base"], document["base_kind"]) == ("tiny-llama", "folder")  # no path of this machine
+    assert str(tmp_path) not in (out / "merge-certificate.json").read_text()
+    assert check_certified(out, adapter, "bfloat16") == json.loads((out / "merge-certificate.json").read_text())
+    (out / "README.md").write_text("a card may come and go")
+    (out / ".cache").mkdir()
+    check_certified(out)
+    with pytest.raises(VerificationError, match="its weights are bfloat16, not float32"):
+        check_certified(out, adapter, "float32")
+
+    def refused_after(change: Callable[[Path], object], why: str) -> None:
+        copy = tmp_path / "copy"
+        shutil.copytree(out, copy)
+        change(copy)
+        with pytest.raises(VerificationError, match=why):
+            check_certified(copy, adapter)
+        shutil.rmtree(copy)
+
+    refused_after(lambda c: (c / "tokenizer.json").write_text("{}"), r"tokenizer\.json was changed")
+    refused_after(lambda c: (c / "config.json").unlink(), r"config\.json is missing")
+    refused_after(lambda c: (c / "notes.txt").write_text("mine"), r"notes\.txt is no file of the checkpoint")
+    refused_after(lambda c: (c / "logs").mkdir(), "logs is no file of the checkpoint")
+    refused_after(lambda c: edited(c / "merge-certificate.json", passed=False), "no certificate that passed")
+    refused_after(lambda c: edited(c / "merge-certificate.json", passed="yes"), "no certificate that passed")
+    refused_after(lambda c: (c / "FAILED.txt").write_text(""), "no certificate that passed")
+    refused_after(lambda c: (c / "merge-certificate.json").unlink(), "no certificate that passed")
+    refused_after(lambda c: (c / "merge-certificate.json").write_text("{"), "no certificate that passed")
+    refused_after(lambda c: edited(c / "merge-certificate.json", sha256={}), "holds no hashes")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    save_file({name: t + 1 for name, t in tensors.items()}, adapter / "adapter_model.safetensors")
+    refused_after(lambda c: None, "made from adapter, and not from .*adapter as that is now")

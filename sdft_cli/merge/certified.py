@@ -1,0 +1,86 @@
+"""Is a folder a checkpoint that passed its certificate, and still the same files? Asked before it is given away."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from sdft_cli.engine.models import FAILED
+from sdft_cli.errors import VerificationError
+
+CERTIFICATE = "merge-certificate.json"
+CARD = "README.md"
+NOT_HASHED = {CERTIFICATE, CARD}
+"""The certificate cannot hold its own hash; the card is written anew after an evaluation."""
+
+
+def file_hash(path: Path) -> str:
+    """Return the hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def visible(folder: Path) -> list[Path]:
+    """Return what a folder holds, sorted, without hidden names."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Return the hash of every file that the certificate speaks for."""
+    return {path.name: file_hash(path) for path in visible(folder) if path.name not in NOT_HASHED}
+
+
+def has_passed(folder: Path) -> bool:
+    """Say whether a folder holds a certificate that passed, and no mark of a failure; files are not looked at."""
+    try:
+        document = json.loads((folder / CERTIFICATE).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(document, dict) and document.get("passed") is True and not (folder / FAILED).exists()
+
+
+def check_certified(folder: Path, adapter: Path | None = None, dtype: str | None = None) -> dict[str, Any]:
+    """Return the certificate of a checkpoint after comparing every file with its hash in it.
+
+    Args:
+        folder: the checkpoint.
+        adapter: the adapter that the checkpoint should hold, a folder.
+        dtype: the weights that it should hold.
+
+    Raises:
+        VerificationError: there is no certificate, it failed, or the files, the adapter or the dtype are others.
+    """
+    if not has_passed(folder):
+        raise VerificationError(
+            f"{folder} holds no certificate that passed ({CERTIFICATE}, {FAILED}): merge again with --overwrite."
+        )
+    document: dict[str, Any] = json.loads((folder / CERTIFICATE).read_bytes())
+    problem = _changed(folder, document.get("sha256")) or _another(document, adapter, dtype)
+    if problem:
+        raise VerificationError(f"{folder} is not what its certificate speaks for: {problem}; merge with --overwrite.")
+    return document
+
+
+def _changed(folder: Path, expected: Any) -> str | None:
+    if not isinstance(expected, dict) or not expected:
+        return "the certificate is of an earlier version and holds no hashes"
+    for path in visible(folder):
+        if path.is_symlink() or not path.is_file() or path.name not in {*expected, *NOT_HASHED}:
+            return f"{path.name} is no file of the checkpoint"
+    for name, digest in sorted(expected.items()):
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if file_hash(folder / name) != digest:
+            return f"{name} was changed"
+    return None
+
+
+def _another(document: dict[str, Any], adapter: Path | None, dtype: str | None) -> str | None:
+    if dtype is not None and document["dtype"] != dtype:
+        return f"its weights are {document['dtype']}, not {dtype}"
+    made_from = document["adapter"]
+    if adapter is not None and made_from["sha256"] != file_hash(adapter / "adapter_model.safetensors"):
+        return f"it was made from {made_from['name']}, and not from {adapter} as that is now"
+    return None

@@ -1,0 +1,26 @@
+"""The rows of a merge certificate: the same on the terminal and in a model card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def merge_rows(check: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a certificate that passed says, as label and value."""
+    adapted, behaviour = check["adapted"], check["behaviour"]
+    shares = [tensor["surviving_share"] for tensor in adapted]
+    same = sum(state.startswith("identical") for state in check["files"].values())
+    return [
+        ("adapted tensors, each base + (alpha / r) B A", str(len(adapted))),
+        ("  largest distance from the fp32 sum", f"{max(t['ulps'] for t in adapted)} ulp"),
+        (f"  of their updates, elements that survive {check['dtype']}", f"{min(shares):.1%} to {max(shares):.1%}"),
+        *((f"untouched tensors, {state}", str(count)) for state, count in check["untouched"].items() if count),
+        ("tokenizer, template and configuration files as in the base", f"{same} of {len(check['files'])}"),
+        ("KL(adapter on || merged), mean nats", f"{behaviour['mean_kl']:.2e}"),
+        ("KL(adapter on || base), mean nats", f"{behaviour['base_mean_kl']:.2e}"),
+        ("largest KL at a position, nats", f"{behaviour['max_kl']:.2e}"),
+        ("same top token", f"{behaviour['top1_agreement']:.2%} of {behaviour['positions']}"),
+        ("same greedy answer", f"{behaviour['same_answers']} of {behaviour['answers']}"),
+        ("same tool calls in it", f"{behaviour['same_calls']} of {behaviour['answers']}"),
+    ]

@@ -1,0 +1,206 @@
+"""The merge as files: bytes, dtypes, order on disk, and memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from safetensors import safe_open  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
+
+from sdft_cli.errors import DataError, VerificationError  # noqa: E402
+from sdft_cli.merge.certificate import certify  # noqa: E402
+from sdft_cli.merge.tensor_file import TensorFile  # noqa: E402
+from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights  # noqa: E402
+
+W = "model.layers.0.self_attn.q_proj.weight"
+
+
+def adapter_at(folder: Path, shapes: dict[str, tuple[int, int]], rank: int = 4) -> Path:
+    """A LoRA adapter on these weights, alpha / r = 2."""
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"r": rank, "lora_alpha": 2 * rank}))
+    generator = torch.Generator().manual_seed(5)
+    tensors = {}
+    for name, (rows, columns) in shapes.items():
+        module = "base_model.model." + name.removesuffix(".weight")
+        tensors[f"{module}.lora_A.weight"] = torch.randn(rank, columns, generator=generator)
+        tensors[f"{module}.lora_B.weight"] = torch.randn(rows, rank, generator=generator)
+    save_file(tensors, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def base_at(folder: Path, tensors: dict[str, Any], **config: Any) -> Path:
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt", "other": "x"})
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+    return folder
+
+
+def mixed() -> dict[str, Any]:
+    """One byte, two, four and eight an element; sizes that leave the next tensor at an odd byte; none; a number."""
+    generator = torch.Generator().manual_seed(1)
+    return {
+        W: torch.randn(6, 10, generator=generator).bfloat16(),
+        "a.odd": torch.arange(7, dtype=torch.uint8),
+        "b.flags": torch.tensor([True, False, True]),
+        "c.step": torch.tensor(12, dtype=torch.int64),
+        "d.norm": torch.randn(5, generator=generator).bfloat16(),
+        "e.wide": torch.randn(3, generator=generator),
+        "f.half": torch.randn(2, 3, generator=generator).half(),
+        "g.none": torch.empty(0, 4),
+        "h.nan": torch.tensor([math.nan, math.inf, -0.0]).bfloat16(),
+    }
+
+
+def raw(path: Path) -> dict[str, tuple[str, bytes]]:
+    with TensorFile(path) as file:
+        return {name: (entry.dtype, b"".join(file.chunks(name))) for name, entry in file.entries.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_file_is_what_the_library_would_write_of_the_same_tensors(tmp_path: Path, dtype: Any) -> None:
+    tensors = mixed()
+    base = base_at(tmp_path / "base", tensors)
+    adapter = adapter_at(tmp_path / "adapter", {W: (6, 10)})
+    (tmp_path / "out").mkdir()
+    counts = merge_weights(base, Adapter(adapter), tmp_path / "out", dtype)
+    assert (counts.adapted, counts.untouched) == ({W}, len(tensors) - 1)
+
+    lora = load_file(adapter / "adapter_model.safetensors")
+    module = "base_model.model." + W.removesuffix(".weight")
+    delta = 2.0 * (lora[f"{module}.lora_B.weight"] @ lora[f"{module}.lora_A.weight"])
+    expected = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+    expected[W] = (tensors[W].float() + delta).to(dtype)
+    save_file(expected, tmp_path / "expected.safetensors", metadata={"format": "pt"})
+    merged = tmp_path / "out" / "model.safetensors"
+    assert raw(merged) == raw(tmp_path / "expected.safetensors")
+    assert load_file(merged).keys() == tensors.keys()  # the library accepts header, offsets and alignment
+    with safe_open(merged, "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    before, after = raw(base / "model.safetensors"), raw(merged)
+    same = [n for n in tensors if n != W and (before[n][0] == after[n][0])]
+    assert all(before[name] == after[name] for name in same)
+    assert len(same) == 5
+    with TensorFile(merged) as written:
+        start = min(entry.start for entry in written.entries.values())
+        assert start % 8 == 0
+        assert all((e.start - start) % (e.size // math.prod(e.shape)) == 0 for e in written.entries.values() if e.size)
+
+
+def test_tensors_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sdft_cli.merge.certificate as certificate
+    import sdft_cli.merge.tensor_file as module
+
+    tensors = mixed()
+    base, adapter = base_at(tmp_path / "base", tensors), adapter_at(tmp_path / "adapter", {W: (6, 10)})
+    for folder, chunk in (("whole", 16 << 20), ("cut", 16)):
+        (tmp_path / folder).mkdir()
+        monkeypatch.setattr(module, "CHUNK", chunk)
+        merge_weights(base, Adapter(adapter), tmp_path / folder, torch.float32)
+    assert raw(tmp_path / "cut" / "model.safetensors") == raw(tmp_path / "whole" / "model.safetensors")
+    copy_companions(base, tmp_path / "cut", "float32")
+    whole = certify(base, adapter, tmp_path / "cut", torch.float32)
+    monkeypatch.setattr(certificate, "PIECE", 7)
+    assert certify(base, adapter, tmp_path / "cut", torch.float32) == whole
+    assert whole.failures == []
+
+
+def test_the_index_states_the_size_of_what_was_written(tmp_path: Path) -> None:
+    base, adapter = base_at(tmp_path / "base", mixed()), adapter_at(tmp_path / "adapter", {W: (6, 10)})
+    index = {"metadata": {"total_size": 1, "more": 2}, "weight_map": dict.fromkeys(mixed(), "model.safetensors")}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / "out").mkdir()
+    merge_weights(base, Adapter(adapter), tmp_path / "out", torch.float32)
+    found = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    size = sum(t.nbytes for t in load_file(tmp_path / "out" / "model.safetensors").values())
+    assert found == {"metadata": {"total_size": size, "more": 2}, "weight_map": index["weight_map"]}
+
+
+NF4 = {W.replace("weight", "weight.quant_state.bitsandbytes__nf4"): torch.zeros(8, dtype=torch.uint8)}
+
+
+@pytest.mark.parametrize(
+    ("extra", "config"),
+    [
+        (NF4, {}),
+        ({"x.weight.absmax": torch.zeros(2)}, {}),
+        ({"x.weight": torch.zeros(2, 2).to(torch.float8_e4m3fn)}, {}),
+        ({}, {"quantization_config": {"quant_method": "bitsandbytes"}}),
+        ({}, {"text_config": {"quantization_config": {"quant_method": "fp8"}}}),
+    ],
+)
+def test_a_quantised_base_is_refused_before_anything_is_written(
+    tmp_path: Path, extra: dict[str, Any], config: dict[str, Any]
+) -> None:
+    base = base_at(tmp_path / "base", {**mixed(), **extra}, **config)
+    adapter = adapter_at(tmp_path / "adapter", {W: (6, 10)})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(DataError, match="give the 16-bit base"):
+        merge_weights(base, Adapter(adapter), tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("left", [0, 5, 100, -1])
+def test_a_damaged_base_is_refused(tmp_path: Path, left: int) -> None:
+    base, adapter = base_at(tmp_path / "base", mixed()), adapter_at(tmp_path / "adapter", {W: (6, 10)})
+    file = base / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:left])
+    with pytest.raises(DataError, match="is no whole safetensors file"):
+        merge_weights(base, Adapter(adapter), tmp_path)
+    file.unlink()
+    index = {"weight_map": {W: "model.safetensors"}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(DataError, match=r"model\.safetensors is missing"):
+        merge_weights(base, Adapter(adapter), tmp_path)
+
+
+def test_an_adapter_of_another_shape_is_refused(tmp_path: Path) -> None:
+    base, adapter = base_at(tmp_path / "base", mixed()), adapter_at(tmp_path / "adapter", {W: (1, 10)})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(VerificationError, match=r"is \(6, 10\) in the base and \(1, 10\) in the adapter"):
+        merge_weights(base, Adapter(adapter), tmp_path / "out")
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from sdft_cli.merge.certificate import certify
+from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
+
+def megabytes():
+    return next(int(x.split()[1]) / 1024 for x in open("/proc/self/status") if x.startswith("VmHWM"))
+
+base, adapter, out = map(Path, sys.argv[1:])
+torch.ones(64, 64) @ torch.ones(64, 64)
+before = megabytes()
+merge_weights(base, Adapter(adapter), out)
+copy_companions(base, out)
+merged = megabytes()
+assert certify(base, adapter, out, torch.bfloat16).failures == []
+print(merged - before, megabytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's count of peak memory")
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """A file of 24 tensors of 8 MiB: neither merge nor certificate may hold them all, or keep their pages mapped."""
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(24)]
+    base = base_at(tmp_path / "base", {name: torch.full((1024, 4096), 0.5).bfloat16() for name in names})
+    adapter = adapter_at(tmp_path / "adapter", dict.fromkeys(names[::2], (1024, 4096)))
+    (tmp_path / "out").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, base, adapter, tmp_path / "out"], capture_output=True, text=True, check=True
+    )
+    merged, certified = map(float, done.stdout.split())
+    assert merged < 100  # MiB; the file has 192, and its copy
+    assert certified < 170
