@@ -7,10 +7,10 @@ Both sides of a case, and the three matrix products that any exact step needs, t
 makes fp32 inputs, does one step while its memory is sampled, then times `--steps` steps. Medians over all processes.
 Loss and gradient of the sides are compared. The head is frozen on both sides. `--chunks` times our side by chunk_rows.
 
-reverse_kl is also compared with the fused losses of other libraries, where they import here (else that is said):
-unsloth_zoo's `fused_linear_jsd(beta=1.0)`, with its own choice of chunks, and Liger's `LigerFusedLinearJSDLoss`
-(beta=1.0, no hard loss, its own size of chunks), not compiled, as the other sides are not. Liger computes the head's
-gradient in any case.
+reverse_kl is also compared with losses of other libraries, where they import here (else that is said): TRL's own on
+full logits, which its SDFTTrainer divides by the temperature; unsloth_zoo's `fused_linear_jsd(beta=1.0)`, with its own
+choice of chunks; and Liger's `LigerFusedLinearJSDLoss` (beta=1.0, no hard loss, its own size of chunks), not compiled,
+as the other sides are not. Liger computes the head's gradient in any case.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CASES: dict[str, dict[str, Any]] = {
     "top_k": {"support": "top_k"},
     "top_k_no_tail": {"support": "top_k", "top_k_tail": False},
 }
-OTHERS = ("unsloth_zoo", "liger")
+OTHERS = ("trl", "unsloth_zoo", "liger")
 """Sides of other libraries, for reverse_kl."""
 MIN_SPEEDUP, MAX_MEMORY = 1.8, 0.1
 """What is asked of reverse_kl on the default sizes."""
@@ -92,6 +92,17 @@ def other_loss(side: str) -> Callable[[tuple[Any, Any, Any, Any]], Any]:
     """
     import torch
 
+    if side == "trl":
+        from trl.experimental.sdft.loss_utils import compute_full_logit_self_distillation_loss
+
+        def full_logits(inputs: tuple[Any, Any, Any, Any]) -> Any:
+            student, teacher, weight, share = inputs
+            with torch.no_grad():
+                scored = teacher @ weight.T / 1.0
+            found = compute_full_logit_self_distillation_loss(student @ weight.T / 1.0, scored, distillation_alpha=1.0)
+            return (found * share).sum()
+
+        return full_logits
     if side == "unsloth_zoo":
         from sdft_cli.engine.backend_unsloth import import_unsloth
 
@@ -186,7 +197,7 @@ def child(job: dict[str, Any]) -> None:
     if job.get("probe"):
         print(json.dumps(probe(job["side"])))
         return
-    if job["side"] == "unsloth_zoo":
+    if job["side"] in ("trl", "unsloth_zoo"):
         other_loss(job["side"])  # before torch's threads are set, and before it could patch anything in use
     import torch
 

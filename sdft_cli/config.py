@@ -107,7 +107,7 @@ class DistillSettings(_Config):
     truncated_rollouts: Literal["keep", "mask"] = Field(
         "keep", description="mask: a rollout that was cut by max_new_tokens has no loss"
     )
-    chunk_rows: int = Field(64, gt=0, description="rows of logits held at once; a GPU takes more")
+    chunk_rows: int = Field(112, gt=0, description="rows of logits held at once; a GPU takes more")
 
 
 class TeacherSettings(_Config):

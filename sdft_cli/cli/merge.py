@@ -92,6 +92,8 @@ def _check_options(
         raise UsageError("Say which weights to write: --bf16 or --dtype, not both.")
     if dtype not in (None, "bfloat16", "float32"):
         raise UsageError(f"--dtype {dtype} is not known: use bfloat16 or float32.")
+    if not (bf16 or dtype or push or gguf):
+        raise UsageError("Say which weights to write: add --bf16, or --dtype float32.")
     if public and not push:
         raise UsageError("--public says how to push: add --push REPO.")
     if (gguf is None) != (llama_cpp is None):

@@ -17,6 +17,7 @@ LoRA and gets no gradient. SDFT, arXiv 2601.19897, eq. 3 (direction: docs/design
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,8 @@ from torch.autograd.function import once_differentiable
 
 from sdft_cli.config import DistillSettings
 
-WORDS_PER_PRODUCT = 1024
-"""Words of the head in one matrix product on a CPU: this much of it stays in the cache, and few rows cost less."""
+WORDS_PER_BLOCK = 1 << 17
+"""Logits that go through a divergence at once on a CPU: its dozen passes over them stay in the cache."""
 
 LARGEST_EXPONENT = 80.0
 """exp of it is finite in fp32, and next to it 1 is rounded away."""
@@ -84,18 +85,21 @@ def _buffer(rows: int, weight: Tensor) -> Tensor:
 
 def _logits(hidden: Tensor, weight: Tensor, logits: Tensor) -> Tensor:
     """Return hidden W^T as fp32 (R, V), in `logits`."""
-    words = WORDS_PER_PRODUCT if hidden.device.type == "cpu" else len(weight)
-    for part, out in zip(weight.split(words), logits.split(words, dim=1), strict=True):
-        if weight.dtype == torch.float32:
-            torch.mm(hidden, part.T, out=out)
-        else:
-            out.copy_(torch.mm(hidden, part.T))
-    return logits
+    if weight.dtype == torch.float32:
+        return torch.mm(hidden, weight.T, out=logits)
+    return logits.copy_(torch.mm(hidden, weight.T))
 
 
-def _softmax_(logits: Tensor) -> Tensor:
-    """Turn logits into probabilities in place."""
-    return torch.softmax(logits, -1, out=logits)
+def _from_largest_(logits: Tensor) -> Tensor:
+    """Count logits (R, O) from each row's largest, in place: it becomes 0."""
+    return logits.sub_(logits.amax(-1, keepdim=True))
+
+
+def _softmax(logits: Tensor, out: Tensor) -> tuple[Tensor, Tensor]:
+    """Return probabilities, in `out`, and log sum_o exp(logits) (R, 1), for logits from `_from_largest_`."""
+    p = torch.exp(logits, out=out)
+    total = p.sum(-1, keepdim=True)
+    return p.div_(total), total.log_()
 
 
 def _dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
@@ -103,29 +107,36 @@ def _dot(a: Tensor, b: Tensor, scratch: Tensor) -> Tensor:
     return torch.mul(a, b, out=scratch).sum(-1, keepdim=True)
 
 
-def _through_softmax_(p: Tensor, g: Tensor, scratch: Tensor) -> Tensor:
-    """Return p (g - sum p g), in place of g.
+def _through_softmax_(p: Tensor, g: Tensor) -> Tensor:
+    """Return sum p g (R, 1); p (g - sum p g) replaces g.
 
-    When p is nearly one-hot, g - sum p g at the mode is rounding noise of g's size. The noise is the mean's, the same
-    for all words, so taking the mean off a second time removes it.
+    When p is nearly one-hot, the difference at the mode is rounding noise of g's size. The differences sum to 0 over
+    the words, and the noise is the only part of their sum that is not small, so their sum is taken off again.
     """
-    for _ in range(2):
-        g.sub_(_dot(p, g, scratch))
-    return g.mul_(p)
+    mean = g.mul_(p).sum(-1, keepdim=True)
+    g.addcmul_(p, mean, value=-1.0)
+    rest = g.sum(-1, keepdim=True)
+    g.addcmul_(p, rest, value=-1.0)
+    return mean
 
 
-def _reverse_kl(p: Tensor, q: Tensor, d: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    value = _dot(p, d, q)
-    return value, _through_softmax_(p, d, q) if wanted else None
+def _reverse_kl(student: Tensor, teacher: Tensor, spare: Sequence[Tensor], wanted: bool) -> Tensor:
+    log_zq = torch.exp(teacher, out=spare[0]).sum(-1, keepdim=True).log_()
+    d = torch.sub(student, teacher, out=teacher)
+    p, log_zp = _softmax(student, student)
+    mean = _through_softmax_(p, d) if wanted else _dot(p, d, d)
+    return mean + (log_zq - log_zp)
 
 
-def _forward_kl(p: Tensor, q: Tensor, d: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    value = -_dot(q, d, d)
-    if not wanted:
-        return value, None
-    dz = torch.sub(p, q, out=d)
-    # It sums to 0. Where p and q are both nearly 1, their difference is noise that the other words' sum does not have.
-    return value, dz.addcmul_(p, dz.sum(-1, keepdim=True), value=-1.0)
+def _forward_kl(student: Tensor, teacher: Tensor, spare: Sequence[Tensor], wanted: bool) -> Tensor:
+    d = torch.sub(student, teacher, out=spare[0])
+    (p, log_zp), (q, log_zq) = _softmax(student, student), _softmax(teacher, teacher)
+    value = -_dot(q, d.add_(log_zq - log_zp), d)
+    if wanted:
+        dz = torch.sub(p, q, out=teacher)
+        # It sums to 0. Where p and q are both nearly 1, their difference is noise that the other words' sum has not.
+        dz.addcmul_(p, dz.sum(-1, keepdim=True), value=-1.0)
+    return value
 
 
 def _log_mixture_(log_ratio: Tensor, share: float) -> Tensor:
@@ -133,33 +144,32 @@ def _log_mixture_(log_ratio: Tensor, share: float) -> Tensor:
     return log_ratio.clamp_(max=LARGEST_EXPONENT).exp_().mul_(share).add_(1 - share).log_()
 
 
-def _jsd(p: Tensor, q: Tensor, d: Tensor, spare: Tensor, beta: float, wanted: bool) -> tuple[Tensor, Tensor | None]:
-    value = -beta * _dot(q, _log_mixture_(spare.copy_(d), 1 - beta), q)
-    g = _log_mixture_(d.neg_(), beta).mul_(beta - 1)
-    value += _dot(p, g, q)
-    return value, _through_softmax_(p, g, q) if wanted else None
+def _jsd(student: Tensor, teacher: Tensor, spare: Sequence[Tensor], beta: float, wanted: bool) -> Tensor:
+    d, scratch = torch.sub(student, teacher, out=spare[0]), spare[1]
+    (p, log_zp), (q, log_zq) = _softmax(student, student), _softmax(teacher, teacher)
+    d.add_(log_zq - log_zp)
+    value = -beta * _dot(q, _log_mixture_(scratch.copy_(d), 1 - beta), scratch)
+    g = _log_mixture_(torch.neg(d, out=teacher), beta).mul_(beta - 1)
+    return value + (_through_softmax_(p, g) if wanted else _dot(p, g, g))
 
 
 def _divergence(
     student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the divergence (R,) of distributions given by logits (R, O), and its gradient in the student's (R, O).
+) -> Tensor:
+    """Return the divergence (R,) of distributions given by logits (R, O).
 
-    Both logits are overwritten, and `spare`, one more buffer of their shape (two for jsd).
+    Its gradient in the student's logits replaces `teacher`, where it is wanted. `student` and `spare`, a buffer of
+    their shape (two for jsd), are overwritten.
     """
-    student.sub_(student.amax(-1, keepdim=True))
-    teacher.sub_(teacher.amax(-1, keepdim=True))
-    d = torch.sub(student, teacher, out=spare[0])
-    p, q = _softmax_(student), _softmax_(teacher)
-    # The largest logits are 0 now, so log p = z + log max p, and d becomes log p - log q.
-    d.add_(torch.log(p.amax(-1, keepdim=True) / q.amax(-1, keepdim=True)))
+    _from_largest_(student)
+    _from_largest_(teacher)
     if settings.divergence == "reverse_kl":
-        value, dz = _reverse_kl(p, q, d, wanted)
+        value = _reverse_kl(student, teacher, spare, wanted)
     elif settings.divergence == "forward_kl":
-        value, dz = _forward_kl(p, q, d, wanted)
+        value = _forward_kl(student, teacher, spare, wanted)
     else:
-        value, dz = _jsd(p, q, d, spare[1], settings.jsd_beta, wanted)
-    return value.squeeze(-1), dz
+        value = _jsd(student, teacher, spare, settings.jsd_beta, wanted)
+    return value.squeeze(-1)
 
 
 def _split_tail_(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,35 +180,31 @@ def _split_tail_(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
     chosen = logits.gather(-1, words)
     logits.scatter_(-1, words, -torch.inf)
     largest = logits.amax(-1, keepdim=True)
-    shares = _softmax_(logits)
-    tail = largest - shares.amax(-1, keepdim=True).log()
-    return torch.cat([chosen, tail], -1), shares
-
-
-def _like(logits: Tensor) -> list[Tensor]:
-    return [torch.empty_like(logits), torch.empty_like(logits)]
+    shares, log_z = _softmax(logits.sub_(largest), logits)
+    return torch.cat([chosen, largest + log_z], -1), shares
 
 
 def _top_k_divergence(
     student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Return the divergence (R,) over the top-k words, with or without their tail, and its gradient (R, V).
+) -> Tensor:
+    """Return the divergence (R,) over the top-k words, with or without their tail; else as `_divergence`.
 
-    Both logits (R, V) are overwritten; `spare` is not needed.
+    `spare` is not needed.
     """
     ranked = student if settings.top_k_of == "student" else teacher
     words = ranked.topk(settings.top_k, dim=-1, sorted=False).indices
-    if not settings.top_k_tail:
+    if settings.top_k_tail:
+        # From the largest logit, so that adding the tail's logarithm rounds little.
+        few_student, shares = _split_tail_(_from_largest_(student), words)
+        few_teacher, _ = _split_tail_(_from_largest_(teacher), words)
+    else:
         few_student, few_teacher = student.gather(-1, words), teacher.gather(-1, words)
-        value, dz = _divergence(few_student, few_teacher, _like(few_student), settings, wanted)
-        return value, None if dz is None else student.zero_().scatter_(-1, words, dz)
-    # From the largest logit, so that adding the tail's logarithm rounds little.
-    student.sub_(student.amax(-1, keepdim=True))
-    teacher.sub_(teacher.amax(-1, keepdim=True))
-    few_student, shares = _split_tail_(student, words)
-    few_teacher, _ = _split_tail_(teacher, words)
-    value, dz = _divergence(few_student, few_teacher, _like(few_student), settings, wanted)
-    return value, None if dz is None else shares.mul_(dz[:, -1:]).scatter_(-1, words, dz[:, :-1])
+    value = _divergence(few_student, few_teacher, [torch.empty_like(few_student) for _ in range(2)], settings, wanted)
+    if wanted and settings.top_k_tail:
+        torch.mul(shares, few_teacher[:, -1:], out=teacher).scatter_(-1, words, few_teacher[:, :-1])
+    elif wanted:
+        teacher.zero_().scatter_(-1, words, few_teacher)
+    return value
 
 
 def distillation_loss(
@@ -206,9 +212,10 @@ def distillation_loss(
 ) -> LossOutput:
     """Return the weighted sum over tokens of the divergence between student and teacher.
 
-    Besides inputs and gradient it holds three fp32 buffers of (chunk_rows, V), four for jsd, two for top_k. A head of
-    another type adds one product of 2 chunk_rows in its type (on a CPU, of 1,024 words) and the logits' gradient in it.
-    Where no gradient can flow (no grad mode, or a student that needs none) only values are computed.
+    Besides inputs and gradient it holds fp32 buffers of V words: 2 chunk_rows of them, and `spare_buffers` times as
+    many rows as go through the divergence at once (on a CPU a few, on a GPU chunk_rows). A head of another type adds
+    one product of 2 chunk_rows in its type and the logits' gradient in it. Where no gradient can flow (no grad mode, or
+    a student that needs none) only values are computed.
 
     Args:
         student: (N, H) hidden states of the student at the positions that predict the trajectory's tokens.
@@ -227,22 +234,44 @@ def distillation_loss(
             f"shapes do not match: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}, "
             f"weight {tuple(weight.shape)}, token_weights {tuple(token_weights.shape)}"
         )
-    full = settings.support == "full" or settings.top_k >= len(weight)
-    divergence = _divergence if full else _top_k_divergence
-    buffers = 2 if not full else 4 if settings.divergence == "jsd" else 3
+    divergence = _divergence if _is_full(settings, len(weight)) else _top_k_divergence
+    rows_held = min(settings.chunk_rows, len(student))
+    block = min(rows_held, _block_rows(weight))
     # Allocated once: the allocator would not always put a chunk where the last one was.
-    memory = _buffer(buffers * min(settings.chunk_rows, len(student)), weight)
+    memory, spare = (
+        _buffer(2 * rows_held, weight),
+        [_buffer(block, weight) for _ in range(spare_buffers(settings, len(weight)))],
+    )
 
     def chunk(rows: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
         # One product for both: the more rows, the fewer times the head is read.
         logits = _logits(torch.cat([student[rows], teacher[rows]]), weight, memory[: 2 * len(rows)])
         if settings.kl_temperature != 1.0:
             logits.div_(settings.kl_temperature)
-        own, other, *spare = memory[: buffers * len(rows)].chunk(buffers)
-        value, dz = divergence(own, other, spare, settings, wanted)
-        return value, None if dz is None else _into_hidden(dz, weight) / settings.kl_temperature
+        own, other = logits.chunk(2)
+        values = [
+            divergence(s, t, [x[: len(s)] for x in spare], settings, wanted)
+            for s, t in zip(own.split(block), other.split(block), strict=True)
+        ]
+        return torch.cat(values), _into_hidden(other, weight) / settings.kl_temperature if wanted else None
 
     return _sum_over_chunks(student, token_weights, settings.chunk_rows, chunk)
+
+
+def _is_full(settings: DistillSettings, words: int) -> bool:
+    return settings.support == "full" or settings.top_k >= words
+
+
+def spare_buffers(settings: DistillSettings, words: int) -> int:
+    """Return how many buffers a divergence over so many words needs besides the logits of student and teacher."""
+    if not _is_full(settings, words):
+        return 0
+    return 2 if settings.divergence == "jsd" else 1
+
+
+def _block_rows(weight: Tensor) -> int:
+    """Return the rows of logits that go through a divergence together."""
+    return max(1, WORDS_PER_BLOCK // len(weight)) if weight.device.type == "cpu" else sys.maxsize
 
 
 def _into_hidden(dz: Tensor, weight: Tensor) -> Tensor:
@@ -277,10 +306,9 @@ def cross_entropy_loss(
 
     def chunk(rows: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
         logits, target = _logits(student[rows], weight, memory[: len(rows)]), targets[rows].unsqueeze(-1)
-        logits.sub_(logits.amax(-1, keepdim=True))
-        chosen = logits.gather(-1, target)
-        p = _softmax_(logits)
-        value = -(chosen + p.amax(-1, keepdim=True).log()).squeeze(-1)
+        chosen = _from_largest_(logits).gather(-1, target)
+        p, log_z = _softmax(logits, logits)
+        value = (log_z - chosen).squeeze(-1)
         if not wanted:
             return value, None
         # p - 1 at the target is minus the sum of the others, which does not cancel when p is nearly 1.

@@ -24,8 +24,8 @@ gradient checkpointing only e H per token and layer is kept, and one layer at a 
 numbers of e bytes and as fp32 gradients, one mask of block x group x path, and the recurrent states of every boundary
 twice. There is no checkpointing: the segments are it.
 
-**Loss**: three fp32 buffers of a chunk's rows x V, beside them a fourth with the gradient of the chunk before, and
-three of N x H.
+**Loss**: three fp32 buffers of a chunk's rows x V (jsd four, top-k two), the product of both roles where the head is
+of another type, and three of N x H.
 
 **Rollout**: the cache is prompt + cap long from the beginning, in one buffer per layer (`engine/decoding.py`). Prefill
 of a batch is one pass; shared prefixes are computed in passes of `PREFILL_TOKENS` (packed) and forked, or along a path.
@@ -39,10 +39,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sdft_cli.config import TrainConfig
+from sdft_cli.config import DistillSettings, TrainConfig
 from sdft_cli.engine.backend import Sharing
 from sdft_cli.engine.executors import PREFILL_TOKENS
 from sdft_cli.engine.forward import padded_passes
+from sdft_cli.engine.loss import spare_buffers
 from sdft_cli.engine.shape import BYTES, FULL, LINEAR, SLIDING, Block, Shape
 from sdft_cli.engine.states import BLOCK as PATH_BLOCK
 
@@ -203,11 +204,14 @@ def teacher_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: 
     return Phase("teacher", parts)
 
 
-def loss_rows(answers: int, chunk: int) -> int:
-    """Rows of fp32 logits alive at the worst chunk: three buffers, and the gradient of the chunk before."""
-    if answers <= chunk:
-        return 3 * answers
-    return max(3 * chunk, chunk + 3 * min(chunk, answers - chunk))
+def loss_bytes(settings: DistillSettings, answers: int, vocabulary: int, size: int) -> int:
+    """Bytes of a chunk of logits in the loss: its fp32 buffers, and the product of a head in another type.
+
+    On a CPU the buffers besides the logits are smaller: they hold a few rows.
+    """
+    rows = min(settings.chunk_rows, answers) * vocabulary
+    product = 2 * size * rows if size < 4 else 0
+    return 4 * rows * (2 + spare_buffers(settings, vocabulary)) + product
 
 
 def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: int, fused: bool) -> Phase:
@@ -226,7 +230,7 @@ def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: 
     parts["final norm"] = forward.tokens * 4 * hidden
     parts["attention mask"] = _mask_bytes(shape, forward.mask, size, masks)
     parts["hidden states"] = (2 * answers) * hidden * size
-    loss = 4 * shape.vocabulary * loss_rows(answers, config.distill.chunk_rows) + answers * hidden * size
+    loss = loss_bytes(config.distill, answers, shape.vocabulary, size) + answers * hidden * size
     backward = forward.tokens * 8 * (shape.intermediate + hidden) + 2 * answers * hidden * size + recomputed
     larger, bytes_ = ("loss buffers", loss) if loss > backward else ("backward buffers", backward)
     parts[larger] = bytes_

@@ -455,15 +455,21 @@ def test_bf16_inputs_are_summed_in_fp32(divergence: str) -> None:
     assert (gradient - judge).norm() <= 0.05 * judge.norm()
 
 
-def test_a_head_of_more_words_than_one_product_takes() -> None:
-    generator = torch.Generator().manual_seed(4)
-    weight = torch.randn(2 * loss_module.WORDS_PER_PRODUCT + 5, H, generator=generator)
-    student, teacher, _ = inputs()
-    expected = plain(student.double(), teacher.double(), weight.double(), configure()).sum()
-    found = distillation_loss(student, teacher, weight, torch.ones(N), configure())
-    assert found.loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    judge = gradient_of(expected, student)
-    assert (gradient_of(found.loss, student) - judge).abs().max() <= 1e-5 * judge.abs().max()
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("support", SUPPORTS, ids=name)
+def test_rows_that_go_through_a_divergence_together_change_nothing(
+    divergence: str, support: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student, teacher, weight = inputs()
+    config = configure(divergence=divergence, chunk_rows=5, **support)
+    found = []
+    for rows in (1, 2, 100):
+        monkeypatch.setattr(loss_module, "WORDS_PER_BLOCK", rows * V)
+        output = distillation_loss(student, teacher, weight, token_weights(), config)
+        found.append((output.per_token, gradient_of(output.loss, student)))
+    for values, gradient in found[1:]:
+        torch.testing.assert_close(values, found[0][0], rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(gradient, found[0][1], rtol=1e-5, atol=1e-7)
 
 
 # --- cross-entropy

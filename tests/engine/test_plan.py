@@ -10,13 +10,13 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from sdft_cli.config import TrainConfig, load_train_config  # noqa: E402
+from sdft_cli.config import DistillSettings, TrainConfig, load_train_config  # noqa: E402
 from sdft_cli.engine import memory  # noqa: E402
 from sdft_cli.engine.adapters import lora_layers  # noqa: E402
 from sdft_cli.engine.backend import load_backend  # noqa: E402
 from sdft_cli.engine.backend_transformers import TransformersBackend, attach_lora  # noqa: E402
 from sdft_cli.engine.flops import attention_flops, backward_flops, causal_pairs, forward_flops  # noqa: E402
-from sdft_cli.engine.memory import Forward, Lengths, kept_bytes, loss_rows, packed, padded, step_memory  # noqa: E402
+from sdft_cli.engine.memory import Forward, Lengths, kept_bytes, loss_bytes, packed, padded, step_memory  # noqa: E402
 from sdft_cli.engine.plan import (  # noqa: E402
     find_gpu,
     known_gpus,
@@ -205,7 +205,17 @@ def test_passes_and_rows() -> None:
     assert padded([3, 5]) == Forward(10, 2, 50)
     assert packed([3, 5]) == Forward(8, 2, 64)
     assert packed([8]) == Forward(8, 1, 0)
-    assert [loss_rows(n, 256) for n in (100, 256, 400, 512, 4000)] == [300, 768, 768, 1024, 1024]
+
+
+def test_buffers_of_the_loss() -> None:
+    def of(answers: int, size: int = 4, **settings: Any) -> int:
+        return loss_bytes(DistillSettings(chunk_rows=256, **settings), answers, 1_000, size)
+
+    assert [of(n) for n in (100, 256, 4000)] == [1_200_000, 3_072_000, 3_072_000]
+    assert of(256, divergence="jsd") == 4_096_000
+    assert of(256, support="top_k") == 2_048_000
+    assert of(256, support="top_k", top_k=1_000) == 3_072_000
+    assert of(256, size=2) == 3_072_000 + 2 * 256 * 1_000 * 2
 
 
 def test_the_peak_is_the_largest_phase_and_parts_follow_the_profile() -> None:
