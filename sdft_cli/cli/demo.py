@@ -10,7 +10,7 @@ import typer
 
 from sdft_cli.cli.common import command, say
 
-EVALUATION = {"max_new_tokens": 48, "drift_tokens": 16}
+EVALUATION = {"max_new_tokens": 48, "drift_tokens": 16, "general": 120, "questions": 60}
 
 
 @command

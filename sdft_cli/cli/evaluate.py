@@ -35,6 +35,11 @@ def evaluate(
     limit: Annotated[int | None, typer.Option(help="Use only the first N validation records.")] = None,
     general: Annotated[int | None, typer.Option(help="General prompts for drift; 0: none. [default: 240, all]")] = None,
     questions: Annotated[int | None, typer.Option(help="Questions; 0: none. [default: 120, all]")] = None,
+    lm_eval: Annotated[
+        str | None, typer.Option(metavar="TASKS", help="Tasks of lm-evaluation-harness too, e.g. arc_easy,hellaswag.")
+    ] = None,
+    lm_eval_path: Annotated[Path | None, typer.Option(help="A folder with tasks of your own for --lm-eval.")] = None,
+    lm_eval_limit: Annotated[int | None, typer.Option(help="Use only the first N documents of each task.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the intervals. [default: 0]")] = None,
     details: Annotated[bool, typer.Option("--details", help="Show results by tool and by position too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries and differences as JSON.")] = False,
@@ -42,12 +47,13 @@ def evaluate(
     """Measure what was learned and what was forgotten: base against tuned, with intervals.
 
     Did it learn: likelihood of the expert's turns, KL from the teacher, tool calls, prose, on held-out records. Did it
-    forget: drift from the base on general prompts, questions. Does it copy. With a model instead of a run, that model
-    alone is measured.
+    forget: drift from the base on general prompts, questions, tasks of lm-evaluation-harness. Does it copy. With a
+    model instead of a run, that model alone is measured.
 
     Example: sdft eval runs/my-run data/my-sessions --control runs/my-sft-run
     """
     from sdft_cli.config import EvalConfig, build
+    from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
 
     chosen = subject or str(newest_run())
@@ -56,8 +62,13 @@ def evaluate(
         "limit": limit,
         "general": general,
         "questions": questions,
+        "lm_eval": [name.strip() for name in lm_eval.split(",") if name.strip()] if lm_eval else None,
+        "lm_eval_path": str(lm_eval_path) if lm_eval_path else None,
+        "lm_eval_limit": lm_eval_limit,
         "seed": seed,
     }
+    if lm_eval_path is not None and not lm_eval_path.is_dir():
+        raise UsageError(f"{lm_eval_path} is no folder: give the one that holds your tasks' YAML files.")
     config = build(EvalConfig, {k: v for k, v in given.items() if v is not None})
     data = read_dataset(dataset or newest_dataset())
     result, default = run_evaluation(chosen, data, config, best, merged, control or ())
@@ -88,6 +99,7 @@ def run_evaluation(
     from sdft_cli.engine.runs import is_run, read_run
     from sdft_cli.errors import DataError, UsageError
     from sdft_cli.evaluate.contenders import contenders_of, single_model
+    from sdft_cli.evaluate.harness import open_harness
     from sdft_cli.evaluate.run import evaluate as run
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.report import terminal
@@ -108,8 +120,9 @@ def run_evaluation(
         models = contenders_of(found, model, checkpoint, others, config.prefix_sharing, say)
     else:
         models, config = single_model(model, config.prefix_sharing, say), config.model_copy(update={"general": 0})
+    harness = open_harness(config, prompts)
     with terminal.progress_reporter() as progress:
-        result = run(models, data.validation, prompts, config, progress)
+        result = run(models, data.validation, prompts, config, progress, harness)
     if result["facts"]["chrf"] != "sacrebleu":
         say("chrF of prose was not measured: it needs sacrebleu (pip install 'sdft-cli[eval]').")
     default = found.path / f"eval{'-best' * best}.json" if found else Path(f"eval-{Path(subject).name}.json")

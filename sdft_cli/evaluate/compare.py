@@ -8,7 +8,7 @@ from typing import Any
 
 from sdft_cli.engine.runs import is_run, read_json
 from sdft_cli.errors import DataError, UsageError
-from sdft_cli.evaluate.measures import BY_KEY
+from sdft_cli.evaluate.measures import BY_KEY, harness_measures
 from sdft_cli.evaluate.run import FORMAT, differences
 
 Document = dict[str, Any]
@@ -99,19 +99,26 @@ def trade_off(comparison: Mapping[str, Any], skill: str, forgetting: str) -> lis
     points = []
     for name in names[1:]:
         gaps = comparison["differences"][f"{name} - {names[0]}"]
-        points.append({"name": name, "skill": _gain(gaps, skill, 1), "forgetting": _gain(gaps, forgetting, -1)})
+        better = _better_sides(comparison["contenders"][name])
+        skilled, forgot = _gain(gaps, better, skill, 1), _gain(gaps, better, forgetting, -1)
+        points.append({"name": name, "skill": skilled, "forgetting": forgot})
     return points
 
 
-def _gain(gaps: Mapping[str, Any], key: str, sign: int) -> dict[str, Any]:
-    measure = BY_KEY.get(key)
-    if measure is None or measure.better == "neither":
-        usable = ", ".join(m.key for m in BY_KEY.values() if m.better != "neither")
+def _better_sides(contender: Mapping[str, Any]) -> dict[str, str]:
+    """Return which way is better, by measure, where one is."""
+    tasks = harness_measures(contender["harness"]) if "harness" in contender else []
+    return {m.key: m.better for m in [*BY_KEY.values(), *tasks] if m.better != "neither"}
+
+
+def _gain(gaps: Mapping[str, Any], better: Mapping[str, str], key: str, sign: int) -> dict[str, Any]:
+    if key not in better:
+        usable = ", ".join(better)
         raise UsageError(f"{key} cannot be plotted: use one of {usable}.")
     gap = gaps.get(key)
     if gap is None:
         raise UsageError(f"{key} was not measured: run `sdft eval` without leaving that part out.")
-    if measure.better == "lower":
+    if better[key] == "lower":
         sign = -sign
     ends = sorted((sign * gap[k] for k in ("low", "high")) if gap["low"] is not None else [])
     low, high = ends or (None, None)

@@ -24,7 +24,7 @@ class Measure:
     """
 
     key: str
-    about: Literal["records", "drift", "questions"]
+    about: Literal["records", "drift", "questions", "harness"]
     better: Literal["higher", "lower", "neither"]
     part: Callable[[Item], Part | None]
 
@@ -54,8 +54,18 @@ MEASURES = (
     Measure("questions_right", "questions", "higher", lambda i: (float(i["correct"]), 1.0)),
 )
 BY_KEY = {measure.key: measure for measure in MEASURES}
-_SESSION = {"records": "session_id", "drift": "prompt_id", "questions": "question_id"}
-_NAME = {"records": "record_id", "drift": "prompt_id", "questions": "question_id"}
+_SESSION = {"records": "session_id", "drift": "prompt_id", "questions": "question_id", "harness": "document"}
+_NAME = {**_SESSION, "records": "record_id"}
+
+
+def harness_measures(found: Mapping[str, Any]) -> list[Measure]:
+    """Return the measures of what the harness found on a model (`harness.open_harness`)."""
+
+    def part(key: str) -> Callable[[Item], Part | None]:
+        return lambda item: (item["values"][key], 1.0) if key in item["values"] else None
+
+    better: dict[bool | None, Literal["higher", "lower", "neither"]] = {True: "higher", False: "lower", None: "neither"}
+    return [Measure(key, "harness", better[up], part(key)) for key, up in found["higher_is_better"].items()]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from typing import Any, Literal
 from sdft_cli.config import EvalConfig
 from sdft_cli.engine.measure import Item, Role, encode, measure, plan
 from sdft_cli.evaluate.general import BaseAnswers, ask, base_answers, drift, general_prompts, questions
+from sdft_cli.evaluate.harness import Harness
 from sdft_cli.evaluate.leaks import context_text, expert_text, unknown_paths
-from sdft_cli.evaluate.measures import MEASURES, by_group, difference, p95, summary
+from sdft_cli.evaluate.measures import MEASURES, by_group, difference, harness_measures, p95, summary
 from sdft_cli.evaluate.scores import prose_scorer, score
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.tool_calls import comes_back
@@ -45,7 +46,7 @@ def evaluate(
     prompts: ChatPrompts,
     config: EvalConfig,
     progress: Progress = lambda what, done, total: None,
-    harness: Callable[[Contender], dict[str, Any]] | None = None,
+    harness: Harness | None = None,
     against: Literal["all", "first"] = "all",
 ) -> dict[str, Any]:
     """Measure every contender on the same things, and each against those before it.
@@ -54,7 +55,7 @@ def evaluate(
         contenders: the first is the base (or the only model); taken one after the other, so that a generator can load
             one when it is its turn.
         records: validation records.
-        harness: measures a contender on tasks of another program; its result is kept as it is.
+        harness: measures a contender on tasks of lm-evaluation-harness (`open_harness`).
         against: each contender is compared with all before it, or with the first only.
 
     Returns `{"format", "config", "records", "facts", "contenders": {name: ...}, "differences": {"a - b": ...}}`.
@@ -71,7 +72,9 @@ def evaluate(
             **_on_general(contender, base, prompts, config, progress),
         }
         if harness:
-            found[contender.name]["harness"] = harness(contender)
+            progress(f"{contender.name}: lm-evaluation-harness", 0, 1)
+            found[contender.name]["harness"] = harness(contender.student)
+            progress(f"{contender.name}: lm-evaluation-harness", 1, 1)
         del contender  # frees its model before the next one is loaded
     return {
         "format": FORMAT,
@@ -166,7 +169,7 @@ def differences(
 ) -> dict[str, dict[str, Any] | None]:
     """Return a - b on every measure that both have: the value with its interval, and how many items differ."""
     found: dict[str, dict[str, Any] | None] = {}
-    for one in MEASURES:
+    for one in [*MEASURES, *(harness_measures(a["harness"]) if "harness" in a else [])]:
         rows, others = _items(a, one.about), _items(b, one.about)
         if rows is not None and others is not None:
             gap = difference(one, rows, others, confidence, resamples, seed)

@@ -53,6 +53,13 @@ SECTIONS: tuple[tuple[str, str, tuple[tuple[str, str, Form], ...]], ...] = (
 )
 
 
+def _sections(result: Mapping[str, Any]) -> list[tuple[str, str, tuple[tuple[str, str, Form], ...]]]:
+    """Return the sections, with the tasks of lm-evaluation-harness that were run."""
+    first = next(iter(result["contenders"].values()))
+    tasks = first.get("harness", {}).get("summary", {})
+    return [*SECTIONS, ("lm-evaluation-harness", "harness", tuple((key, key, ".3f") for key in tasks))]
+
+
 def _summary(contender: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     found = contender if part == "summary" else contender.get(part, {})
     summary: Mapping[str, Any] = found.get("summary", {})
@@ -70,7 +77,7 @@ def _signed(value: float, form: Form) -> str:
 
 def summaries(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of an evaluation without its items."""
-    parts = ("summary", "drift", "questions")
+    parts = ("summary", "drift", "questions", "harness")
     return {
         "contenders": {
             name: {"kind": found["kind"]} | {part: _summary(found, part) for part in parts if _summary(found, part)}
@@ -84,7 +91,7 @@ def summaries(result: Mapping[str, Any]) -> dict[str, Any]:
 def values_rows(result: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
     """Return (label, {model: value as text}) for every number that some model has, in the order of the report."""
     rows = []
-    for _, part, lines in SECTIONS:
+    for _, part, lines in _sections(result):
         for label, key, form in lines:
             cells = {name: _summary(found, part).get(key) for name, found in result["contenders"].items()}
             if any(value is not None for value in cells.values()):
@@ -118,7 +125,7 @@ def difference_table(result: Mapping[str, Any], key: str) -> RenderableType:
     gaps = result["differences"][key]
     confidence = result["config"]["confidence"]
     rows, equal = [], []
-    for _, _, lines in SECTIONS:
+    for _, _, lines in _sections(result):
         for label, name, form in lines:
             gap = gaps.get(name)
             if gap is not None and gap["discordant"]:

@@ -95,12 +95,12 @@ def test_parts_can_be_left_out_and_models_come_one_by_one(
         prompts,
         config,
         progress=lambda what, done, total: seen.append((list(taken), what)),
-        harness=lambda contender: {"of": contender.name},
+        harness=lambda role: {"higher_is_better": {}, "items": [], "of": role.scoring},
     )
     assert result["records"] == 3
     assert "drift" not in result["contenders"]["tuned"]
     assert "questions" not in result["contenders"]["tuned"]
-    assert result["contenders"]["tuned"]["harness"] == {"of": "tuned"}
+    assert [result["contenders"][name]["harness"]["of"] for name in ("base", "tuned")] == ["base", "adapter"]
     assert set(gaps(result)) == {k for k in gaps(result) if not k.startswith(("drift", "entropy", "questions"))}
     assert all(names == ["base"] for names, what in seen if what.startswith("base"))
 

@@ -1,0 +1,165 @@
+"""Local tasks through lm-evaluation-harness: its numbers against the same sums made by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lm_eval")
+
+from sdft_cli.config import EvalConfig  # noqa: E402
+from sdft_cli.engine.backend import Backend  # noqa: E402
+from sdft_cli.engine.measure import Role  # noqa: E402
+from sdft_cli.errors import DataError, UsageError  # noqa: E402
+from sdft_cli.evaluate.harness import kept, open_harness  # noqa: E402
+from sdft_cli.evaluate.run import Contender, evaluate  # noqa: E402
+from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
+from sdft_cli.records import Dataset  # noqa: E402
+from sdft_cli.report.evaluation import summaries, values_rows  # noqa: E402
+from tests.engine.prepared import adapted, prepared  # noqa: E402
+
+DOCUMENTS = [
+    {"question": "The sky is", "choices": [" blue", " a list of files"], "answer": 0},
+    {"question": "Two and two are", "choices": [" seven", " four"], "answer": 1},
+    {"question": "def f(x): return", "choices": [" x", " banana bread"], "answer": 0},
+]
+TASK = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {data}
+test_split: test
+output_type: {kind}
+doc_to_text: "{{{{question}}}}"
+target_delimiter: ""
+{rest}
+"""
+CHOICE = """\
+doc_to_target: answer
+doc_to_choice: "{{choices}}"
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true"""
+ANSWER = """\
+doc_to_target: "{{choices[answer]}}"
+generation_kwargs:
+  max_gen_toks: 4
+  do_sample: false
+  until: ["zzz"]
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true"""
+
+
+@pytest.fixture(scope="module")
+def data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return prepared(tiny_model, tmp_path_factory.mktemp("harness"), 12, 0.4)
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny_model: Path, data: Dataset) -> ChatPrompts:
+    return open_prompts(str(tiny_model), data.manifest)
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    (folder / "data.jsonl").write_text("".join(json.dumps(d) + "\n" for d in DOCUMENTS))
+    for name, kind, rest in (("local_choice", "multiple_choice", CHOICE), ("local_answer", "generate_until", ANSWER)):
+        text = TASK.format(name=name, data=folder / "data.jsonl", kind=kind, rest=rest)
+        (folder / f"{name}.yaml").write_text(text)
+    broken = TASK.format(name="local_broken", data=folder / "missing.jsonl", kind="multiple_choice", rest=CHOICE)
+    (folder / "broken.yaml").write_text(broken)
+    return folder
+
+
+def config_of(tasks: Path, *names: str, **values: Any) -> EvalConfig:
+    return EvalConfig(lm_eval=list(names), lm_eval_path=str(tasks), general=0, questions=0, max_new_tokens=3, **values)
+
+
+def likelier(backend: Backend, prompts: ChatPrompts, case: Any) -> list[int]:
+    """Which choice has the larger likelihood behind the question, for each document, by plain transformers."""
+    found = []
+    role = Role(backend, case, case)
+    for document in DOCUMENTS:
+        sums = []
+        for choice in document["choices"]:
+            before = prompts.tokenizer.encode(document["question"], add_special_tokens=False)
+            whole = prompts.tokenizer.encode(document["question"] + choice, add_special_tokens=False)
+            assert whole[: len(before)] == before
+            with role.weights(case):
+                log_p = backend.model(torch.tensor([whole])).logits[0].log_softmax(-1)
+            sums.append(sum(float(log_p[i - 1, whole[i]]) for i in range(len(before), len(whole))))
+        found.append(max(range(2), key=sums.__getitem__))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["none", "packed"])
+def test_choices_are_scored_with_the_weights_of_each_model(
+    tiny_model: Path, data: Dataset, prompts: ChatPrompts, tasks: Path, sharing: Any
+) -> None:
+    backend = adapted(tiny_model)
+    backend.sharing = sharing
+    base, tuned = Role(backend, "base", "base"), Role(backend, "adapter", "merged")
+    config = config_of(tasks, "local_choice", "local_answer", limit=2)
+    contenders = [Contender("base", "base", base, base), Contender("tuned", "tuned", tuned, base)]
+    harness = open_harness(config, prompts)
+    result = evaluate(contenders, data.validation, prompts, config, harness=harness)
+    for name, case in (("base", "base"), ("tuned", "adapter")):
+        right = [i == d["answer"] for i, d in zip(likelier(backend, prompts, case), DOCUMENTS, strict=True)]
+        found = result["contenders"][name]["harness"]
+        assert [i["values"] for i in found["items"][:3]] == [{"local_choice/acc": float(r)} for r in right]
+        assert found["summary"]["local_choice/acc"] == pytest.approx(sum(right) / 3)
+        assert found["documents"] == {"local_choice": 3, "local_answer": 3}
+    gap = result["differences"]["tuned - base"]["local_choice/acc"]
+    values = [result["contenders"][n]["harness"]["summary"]["local_choice/acc"] for n in ("tuned", "base")]
+    assert gap["value"] == pytest.approx(values[0] - values[1])
+    assert (gap["items"], gap["sessions"]) == (3, 3)
+    assert "local_choice/acc" in [label for label, _ in values_rows(result)]
+    assert "local_answer/exact_match" in summaries(result)["contenders"]["tuned"]["harness"]
+
+
+@pytest.mark.slow
+def test_what_cannot_be_run_is_said(prompts: ChatPrompts, tiny_model: Path, tasks: Path) -> None:
+    assert open_harness(EvalConfig(), prompts) is None
+    with pytest.raises(UsageError, match=r"has no task no_such_task: .*--lm-eval-path"):
+        open_harness(config_of(tasks, "local_choice", "no_such_task"), prompts)
+    harness = open_harness(config_of(tasks, "local_broken"), prompts)
+    assert harness is not None
+    with pytest.raises(DataError, match=r"could not run local_broken \(.*missing.jsonl"):
+        harness(Role(adapted(tiny_model), "base", "base"))
+
+
+def test_what_is_kept_of_a_result() -> None:
+    rows = [
+        {"doc_id": 0, "filter": "none", "metrics": ["acc", "perplexity"], "acc": 1.0, "perplexity": 2.0},
+        {"doc_id": 1, "filter": "none", "metrics": ["acc", "perplexity"], "acc": 0, "perplexity": 8.0},
+        {"doc_id": 0, "filter": "strict", "metrics": ["acc"], "acc": 0.0},
+        {"doc_id": 1, "filter": "strict", "metrics": ["acc"], "acc": 0.0},
+    ]
+    numbers = {"alias": "t", "acc,none": 0.5, "acc_stderr,none": "N/A", "acc,strict": 0.0, "perplexity,none": 4.0}
+    found = kept(
+        {
+            "results": {"t": numbers, "group": {"alias": "group", "acc,none": 0.5}},
+            "higher_is_better": {"t": {"acc": True, "perplexity": False}},
+            "n-samples": {"t": {"original": 9, "effective": 2}},
+            "samples": {"t": rows},
+        }
+    )
+    assert found["summary"] == {"t/acc": 0.5, "t/acc,strict": 0.0, "t/perplexity": 4.0, "group/acc": 0.5}
+    better = {"t/acc": True, "t/acc,strict": True, "t/perplexity": False, "group/acc": None}
+    assert found["higher_is_better"] == better
+    # A perplexity is no mean over documents, so it has no items; a group has no documents of its own.
+    assert found["items"] == [
+        {"document": "t/0", "values": {"t/acc": 1.0, "t/acc,strict": 0.0}},
+        {"document": "t/1", "values": {"t/acc": 0.0, "t/acc,strict": 0.0}},
+    ]
+    assert found["documents"] == {"t": 2}
