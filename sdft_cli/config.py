@@ -212,7 +212,10 @@ class TrainConfig(_Config):
     min_gpu_gb: float | None = Field(None, gt=0, description="GPU memory that the profile needs")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and of the compute")
     load_in_4bit: bool = Field(False, description="frozen weights in 4 bits (NF4); the unsloth backend on a GPU only")
-    fast_inference: bool = Field(False, description="sample with unsloth's vLLM engine; refused in this version")
+    fast_inference: bool = Field(False, description="sample rollouts with unsloth's vLLM engine (CUDA, package vllm)")
+    fast_inference_memory: float = Field(
+        0.5, gt=0, lt=1, description="share of the GPU's memory for that engine: weights (the trainer's too) and cache"
+    )
     max_seq_tokens: int = Field(65_536, gt=0)
     max_prompt_tokens: int = Field(57_344, gt=0, description="records with a longer teacher prompt are refused")
     gradient_checkpointing: bool = True
@@ -249,6 +252,8 @@ class TrainConfig(_Config):
     def _four_bits_have_no_sum(self) -> TrainConfig:
         if self.load_in_4bit and self.rollout.weights == "merged":
             raise ValueError("load_in_4bit has no merged weights to sample from: set rollout.weights to adapter")
+        if self.fast_inference and self.rollout.weights == "merged":
+            raise ValueError("fast_inference samples with the adapter beside the base: set rollout.weights to adapter")
         return self
 
 

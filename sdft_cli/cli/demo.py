@@ -32,6 +32,7 @@ def demo(
 
     from sdft_cli.cli.evaluate import run_evaluation
     from sdft_cli.cli.merge import run_merge
+    from sdft_cli.cli.model_card import evaluated_card
     from sdft_cli.cli.prepare import run_preparation
     from sdft_cli.cli.train import run_training
     from sdft_cli.config import EvalConfig, PrepareConfig, build, load_train_config
@@ -81,5 +82,6 @@ def demo(
     config = build(EvalConfig, EVALUATION | {"seed": seed})
     result, _ = run_evaluation(str(out / "run"), data, config, controls=controls)
     write_json(out / "eval.json", result)
+    evaluated_card(read_run(out / "run"), result)
     terminal.stdout().print(evaluation.report(result))
     say(f"Done in {clock()}. Read the answers in {out / 'eval.json'}, the model is in {out / 'run' / 'merged'}.")

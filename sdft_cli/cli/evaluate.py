@@ -73,12 +73,15 @@ def evaluate(
     data = read_dataset(dataset or newest_dataset())
     result, default = run_evaluation(chosen, data, config, best, merged, control or ())
 
-    from sdft_cli.engine.runs import write_json
+    from sdft_cli.cli.model_card import evaluated_card
+    from sdft_cli.engine.runs import read_run, write_json
     from sdft_cli.records.folders import writable_file
     from sdft_cli.report import evaluation, terminal
 
     target = writable_file(out or default)
     write_json(target, result)
+    if "adapter" in result and (card := evaluated_card(read_run(Path(chosen), best), result)):
+        say(f"The checkpoint's card has this evaluation now: {card}")
     if as_json:
         typer.echo(json.dumps(evaluation.summaries(result), indent=2, sort_keys=True))
     else:
@@ -101,6 +104,7 @@ def run_evaluation(
     from sdft_cli.evaluate.contenders import contenders_of, single_model
     from sdft_cli.evaluate.harness import open_harness
     from sdft_cli.evaluate.run import evaluate as run
+    from sdft_cli.merge.certified import file_hash
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.report import terminal
 
@@ -126,6 +130,9 @@ def run_evaluation(
     if result["facts"]["chrf"] != "sacrebleu":
         say("chrF of prose was not measured: it needs sacrebleu (pip install 'sdft-cli[eval]').")
     default = found.path / f"eval{'-best' * best}.json" if found else Path(f"eval-{Path(subject).name}.json")
+    if found:
+        weights = found.adapter / "adapter_model.safetensors"
+        result["adapter"] = {"name": found.adapter.name, "sha256": file_hash(weights)}
     return {**result, "dataset": _dataset_facts(data)}, default
 
 

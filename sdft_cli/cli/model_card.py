@@ -5,24 +5,23 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sdft_cli.engine.runs import Run
-    from sdft_cli.report.cards import EvaluationRows
 
 _MODEL_ID = re.compile(r'^model_id = ".*"$', re.MULTILINE)
 
 
 def write_model_card(
-    run: Run, merged: Path, evaluation_rows: EvaluationRows | None = None, base: Path | None = None
+    run: Run, merged: Path, evaluation: dict[str, Any] | None = None, base: Path | None = None
 ) -> Path:
     """Write the card of a run's merged checkpoint as its README.md; return its path.
 
     Args:
         run: the run, finished.
         merged: the checkpoint, with a certificate that passed.
-        evaluation_rows: of the evaluation's table; None: there was none.
+        evaluation: what `sdft eval` found on the run; None: the one in the run's folder, if it is of this adapter.
         base: the base's folder, for its licence; without it the licence of the card that is there stays.
 
     Raises:
@@ -33,6 +32,7 @@ def write_model_card(
     from sdft_cli.merge.certified import CARD, CERTIFICATE, file_hash, has_passed
     from sdft_cli.records.folders import new_file
     from sdft_cli.report.cards import model_card
+    from sdft_cli.report.evaluation import values_rows
 
     if not has_passed(merged):
         raise VerificationError(f"{merged} holds no certificate that passed: merge again with --overwrite.")
@@ -41,17 +41,46 @@ def write_model_card(
     weights = run.path / adapter["name"] / "adapter_model.safetensors"
     if not weights.is_file() or file_hash(weights) != adapter["sha256"]:
         raise VerificationError(f"{merged} is not of the adapter in {run.path}: merge again with --overwrite.")
+    found = evaluation or _evaluation_of(run, adapter["sha256"])
     text = model_card(
         run.config.model_dump(mode="json"),
         run.info,
         certificate,
         license=license_of(base or merged),
         vision=read_json(merged / "config.json").get("vision_config") is not None,
-        evaluation_rows=evaluation_rows,
+        evaluation_rows=values_rows(found) if found else None,
     )
+    named = _MODEL_ID.search((merged / CARD).read_text(encoding="utf-8")) if (merged / CARD).is_file() else None
+    if named:  # the repository that it was pushed to
+        text = _MODEL_ID.sub(lambda _: named[0], text)
     with new_file(merged / CARD, overwrite=True) as scratch:
         scratch.write_text(text, encoding="utf-8")
     return merged / CARD
+
+
+def _evaluation_of(run: Run, sha256: str | None) -> dict[str, Any] | None:
+    """Return the evaluation in a run's folder that is of this adapter, if there is one."""
+    from sdft_cli.engine.runs import read_json
+
+    for name in ("eval.json", "eval-best.json"):
+        if (run.path / name).is_file():
+            found: dict[str, Any] = read_json(run.path / name)
+            if sha256 and found.get("adapter", {}).get("sha256") == sha256:
+                return found
+    return None
+
+
+def evaluated_card(run: Run, evaluation: dict[str, Any]) -> Path | None:
+    """Write the card of the run's checkpoint anew, with this evaluation; None if it has none of the same adapter."""
+    from sdft_cli.engine.runs import read_json
+    from sdft_cli.merge.certified import CERTIFICATE, has_passed
+
+    merged = run.path / "merged"
+    if not has_passed(merged):
+        return None
+    certified = read_json(merged / CERTIFICATE).get("adapter", {}).get("sha256")
+    same = certified is not None and certified == evaluation["adapter"]["sha256"]
+    return write_model_card(run, merged, evaluation) if same else None
 
 
 def license_of(folder: Path) -> dict[str, str]:

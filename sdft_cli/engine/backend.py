@@ -7,13 +7,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.errors import MachineError, UsageError
+
+if TYPE_CHECKING:
+    from sdft_cli.engine.vllm_sampler import VllmSampler
 
 Sharing = Literal["none", "packed", "depth_first"]
 
@@ -31,7 +34,8 @@ class Backend(ABC):
     `model` is the peft model; `device` is where its inputs go. The base weights are frozen and never written.
     `sharing` says how common prefixes are computed (`engine/executors.py`), `segment_tokens` how many tokens a
     depth-first pass has; `takes_masks`, whether the library leaves masks and attention to us; `mergeable`, whether the
-    adapter can be added to the base weights (not to 4-bit ones).
+    adapter can be added to the base weights (not to 4-bit ones); `sampler` is an engine that samples rollouts, if the
+    library brings one.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Backend(ABC):
     segment_tokens: int = 2048
     takes_masks: bool = True
     mergeable: bool = True
+    sampler: VllmSampler | None = None
 
     @property
     def base(self) -> Any:
@@ -134,14 +139,15 @@ def check_machine(config: TrainConfig) -> None:
     Raises:
         MachineError: names what the profile needs and the profile to try instead.
     """
-    if config.fast_inference:
+    for option in ("fast_inference", "load_in_4bit"):
+        if getattr(config, option) and not torch.cuda.is_available():
+            raise MachineError(
+                f"{option} needs a CUDA GPU and this machine has none: leave it out (--set {option}=false)."
+            )
+    if config.fast_inference and importlib.util.find_spec("vllm") is None:
         raise MachineError(
-            "fast_inference is not available: unsloth samples with vLLM there, which this version of sdft was never "
-            "run with; leave it out (--set fast_inference=false), and unsloth's own generate samples the same rollouts."
-        )
-    if config.load_in_4bit and not torch.cuda.is_available():
-        raise MachineError(
-            "load_in_4bit needs a CUDA GPU and this machine has none: leave it out (--set load_in_4bit=false)."
+            "fast_inference samples with vLLM, which is not installed: pip install vllm, or leave it out "
+            "(--set fast_inference=false), and unsloth's own generate samples."
         )
     if config.device != "cuda":
         return
@@ -166,11 +172,12 @@ def load_backend(config: TrainConfig, name: str, model: str) -> Backend:
         UsageError: the configuration asks for something that this backend has not.
     """
     check_machine(config)
-    if config.load_in_4bit and name != "unsloth":
-        raise UsageError(
-            f"The {name} backend has no 4-bit weights: use --backend unsloth, or leave load_in_4bit out "
-            "(--set load_in_4bit=false)."
-        )
+    for option, what in (("load_in_4bit", "4-bit weights"), ("fast_inference", "engine for sampling")):
+        if getattr(config, option) and name != "unsloth":
+            raise UsageError(
+                f"The {name} backend has no {what}: use --backend unsloth, or leave {option} out "
+                f"(--set {option}=false)."
+            )
     if name == "unsloth":
         from sdft_cli.engine.backend_unsloth import UnslothBackend
 

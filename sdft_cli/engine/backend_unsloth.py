@@ -23,6 +23,7 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.engine.adapters import check_targets, lora_layers, target_pattern
 from sdft_cli.engine.backend import UNSLOTH_FAST_TYPES, Backend
 from sdft_cli.engine.models import cache_folder
+from sdft_cli.engine.vllm_sampler import VllmSampler
 from sdft_cli.errors import DataError, MachineError, UsageError
 
 OTHER_BACKEND = "use --backend transformers."
@@ -36,6 +37,8 @@ def import_unsloth() -> Any:
     """
     os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled_cache"))
     os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # no phoning home
+    # vLLM gets the adapter beside the base; folded into it, the weights that the teacher reads would be written.
+    os.environ["UNSLOTH_VLLM_MERGED_ROLLOUT"] = "0"
     try:
         import unsloth
     except Exception as error:  # its import runs probes of the machine that fail in many ways
@@ -57,10 +60,12 @@ def loader_arguments(config: TrainConfig, model: str, cuda: bool) -> dict[str, A
         "revision": config.revision,
         "trust_remote_code": False,
         "use_gradient_checkpointing": _checkpointing(config),
-        "fast_inference": False,
+        "fast_inference": config.fast_inference,
     }
     if not cuda:
         return common
+    if config.fast_inference:
+        common |= {"gpu_memory_utilization": config.fast_inference_memory, "max_lora_rank": config.lora.rank}
     # This very repository; one device; the tokenizer is ours; the embedding stays beside the other weights.
     exact = {"use_exact_model_name": True, "device_map": {"": 0}, "fix_tokenizer": False, "offload_embedding": False}
     return {**common, **exact}
@@ -138,6 +143,8 @@ def _difference(model: Any, config: TrainConfig, model_config: Any) -> str | Non
         return f"loaded {sum(bits)} of {len(bits)} adapted modules in 4 bits"
     if not config.load_in_4bit and any(type(m).__name__ == "Linear4bit" for m in base.modules()):
         return "loaded 4-bit weights, which this run did not ask for"
+    if config.fast_inference and getattr(model, "vllm_engine", None) is None:
+        return "loaded the model without its vLLM engine, for which it printed a reason"
     dtype = getattr(torch, config.dtype)
     plain = [layer.get_base_layer().weight for layer, four in zip(layers.values(), bits, strict=True) if not four]
     other = next((w.dtype for w in [*plain, base.get_input_embeddings().weight] if w.dtype != dtype), None)
@@ -156,6 +163,24 @@ def _difference(model: Any, config: TrainConfig, model_config: Any) -> str | Non
     return None
 
 
+def _loaded(loader: Any, arguments: dict[str, Any]) -> Any:
+    """Load the base; what unsloth says of a model that its vLLM engine cannot run is one sentence.
+
+    Raises:
+        MachineError: with `fast_inference`, it cannot be loaded.
+    """
+    if not arguments["fast_inference"]:
+        return loader.from_pretrained(**arguments)[0]
+    try:
+        return loader.from_pretrained(**arguments)[0]
+    except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines() or ["no reason given"]
+        raise MachineError(
+            f"unsloth cannot load this model with its vLLM engine ({type(error).__name__}: {reason[0]}): leave "
+            f"fast_inference out (--set fast_inference=false), or {OTHER_BACKEND}"
+        ) from error
+
+
 class UnslothBackend(Backend):
     """unsloth's patched model with a peft adapter."""
 
@@ -169,6 +194,9 @@ class UnslothBackend(Backend):
         self.mergeable = not config.load_in_4bit
         self._loader = loader
         self._checkpointing = _checkpointing(config)
+        if config.fast_inference:
+            folder = str(cache_folder() / "vllm_adapter")  # unsloth writes the adapter's configuration there
+            self.sampler = VllmSampler(model.vllm_engine, lambda: model.load_lora(folder, load_tensors=True))
 
     @classmethod
     def load(cls, config: TrainConfig, model: str) -> UnslothBackend:
@@ -188,7 +216,7 @@ class UnslothBackend(Backend):
         # FastLanguageModel has kernels of its own for a few text models and hands all others to FastModel.
         fast = not cuda or model_config.model_type in UNSLOTH_FAST_TYPES
         loader = unsloth.FastLanguageModel if fast else unsloth.FastModel
-        base, _ = loader.from_pretrained(**loader_arguments(config, model, cuda))
+        base = _loaded(loader, loader_arguments(config, model, cuda))
         check_targets((name for name, _ in base.named_modules()), config.lora.target_modules)
         peft_model = loader.get_peft_model(base, **adapter_arguments(config, multimodal=not fast))
         check_loaded(peft_model, config, model_config)

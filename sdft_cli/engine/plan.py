@@ -402,5 +402,10 @@ def assumptions(
             "fused kernels (package flash-linear-attention)" if fused else "the reference code, without fused kernels"
         )
         found.append(f"linear attention runs with {kernels}")
+    if config.fast_inference:
+        found.append(
+            "fast_inference: vLLM takes its share of the card (fast_inference_memory) from the start, which is not in "
+            "the phases; hours are those of decoding without it"
+        )
     note = backend_note(config)
     return [*found, note] if note else found

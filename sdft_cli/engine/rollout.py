@@ -49,11 +49,14 @@ class Rollout:
 def choose_sampling_weights(backend: Backend, settings: RolloutSettings) -> tuple[SamplingWeights, str]:
     """Return which case of `adapters.weights` samples, and a sentence that says it and why.
 
-    `auto` takes the merged copy if it fits in half of the memory that is free now, else the adapter stays on.
+    An engine of the backend takes the adapter. Else `auto` takes the merged copy if it fits in half of the memory that
+    is free now, or leaves the adapter on.
 
     Raises:
         UsageError: merged was asked for, and a base weight is quantised, so that nothing can be added to it.
     """
+    if backend.sampler is not None:
+        return "adapter", "Rollouts: sampled by unsloth's vLLM engine, which gets the adapter anew for every step"
     size, quantised = merged_copy(backend)
     return decide_weights(settings.weights, size, free_memory(backend.device), quantised)
 
@@ -248,10 +251,11 @@ def generate(
     start = ids.shape[1]
     recorded = recorder.finish(output, start) if recorder else [None] * len(prompts)
     rows = output[:, start:].tolist()
-    return [_until_stop(row, stop_ids, logs) for row, logs in zip(rows, recorded, strict=True)]
+    return [until_stop(row, stop_ids, logs) for row, logs in zip(rows, recorded, strict=True)]
 
 
-def _until_stop(row: list[int], stop_ids: Sequence[int], log_probs: list[float] | None) -> Rollout:
+def until_stop(row: list[int], stop_ids: Sequence[int], log_probs: list[float] | None) -> Rollout:
+    """Return an answer up to the first stop token, that one included."""
     stop = next((place for place, token in enumerate(row) if token in stop_ids), None)
     length = len(row) if stop is None else stop + 1
     return Rollout(row[:length], stop is not None, None if log_probs is None else log_probs[:length])
@@ -277,6 +281,8 @@ def sample_rollouts(
 ) -> list[Rollout]:
     """Sample one rollout per prompt from the student; the same arguments give the same rollouts on CPU, bit for bit.
 
+    A backend with an engine of its own samples with that; `case` says nothing then.
+
     Prompts of like length are decoded together up to `settings.max_tokens_per_pass` padded tokens. A prompt may come
     more than once: each time it has a sample of its own. Torch's generators are left in the state that they were in.
 
@@ -284,6 +290,8 @@ def sample_rollouts(
         case: the weights that sample, from `choose_sampling_weights`; None: ask it now.
         record_log_probs: for `sampler_gap`.
     """
+    if backend.sampler is not None:
+        return backend.sampler.sample(prompts, settings, stop_ids, seed, record_log_probs)
     chosen = case or choose_sampling_weights(backend, settings)[0]
     lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
     found: dict[int, Rollout] = {}

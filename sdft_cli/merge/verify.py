@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from sdft_cli.engine.forward import padded_passes
+from sdft_cli.engine.rollout import left_padded
 from sdft_cli.engine.runs import CheckPrompt
 from sdft_cli.prompts.tool_calls import parse_turn
 
@@ -17,6 +19,8 @@ MIN_GAIN = 5.0
 """Where the adapter moves the model by more than `MAX_MEAN_KL`, the merge must be this many times nearer to it than
 the base is."""
 
+DECODE_TOKENS = 16_384
+"""Padded tokens, answers included, of prompts that are decoded together."""
 ANSWER_TOKENS = 48
 """Length of the greedy answers that are compared. They are told and not judged: a near tie changes all that follows."""
 
@@ -34,15 +38,23 @@ def log_probabilities(model: Any, prompts: Sequence[CheckPrompt], device: torch.
 
 @torch.no_grad()
 def greedy_answers(model: Any, prompts: Sequence[CheckPrompt], device: torch.device) -> list[list[int]]:
-    """Return each prompt's greedy answer, at most `ANSWER_TOKENS` tokens."""
-    found = []
-    for item in prompts:
-        ids = torch.tensor([item.prompt], device=device)
+    """Return each prompt's greedy answer, at most `ANSWER_TOKENS` tokens, without what ended it.
+
+    Prompts are decoded together, padded on the left, up to `DECODE_TOKENS` a batch.
+    """
+    ends = model.generation_config.eos_token_id
+    stops = set(ends if isinstance(ends, list) else [ends])
+    pad = next((token for token in stops if token is not None), 0)
+    found: dict[int, list[int]] = {}
+    for rows in padded_passes([len(item.prompt) + ANSWER_TOKENS for item in prompts], DECODE_TOKENS):
+        ids, mask = (t.to(device) for t in left_padded([prompts[i].prompt for i in rows], pad))
         output = model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=ANSWER_TOKENS
+            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=ANSWER_TOKENS, pad_token_id=pad
         )
-        found.append(output[0, len(item.prompt) :].tolist())
-    return found
+        for i, row in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
+            end = next((place for place, token in enumerate(row) if token in stops), len(row))
+            found[i] = row[:end]
+    return [found[i] for i in range(len(prompts))]
 
 
 def same_answers(trained: Sequence[str], merged: Sequence[str]) -> dict[str, int]:

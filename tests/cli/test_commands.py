@@ -92,6 +92,8 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     assert "Using the newest run: runs/sessions-cpu-demo" in clean(done, 0)
     assert "adapted tensors" in done.stdout
     assert (run / "merged" / "model.safetensors").is_file()
+    card = run / "merged" / "README.md"
+    assert "None yet" in card.read_text()
 
     small = ("--max-new-tokens", 4, "--general", 6, "--questions", 4)
     first = sdft("eval", "--json", *small)
@@ -99,6 +101,9 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     document = (run / "eval.json").read_bytes()
     clean(sdft("eval", "--json", *small), 0)
     assert (run / "eval.json").read_bytes() == document  # the same seed, the same document
+    assert "| expert NLL, nats per token |" in card.read_text()
+    clean(sdft("merge", "--bf16", "--overwrite"), 0)
+    assert "| expert NLL, nats per token |" in card.read_text()
     numbers = json.loads(first.stdout)["contenders"]
     assert set(numbers) == {"base", "tuned"}
     summaries = {name: found["summary"] for name, found in numbers.items()}
@@ -126,6 +131,8 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     assert "--overwrite" in clean(sdft("compare", run, "runs/control", "--html", "compare.html"), 2)
     assert "with other settings" in clean(sdft("compare", run, "m.json"), 3)
     assert "give a run folder" in clean(sdft("eval", tiny_model, "--merged"), 2)
+    assert "no task no_such" in clean(sdft("eval", run, "--lm-eval", "no_such", "--lm-eval-path", "sessions"), 2)
+    assert "is no folder" in clean(sdft("eval", run, "--lm-eval", "x", "--lm-eval-path", "nowhere"), 2)
 
     if has_unsloth():
         done = sdft(

@@ -26,6 +26,7 @@ from sdft_cli.engine.backend import (  # noqa: E402
 from sdft_cli.engine.backend_transformers import TransformersBackend, attach_lora  # noqa: E402
 from sdft_cli.engine.backend_unsloth import (  # noqa: E402
     UnslothBackend,
+    _loaded,
     adapter_arguments,
     check_loaded,
     check_model,
@@ -65,6 +66,7 @@ LOADER, LLAMA, VISION, CPU = (
 )
 CONFIGS = [
     load_train_config("cpu-demo"),
+    load_train_config("qwen3.5-9b-64k", ["fast_inference=true"]),
     load_train_config("qwen3.5-9b-64k", ["load_in_4bit=true", "gradient_checkpointing=false"]),
 ]
 
@@ -92,13 +94,13 @@ def test_every_loader_argument_is_a_named_parameter(
 )
 def test_every_adapter_argument_is_a_named_parameter(where: tuple[str, str], owner: str, multimodal: bool) -> None:
     module = source(*where)
-    passed = adapter_arguments(CONFIGS[1], multimodal)
+    passed = adapter_arguments(CONFIGS[2], multimodal)
     assert passed.keys() <= named(function(module, owner, "get_peft_model"))
     assert "use_gradient_checkpointing" in named(function(module, owner, "for_training"))
     assert named(function(module, owner, "for_inference")) == {"model"}
     if multimodal:
         assert passed["finetune_vision_layers"] is False
-        assert passed["target_modules"] == target_pattern(CONFIGS[1].lora.target_modules)
+        assert passed["target_modules"] == target_pattern(CONFIGS[2].lora.target_modules)
 
 
 @installed
@@ -142,13 +144,58 @@ def test_the_vision_types_are_those_with_a_vision_tower() -> None:
 def test_options_that_need_a_gpu_are_refused_before_loading() -> None:
     for overrides, message in (
         (["load_in_4bit=true"], r"load_in_4bit needs a CUDA GPU .*--set load_in_4bit=false"),
-        (["fast_inference=true"], r"fast_inference is not available: .*--set fast_inference=false"),
+        (["fast_inference=true"], r"fast_inference needs a CUDA GPU .*--set fast_inference=false"),
     ):
         config = load_train_config("cpu-demo", overrides)
         for refused in (check_machine, lambda c: load_backend(c, "transformers", "nowhere")):
             with pytest.raises(MachineError, match=message) as error:
                 refused(config)
             assert "\n" not in str(error.value)
+
+
+def test_vllm_has_to_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = load_train_config("cpu-demo", ["fast_inference=true"])
+    if importlib.util.find_spec("vllm") is None:
+        with pytest.raises(MachineError, match=r"vLLM, which is not installed: pip install vllm"):
+            check_machine(config)
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: object() if name == "vllm" else real(name))
+    with pytest.raises(UsageError, match=r"no engine for sampling: use --backend unsloth, or leave fast_inference out"):
+        load_backend(config, "transformers", "nowhere")
+    with pytest.raises(UsageError, match=r"fast_inference samples with the adapter beside the base"):
+        load_train_config("cpu-demo", ["fast_inference=true", "rollout.weights=merged"])
+
+
+@installed
+def test_what_the_sampler_uses_of_unsloth() -> None:
+    """The engine and `load_lora` are put on the peft model; the adapter's tensors are handed over as they are."""
+    utils, zoo = source("unsloth", "models/_utils.py"), source("unsloth_zoo", "vllm_utils.py")
+    (patch,) = (f for f in utils.body if isinstance(f, ast.FunctionDef) and f.name == "patch_peft_fast_inference")
+    text = ast.unparse(patch)
+    assert "model.vllm_engine = model.model.vllm_engine" in text
+    assert "model.load_lora = functools.partial(load_lora, model)" in text
+    (load,) = (f for f in zoo.body if isinstance(f, ast.FunctionDef) and f.name == "load_lora")
+    assert [a.arg for a in load.args.args][:3] == ["model", "save_directory", "load_tensors"]
+    (mode,) = (f for f in zoo.body if isinstance(f, ast.FunctionDef) and f.name == "_merged_rollout_mode")
+    assert "UNSLOTH_VLLM_MERGED_ROLLOUT" in ast.unparse(mode)
+    for where, owner in ((LLAMA, "FastLlamaModel"), (VISION, "FastBaseModel")):
+        module = source(*where)
+        owners = [c for c in module.body if isinstance(c, ast.ClassDef) and c.name == owner]
+        assert "patch_peft_fast_inference(model)" in ast.unparse(owners[0])
+
+
+def test_a_load_that_fails_with_the_engine_is_one_sentence() -> None:
+    class Loader:
+        @staticmethod
+        def from_pretrained(**arguments: Any) -> Any:
+            raise RuntimeError("Unsloth: qwen9 is not supported\nby vLLM")
+
+    with pytest.raises(MachineError, match=r"vLLM engine \(RuntimeError: Unsloth: qwen9 .*--set fast_inf") as error:
+        _loaded(Loader, {"fast_inference": True})
+    assert "\n" not in str(error.value)
+    with pytest.raises(RuntimeError):
+        _loaded(Loader, {"fast_inference": False})
 
 
 def test_the_transformers_backend_does_not_ignore_4_bits(monkeypatch: pytest.MonkeyPatch) -> None:
