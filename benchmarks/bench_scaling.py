@@ -2,7 +2,7 @@
 
     python -m benchmarks.bench_scaling [--prompts 2048 8192] [--turns 32] [--length 2048] [--answer 32]
         [--reference 32] [--segment 1024] [--threads 2] [--dtype float32] [--repetitions 3] [--only WAY]
-        [--checkpointed] [--json FILE]
+        [--checkpointed] [--float64] [--json FILE]
 
 SmolLM2-135M, LoRA of rank 64 on all seven projections with random weights, made-up ids. Turn i of G has the first
 (i + 1) / G of the session as its prompt and an answer of its own; the teacher (adapter off) sees a reference more. A
@@ -11,7 +11,8 @@ turn alone, keeping all activations; with `--checkpointed`, also each turn alone
 
 First part: one turn, a prompt of each length (packed has nothing to share there). Second part: G turns. Each case runs
 in a fresh process after a short step, the ways take turns; memory is the peak resident size above that after loading
-(Linux; glibc with MALLOC_MMAP_THRESHOLD_=65536). The gradient of each way is compared with that of the turns alone.
+(Linux; glibc with MALLOC_MMAP_THRESHOLD_=65536). The gradient of each way is compared with that of the turns alone, or,
+with `--float64`, all are compared with that of the turns alone in float64 (but for the loss, which is fp32).
 """
 
 from __future__ import annotations
@@ -73,12 +74,20 @@ FROM_OPTIONS = ("answer", "reference", "segment", "dtype", "threads")
 def load(case: Case) -> Backend:
     """Load the model with an adapter that looks trained."""
     checkpointing = str(case.way == CHECKPOINTED).lower()
-    settings = [f"dtype={case.dtype}", f"gradient_checkpointing={checkpointing}", "lora.rank=64", "lora.alpha=128"]
+    wide = case.dtype == "float64"
+    settings = [
+        f"dtype={'float32' if wide else case.dtype}",
+        f"gradient_checkpointing={checkpointing}",
+        "lora.rank=64",
+        "lora.alpha=128",
+    ]
     backend = load_backend(load_train_config("cpu-demo", settings), "transformers", resolve_model("smollm2-135m"))
     generator = torch.Generator().manual_seed(0)
     for name, parameter in backend.model.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.01)
+    if wide:
+        backend.model.double()
     return backend
 
 
@@ -159,8 +168,11 @@ def in_child(case: Case, gradient: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def measure(case: Case, ways: Sequence[str], repetitions: int) -> dict[str, dict[str, Any]]:
-    """Run all ways so often, in turns; return each one's seconds, peak memory and distance from the turns alone."""
+def measure(case: Case, ways: Sequence[str], repetitions: int, judge: bool) -> dict[str, dict[str, Any]]:
+    """Run all ways so often, in turns; return each one's seconds, peak memory and distance from the turns alone.
+
+    `judge`: the distance is that from the turns alone in float64.
+    """
     runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
     gradients: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory() as scratch:
@@ -168,7 +180,10 @@ def measure(case: Case, ways: Sequence[str], repetitions: int) -> dict[str, dict
             for way in ways:
                 runs[way].append(in_child(replace(case, way=way), Path(scratch) / "gradient.pt"))
                 gradients[way] = torch.load(Path(scratch) / "gradient.pt")
-    plain = gradients.get("alone")
+        if judge:
+            in_child(replace(case, way="alone", dtype="float64"), Path(scratch) / "gradient.pt")
+            gradients["judge"] = torch.load(Path(scratch) / "gradient.pt")
+    plain = gradients.get("judge", gradients.get("alone"))
     return {
         way: {
             "seconds": spread([run["seconds"] for run in found]),
@@ -205,6 +220,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, nargs="*", default=[2048, 8192], help="lengths of the first part")
     parser.add_argument("--turns", type=int, nargs="*", default=[32], help="numbers of turns of the second part")
     parser.add_argument("--only", action="append", choices=WAYS, help="a way; may be given more than once")
+    parser.add_argument("--float64", action="store_true", help="compare gradients with those of float64")
     parser.add_argument("--checkpointed", action="store_true", help="also each turn alone with gradient checkpointing")
     for name, value in (("length", 2048), ("answer", 32), ("reference", 32), ("segment", 1024), ("repetitions", 3)):
         parser.add_argument(f"--{name}", type=int, default=value)
@@ -221,7 +237,7 @@ def main() -> None:
     cases = []
     for turns, length, ways in parts:
         case = Case("", turns, length, *(getattr(arguments, name) for name in FROM_OPTIONS))
-        found = measure(case, ways, arguments.repetitions)
+        found = measure(case, ways, arguments.repetitions, arguments.float64)
         report(turns, length, found)
         cases.append({"turns": turns, "length": length, "ways": found})
     single = {case["length"]: case["ways"] for case in cases if case["turns"] == 1}

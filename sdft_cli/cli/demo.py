@@ -11,16 +11,21 @@ import typer
 from sdft_cli.cli.common import command, say
 
 EVALUATION = {"max_new_tokens": 48, "drift_tokens": 16, "general": 120, "questions": 60}
+SESSIONS = 72
+QUICK = {"sessions": 12, "steps": 1, "general": 12, "questions": 6}
 
 
 @command
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to create.")] = Path("demo"),
     steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: the profile's]")] = None,
-    sessions: Annotated[int, typer.Option(min=12, help="Number of example sessions.")] = 72,
+    sessions: Annotated[int | None, typer.Option(min=12, help="Number of example sessions. [default: 72]")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
     control: Annotated[
         bool, typer.Option("--control", help="Train the control arm (--objective sft) too, and compare the two.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One step on 12 sessions and a small evaluation: does all of it run here?")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing demo folder.")] = False,
 ) -> None:
@@ -38,11 +43,19 @@ def demo(
     from sdft_cli.config import EvalConfig, PrepareConfig, build, load_train_config
     from sdft_cli.engine.runs import read_run, write_json
     from sdft_cli.engine.start import Job
+    from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
     from sdft_cli.records.folders import check_output_folder
     from sdft_cli.report import evaluation, terminal
     from sdft_cli.traces.examples import write_examples
 
+    evaluation_settings = EVALUATION | {"seed": seed}
+    if quick and (sessions or steps):
+        raise UsageError("--quick sets the number of sessions and steps: leave --sessions and --steps out.")
+    if quick:
+        steps = QUICK["steps"]
+        evaluation_settings |= {name: QUICK[name] for name in ("general", "questions")}
+    sessions = QUICK["sessions"] if quick else sessions or SESSIONS
     check_output_folder(out, overwrite)
     if out.exists():
         shutil.rmtree(out)
@@ -79,7 +92,7 @@ def demo(
     terminal.stdout().print(terminal.merge_table(run_merge(read_run(out / "run"), out / "run" / "merged")))
     say(f"4/4 eval ({clock()})")
     controls = [out / "run-sft"] if control else []
-    config = build(EvalConfig, EVALUATION | {"seed": seed})
+    config = build(EvalConfig, evaluation_settings)
     result, _ = run_evaluation(str(out / "run"), data, config, controls=controls)
     write_json(out / "eval.json", result)
     evaluated_card(read_run(out / "run"), result)
