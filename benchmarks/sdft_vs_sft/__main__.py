@@ -9,6 +9,7 @@ finished in `--out` are not run again. All adapters are evaluated in one process
 
 Each arm at each rate is the mean of its seeds, item by item; intervals resample sessions (held-out records) or prompts.
 They say how sure the mean over these seeds is for other sessions; the seeds themselves are shown as a range.
+`study.md` and `study.svg` (right tools gained against drift) are written to `--out`, with every number in `study.json`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from benchmarks.bench_backends import prepare_data
 from sdft_cli.config import EvalConfig
 from sdft_cli.engine.intervals import Ratio, paired_interval
 from sdft_cli.evaluate.measures import BY_KEY, Measure
+from sdft_cli.report.comparison import trade_off_svg
 
 OBJECTIVES = ("sdft", "sft")
 SHOWN = (
@@ -175,6 +177,12 @@ def table(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def plot(result: dict[str, Any], skill: str = "tool_named_share", forgetting: str = "drift_kl") -> str:
+    """Return the plot of a measure that should rise against one that should not."""
+    points = [{"name": g, "skill": gaps[skill], "forgetting": gaps[forgetting]} for g, gaps in result["groups"].items()]
+    return trade_off_svg(points, skill, forgetting)
+
+
 def _cell(one: dict[str, Any]) -> str:
     low, high = min(one["seeds"]), max(one["seeds"])
     interval = "" if one["low"] is None else f" [{one['low']:+.3f}, {one['high']:+.3f}]"
@@ -204,10 +212,14 @@ def main() -> None:
     result = study(document, arms, config)
     (options.out / "evaluation.json").write_text(json.dumps(document, sort_keys=True))
     (options.out / "study.json").write_text(json.dumps(result, indent=2, sort_keys=True))
-    print(
-        f"{document['records']} held-out records, {document['facts']['tool_turns']} tool turns, {options.steps} steps"
+    (options.out / "study.svg").write_text(plot(result))
+    text = (
+        f"{document['records']} held-out records of {document['facts']['sessions']} sessions, "
+        f"{document['facts']['tool_turns']} tool turns, {options.steps} steps, seeds {options.seeds}"
+        f"\n\n{table(result)}\n"
     )
-    print(table(result))
+    (options.out / "study.md").write_text(text)
+    print(text)
 
 
 if __name__ == "__main__":

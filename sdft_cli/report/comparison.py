@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from rich.console import Group, RenderableType
 
 from sdft_cli.records.folders import new_file
@@ -114,18 +115,28 @@ def report(comparison: Mapping[str, Any], points: Sequence[Point], skill: str, f
     return Group(*parts)
 
 
-def render_page(comparison: Mapping[str, Any], points: Sequence[Point], skill: str, forgetting: str) -> str:
-    """Return the page; every name in it is escaped."""
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["coordinate"] = lambda value: f"{value:.1f}"
-    return environment.from_string(resource_text("templates", "report", "comparison.html.jinja")).render(
+    return environment.from_string(resource_text("templates", "report", name))
+
+
+def trade_off_svg(points: Sequence[Point], skill: str, forgetting: str) -> str:
+    """Return the plot of new skill against forgetting as an SVG image; every name in it is escaped."""
+    svg = _template("trade_off.svg.jinja")
+    return svg.render(plot=plot_of(points), skill=skill, forgetting=forgetting)
+
+
+def render_page(comparison: Mapping[str, Any], points: Sequence[Point], skill: str, forgetting: str) -> str:
+    """Return the page; every name in it is escaped."""
+    return _template("comparison.html.jinja").render(
         comparison=comparison,
         names=list(comparison["contenders"]),
         rows=values_rows(comparison),
         trade_off=_trade_off_rows(points),
-        plot=plot_of(points),
+        svg=Markup(trade_off_svg(points, skill, forgetting)),  # its own template escaped what is in it
         skill=skill,
         forgetting=forgetting,
         confidence=f"{comparison['config']['confidence']:.0%}",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+import xml.etree.ElementTree as ElementTree
 
 import pytest
 
@@ -67,6 +68,8 @@ def test_the_page_of_a_comparison_is_inert_and_its_plot_is_to_scale() -> None:
     assert "&lt;script&gt;" in page
     assert "default-src 'none'" in page
     assert hostile in shown(comparison.report(found, points, "expert_nll_per_token", "drift_kl"))
+    image = ElementTree.fromstring(comparison.trade_off_svg(points, "expert_nll_per_token", "drift_kl"))
+    assert hostile in [text.text for text in image.iter("{http://www.w3.org/2000/svg}text")]
     plot = comparison.plot_of(points)
     x, y = (comparison.axis_of([v for p in points for v in p[k].values()]) for k in ("forgetting", "skill"))
     for point, drawn in zip(points, plot["points"], strict=True):
