@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -192,22 +193,21 @@ print(merged - before, megabytes() - before)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's count of peak memory")
-def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """Files of 12 and 48 tensors of 8 MiB: neither merge nor certificate may hold them, or keep their pages mapped."""
-    peaks = []
-    for count in (12, 48):
-        names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(count)]
-        base = base_at(tmp_path / f"base{count}", {name: torch.full((1024, 4096), 0.5).bfloat16() for name in names})
-        adapter = adapter_at(tmp_path / f"adapter{count}", dict.fromkeys(names[::2], (1024, 4096)))
-        (tmp_path / f"out{count}").mkdir()
-        done = subprocess.run(
-            [sys.executable, "-c", MEASURE, base, adapter, tmp_path / f"out{count}"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        peaks.append([float(x) for x in done.stdout.split()])
-    # MiB; the larger file has 288 more, and so has its copy. The allocator alone makes 40 of difference.
-    for small, large in zip(*peaks, strict=True):
-        assert large - small < 100
-        assert small < 200
+@pytest.mark.parametrize("count", [24, 48])
+def test_memory_does_not_grow_with_the_file(tmp_path: Path, count: int) -> None:
+    """A file of 8 MiB tensors: neither merge nor certificate may hold them all, or keep their pages mapped."""
+    names = [f"model.layers.{i}.mlp.up_proj.weight" for i in range(count)]
+    base = base_at(tmp_path / "base", {name: torch.full((1024, 4096), 0.5).bfloat16() for name in names})
+    adapter = adapter_at(tmp_path / "adapter", dict.fromkeys(names[::2], (1024, 4096)))
+    (tmp_path / "out").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, base, adapter, tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        check=True,
+        # Freed buffers go back to the system at once, so that the peak is what was alive.
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"},
+    )
+    merged, certified = map(float, done.stdout.split())
+    assert merged < 70  # MiB; the smaller file has 192, and so has its copy
+    assert certified < 100
