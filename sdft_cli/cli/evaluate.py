@@ -67,6 +67,8 @@ def evaluate(
         "lm_eval_limit": lm_eval_limit,
         "seed": seed,
     }
+    if not given["lm_eval"] and (lm_eval is not None or lm_eval_path is not None or lm_eval_limit is not None):
+        raise UsageError("--lm-eval names no task: give it some, or leave out what belongs to it.")
     if lm_eval_path is not None and not lm_eval_path.is_dir():
         raise UsageError(f"{lm_eval_path} is no folder: give the one that holds your tasks' YAML files.")
     config = build(EvalConfig, {k: v for k, v in given.items() if v is not None})

@@ -31,7 +31,7 @@ def write_model_card(
     from sdft_cli.errors import VerificationError
     from sdft_cli.merge.certified import CARD, CERTIFICATE, file_hash, has_passed
     from sdft_cli.records.folders import new_file
-    from sdft_cli.report.cards import model_card
+    from sdft_cli.report.cards import Evaluation, model_card
     from sdft_cli.report.evaluation import values_rows
 
     if not has_passed(merged):
@@ -48,7 +48,7 @@ def write_model_card(
         certificate,
         license=license_of(base or merged),
         vision=read_json(merged / "config.json").get("vision_config") is not None,
-        evaluation_rows=values_rows(found) if found else None,
+        evaluation=Evaluation.of(found, values_rows(found)) if found else None,
     )
     named = _MODEL_ID.search((merged / CARD).read_text(encoding="utf-8")) if (merged / CARD).is_file() else None
     if named:  # the repository that it was pushed to

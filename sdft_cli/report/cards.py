@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jinja2
@@ -99,8 +100,22 @@ def dataset_card(
 
 MODEL_ID = "your-name/your-model"
 """Stands in a model card's code until it is known where the checkpoint will be."""
-EvaluationRows = Sequence[tuple[str, Mapping[str, str]]]
-"""Rows of an evaluation's table: a label, and the text of each contender."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model card tells of an evaluation. `rows`: a label, and the text of each contender."""
+
+    records: int
+    sessions: int
+    dataset: str
+    rows: Sequence[tuple[str, Mapping[str, str]]]
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any], rows: Sequence[tuple[str, Mapping[str, str]]]) -> Evaluation:
+        """Take the counts from what `sdft eval` wrote."""
+        return cls(document["records"], document["facts"]["sessions"], document["dataset"]["name"], rows)
+
 
 _DIVERGENCES = {
     "reverse_kl": ("KL(student || teacher)", "the reverse KL divergence KL(student || teacher)"),
@@ -136,7 +151,7 @@ def model_card(
     *,
     license: Mapping[str, str] | None = None,
     vision: bool = False,
-    evaluation_rows: EvaluationRows | None = None,
+    evaluation: Evaluation | None = None,
 ) -> str:
     """Return the card of a merged checkpoint.
 
@@ -146,11 +161,12 @@ def model_card(
         certificate: of the merge, one that passed.
         license: the Hub's keys `license`, `license_name`, `license_link` of the base, where they are known.
         vision: the base has a vision tower.
-        evaluation_rows: of the evaluation's table; None: there was none.
+        evaluation: None: there was none.
     """
     sdft = config["objective"] == "sdft"
     best = certificate["adapter"]["name"] == "adapter-best"
-    contenders = list(dict.fromkeys(name for _, values in evaluation_rows or () for name in values))
+    rows = evaluation.rows if evaluation else ()
+    contenders = list(dict.fromkeys(name for _, values in rows for name in values))
     metadata = model_metadata({**run, "objective": config["objective"]}, certificate, license or {}, vision)
     return _template("model.md.jinja").render(
         metadata=yaml.safe_dump(metadata, sort_keys=False),
@@ -167,7 +183,8 @@ def model_card(
         else "",
         settings=_settings(config, run, certificate, sdft),
         contenders=contenders,
-        evaluation=[(label, [values.get(name, "-") for name in contenders]) for label, values in evaluation_rows or ()],
+        evaluated=evaluation,
+        evaluation=[(label, [values.get(name, "-") for name in contenders]) for label, values in rows],
         merge=merge_rows(certificate),
         model_id=MODEL_ID,
         license=license,

@@ -132,6 +132,7 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     assert "with other settings" in clean(sdft("compare", run, "m.json"), 3)
     assert "give a run folder" in clean(sdft("eval", tiny_model, "--merged"), 2)
     assert "no task no_such" in clean(sdft("eval", run, "--lm-eval", "no_such", "--lm-eval-path", "sessions"), 2)
+    assert "names no task" in clean(sdft("eval", run, "--lm-eval-limit", 3), 2)
     assert "is no folder" in clean(sdft("eval", run, "--lm-eval", "x", "--lm-eval-path", "nowhere"), 2)
 
     if has_unsloth():

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdft_cli.config import load_train_config
-from sdft_cli.report.cards import cell, model_card, model_metadata
+from sdft_cli.report.cards import Evaluation, cell, model_card, model_metadata
 from tests.report.hostile import NAMES, SOURCE
 from tests.report.test_cards import metadata_of
 
@@ -59,6 +59,7 @@ ROWS = [
     ("expert NLL per token (nats)", {"base": "1.089", "tuned": "0.844"}),
     ("KL(student||teacher) per token", {"base": "0.158", "tuned": "0.103", "sft": "0.2"}),
 ]
+EVALUATION = Evaluation(31, 15, "my-sessions", ROWS)
 APACHE = {"license": "apache-2.0"}
 
 
@@ -182,8 +183,9 @@ def test_a_run_that_says_nothing_of_its_dataset_has_a_card_without_it() -> None:
 
 def test_the_evaluation() -> None:
     assert "None yet" in model_card(CONFIG, RUN, CERTIFICATE)
-    card = model_card(CONFIG, RUN, CERTIFICATE, evaluation_rows=ROWS)
+    card = model_card(CONFIG, RUN, CERTIFICATE, evaluation=EVALUATION)
     assert "None yet" not in card
+    assert "By `sdft eval` on 31 held-out records of 15 sessions of `my-sessions`:" in card
     assert (
         "| | `base` | `tuned` | `sft` |\n"
         "| --- | ---: | ---: | ---: |\n"
@@ -194,7 +196,7 @@ def test_the_evaluation() -> None:
 
 @pytest.mark.parametrize("vision", [False, True])
 def test_supervised_fine_tuning_is_never_called_sdft(vision: bool) -> None:
-    card = model_card(SFT, RUN, CERTIFICATE, license=APACHE, vision=vision, evaluation_rows=ROWS)
+    card = model_card(SFT, RUN, CERTIFICATE, license=APACHE, vision=vision, evaluation=EVALUATION)
     assert metadata_of(card)["tags"] == ["agent-traces", "tool-use", "sft"]
     without_commands = re.sub(r"`sdft \w+`", "", card)
     assert not re.search(r"sdft|distill|2601\.19897|on-policy|rollout", without_commands, flags=re.IGNORECASE)
@@ -230,7 +232,9 @@ def test_hostile_names_are_no_markup() -> None:
     certificate = changed(CERTIFICATE, base=NAMES[3], revision=NAMES[2])
     rows = [(name, {name: name for name in NAMES}) for name in NAMES]
     lora = {**CONFIG["lora"], "target_modules": list(NAMES)}
-    card = model_card(changed(CONFIG, lora=lora), hostile_run(), certificate, evaluation_rows=rows)
+    card = model_card(
+        changed(CONFIG, lora=lora), hostile_run(), certificate, evaluation=Evaluation(2, 1, NAMES[0], rows)
+    )
     assert "license" not in metadata_of(card)
     body = card.split("\n---\n", 1)[1]
     assert not re.search(r"<script|<img|^---", body, flags=re.MULTILINE)
