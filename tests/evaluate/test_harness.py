@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ metric_list:
   - metric: acc
     aggregation: mean
     higher_is_better: true"""
+LIKELIHOOD = """\
+doc_to_target: "{{choices[answer]}}"
+metric_list:
+  - metric: perplexity
+    aggregation: perplexity
+    higher_is_better: false"""
 ANSWER = """\
 doc_to_target: "{{choices[answer]}}"
 generation_kwargs:
@@ -72,7 +79,11 @@ def prompts(tiny_model: Path, data: Dataset) -> ChatPrompts:
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
     (folder / "data.jsonl").write_text("".join(json.dumps(d) + "\n" for d in DOCUMENTS))
-    for name, kind, rest in (("local_choice", "multiple_choice", CHOICE), ("local_answer", "generate_until", ANSWER)):
+    for name, kind, rest in (
+        ("local_choice", "multiple_choice", CHOICE),
+        ("local_answer", "generate_until", ANSWER),
+        ("local_likelihood", "loglikelihood", LIKELIHOOD),
+    ):
         text = TASK.format(name=name, data=folder / "data.jsonl", kind=kind, rest=rest)
         (folder / f"{name}.yaml").write_text(text)
     broken = TASK.format(name="local_broken", data=folder / "missing.jsonl", kind="multiple_choice", rest=CHOICE)
@@ -84,8 +95,8 @@ def config_of(tasks: Path, *names: str, **values: Any) -> EvalConfig:
     return EvalConfig(lm_eval=list(names), lm_eval_path=str(tasks), general=0, questions=0, max_new_tokens=3, **values)
 
 
-def likelier(backend: Backend, prompts: ChatPrompts, case: Any) -> list[int]:
-    """Which choice has the larger likelihood behind the question, for each document, by plain transformers."""
+def likelihoods(backend: Backend, prompts: ChatPrompts, case: Any) -> list[list[float]]:
+    """log p of each choice behind the question, for each document, by plain transformers."""
     found = []
     role = Role(backend, case, case)
     for document in DOCUMENTS:
@@ -97,7 +108,7 @@ def likelier(backend: Backend, prompts: ChatPrompts, case: Any) -> list[int]:
             with role.weights(case):
                 log_p = backend.model(torch.tensor([whole])).logits[0].log_softmax(-1)
             sums.append(sum(float(log_p[i - 1, whole[i]]) for i in range(len(before), len(whole))))
-        found.append(max(range(2), key=sums.__getitem__))
+        found.append(sums)
     return found
 
 
@@ -109,16 +120,22 @@ def test_choices_are_scored_with_the_weights_of_each_model(
     backend = adapted(tiny_model)
     backend.sharing = sharing
     base, tuned = Role(backend, "base", "base"), Role(backend, "adapter", "merged")
-    config = config_of(tasks, "local_choice", "local_answer", limit=2)
+    config = config_of(tasks, "local_choice", "local_answer", "local_likelihood", limit=2)
     contenders = [Contender("base", "base", base, base), Contender("tuned", "tuned", tuned, base)]
     harness = open_harness(config, prompts)
     result = evaluate(contenders, data.validation, prompts, config, harness=harness)
+    perplexities = []
     for name, case in (("base", "base"), ("tuned", "adapter")):
-        right = [i == d["answer"] for i, d in zip(likelier(backend, prompts, case), DOCUMENTS, strict=True)]
+        sums = likelihoods(backend, prompts, case)
+        right = [max(range(2), key=s.__getitem__) == d["answer"] for s, d in zip(sums, DOCUMENTS, strict=True)]
         found = result["contenders"][name]["harness"]
+        answers = [s[d["answer"]] for s, d in zip(sums, DOCUMENTS, strict=True)]
+        perplexities.append(found["summary"]["local_likelihood/perplexity"])
+        assert perplexities[-1] == pytest.approx(math.exp(-sum(answers) / 3), rel=1e-4)
         assert [i["values"] for i in found["items"][:3]] == [{"local_choice/acc": float(r)} for r in right]
         assert found["summary"]["local_choice/acc"] == pytest.approx(sum(right) / 3)
-        assert found["documents"] == {"local_choice": 3, "local_answer": 3}
+        assert found["documents"] == {"local_choice": 3, "local_answer": 3, "local_likelihood": 3}
+    assert abs(perplexities[0] / perplexities[1] - 1) > 1e-2  # the two are told apart
     gap = result["differences"]["tuned - base"]["local_choice/acc"]
     values = [result["contenders"][n]["harness"]["summary"]["local_choice/acc"] for n in ("tuned", "base")]
     assert gap["value"] == pytest.approx(values[0] - values[1])
