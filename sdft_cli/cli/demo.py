@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdft_cli.cli.common import command, say
 
+if TYPE_CHECKING:
+    from sdft_cli.records import Dataset
+
+PREPARATION = {
+    "max_seq_tokens": 1024,
+    "max_prompt_tokens": 896,
+    "max_rollout_tokens": 128,
+    "validation_fraction": 0.2,
+    "teacher_template": "repeat",
+}
 EVALUATION = {"max_new_tokens": 48, "drift_tokens": 16, "general": 120, "questions": 60}
 SESSIONS = 72
 QUICK = {"sessions": 12, "steps": 1, "general": 12, "questions": 6}
@@ -38,19 +48,16 @@ def demo(
     from sdft_cli.cli.evaluate import run_evaluation
     from sdft_cli.cli.merge import run_merge
     from sdft_cli.cli.model_card import evaluated_card
-    from sdft_cli.cli.prepare import run_preparation
     from sdft_cli.cli.train import run_training
-    from sdft_cli.config import EvalConfig, PrepareConfig, build, load_train_config
+    from sdft_cli.config import EvalConfig, build, load_train_config
     from sdft_cli.engine.runs import read_run, write_json
     from sdft_cli.engine.start import Job
     from sdft_cli.errors import UsageError
-    from sdft_cli.records import read_dataset
     from sdft_cli.records.folders import check_output_folder
     from sdft_cli.report import evaluation, terminal
-    from sdft_cli.traces.examples import write_examples
 
     evaluation_settings = EVALUATION | {"seed": seed}
-    if quick and (sessions or steps):
+    if quick and (sessions is not None or steps is not None):
         raise UsageError("--quick sets the number of sessions and steps: leave --sessions and --steps out.")
     if quick:
         steps = QUICK["steps"]
@@ -64,25 +71,7 @@ def demo(
     train_config = load_train_config("cpu-demo", (), {"optim.max_steps": steps, "seed": seed})
 
     say(f"1/4 prepare: {sessions} example sessions")
-    write_examples(out / "sessions", sessions, seed)
-    write_json(out / "sdft-demo.json", {"sessions": sessions, "seed": seed})
-    prepare_config = build(
-        PrepareConfig,
-        {
-            "source": str(out / "sessions"),
-            "model": train_config.model,
-            "max_seq_tokens": 1024,
-            "max_prompt_tokens": 896,
-            "max_rollout_tokens": 128,
-            "validation_fraction": 0.2,
-            "teacher_template": "repeat",
-            "seed": seed,
-        },
-    )
-    manifest, _ = run_preparation(prepare_config, out / "data")
-    terminal.stdout().print(terminal.funnel_table(manifest["funnel"]))
-    data = read_dataset(out / "data")
-
+    data = _prepared(out, train_config.model, sessions, seed)
     say(f"2/4 train ({clock()})")
     run_training(Job(train_config, data, out / "run"))
     if control:
@@ -98,3 +87,20 @@ def demo(
     evaluated_card(read_run(out / "run"), result)
     terminal.stdout().print(evaluation.report(result))
     say(f"Done in {clock()}. Read the answers in {out / 'eval.json'}, the model is in {out / 'run' / 'merged'}.")
+
+
+def _prepared(out: Path, model: str, sessions: int, seed: int) -> Dataset:
+    """Write example sessions and make a dataset of them; show its funnel."""
+    from sdft_cli.cli.prepare import run_preparation
+    from sdft_cli.config import PrepareConfig, build
+    from sdft_cli.engine.runs import write_json
+    from sdft_cli.records import read_dataset
+    from sdft_cli.report import terminal
+    from sdft_cli.traces.examples import write_examples
+
+    write_examples(out / "sessions", sessions, seed)
+    write_json(out / "sdft-demo.json", {"sessions": sessions, "seed": seed})
+    given = {"source": str(out / "sessions"), "model": model, "seed": seed}
+    manifest, _ = run_preparation(build(PrepareConfig, PREPARATION | given), out / "data")
+    terminal.stdout().print(terminal.funnel_table(manifest["funnel"]))
+    return read_dataset(out / "data")
