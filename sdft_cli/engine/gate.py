@@ -32,8 +32,8 @@ from typing import Any, Literal
 from sdft_cli.config import GateSettings
 from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.executors import answer_states, plan_passes
-from sdft_cli.engine.intervals import Interval, session_interval
-from sdft_cli.engine.measure import Role, answer_text, choose_records, decode, log_likelihood
+from sdft_cli.engine.intervals import FEW, Interval, session_interval
+from sdft_cli.engine.measure import Role, answer_text, choose_records, decode, group_of, log_likelihood
 from sdft_cli.engine.rollout import Rollout
 from sdft_cli.errors import DataError, UsageError, VerificationError
 from sdft_cli.prompts.chat import ChatPrompts
@@ -51,6 +51,7 @@ class GateItem:
 
     record_id: str
     session_id: str
+    group: str
     is_tool_turn: bool
     reference_tokens: int
     shown_record_id: str
@@ -121,7 +122,7 @@ def gate_records(dataset: Dataset, count: int) -> tuple[list[Record], str]:
         DataError: the dataset has no record.
     """
     held_out = dataset.split("validation")
-    split = "validation" if len({r.row.session_id for r in held_out}) > 1 else "train"
+    split = "validation" if len(set(map(group_of, held_out))) > 1 else "train"
     records = choose_records(dataset.split(split), count)
     if not records:
         raise DataError("The dataset has no training record: prepare one with more sessions.")
@@ -190,7 +191,7 @@ def run_gate(
         UsageError: `shuffle` with fewer than three records.
         VerificationError: the model's log-likelihoods are not finite.
     """
-    if len({r.row.session_id for r in records}) < 2:
+    if len(set(map(group_of, records))) < 2:
         return _undecided(records, settings, split, shuffle, seed)
     others = other_records(records)
     if shuffle and len(others) < 2:
@@ -235,6 +236,7 @@ def _item(
     return GateItem(
         record_id=record.record_id,
         session_id=record.row.session_id,
+        group=group_of(record),
         is_tool_turn=bool(record.reference.tool_calls),
         reference_tokens=reference_tokens,
         shown_record_id=shown.record_id,
@@ -280,11 +282,11 @@ def judge(
     """
     if not all(math.isfinite(x) for i in items for x in (i.nll_without, i.nll_with, i.nll_control)):
         raise VerificationError("The base model's log-likelihoods are not finite: check the model, or use float32.")
-    sessions = [i.session_id for i in items]
+    groups = [i.group for i in items]
     tokens = [float(i.reference_tokens) for i in items]
 
     def interval(values: Sequence[float], weights: Sequence[float]) -> Interval:
-        return session_interval(values, weights, sessions, settings.confidence, settings.resamples, seed)
+        return session_interval(values, weights, groups, settings.confidence, settings.resamples, seed)
 
     lifts = {
         "likelihood": Lift(
@@ -300,7 +302,7 @@ def judge(
     }
     passed = all(lift.passed for lift in lifts.values())
     verdict = _verdict(passed, lifts, len(items), split, shuffled)
-    notes = _notes(split, len(set(sessions)), settings)
+    notes = _notes(split, len(set(groups)))
     return GateResult(passed, verdict, notes, lifts, tuple(items), settings, split, shuffled, seed)
 
 
@@ -341,16 +343,14 @@ def _verdict(passed: bool, lifts: dict[str, Lift], records: int, split: str, shu
     return f"The teacher-lift gate fails: {where} the reference does not lift {', nor '.join(failed)}: {REMEDY}."
 
 
-def _notes(split: str, sessions: int, settings: GateSettings) -> tuple[str, ...]:
+def _notes(split: str, sessions: int) -> tuple[str, ...]:
     notes = []
     if split == "train":
         notes.append("The dataset has no validation records of two sessions, so the gate measured training records.")
-    # If nothing is true, k sessions all lie on one side of 0 by chance once in 2^k; the interval is then above 0 too.
-    enough = math.ceil(math.log2(2 / (1 - settings.confidence)))
-    if sessions < enough:
+    if sessions < FEW:
         notes.append(
-            f"{sessions} sessions are too few for intervals of {settings.confidence:.0%}, which come out too narrow "
-            f"below {enough}: hold out more sessions."
+            f"{sessions} independent sessions are few: below {FEW}, intervals take a normal distribution for granted; "
+            "hold out more sessions."
         )
     return tuple(notes)
 
@@ -361,4 +361,4 @@ def _undecided(records: Sequence[Record], settings: GateSettings, split: str, sh
         "which allows no interval: prepare with a larger --validation-fraction or more sessions, or set "
         "gate.action=warn."
     )
-    return GateResult(False, verdict, _notes(split, 2**31, settings), {}, (), settings, split, shuffled, seed)
+    return GateResult(False, verdict, _notes(split, FEW), {}, (), settings, split, shuffled, seed)

@@ -66,10 +66,14 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Item:
-    """What was measured on one record. Sums are over tokens, in nats."""
+    """What was measured on one record. Sums are over tokens, in nats.
+
+    `group`: as `group_of`.
+    """
 
     record_id: str
     session_id: str
+    group: str
     is_tool_turn: bool
     kl: float
     rollout_tokens: int
@@ -81,6 +85,11 @@ class Item:
     valid: bool
     calls_unasked: bool
     text: str
+
+
+def group_of(record: Record) -> str:
+    """Return what a record is not independent of: its session, and those that share text with it."""
+    return record.session.group or record.row.session_id
 
 
 def choose_records(records: Sequence[Record], count: int) -> list[Record]:
@@ -210,6 +219,7 @@ def _item(encoded: Encoded, answer: Rollout, kl: float, nll: float, prompts: Cha
     return Item(
         record_id=record.record_id,
         session_id=record.row.session_id,
+        group=group_of(record),
         is_tool_turn=score is not None,
         kl=kl,
         rollout_tokens=len(answer.ids),

@@ -53,6 +53,7 @@ def item(session: int, own: float, control: float, agreement: tuple[bool, bool],
     return GateItem(
         record_id=f"s{session}/1",
         session_id=f"s{session}",
+        group=f"g{session}",
         is_tool_turn=True,
         reference_tokens=10,
         shown_record_id=f"s{session}/1",
@@ -134,7 +135,8 @@ def test_few_sessions_and_training_records_are_said() -> None:
     assert "on 5 train records" in found.verdict
     assert found.notes == (
         "The dataset has no validation records of two sessions, so the gate measured training records.",
-        "5 sessions are too few for intervals of 95%, which come out too narrow below 6: hold out more sessions.",
+        "5 independent sessions are few: below 8, intervals take a normal distribution for granted; "
+        "hold out more sessions.",
     )
 
 

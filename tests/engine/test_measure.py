@@ -121,7 +121,7 @@ def test_the_choice_is_spread_over_sessions_and_always_the_same(data: Dataset) -
 
 
 def test_averages_by_hand() -> None:
-    item = Item("a", "s", True, 3.0, 4, True, 6.0, 2, True, True, False, False, "")
+    item = Item("a", "s", "g", True, 3.0, 4, True, 6.0, 2, True, True, False, False, "")
     prose = replace(item, is_tool_turn=False, kl=1.0, rollout_tokens=1, finished=False, nll=1.0, reference_tokens=5)
     assert summarise([item, replace(prose, calls_unasked=True), replace(item, parsed=False, named=False)]) == {
         "records": 3,
