@@ -16,7 +16,8 @@ from typing import Any
 
 from sdft_cli.config import EvalConfig
 from sdft_cli.engine.measure import Role
-from sdft_cli.errors import DataError, UsageError
+from sdft_cli.engine.out_of_memory import is_out_of_memory
+from sdft_cli.errors import DataError, SdftError, UsageError
 from sdft_cli.prompts.chat import ChatPrompts
 
 Harness = Callable[[Role], dict[str, Any]]
@@ -30,53 +31,77 @@ def open_harness(config: EvalConfig, prompts: ChatPrompts) -> Harness | None:
     those of its numbers whose mean is the task's number.
 
     Raises:
-        UsageError: the package is missing, or a task is not known.
+        UsageError: the package is missing, or a task is not known or of a kind that is not run here.
+        DataError: a task cannot be loaded: its data is not to be had, its file is wrong, it needs another package.
     """
     if not config.lm_eval:
         return None
     if find_spec("lm_eval") is None:
         raise UsageError("--lm-eval needs lm-evaluation-harness: pip install 'sdft-cli[eval]'.")
-    with _quiet():
-        from lm_eval.tasks import TaskManager
+    hint = "tasks whose data is not on this machine need a network; --lm-eval-path DIR takes tasks with local data"
+    with _explained(f"could not load {', '.join(config.lm_eval)}", hint):
+        manager = _checked(config)
+    return lambda role: _run(role, config, prompts, manager)
 
-        manager = TaskManager(include_path=config.lm_eval_path)
+
+def _checked(config: EvalConfig) -> Any:
+    """Return what loads tasks, having loaded those asked for once: a wrong one is not found out hours later."""
+    from lm_eval.tasks import TaskManager, get_task_dict
+
+    manager = TaskManager(include_path=config.lm_eval_path)
     unknown = [name for name in config.lm_eval if name not in manager.all_tasks]
     if unknown:
         where = f" or {config.lm_eval_path}" if config.lm_eval_path else ""
         raise UsageError(
             f"lm-evaluation-harness{where} has no task {unknown[0]}: `lm-eval ls tasks` lists its own, and "
-            "--lm-eval-path DIR adds a folder of yours."
+            "--lm-eval-path DIR adds a folder of yours (a file in it that is not valid YAML counts as not there)."
         )
-    return lambda role: _run(role, config, prompts, manager)
+    # `TaskManager.load`, which is to replace this function, came with lm-eval 0.4.12.
+    for name, task in _tasks(get_task_dict(list(config.lm_eval), manager)):
+        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+            raise UsageError(f"Task {name} runs code that a model wrote, or shows it more than text: leave it out.")
+    return manager
+
+
+def _tasks(found: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the tasks of groups, and of groups in them, by name."""
+    for name, value in found.items():
+        yield from _tasks(value) if isinstance(value, Mapping) else [(name, value)]
 
 
 def _run(role: Role, config: EvalConfig, prompts: ChatPrompts, manager: Any) -> dict[str, Any]:
-    with _quiet(), role.weights(role.scoring):
+    hint = "leave out the task that this is of, or mend its file"
+    with role.weights(role.scoring), _explained(f"could not run {', '.join(config.lm_eval)}", hint):
         from lm_eval import __version__, simple_evaluate
         from lm_eval.models.huggingface import HFLM
 
-        try:
-            model = HFLM(
-                pretrained=role.backend.model, tokenizer=prompts.tokenizer, batch_size=config.max_records_per_pass
-            )
-            found = simple_evaluate(
-                model,
-                tasks=list(config.lm_eval),
-                limit=config.lm_eval_limit,
-                bootstrap_iters=0,  # intervals are made here, from the documents' own numbers
-                task_manager=manager,
-                random_seed=config.seed,
-                numpy_random_seed=config.seed,
-                torch_random_seed=config.seed,
-                fewshot_random_seed=config.seed,
-            )
-        except (OSError, ValueError, KeyError) as error:  # a data set that is not there, a task's file that is wrong
-            raise DataError(
-                f"lm-evaluation-harness could not run {', '.join(config.lm_eval)} "
-                f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no reason given'}): tasks "
-                "whose data is not on this machine need a network; --lm-eval-path DIR takes tasks with local data."
-            ) from error
+        # The model under the adapter: an adapter is on or off in its layers, and not every model has one around it.
+        model = HFLM(pretrained=role.backend.base, tokenizer=prompts.tokenizer, batch_size=config.max_records_per_pass)
+        found = simple_evaluate(
+            model,
+            tasks=list(config.lm_eval),
+            limit=config.lm_eval_limit,
+            bootstrap_iters=0,  # intervals are made here, from the documents' own numbers
+            task_manager=manager,
+            random_seed=config.seed,
+            numpy_random_seed=config.seed,
+            torch_random_seed=config.seed,
+            fewshot_random_seed=config.seed,
+        )
     return {"version": __version__, **kept(found)}
+
+
+@contextmanager
+def _explained(what: str, hint: str) -> Iterator[None]:
+    """Run the harness quietly; what it, its libraries or a task's own code raises becomes a `DataError`."""
+    try:
+        with _quiet():
+            yield
+    except Exception as error:  # a task may be any code: each fails in its own way
+        if isinstance(error, SdftError) or is_out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0] if str(error) else "no reason given"
+        raise DataError(f"lm-evaluation-harness {what} ({type(error).__name__}: {reason}): {hint}.") from error
 
 
 def kept(found: Mapping[str, Any]) -> dict[str, Any]:

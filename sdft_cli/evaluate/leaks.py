@@ -1,10 +1,16 @@
-"""Does an answer copy or leak? Words of a reference it never saw, runs of the expert's words, paths out of nowhere."""
+"""Does an answer copy or leak? Words of a reference it never saw, runs of the expert's words, paths out of nowhere.
+
+All texts that are compared are decoded: a line break in an argument is one, however the model's syntax writes it.
+"""
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from typing import Any
 
+from sdft_cli.prompts.tool_calls import ParsedTurn
 from sdft_cli.records import Message, Record
 
 NGRAM = 6
@@ -21,11 +27,14 @@ _MENTION = re.compile(
 _WORD = re.compile(r"\w+")
 # Two parts at least; a lone file name is as often a word, and `and/or` has no file extension or leading mark.
 _PATH = re.compile(r"(?<![\w/.~<-])(?:(?:~|\.{1,2})?/[\w.@+-]+(?:/[\w.@+-]+)*|[\w.@+-]+(?:/[\w.@+-]+)*/[\w@+-]+\.\w+)")
+_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
+_ESCAPED = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 
 
 def context_text(record: Record) -> str:
     """Return all that the student is shown of a record, as text: messages, calls, tools."""
-    return "\n".join([*_texts(record.context), *(f"{t.name} {t.description} {t.parameters}" for t in record.tools)])
+    tools = (" ".join([t.name, t.description, *_strings(json.loads(t.parameters))]) for t in record.tools)
+    return "\n".join([*_texts(record.context), *tools])
 
 
 def expert_text(record: Record) -> str:
@@ -33,11 +42,29 @@ def expert_text(record: Record) -> str:
     return "\n".join(_texts([record.reference]))
 
 
+def turn_text(turn: ParsedTurn) -> str:
+    """Return an answer as text in the form of `expert_text`, its thoughts before it.
+
+    Calls that do not parse come last, as they were written. The escapes of those in JSON are undone one by one, inside
+    strings and outside, because a call that was cut off cannot be decoded.
+    """
+    failed = (raw if raw.lstrip().startswith("<") else _ESCAPE.sub(_unescaped, raw) for raw in turn.failed)
+    return "\n".join([turn.thought, turn.content, *(_call_text(c.name, c.arguments) for c in turn.calls), *failed])
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    return chr(int(escape[1], 16)) if escape[1] else _ESCAPED.get(escape[2], escape[2])
+
+
+def _call_text(name: str, arguments: dict[str, Any]) -> str:
+    return " ".join([name, *_strings(arguments)])
+
+
 def _texts(messages: tuple[Message, ...] | list[Message]) -> Iterator[str]:
     for message in messages:
         yield message.content
         for call in message.tool_calls:
-            yield " ".join([call.name, *_strings(call.parsed_arguments())])
+            yield _call_text(call.name, call.parsed_arguments())
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -7,7 +7,14 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-from sdft_cli.evaluate.leaks import context_text, copied_share, expert_text, mentions_reference, unknown_paths
+from sdft_cli.evaluate.leaks import (
+    context_text,
+    copied_share,
+    expert_text,
+    mentions_reference,
+    turn_text,
+    unknown_paths,
+)
 from sdft_cli.prompts.tool_calls import parse_turn
 from sdft_cli.prompts.tool_scores import score_tool_turn
 from sdft_cli.records import Record
@@ -60,13 +67,14 @@ def score(record: Record, text: str, prose: Callable[[str, str], float] | None) 
     turn, expert, context = parse_turn(text, record.tools), record.reference, context_text(record)
     is_tool_turn = bool(expert.tool_calls)
     found = score_tool_turn(turn, expert, record.tools) if is_tool_turn else None
+    decoded = turn_text(turn)
     return Score(
         tools="+".join(sorted(call.name for call in expert.tool_calls)),
         position=position_of(record),
         flags={flag: getattr(found, flag) for flag in TOOL_FLAGS} if found else {},
         chrf=prose(turn.content, expert.content) if prose and not is_tool_turn else None,
         calls_unasked=not is_tool_turn and bool(turn.calls or turn.errors),
-        mentions_reference=mentions_reference(text, context),
-        copied_share=copied_share(text, expert_text(record), context),
-        unknown_paths=unknown_paths(text, context),
+        mentions_reference=mentions_reference(decoded, context),
+        copied_share=copied_share(decoded, expert_text(record), context),
+        unknown_paths=unknown_paths(decoded, context),
     )

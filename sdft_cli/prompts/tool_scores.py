@@ -18,10 +18,11 @@ from sdft_cli.records import Message, ToolSchema
 class ToolScore:
     """How one answer to an expert's tool turn did; parallel calls are unordered.
 
-    `terminated`: no call was left open. `parsed`: at least one call, and every call that was begun parses. `named`:
-    parsed, and the same tools as the expert, as a multiset. The rest imply `named`, and hold for all calls: `required`:
-    no required argument is missing; `known`: no argument that the schema does not name; `valid`: the arguments validate
-    against the schema (types, and required ones too); `exact`: the expert's own arguments.
+    `terminated`: at least one call was begun, and none was left open. `parsed`: at least one call, and every call that
+    was begun parses. `named`: parsed, and the same tools as the expert, as a multiset. The rest imply `named`, and hold
+    for all calls: `required`: no required argument is missing; `known`: no argument that the schema does not name;
+    `valid`: the arguments validate against the schema (types, and required ones too); `exact`: the expert's own
+    arguments.
     """
 
     terminated: bool
@@ -63,7 +64,7 @@ def score_tool_turn(answer: ParsedTurn, expert: Message, tools: Sequence[ToolSch
     parsed = answer.well_formed
     named = parsed and sorted(c.name for c in answer.calls) == sorted(c.name for c in expert.tool_calls)
     return ToolScore(
-        terminated="unterminated" not in answer.errors,
+        terminated=bool(answer.calls or answer.errors) and "unterminated" not in answer.errors,
         parsed=parsed,
         named=named,
         required=named and all(_has_required(c, tools) for c in answer.calls),

@@ -14,15 +14,18 @@ pytest.importorskip("lm_eval")
 
 from sdft_cli.config import EvalConfig  # noqa: E402
 from sdft_cli.engine.backend import Backend  # noqa: E402
+from sdft_cli.engine.backend_transformers import PlainModel, open_for_eval  # noqa: E402
 from sdft_cli.engine.measure import Role  # noqa: E402
-from sdft_cli.errors import DataError, UsageError  # noqa: E402
-from sdft_cli.evaluate.harness import kept, open_harness  # noqa: E402
+from sdft_cli.errors import DataError, InterruptedBySignal, UsageError  # noqa: E402
+from sdft_cli.evaluate.harness import _explained, kept, open_harness  # noqa: E402
 from sdft_cli.evaluate.run import Contender, evaluate  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
 from sdft_cli.report.evaluation import summaries, values_rows  # noqa: E402
 from tests.engine.prepared import adapted, prepared  # noqa: E402
 
+# lm-eval 0.4.9, which is allowed, has no other way to load tasks.
+pytestmark = pytest.mark.filterwarnings("ignore:.*TaskManager.load:DeprecationWarning")
 DOCUMENTS = [
     {"question": "The sky is", "choices": [" blue", " a list of files"], "answer": 0},
     {"question": "Two and two are", "choices": [" seven", " four"], "answer": 1},
@@ -63,6 +66,11 @@ metric_list:
   - metric: exact_match
     aggregation: mean
     higher_is_better: true"""
+CUSTOM = CHOICE + "\nprocess_results: !function "
+FAILING = """\
+def uninstalled(doc, results):
+    import no_such_package
+"""
 
 
 @pytest.fixture(scope="module")
@@ -86,8 +94,15 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         text = TASK.format(name=name, data=folder / "data.jsonl", kind=kind, rest=rest)
         (folder / f"{name}.yaml").write_text(text)
-    broken = TASK.format(name="local_broken", data=folder / "missing.jsonl", kind="multiple_choice", rest=CHOICE)
-    (folder / "broken.yaml").write_text(broken)
+    (folder / "failing.py").write_text(FAILING)
+    for name, where, kind, rest in (
+        ("local_missing", "missing.jsonl", "multiple_choice", CHOICE),
+        ("local_nowhere", "data.jsonl", "multiple_choice", CUSTOM + "nowhere.at_all"),
+        ("local_uninstalled", "data.jsonl", "multiple_choice", CUSTOM + "failing.uninstalled"),
+        ("local_unsafe", "data.jsonl", "generate_until", ANSWER + "\nunsafe_code: true"),
+    ):
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name, data=folder / where, kind=kind, rest=rest))
+    (folder / "group.yaml").write_text("group: local_group\ntask: [local_choice, local_unsafe]\n")
     return folder
 
 
@@ -99,6 +114,7 @@ def likelihoods(backend: Backend, prompts: ChatPrompts, case: Any) -> list[list[
     """log p of each choice behind the question, for each document, by plain transformers."""
     found = []
     role = Role(backend, case, case)
+    model = backend.base if isinstance(backend.model, PlainModel) else backend.model
     for document in DOCUMENTS:
         sums = []
         for choice in document["choices"]:
@@ -106,7 +122,7 @@ def likelihoods(backend: Backend, prompts: ChatPrompts, case: Any) -> list[list[
             whole = prompts.tokenizer.encode(document["question"] + choice, add_special_tokens=False)
             assert whole[: len(before)] == before
             with role.weights(case):
-                log_p = backend.model(torch.tensor([whole])).logits[0].log_softmax(-1)
+                log_p = model(torch.tensor([whole])).logits[0].log_softmax(-1)
             sums.append(sum(float(log_p[i - 1, whole[i]]) for i in range(len(before), len(whole))))
         found.append(sums)
     return found
@@ -145,14 +161,46 @@ def test_choices_are_scored_with_the_weights_of_each_model(
 
 
 @pytest.mark.slow
-def test_what_cannot_be_run_is_said(prompts: ChatPrompts, tiny_model: Path, tasks: Path) -> None:
-    assert open_harness(EvalConfig(), prompts) is None
-    with pytest.raises(UsageError, match=r"has no task no_such_task: .*--lm-eval-path"):
-        open_harness(config_of(tasks, "local_choice", "no_such_task"), prompts)
-    harness = open_harness(config_of(tasks, "local_broken"), prompts)
+def test_a_model_without_an_adapter_is_scored(tiny_model: Path, prompts: ChatPrompts, tasks: Path) -> None:
+    backend = open_for_eval(str(tiny_model), "float32", None, None)
+    assert isinstance(backend.model, PlainModel)
+    harness = open_harness(config_of(tasks, "local_choice", "local_answer", "local_likelihood"), prompts)
     assert harness is not None
-    with pytest.raises(DataError, match=r"could not run local_broken \(.*missing.jsonl"):
+    found = harness(Role(backend, "base", "base"))
+    sums = likelihoods(backend, prompts, "base")
+    right = [max(range(2), key=s.__getitem__) == d["answer"] for s, d in zip(sums, DOCUMENTS, strict=True)]
+    answers = [s[d["answer"]] for s, d in zip(sums, DOCUMENTS, strict=True)]
+    assert found["summary"]["local_choice/acc"] == pytest.approx(sum(right) / 3)
+    assert found["summary"]["local_likelihood/perplexity"] == pytest.approx(math.exp(-sum(answers) / 3), rel=1e-4)
+    assert found["documents"] == {"local_choice": 3, "local_answer": 3, "local_likelihood": 3}
+
+
+@pytest.mark.slow
+def test_what_cannot_be_loaded_is_said_before_anything_is_measured(prompts: ChatPrompts, tasks: Path) -> None:
+    assert open_harness(EvalConfig(), prompts) is None
+    for names, kind, reason in (
+        (["local_choice", "no_such_task"], UsageError, r"has no task no_such_task: .*--lm-eval-path"),
+        (["local_choice", "local_missing"], DataError, r"could not load local_choice, local_missing \(.*missing.jsonl"),
+        (["local_nowhere"], DataError, r"could not load local_nowhere \(ImportError: .*nowhere.*\): tasks whose data"),
+        (["local_group"], UsageError, "Task local_unsafe runs code"),
+    ):
+        with pytest.raises(kind, match=reason) as raised:
+            open_harness(config_of(tasks, *names), prompts)
+        assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_what_fails_while_it_runs_is_said(prompts: ChatPrompts, tiny_model: Path, tasks: Path) -> None:
+    harness = open_harness(config_of(tasks, "local_uninstalled"), prompts)
+    assert harness is not None
+    with pytest.raises(DataError, match=r"could not run local_uninstalled \(ModuleNotFoundError: .*no_such_package"):
         harness(Role(adapted(tiny_model), "base", "base"))
+
+
+@pytest.mark.parametrize("error", [MemoryError(), torch.OutOfMemoryError(), InterruptedBySignal()])
+def test_what_is_not_the_tasks_fault_is_not_laid_on_it(error: BaseException) -> None:
+    with pytest.raises(type(error)), _explained("could not run x", "leave it out"):
+        raise error
 
 
 def test_what_is_kept_of_a_result() -> None:

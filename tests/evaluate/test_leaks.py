@@ -10,8 +10,10 @@ from sdft_cli.evaluate.leaks import (
     copied_share,
     expert_text,
     mentions_reference,
+    turn_text,
     unknown_paths,
 )
+from sdft_cli.prompts.tool_calls import parse_turn
 from sdft_cli.records import Message, Record, RecordRow, Session, ToolCall, ToolSchema
 
 
@@ -60,6 +62,27 @@ def test_paths_out_of_nowhere() -> None:
     assert unknown_paths(answer, context) == ["/etc/hosts", "tests/test_main.py", "../other/x.c"]
     assert unknown_paths("either/or, and/or, 1/2, a / b, https://example.org/x/y", "") == []
     assert unknown_paths("/a/b /a/b", "") == ["/a/b"]
+
+
+def test_an_answer_is_text_in_the_form_of_the_experts() -> None:
+    arguments = {"command": 'cd /tmp\n\tls "a\\b"', "deep": [{"n": 3}]}
+    expert = Message("assistant", "text", (ToolCall("2", "Bash", json.dumps(arguments)),))
+    answer = f'text\n<tool_call>\n{{"name": "Bash", "arguments": {json.dumps(arguments)}}}\n</tool_call>'
+    assert turn_text(parse_turn(answer)).strip() == expert_text(record_of([], expert))
+    assert turn_text(parse_turn("<think>so</think>" + answer)) == "so\n" + expert_text(record_of([], expert))
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ('{"name": "Bash", "arguments": {"c": "cd\\n\\t\\"/tmp\\" \\\\n \\u00e9\\/', '"c": "cd\n\t"/tmp" \\n \u00e9/'),
+        ('{"c": "ends in the middle\\', "in the middle\\"),
+        ('{"c": "ends in the middle\\u00', "in the middleu00"),
+        ("<function=Bash>\n<parameter=c>\nC:\\new", "C:\\new"),  # nothing in XML is escaped
+    ],
+)
+def test_escapes_of_a_call_that_does_not_parse_are_undone(answer: str, expected: str) -> None:
+    assert turn_text(parse_turn(f"I do.<tool_call>{answer}")).endswith(expected)
 
 
 def test_the_context_holds_all_that_the_student_is_shown() -> None:

@@ -39,7 +39,8 @@ def call(**arguments: object) -> str:
         (call(path="a/b.py").replace("Read", "Write"), {"terminated", "parsed"}),
         (call(path="a/b.py") * 2, {"terminated", "parsed"}),
         (call(path="a/b.py")[:-3], set()),
-        ("no call", {"terminated"}),
+        ("<tool_call>{oops}</tool_call>", {"terminated"}),
+        ("no call", set()),
     ],
 )
 def test_each_flag_of_a_tool_turn(answer: str, true: set[str]) -> None:
@@ -75,3 +76,45 @@ def test_copies_and_paths_are_those_of_the_whole_answer() -> None:
     assert score(TOOL_TURN, answer, None).unknown_paths == ["/etc/passwd"]
     assert score(TOOL_TURN, call(path="a/b.py"), None).unknown_paths == []
     assert score(TOOL_TURN, "Based on the reference: " + answer, None).mentions_reference
+
+
+CONTENT = "def main():\n\tprint(\"one two\")\n\nopen('/etc/passwd')\nfor each of them in turn do it\nsrc/main.py\n"
+EDIT = ToolSchema("Edit", "Writes\nto disk", '{"properties": {"path": {"description": "in the\\nfolder here"}}}')
+WRITING = Message(
+    "assistant", "I write.", (ToolCall("1", "Edit", json.dumps({"path": "src/main.py", "new": CONTENT})),)
+)
+HERMES = f'I write.<tool_call>{{"name": "Edit", "arguments": {WRITING.tool_calls[0].arguments}}}</tool_call>'
+XML = (
+    "I write.\n\n<tool_call>\n<function=Edit>\n<parameter=path>\nsrc/main.py\n</parameter>\n"
+    f"<parameter=new>\n{CONTENT}\n</parameter>\n</function>\n</tool_call>"
+)
+
+
+@pytest.mark.parametrize("answer", [HERMES, XML])
+def test_a_copy_is_whole_and_paths_are_themselves_in_each_syntax(answer: str) -> None:
+    record = record_of([Message("user", "open src/main.py")], WRITING, (EDIT,))
+    found = score(record, answer, None)
+    assert found.flags["exact"]
+    assert found.copied_share == 1.0
+    assert found.unknown_paths == ["/etc/passwd"]
+
+
+@pytest.mark.parametrize(("answer", "share"), [(HERMES, 15 / 20), (XML, 11 / 22)])
+def test_a_copy_that_was_cut_off_is_found_too(answer: str, share: float) -> None:
+    record = record_of([Message("user", "open src/main.py")], WRITING, (EDIT,))
+    found = score(record, answer[: answer.index("it", answer.index("turn"))], None)
+    assert found.flags == dict.fromkeys(TOOL_FLAGS, False)
+    assert found.copied_share == share  # by hand; the syntax's own words are in the way of the other runs
+    assert found.unknown_paths == ["/etc/passwd"]
+
+
+def test_what_is_thought_can_leak() -> None:
+    found = score(TOOL_TURN, "<think>The reference answer reads /etc/passwd</think>" + call(path="a/b.py"), None)
+    assert (found.mentions_reference, found.unknown_paths) == (True, ["/etc/passwd"])
+
+
+def test_what_the_tools_descriptions_say_is_no_copy() -> None:
+    expert = Message("assistant", "it says path description in the folder here")
+    record = record_of([USER], expert, (EDIT,))
+    assert score(record, "path description in the folder here", None).copied_share == 0.0
+    assert score(record, "it says path description in the", None).copied_share == 1.0

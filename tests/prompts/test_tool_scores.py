@@ -39,6 +39,24 @@ def test_scores(answer: str, expected: tuple[bool, bool, bool]) -> None:
     assert (score.parsed, score.named, score.valid) == expected
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("no call", False),
+        ("", False),
+        ("<think>" + block("Read") + "</think>no call", False),
+        (block("Read"), True),
+        ("<tool_call>{oops}</tool_call>", True),  # no call, but not left open
+        ('<tool_call>{"name": "Read"', False),
+        ('<tool_call>{"q":"</tool_call>', False),
+        (block("Read") + "<tool_call>{", False),
+        ("<tool_call>{" + block("Read"), False),
+    ],
+)
+def test_a_turn_is_terminated_if_it_began_calls_and_left_none_open(answer: str, expected: bool) -> None:
+    assert score_tool_turn(parse_turn(answer, [READ]), EXPERT, [READ]).terminated is expected
+
+
 def test_parallel_calls_are_unordered() -> None:
     expert = Message("assistant", "", (ToolCall("1", "Read", "{}"), ToolCall("2", "Bash", "{}")))
     answer = parse_turn(block("Bash", command="ls") + block("Read", file_path="a"))
@@ -67,6 +85,7 @@ PROSE = Message("assistant", "Done.")
         (EXPERT, CUT_READ, False, True),  # the cap ended it
         (EXPERT, XML_READ, False, True),
         (EXPERT, '<tool_call>\n{"name": "Rea', False, False),
+        (EXPERT, '<tool_call>\n{"name": "Read", "arguments": {"file_path": "a</tool_call>', False, True),
         (EXPERT, block("Read"), False, True),
         (EXPERT, block("Read") + CUT_READ, False, False),
         (EXPERT, "I will read", False, False),
@@ -89,6 +108,7 @@ def test_only_a_last_call_can_be_begun() -> None:
     assert parse_turn(CUT_READ).begun == "Read"
     assert parse_turn(XML_READ).begun == "Read"
     assert parse_turn(CUT_READ + block("Bash")).begun is None
-    assert parse_turn(CUT_READ + "<tool_call>").begun is None
+    assert parse_turn(CUT_READ + "<tool_call>").begun == "Read"  # the tag is in the string
+    assert parse_turn('<tool_call>{"name": "Read", "arguments": {<tool_call>').begun is None
     assert parse_turn(block("Bash")).begun is None
     assert parse_turn("<think>" + CUT_READ).begun is None
