@@ -260,11 +260,11 @@ class TrainConfig(_Config):
 class EvalConfig(_Config):
     """What `sdft eval` measures, and how."""
 
-    max_new_tokens: int = Field(128, gt=0, description="cap on an evaluation rollout, tokens")
+    max_new_tokens: int = Field(512, gt=0, description="cap on an evaluation rollout, tokens")
     max_records_per_pass: int = Field(16, gt=0, description="records decoded and scored together, at most")
     max_tokens_per_pass: int = Field(16_384, gt=0, description="the same in padded tokens; smaller saves memory")
     prefix_sharing: PrefixSharing = Field("auto", description="as in training")
-    limit: int | None = Field(None, gt=0, description="at most this many validation records, the first ones")
+    limit: int | None = Field(None, gt=0, description="at most this many validation records, spread over the sessions")
     general: int = Field(240, ge=0, description="general prompts on which drift from the base is measured; 0: none")
     drift_tokens: int = Field(32, gt=0, description="tokens of the base's answer to each of them, at most")
     questions: int = Field(120, ge=0, description="questions with exact answers; 0: none")

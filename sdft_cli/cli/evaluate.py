@@ -13,6 +13,7 @@ from sdft_cli.cli.common import command, newest_dataset, newest_run, say
 
 if TYPE_CHECKING:
     from sdft_cli.config import EvalConfig
+    from sdft_cli.engine.runs import Run
     from sdft_cli.records import Dataset
 
 
@@ -31,8 +32,8 @@ def evaluate(
         list[Path] | None,
         typer.Option(help="Measure the tuned model of this run too, e.g. one of --objective sft; may be repeated."),
     ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Cap on an evaluation rollout. [default: 128]")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use only the first N validation records.")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Cap on an evaluation rollout. [default: 512]")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use N validation records, spread over the sessions.")] = None,
     general: Annotated[int | None, typer.Option(help="General prompts for drift; 0: none. [default: 240, all]")] = None,
     questions: Annotated[int | None, typer.Option(help="Questions; 0: none. [default: 120, all]")] = None,
     lm_eval: Annotated[
@@ -73,22 +74,35 @@ def evaluate(
         raise UsageError(f"{lm_eval_path} is no folder: give the one that holds your tasks' YAML files.")
     config = build(EvalConfig, {k: v for k, v in given.items() if v is not None})
     data = read_dataset(dataset or newest_dataset())
-    result, default = run_evaluation(chosen, data, config, best, merged, control or ())
 
-    from sdft_cli.cli.model_card import evaluated_card
-    from sdft_cli.engine.runs import read_run, write_json
+    from sdft_cli.engine.runs import finite, is_run, read_run, write_json
     from sdft_cli.records.folders import writable_file
     from sdft_cli.report import evaluation, terminal
 
+    of_run = is_run(Path(chosen))
+    if general and not of_run:
+        raise UsageError("--general measures a model's drift from its base: give a run, or leave it out.")
+    default = Path(chosen) / f"eval{'-best' * best}.json" if of_run else Path(f"eval-{Path(chosen).name}.json")
     target = writable_file(out or default)
+    result = run_evaluation(chosen, data, config, best, merged, control or ())
     write_json(target, result)
-    if "adapter" in result and (card := evaluated_card(read_run(Path(chosen), best), result)):
-        say(f"The checkpoint's card has this evaluation now: {card}")
+    if of_run:
+        _update_card(read_run(Path(chosen), best), result)
     if as_json:
-        typer.echo(json.dumps(evaluation.summaries(result), indent=2, sort_keys=True))
+        typer.echo(json.dumps(finite(evaluation.summaries(result)), indent=2, sort_keys=True))
     else:
         terminal.stdout().print(evaluation.report(result, details))
     say(f"Every answer and number: {target}")
+
+
+def _update_card(run: Run, result: dict[str, Any]) -> None:
+    """Put an evaluation of all held-out records into the card of the run's checkpoint."""
+    from sdft_cli.cli.model_card import evaluated_card
+
+    if result["config"]["limit"] is not None:
+        return
+    if card := evaluated_card(run, result):
+        say(f"The checkpoint's card has this evaluation now: {card}")
 
 
 def run_evaluation(
@@ -98,15 +112,15 @@ def run_evaluation(
     best: bool = False,
     merged: bool = False,
     controls: Sequence[Path] = (),
-) -> tuple[dict[str, Any], Path]:
-    """Evaluate a run or a model; return the result and where it belongs by default."""
-    from sdft_cli.engine.models import resolve_model
+) -> dict[str, Any]:
+    """Evaluate a run or a model."""
+    from sdft_cli.engine.models import known_as, resolve_model
     from sdft_cli.engine.runs import is_run, read_run
     from sdft_cli.errors import DataError, UsageError
-    from sdft_cli.evaluate.contenders import contenders_of, single_model
+    from sdft_cli.evaluate.contenders import contenders_of, control_names, single_model
     from sdft_cli.evaluate.harness import open_harness
     from sdft_cli.evaluate.run import evaluate as run
-    from sdft_cli.merge.certified import file_hash
+    from sdft_cli.merge.certified import check_certified, file_hash
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.report import terminal
 
@@ -118,11 +132,11 @@ def run_evaluation(
     model = resolve_model(found.config.model if found else subject, say)
     prompts = open_prompts(model, data.manifest, found.config.revision if found else None)
     if found:
-        _say_whose_records(found.info, data)
         checkpoint = found.path / "merged" if merged else None
-        if checkpoint:
-            resolve_model(_existing(checkpoint))
+        certificate = check_certified(_existing(checkpoint), found.adapter) if checkpoint else None
         others = [read_run(path) for path in controls]
+        for one in [found, *others]:
+            _say_whose_records(one, data)
         models = contenders_of(found, model, checkpoint, others, config.prefix_sharing, say)
     else:
         models, config = single_model(model, config.prefix_sharing, say), config.model_copy(update={"general": 0})
@@ -131,19 +145,23 @@ def run_evaluation(
         result = run(models, data.validation, prompts, config, progress, harness)
     if result["facts"]["chrf"] != "sacrebleu":
         say("chrF of prose was not measured: it needs sacrebleu (pip install 'sdft-cli[eval]').")
-    default = found.path / f"eval{'-best' * best}.json" if found else Path(f"eval-{Path(subject).name}.json")
     if found:
-        weights = found.adapter / "adapter_model.safetensors"
-        result["adapter"] = {"name": found.adapter.name, "sha256": file_hash(weights)}
-    return {**result, "dataset": _dataset_facts(data)}, default
+        adapters = [
+            {"name": run.adapter.name, "sha256": file_hash(run.adapter / "adapter_model.safetensors")}
+            for run in [found, *others]
+        ]
+        result["adapter"] = adapters[0]
+        result["controls"] = dict(zip(control_names(others), adapters[1:], strict=True))
+        result["merged"] = certificate["sha256"] if certificate else None
+    return {**result, "model": known_as(found.config.model if found else subject), "dataset": _dataset_facts(data)}
 
 
-def _existing(checkpoint: Path) -> str:
+def _existing(checkpoint: Path) -> Path:
     from sdft_cli.errors import UsageError
 
     if not checkpoint.is_dir():
         raise UsageError(f"{checkpoint} does not exist: run `sdft merge {checkpoint.parent} --bf16` first.")
-    return str(checkpoint)
+    return checkpoint
 
 
 def _dataset_facts(data: Dataset) -> dict[str, Any]:
@@ -156,12 +174,13 @@ def _dataset_facts(data: Dataset) -> dict[str, Any]:
     }
 
 
-def _say_whose_records(info: Any, data: Dataset) -> None:
-    """Say if nothing keeps these records apart from those that the run was trained on."""
+def _say_whose_records(run: Run, data: Dataset) -> None:
+    """Say if nothing keeps these records apart from those that a run was trained on."""
     from sdft_cli.engine.start import records_hash
 
-    if info["dataset"]["records_hash"] != records_hash(data.train):
+    trained = run.info["dataset"]
+    if trained["records_hash"] != records_hash(data.train):
         say(
-            f"Note: the run was trained on {info['dataset']['name']} and is measured on another dataset; whether these "
+            f"Note: {run.path} was trained on {trained['name']} and is measured on another dataset; whether these "
             "sessions were in its training data is not known here."
         )

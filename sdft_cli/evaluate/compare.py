@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isclose
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,13 @@ def read_evaluation(path: Path) -> tuple[str, Document]:
         what = f"run `sdft eval {path}` first" if is_run(path) else "give run folders, or files of `sdft eval`"
         raise UsageError(f"{file} does not exist: {what}.")
     document = read_json(file)
-    if document.get("format") != FORMAT or "contenders" not in document:
+    if document.get("format") != FORMAT or not {"contenders", "dataset", "config"} <= document.keys():
         raise DataError(f"{file} was not written by this version of `sdft eval`: run it again.")
-    name = path.resolve().name if path.is_dir() else path.stem
-    return (file.resolve().parent.name if name == "eval" else name), document
+    if path.is_dir():
+        return path.resolve().name, document
+    folder = file.resolve().parent.name
+    names = {"eval": folder, "eval-best": f"{folder}-best"}  # as `sdft eval` calls them
+    return names.get(path.stem, path.stem), document
 
 
 def _base(document: Document) -> str | None:
@@ -45,9 +49,15 @@ def _same_measurement(name: str, first: Document, other: Document) -> None:
     for key, what in (("dataset", "on another dataset"), ("config", "with other settings")):
         if first[key] != other[key]:
             raise DataError(f"{name} was evaluated {what} than the first one: run `sdft eval` on both alike.")
-    one, two = _base(first), _base(other)
-    if one is None or two is None or first["contenders"][one] != other["contenders"][two]:
+    one, two = ((d["contenders"].get(_base(d)), d.get("model")) for d in (first, other))
+    if None in (one[0], two[0]) or one[1] != two[1] or not _same_base(one[0], two[0]):
         raise DataError(f"{name} was evaluated against another base than the first one: compare runs from one base.")
+
+
+def _same_base(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Say whether two measurements can be of one base: alike on every record, but for what another machine rounds."""
+    pairs = list(zip(one["items"], other["items"], strict=True))
+    return all(a["record_id"] == b["record_id"] and isclose(a["nll"], b["nll"], rel_tol=0.01) for a, b in pairs)
 
 
 def compare(documents: Sequence[tuple[str, Document]]) -> Document:
@@ -72,7 +82,7 @@ def compare(documents: Sequence[tuple[str, Document]]) -> Document:
         for model, results in models.items():
             label = name if len(models) == 1 else f"{name}: {model}"
             if label in found:
-                raise UsageError(f"Two models would be called {label}: rename a folder.")
+                raise UsageError(f"Two models would be called {label}: rename a folder or a file.")
             found[label] = results
     if len(found) < 3:
         raise UsageError("A comparison needs at least two tuned models: name more runs.")

@@ -60,7 +60,7 @@ def contenders_of(
         del alone
     del backend, base
     for name, other in zip(control_names(controls), controls, strict=True):
-        backend = _opened(model, other, other.adapter, sharing, say)
+        backend = _opened(model, run, other.adapter, sharing, say)  # in the run's dtype, as what it is compared with
         yield Contender(name, "control", Role(backend, "adapter", "merged"), Role(backend, "base", "base"))
         del backend
 

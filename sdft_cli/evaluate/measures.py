@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isclose
 from typing import Any, Literal
 
 import numpy as np
 
-from sdft_cli.engine.intervals import Interval, Ratio, paired_interval
+from sdft_cli.engine.intervals import FEW, Interval, Ratio, paired_interval
 from sdft_cli.evaluate.scores import TOOL_FLAGS
 
 Item = Mapping[str, Any]
@@ -20,13 +21,15 @@ Part = tuple[float, float]
 class Measure:
     """One number: what it is of, and how an item counts; None: it does not count for this item.
 
-    `about`: the part of the evaluation that it belongs to. `better`: which way is better, if one is.
+    `about`: the part of the evaluation that it belongs to. `better`: which way is better, if one is. `yes_or_no`: an
+    item is 0 or 1.
     """
 
     key: str
     about: Literal["records", "drift", "questions", "harness"]
     better: Literal["higher", "lower", "neither"]
     part: Callable[[Item], Part | None]
+    yes_or_no: bool = False
 
 
 def _flag(key: str) -> Callable[[Item], Part | None]:
@@ -41,21 +44,22 @@ MEASURES = (
     Measure("expert_nll_per_token", "records", "lower", lambda i: (i["nll"], i["reference_tokens"])),
     Measure("kl_per_token", "records", "lower", lambda i: (i["kl"], i["rollout_tokens"])),
     Measure("rollout_length", "records", "neither", lambda i: (i["rollout_tokens"], 1.0)),
-    Measure("finished_share", "records", "higher", lambda i: (float(i["finished"]), 1.0)),
-    *(Measure(f"tool_{flag}_share", "records", "higher", _flag(flag)) for flag in TOOL_FLAGS),
+    Measure("finished_share", "records", "higher", lambda i: (float(i["finished"]), 1.0), True),
+    *(Measure(f"tool_{flag}_share", "records", "higher", _flag(flag), True) for flag in TOOL_FLAGS),
     Measure("prose_chrf", "records", "higher", _prose("chrf")),
-    Measure("unasked_call_share", "records", "lower", _prose("calls_unasked")),
-    Measure("mentions_reference_share", "records", "lower", lambda i: (float(i["mentions_reference"]), 1.0)),
+    Measure("unasked_call_share", "records", "lower", _prose("calls_unasked"), True),
+    Measure("mentions_reference_share", "records", "lower", lambda i: (float(i["mentions_reference"]), 1.0), True),
     Measure("copied_share", "records", "neither", lambda i: (i["copied_share"], 1.0)),
-    Measure("unknown_path_share", "records", "lower", lambda i: (float(bool(i["unknown_paths"])), 1.0)),
+    Measure("unknown_path_share", "records", "lower", lambda i: (float(bool(i["unknown_paths"])), 1.0), True),
     Measure("drift_kl", "drift", "lower", lambda i: (i["kl"], i["tokens"])),
     Measure("drift_same_top", "drift", "higher", lambda i: (i["same_top"], i["tokens"])),
     Measure("entropy", "drift", "neither", lambda i: (i["entropy"], i["tokens"])),
-    Measure("questions_right", "questions", "higher", lambda i: (float(i["correct"]), 1.0)),
+    Measure("questions_right", "questions", "higher", lambda i: (float(i["correct"]), 1.0), True),
 )
 BY_KEY = {measure.key: measure for measure in MEASURES}
-_SESSION = {"records": "session_id", "drift": "prompt_id", "questions": "question_id", "harness": "document"}
-_NAME = {**_SESSION, "records": "record_id"}
+CLUSTER = {"records": "group", "drift": "prompt_id", "questions": "question_id", "harness": "document"}
+"""The key of an item that says what it is not independent of."""
+_NAME = {**CLUSTER, "records": "record_id"}
 
 
 def harness_measures(found: Mapping[str, Any]) -> list[Measure]:
@@ -72,7 +76,7 @@ def harness_measures(found: Mapping[str, Any]) -> list[Measure]:
 class Difference:
     """One model minus another on the same items.
 
-    `items`: that count; `discordant`: those on which the two differ.
+    `items`: that count; `discordant`: those on which the two differ by more than rounding.
     """
 
     interval: Interval
@@ -81,7 +85,8 @@ class Difference:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object."""
-        return {**self.interval.to_json(), "items": self.items, "discordant": self.discordant}
+        few = self.interval.sessions < FEW
+        return {**self.interval.to_json(), "few_sessions": few, "items": self.items, "discordant": self.discordant}
 
 
 def mean(measure: Measure, items: Sequence[Item]) -> float | None:
@@ -116,17 +121,19 @@ def _ratio(parts: Sequence[Part]) -> Ratio:
 def difference(
     measure: Measure, a: Sequence[Item], b: Sequence[Item], confidence: float, resamples: int, seed: int
 ) -> Difference | None:
-    """Return a - b on a measure, paired by item and resampled by session; None if no item counts.
+    """Return a - b on a measure, paired by item and resampled by group of sessions; None if no item counts.
 
     Raises:
         ValueError: the items are not the same ones.
     """
     if [i[_NAME[measure.about]] for i in a] != [i[_NAME[measure.about]] for i in b]:
         raise ValueError("two models can only be compared on the same items")
-    pairs = [(measure.part(x), measure.part(y), x[_SESSION[measure.about]]) for x, y in zip(a, b, strict=True)]
+    pairs = [(measure.part(x), measure.part(y), x[CLUSTER[measure.about]]) for x, y in zip(a, b, strict=True)]
     used = [(x, y, session) for x, y, session in pairs if x is not None and y is not None and x[1] and y[1]]
     if not used:
         return None
     one, other = _ratio([x for x, _, _ in used]), _ratio([y for _, y, _ in used])
-    interval = paired_interval(one, other, [session for _, _, session in used], confidence, resamples, seed)
-    return Difference(interval, len(used), sum(x[0] / x[1] != y[0] / y[1] for x, y, _ in used))
+    groups = [group for _, _, group in used]
+    interval = paired_interval(one, other, groups, confidence, resamples, seed, measure.yes_or_no)
+    differ = sum(not isclose(x[0] / x[1], y[0] / y[1], rel_tol=1e-6, abs_tol=1e-9) for x, y, _ in used)
+    return Difference(interval, len(used), differ)

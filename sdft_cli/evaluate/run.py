@@ -10,10 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
+from math import isfinite
 from typing import Any, Literal
 
 from sdft_cli.config import EvalConfig
-from sdft_cli.engine.measure import Item, Role, encode, measure, plan
+from sdft_cli.engine.measure import Item, Role, choose_records, encode, group_of, measure, plan
+from sdft_cli.errors import VerificationError
 from sdft_cli.evaluate.general import BaseAnswers, ask, base_answers, drift, general_prompts, questions
 from sdft_cli.evaluate.harness import Harness
 from sdft_cli.evaluate.leaks import context_text, expert_text, unknown_paths
@@ -23,7 +25,7 @@ from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.tool_calls import comes_back
 from sdft_cli.records import Record
 
-FORMAT = 2
+FORMAT = 3
 Progress = Callable[[str, int, int], None]
 
 
@@ -60,7 +62,7 @@ def evaluate(
 
     Returns `{"format", "config", "records", "facts", "contenders": {name: ...}, "differences": {"a - b": ...}}`.
     """
-    chosen = list(records[: config.limit] if config.limit else records)
+    chosen = choose_records(records, config.limit) if config.limit else list(records)
     found: dict[str, Any] = {}
     base: BaseAnswers | None = None
     for contender in contenders:
@@ -80,7 +82,7 @@ def evaluate(
         "format": FORMAT,
         "config": config.model_dump(mode="json"),
         "records": len(chosen),
-        "facts": _facts(chosen, prompts),
+        "facts": _facts(chosen, prompts, config.max_new_tokens),
         "contenders": found,
         "differences": {
             f"{b} - {a}": differences(found[b], found[a], config.confidence, config.resamples, config.seed)
@@ -104,6 +106,7 @@ def _on_records(
         progress(what, len(items), len(records))
         batch = encode([records[i] for i in rows], prompts)
         measured = measure(contender.student, contender.teacher, batch, prompts, config.max_new_tokens)
+        _check_finite(contender.name, [(item.record_id, item.nll + item.kl) for item in measured])
         items.update((item.record_id, item) for item in measured)
     progress(what, len(items), len(records))
     prose = prose_scorer()
@@ -115,6 +118,20 @@ def _on_records(
         "by_position": by_group(rows_found, "position"),
         "items": rows_found,
     }
+
+
+def _check_finite(name: str, values: Sequence[tuple[str, float]]) -> None:
+    """Stop at the first number that is none, before hours go into the others.
+
+    Raises:
+        VerificationError: a value is not finite.
+    """
+    for item, value in values:
+        if not isfinite(value):
+            raise VerificationError(
+                f"What {name} says on {item} is not finite: its weights have diverged, or overflow in their dtype; "
+                "evaluate an earlier adapter (--best), or train with dtype float32 or bfloat16."
+            )
 
 
 def _base_answers(base: Contender, prompts: ChatPrompts, config: EvalConfig, progress: Progress) -> BaseAnswers | None:
@@ -137,6 +154,7 @@ def _on_general(
         progress(f"{contender.name}: drift", 0, len(base.prompts))
         head = contender.teacher.backend.head
         prompt_rows = [asdict(d) for d in drift(contender.student, base, head, prompts.turn_end_id, _caps(config))]
+        _check_finite(contender.name, [(row["prompt_id"], row["kl"] + row["entropy"]) for row in prompt_rows])
         tokens = [kl for row in prompt_rows for kl in row.pop("token_kl")]
         found["drift"] = {
             "summary": {
@@ -177,7 +195,7 @@ def differences(
     return found
 
 
-def _facts(records: Sequence[Record], prompts: ChatPrompts) -> dict[str, Any]:
+def _facts(records: Sequence[Record], prompts: ChatPrompts, max_new_tokens: int) -> dict[str, Any]:
     """What is true of the records whatever the model: what an answer could reach at most."""
     tool = [r for r in records if r.reference.tool_calls]
     back = [comes_back(prompts.reference_text(r.reference), r.reference, r.tools) for r in tool]
@@ -185,7 +203,10 @@ def _facts(records: Sequence[Record], prompts: ChatPrompts) -> dict[str, Any]:
     paths = [bool(unknown_paths(expert_text(r), context_text(r))) for r in records]
     return {
         "sessions": len({r.row.session_id for r in records}),
+        "groups": len(set(map(group_of, records))),
         "tool_turns": len(tool),
+        "turns_over_the_cap": sum(r.row.reference_tokens > max_new_tokens for r in records),
+        "tool_turns_over_the_cap": sum(r.row.reference_tokens > max_new_tokens for r in tool),
         "tool_turns_that_the_syntax_cannot_represent": back.count(False),
         "expert_unknown_path_share": sum(paths) / len(paths),
         "chrf": "sacrebleu" if prose_scorer() else "not measured: the package sacrebleu is not installed",

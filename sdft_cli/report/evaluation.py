@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -19,6 +20,7 @@ SECTIONS: tuple[tuple[str, str, tuple[tuple[str, str, Form], ...]], ...] = (
             ("expert NLL, nats per token", "expert_nll_per_token", ".3f"),
             ("KL(student||teacher), nats per token", "kl_per_token", ".3f"),
             ("rollout length, tokens", "rollout_length", ".1f"),
+            ("finished within the cap", "finished_share", ".1%"),
             ("tool turns: calls all closed", "tool_terminated_share", ".1%"),
             ("tool turns: call parses", "tool_parsed_share", ".1%"),
             ("tool turns: right tool", "tool_named_share", ".1%"),
@@ -103,7 +105,8 @@ def shown_pairs(result: Mapping[str, Any]) -> list[str]:
     """Return the keys of the differences that are worth a table: against the base, and against controls."""
     kinds = {name: found["kind"] for name, found in result["contenders"].items()}
     wanted = (("tuned", "base"), ("control", "base"), ("control", "tuned"), ("merged", "tuned"))
-    return [key for key in result["differences"] if tuple(kinds[name] for name in key.split(" - ")) in wanted]
+    pairs = {f"{b} - {a}": (kinds[b], kinds[a]) for a, b in combinations(kinds, 2)}
+    return [key for key in result["differences"] if pairs[key] in wanted]
 
 
 def report(result: Mapping[str, Any], details: bool = False) -> RenderableType:
@@ -121,25 +124,37 @@ def report(result: Mapping[str, Any], details: bool = False) -> RenderableType:
 
 
 def difference_table(result: Mapping[str, Any], key: str) -> RenderableType:
-    """Differences of a pair; those whose interval leaves 0 out are marked, those that are 0 are told in a line."""
+    """Differences of a pair; those whose interval leaves 0 out are marked, those that are 0 are told in a line.
+
+    Numbers that only a few of the sessions have are told too.
+    """
     gaps = result["differences"][key]
     confidence = result["config"]["confidence"]
-    rows, equal = [], []
-    for _, _, lines in _sections(result):
+    rows, equal, few = [], [], []
+    for _, part, lines in _sections(result):
         for label, name, form in lines:
-            gap = gaps.get(name)
-            if gap is not None and gap["discordant"]:
+            gap, plain = gaps.get(name), label.strip().removeprefix("and ")
+            if gap is None:
+                continue
+            if gap["discordant"]:
                 rows.append((label, *_difference_cells(gap, form)))
-            elif gap is not None:
-                equal.append(label.strip().removeprefix("and "))
+            else:
+                equal.append(plain + (f" (n can show {_detectable(gap, form)})" if gap["detectable"] else ""))
+            if part == "summary" and gap["few_sessions"] and gap["sessions"] < result["facts"]["groups"]:
+                few.append(f"{plain} ({gap['sessions']})")
     columns = ["", "difference", f"{confidence:.0%} interval", "", "items that differ", "n can show"]
     return table(
         f"{key}, paired by item, resampled by session",
         columns,
         rows,
         "*: the interval leaves 0 out. n can show: the difference that would be found with a chance of 80%."
-        + (f" No item differs: {', '.join(equal)}." if equal else ""),
+        + (f" No item differs: {', '.join(equal)}." if equal else "")
+        + (f" Of few sessions: {', '.join(few)}." if few else ""),
     )
+
+
+def _detectable(gap: Mapping[str, Any], form: Form) -> str:
+    return "-" if gap["detectable"] is None else _signed(gap["detectable"], form)[1:]
 
 
 def _difference_cells(gap: Mapping[str, Any], form: Form) -> tuple[str, ...]:
@@ -149,13 +164,18 @@ def _difference_cells(gap: Mapping[str, Any], form: Form) -> tuple[str, ...]:
         return value, "one session only", "", differ, "-"
     inside = gap["low"] <= 0 <= gap["high"]
     interval = f"{_signed(gap['low'], form)} to {_signed(gap['high'], form)}".replace(" pp to", " to")
-    shown = "-" if gap["detectable"] is None else _signed(gap["detectable"], form)[1:]
-    return value, interval, "" if inside else "*", differ, shown
+    return value, interval, "" if inside else "*", differ, _detectable(gap, form)
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """Return what a reader has to know before believing the numbers."""
     facts, found = result["facts"], []
+    cut, calls = facts["turns_over_the_cap"], facts["tool_turns_over_the_cap"]
+    if cut:
+        found.append(
+            f"{cut} of the expert's turns, {calls} of them with calls, are longer than the cap of "
+            f"{result['config']['max_new_tokens']} tokens: no answer can equal them (--max-new-tokens)."
+        )
     lost = facts["tool_turns_that_the_syntax_cannot_represent"]
     if lost:
         found.append(
@@ -164,8 +184,12 @@ def notes(result: Mapping[str, Any]) -> list[str]:
         )
     if facts["expert_unknown_path_share"]:
         found.append(f"The expert names a new path in {facts['expert_unknown_path_share']:.1%} of these turns.")
-    if facts["sessions"] < 10:
-        found.append(f"{facts['sessions']} sessions are few: read the intervals as rough.")
+    if facts["groups"] < facts["sessions"]:
+        found.append(
+            f"Some of the {facts['sessions']} sessions share text: {facts['groups']} groups of them are resampled."
+        )
+    if facts["groups"] < 10:
+        found.append(f"{facts['groups']} independent sessions are few: read the intervals as rough.")
     return found
 
 

@@ -25,6 +25,7 @@ def contender(kind: str, quality: float, seed: int, records: int = 24) -> dict[s
             {
                 "record_id": f"s{i // 3}/{i}",
                 "session_id": f"s{i // 3}",
+                "group": f"s{i // 3}",
                 "nll": 10.0 - 5 * quality + noise.random(),
                 "reference_tokens": 10,
                 "kl": 2.0 - quality,
@@ -65,11 +66,15 @@ def document(**models: tuple[str, float]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "config": CONFIG,
+        "model": {"base": "m", "base_kind": "hub"},
         "dataset": {"name": "d", "source": {"name": "x"}, "validation_hash": "h"},
         "records": 24,
         "facts": {
             "sessions": 8,
+            "groups": 7,
             "tool_turns": 12,
+            "turns_over_the_cap": 3,
+            "tool_turns_over_the_cap": 1,
             "tool_turns_that_the_syntax_cannot_represent": 2,
             "expert_unknown_path_share": 0.25,
             "chrf": "sacrebleu",

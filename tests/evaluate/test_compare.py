@@ -52,6 +52,7 @@ def test_gains_and_losses_have_their_signs() -> None:
         (lambda d: d["config"].update(max_new_tokens=3), "with other settings"),
         (lambda d: d["contenders"]["base"]["items"][0].update(nll=1.0), "against another base"),
         (lambda d: d["contenders"].pop("base"), "against another base"),
+        (lambda d: d["model"].update(base="other"), "against another base"),
     ],
 )
 def test_what_was_not_measured_alike_is_refused(change: Any, message: str) -> None:
@@ -59,6 +60,14 @@ def test_what_was_not_measured_alike_is_refused(change: Any, message: str) -> No
     change(two)
     with pytest.raises(DataError, match=f"second was evaluated {message}"):
         compare([("first", one), ("second", two)])
+
+
+def test_a_base_that_another_machine_rounded_is_the_same_base() -> None:
+    one, two = document(tuned=("tuned", 0.2)), json.loads(json.dumps(document(tuned=("tuned", 0.3))))
+    for item in two["contenders"]["base"]["items"]:
+        item["nll"] *= 1 + 1e-5
+        item["text"] += " "
+    assert list(compare([("a", one), ("b", two)])["contenders"]) == ["base", "a", "b"]
 
 
 def test_two_models_and_two_names_are_needed() -> None:
@@ -76,6 +85,11 @@ def test_files_and_folders_are_read(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text(json.dumps(document(tuned=("tuned", 0.3))))
     assert read_evaluation(run)[0] == read_evaluation(run / "eval.json")[0] == "run"
     assert read_evaluation(tmp_path / "other.json")[0] == "other"
+    (run / "eval-best.json").write_text(json.dumps(document(tuned=("tuned", 0.3))))
+    assert read_evaluation(run / "eval-best.json")[0] == "run-best"
+    (tmp_path / "study.json").write_text(json.dumps({k: v for k, v in document().items() if k != "dataset"}))
+    with pytest.raises(DataError, match="this version"):
+        read_evaluation(tmp_path / "study.json")
     with pytest.raises(UsageError, match="give run folders"):
         read_evaluation(tmp_path / "nothing")
     (run / "run.json").write_text("{}")

@@ -11,6 +11,7 @@ def item(name: str, session: str, **more: Any) -> dict[str, Any]:
     base = {
         "record_id": name,
         "session_id": session,
+        "group": session,
         "nll": 4.0,
         "reference_tokens": 2,
         "kl": 1.0,
@@ -74,8 +75,28 @@ def test_something_against_itself_is_exactly_nothing() -> None:
         if measure.about == "records":
             found = difference(measure, items, items, 0.95, 200, 0)
             assert found is not None
-            assert (found.interval.value, found.interval.low, found.interval.high) == (0.0, 0.0, 0.0)
-            assert (found.discordant, found.interval.degenerate) == (0, True)
+            assert (found.interval.value, found.discordant, found.interval.degenerate) == (0.0, 0, True)
+            low, high = found.interval.low, found.interval.high
+            assert low is not None
+            assert high is not None
+            assert (low < 0 < high) if measure.yes_or_no else (low == high == 0)
+
+
+def test_sessions_that_share_text_are_one_observation() -> None:
+    a = [item(str(i), f"s{i}", group=f"g{i // 2}", nll=float(i)) for i in range(20)]
+    b = [item(str(i), f"s{i}", group=f"g{i // 2}", nll=float(i % 5)) for i in range(20)]
+    found = difference(BY_KEY["expert_nll_per_token"], a, b, 0.95, 200, 0)
+    assert found is not None
+    assert found.interval.sessions == 10
+    assert found.to_json()["few_sessions"] is False
+
+
+def test_rounding_is_no_difference() -> None:
+    a, b = [item("a", "s", nll=4.0), item("b", "t", nll=4.0)], [item("a", "s", nll=4.0 + 1e-9), item("b", "t", nll=5.0)]
+    found = difference(BY_KEY["expert_nll_per_token"], a, b, 0.95, 200, 0)
+    assert found is not None
+    assert found.discordant == 1
+    assert found.to_json()["few_sessions"] is True
 
 
 def test_percentile() -> None:

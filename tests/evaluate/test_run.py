@@ -11,6 +11,8 @@ torch = pytest.importorskip("torch")
 from sdft_cli.config import EvalConfig  # noqa: E402
 from sdft_cli.engine.backend import Backend  # noqa: E402
 from sdft_cli.engine.measure import Role  # noqa: E402
+from sdft_cli.errors import VerificationError  # noqa: E402
+from sdft_cli.evaluate.measures import BY_KEY  # noqa: E402
 from sdft_cli.evaluate.run import Contender, evaluate  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
@@ -50,7 +52,7 @@ def test_a_zero_adapter_differs_by_exactly_nothing(
     for key, gap in gaps(result).items():
         if gap is not None:
             assert (gap["value"], gap["discordant"]) == (0.0, 0), key
-            assert gap["low"] in (0.0, None)
+            assert gap["low"] in (0.0, None) or (BY_KEY[key].yes_or_no and gap["low"] < 0 < gap["high"]), key
     drift = result["contenders"]["tuned"]["drift"]["summary"]
     assert (drift["drift_kl"], drift["drift_same_top"], drift["kl_p95_of_tokens"]) == (0.0, 1.0, 0.0)
 
@@ -69,7 +71,8 @@ def test_the_same_twice_and_a_trained_adapter_differs(tiny_model: Path, data: Da
     assert gap["value"] == pytest.approx(expected)
     assert gap["low"] < gap["value"] < gap["high"]
     assert gap["items"] == gap["discordant"] == len(data.validation) == result["records"]
-    assert gap["sessions"] == result["facts"]["sessions"] == len({r.row.session_id for r in data.validation})
+    assert result["facts"]["sessions"] == len({r.row.session_id for r in data.validation}) == 5
+    assert gap["sessions"] == result["facts"]["groups"] == len({r.session.group for r in data.validation}) == 4
     assert gaps(result)["drift_kl"]["value"] > 0
     assert gaps(result)["drift_kl"]["sessions"] == 6
     assert result["contenders"]["base"]["drift"]["summary"]["drift_kl"] == 0.0
@@ -98,6 +101,7 @@ def test_parts_can_be_left_out_and_models_come_one_by_one(
         harness=lambda role: {"higher_is_better": {}, "items": [], "of": role.scoring},
     )
     assert result["records"] == 3
+    assert len({item["session_id"] for item in result["contenders"]["base"]["items"]}) == 3
     assert "drift" not in result["contenders"]["tuned"]
     assert "questions" not in result["contenders"]["tuned"]
     assert [result["contenders"][name]["harness"]["of"] for name in ("base", "tuned")] == ["base", "adapter"]
@@ -113,6 +117,18 @@ def test_facts_of_the_records(tiny_model: Path, data: Dataset, prompts: ChatProm
     assert result["facts"]["tool_turns"] == sum(r.row.has_tool_call for r in data.validation) > 0
     assert result["facts"]["tool_turns_that_the_syntax_cannot_represent"] == 0  # JSON escapes everything
     assert result["differences"] == {}
+    assert result["facts"]["turns_over_the_cap"] == sum(len(prompts.reference_ids(r)) > 5 for r in data.validation) > 0
     groups = result["contenders"]["base"]["by_tool"]
     assert sum(g["records"] for g in groups.values()) == result["facts"]["tool_turns"]
     assert sum(g["records"] for g in result["contenders"]["base"]["by_position"].values()) == result["records"]
+
+
+def test_a_model_that_has_diverged_is_refused_at_once(tiny_model: Path, data: Dataset, prompts: ChatPrompts) -> None:
+    backend = adapted(tiny_model)
+    backend.sharing = "none"
+    for name, parameter in backend.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.fill_(torch.inf)
+    tuned = Contender("tuned", "tuned", Role(backend, "adapter", "base"), Role(backend, "base", "base"))
+    with pytest.raises(VerificationError, match=r"What tuned says on .* is not finite"):
+        evaluate([pair(backend)[0], tuned], data.validation, prompts, CONFIG)

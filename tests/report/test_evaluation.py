@@ -35,7 +35,9 @@ def test_every_model_and_the_pairs_that_matter_are_shown() -> None:
     )
     assert values["questions right"] == {"base": "50.0%", "tuned": "50.0%", "sft": "50.0%"}
     assert "2 of 12 expert's calls cannot be told apart" in text
-    assert "8 sessions are few" in text
+    assert "Some of the 8 sessions share text: 7 groups" in text
+    assert "7 independent sessions are few" in text
+    assert "3 of the expert's turns, 1 of them with calls, are longer than the cap of 512 tokens" in text
     assert "names a new path in 25.0%" in text
     assert "By tool turns" in text
     assert "turns 2 to 4" in text
@@ -50,7 +52,16 @@ def test_a_difference_has_its_interval_its_mark_and_what_n_can_show() -> None:
     shares = next(line for line in text.splitlines() if "right tool" in line)
     assert " pp " in shares
     assert "%" not in shares
-    assert "No item differs: rollout length" in " ".join(text.split())
+    assert "No item differs: rollout length, tokens, finished within the cap (n can show " in " ".join(text.split())
+    few = document(tuned=("tuned", 0.5))
+    few["differences"]["tuned - base"]["tool_named_share"].update(sessions=4, few_sessions=True)
+    told = " ".join(shown(evaluation.difference_table(few, "tuned - base")).split())
+    assert "Of few sessions: tool turns: right tool (4)." in told
+
+
+def test_a_name_with_a_minus_in_it_is_a_name() -> None:
+    result = document(**{"lr - 1e-4": ("control", 0.3)})
+    assert evaluation.shown_pairs(result) == ["lr - 1e-4 - base"]
 
 
 def test_summaries_hold_no_items() -> None:
