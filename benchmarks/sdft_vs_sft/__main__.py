@@ -5,10 +5,11 @@
 
 SmolLM2-135M, profile cpu-demo; both arms see the same records in the same order with the same optimiser, and differ in
 `--objective` only. A seed changes the adapter's start, the order of the records and the rollouts. Runs that are
-finished in `--out` are not run again. All adapters are evaluated in one process against one base.
+finished in `--out` with the same settings are not run again. All adapters are evaluated against one base.
 
 Each arm at each rate is the mean of its seeds, item by item; intervals resample sessions (held-out records) or prompts.
-They say how sure the mean over these seeds is for other sessions; the seeds themselves are shown as a range.
+They say how sure the mean over these seeds is for other sessions; the seeds themselves are shown as a range, and where
+the arms are compared, seed by seed.
 `study.md` and `study.svg` (right tools gained against drift) are written to `--out`, with every number in `study.json`.
 """
 
@@ -27,7 +28,7 @@ from typing import Any
 from benchmarks.bench_backends import prepare_data
 from sdft_cli.config import EvalConfig
 from sdft_cli.engine.intervals import Ratio, paired_interval
-from sdft_cli.evaluate.measures import BY_KEY, Measure
+from sdft_cli.evaluate.measures import BY_KEY, CLUSTER, Measure
 from sdft_cli.report.comparison import trade_off_svg
 
 OBJECTIVES = ("sdft", "sft")
@@ -36,6 +37,7 @@ SHOWN = (
     "tool_parsed_share",
     "tool_named_share",
     "tool_valid_share",
+    "tool_exact_share",
     "unasked_call_share",
     "drift_kl",
     "drift_same_top",
@@ -61,9 +63,9 @@ class Arm:
 
 
 def train(arm: Arm, data: Path, folder: Path, steps: int, threads: int) -> Path:
-    """Train an arm, unless it is there; return its run folder."""
+    """Train an arm, unless it is there with these settings on this dataset; return its run folder."""
     target = folder / arm.name
-    if not (target / "adapter" / "adapter_model.safetensors").is_file():
+    if not is_there(target, arm, data, steps):
         settings = {
             "objective": arm.objective,
             "optim.learning_rate": arm.rate,
@@ -78,6 +80,20 @@ def train(arm: Arm, data: Path, folder: Path, steps: int, threads: int) -> Path:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         subprocess.run([*command, "--out", str(target), "--overwrite"], check=True, env=environment)
     return target
+
+
+def is_there(target: Path, arm: Arm, data: Path, steps: int) -> bool:
+    """Say whether a finished run in a folder is this one."""
+    if not (target / "adapter" / "adapter_model.safetensors").is_file():
+        return False
+    from sdft_cli.engine.runs import read_run
+    from sdft_cli.engine.start import records_hash
+    from sdft_cli.records import read_dataset
+
+    run = read_run(target)
+    made = (run.config.objective, run.config.optim.learning_rate, run.config.seed, run.config.optim.max_steps)
+    trained = run.info["dataset"]["records_hash"] == records_hash(read_dataset(data).train)
+    return trained and made == (arm.objective, float(arm.rate), arm.seed, steps)
 
 
 def evaluate_all(runs: dict[str, Path], data: Path, config: EvalConfig) -> dict[str, Any]:
@@ -130,18 +146,22 @@ def mean_of_seeds(contenders: Sequence[dict[str, Any]], measure: Measure) -> lis
 
 
 def gap(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], key: str, config: EvalConfig) -> dict[str, Any]:
-    """Return the difference of two groups of runs on a measure, and that of each seed from the other group's mean."""
-    measure = BY_KEY[key]
-    session = {"records": "session_id", "drift": "prompt_id", "questions": "question_id"}[measure.about]
-    names = [item[session] for item in _items(one[0], measure)]
+    """Return the difference of two groups of runs on a measure, and that of each pair of seeds.
 
-    def difference(some: Sequence[dict[str, Any]]) -> Any:
-        pairs = zip(mean_of_seeds(some, measure), mean_of_seeds(other, measure), names, strict=True)
+    A group of one, the base, stands against every seed.
+    """
+    measure = BY_KEY[key]
+    names = [item[CLUSTER[measure.about]] for item in _items(one[0], measure)]
+
+    def difference(some: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> Any:
+        pairs = zip(mean_of_seeds(some, measure), mean_of_seeds(others, measure), names, strict=True)
         used = [(a, b, name) for a, b, name in pairs if a is not None and b is not None and a[1] and b[1]]
         a, b = (Ratio([u[i][0] for u in used], [u[i][1] for u in used]) for i in (0, 1))
-        return paired_interval(a, b, [name for _, _, name in used], config.confidence, config.resamples, config.seed)
+        settings = config.confidence, config.resamples, config.seed
+        return paired_interval(a, b, [name for _, _, name in used], *settings, measure.yes_or_no)
 
-    return {**difference(one).to_json(), "seeds": [difference([run]).value for run in one]}
+    seeds = zip(one, other if len(other) > 1 else [*other] * len(one), strict=True)
+    return {**difference(one, other).to_json(), "seeds": [difference([a], [b]).value for a, b in seeds]}
 
 
 def study(document: dict[str, Any], arms: Sequence[Arm], config: EvalConfig) -> dict[str, Any]:
@@ -205,6 +225,9 @@ def main() -> None:
     data = options.out / "data"
     if not data.is_dir():
         prepare_data(options.out, options.sessions)
+        (options.out / "sessions.json").write_text(json.dumps(options.sessions))
+    elif json.loads((options.out / "sessions.json").read_text()) != options.sessions:
+        raise SystemExit(f"{data} was made of another number of sessions: choose another --out.")
     arms = [Arm(o, rate, seed) for rate in options.rates for seed in options.seeds for o in OBJECTIVES]
     runs = {arm.name: train(arm, data, options.out / "runs", options.steps, options.threads) for arm in arms}
     config = EvalConfig(max_new_tokens=48, drift_tokens=16, general=options.general, questions=options.questions)
@@ -215,8 +238,9 @@ def main() -> None:
     (options.out / "study.svg").write_text(plot(result))
     text = (
         f"{document['records']} held-out records of {document['facts']['sessions']} sessions, "
-        f"{document['facts']['tool_turns']} tool turns, {options.steps} steps, seeds {options.seeds}"
-        f"\n\n{table(result)}\n"
+        f"{document['facts']['tool_turns']} tool turns, {options.steps} steps of 8 records, seeds {options.seeds}. "
+        "The base's values; below, differences: mean of the seeds [95% interval over sessions or prompts, with these "
+        f"seeds] (smallest to largest of the seeds).\n\n{table(result)}\n"
     )
     (options.out / "study.md").write_text(text)
     print(text)
