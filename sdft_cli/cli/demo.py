@@ -63,12 +63,14 @@ def demo(
         steps = QUICK["steps"]
         evaluation_settings |= {name: QUICK[name] for name in ("general", "questions")}
     sessions = QUICK["sessions"] if quick else sessions or SESSIONS
-    check_output_folder(out, overwrite)
+    check_output_folder(out, "sdft-demo.json", overwrite)
     if out.exists():
         shutil.rmtree(out)
     start = time.monotonic()
     clock = lambda: f"{time.monotonic() - start:.0f} s"  # noqa: E731
-    train_config = load_train_config("cpu-demo", (), {"optim.max_steps": steps, "seed": seed})
+    # So few sessions leave the gate undecided.
+    gate = {"gate.action": "warn"} if quick else {}
+    train_config = load_train_config("cpu-demo", (), {"optim.max_steps": steps, "seed": seed, **gate})
 
     say(f"1/4 prepare: {sessions} example sessions")
     data = _prepared(out, train_config.model, sessions, seed)
@@ -82,7 +84,7 @@ def demo(
     say(f"4/4 eval ({clock()})")
     controls = [out / "run-sft"] if control else []
     config = build(EvalConfig, evaluation_settings)
-    result, _ = run_evaluation(str(out / "run"), data, config, controls=controls)
+    result = run_evaluation(str(out / "run"), data, config, controls=controls)
     write_json(out / "eval.json", result)
     evaluated_card(read_run(out / "run"), result)
     terminal.stdout().print(evaluation.report(result))

@@ -22,7 +22,7 @@ def merge(
         str | None, typer.Option(help="Write these weights instead: float32 keeps every bit of the update.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The checkpoint folder to create. [default: <run>/merged]")] = None,
-    prompts: Annotated[int, typer.Option(min=1, help="Number of prompts to compare on.")] = 8,
+    prompts: Annotated[int, typer.Option(min=1, max=8, help="Number of the run's check prompts to compare on.")] = 8,
     best: Annotated[
         bool, typer.Option("--best", help="Take the adapter that was best on held-out records, not the last one.")
     ] = False,
@@ -58,9 +58,11 @@ def merge(
     from sdft_cli.engine.runs import read_run
 
     target = out or folder / "merged"
+    if gguf and target.resolve() in (gguf.resolve(), *gguf.resolve().parents):
+        raise UsageError(f"{gguf} would be a file of the checkpoint {target}: name one outside of it.")
     found, wanted = read_run(folder, best), "bfloat16" if bf16 else dtype
     if (push or gguf) and not overwrite and target.is_dir() and any(target.iterdir()):
-        check = existing(found, target, wanted)
+        check = existing(found, target, wanted, base)
     else:
         if wanted is None:
             raise UsageError("Say which weights to write: add --bf16, or --dtype float32.")
@@ -111,17 +113,17 @@ def _check_options(
         check_token()
 
 
-def existing(run: Run, target: Path, dtype: str | None) -> dict[str, Any]:
+def existing(run: Run, target: Path, dtype: str | None, base: str | None = None) -> dict[str, Any]:
     """Return the certificate of a checkpoint that is there already, after comparing its files with it.
 
     Raises:
-        VerificationError: it did not pass, was changed, or is of another adapter or dtype.
+        VerificationError: it did not pass, was changed, or is of another adapter, dtype or base.
     """
     from sdft_cli.merge.certified import check_certified
     from sdft_cli.report import terminal
 
     with terminal.stderr().status("Comparing the files with the certificate ..."):
-        check = check_certified(target, run.adapter, dtype)
+        check = check_certified(target, run.adapter, dtype, base)
     say(f"{target} is there, of this adapter, unchanged, and passed its certificate: it is not merged again")
     return check
 
@@ -138,16 +140,20 @@ def run_merge(
     import torch
 
     from sdft_cli.cli.model_card import write_model_card
-    from sdft_cli.engine.models import local_folder, resolve_model
-    from sdft_cli.merge.merge import merge_run
+    from sdft_cli.engine.models import resolve_model
+    from sdft_cli.merge.certified import CERTIFICATE
+    from sdft_cli.merge.merge import check_target, merge_run
     from sdft_cli.records.folders import check_output_folder
     from sdft_cli.report import terminal
 
-    check_output_folder(target, overwrite)
+    check_target(target, run, base or run.config.model)
+    check_output_folder(target, CERTIFICATE, overwrite)
+    if not (run.info.get("base") if base is None else run.info["dataset"].get("fingerprint")):
+        say("Note: the run does not say what exactly its base was, so whether this is the one is not known.")
     with terminal.stderr().status("Merging and comparing with the adapter ..."):
         model = resolve_model(base or run.config.model, say)
         check = merge_run(run, model, target, prompts, overwrite, getattr(torch, dtype), base)
-    write_model_card(run, target, base=local_folder(model, None if base else run.config.revision))
+    write_model_card(run, target)
     return check
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,24 +12,21 @@ if TYPE_CHECKING:
 _MODEL_ID = re.compile(r'^model_id = ".*"$', re.MULTILINE)
 
 
-def write_model_card(
-    run: Run, merged: Path, evaluation: dict[str, Any] | None = None, base: Path | None = None
-) -> Path:
+def write_model_card(run: Run, merged: Path, evaluation: dict[str, Any] | None = None) -> Path:
     """Write the card of a run's merged checkpoint as its README.md; return its path.
 
     Args:
         run: the run, finished.
         merged: the checkpoint, with a certificate that passed.
         evaluation: what `sdft eval` found on the run; None: the one in the run's folder, if it is of this adapter.
-        base: the base's folder, for its licence; without it the licence of the card that is there stays.
 
     Raises:
         VerificationError: the checkpoint did not pass its certificate, or is not of this run's adapter.
     """
+    from sdft_cli.engine.models import license_of
     from sdft_cli.engine.runs import read_json
     from sdft_cli.errors import VerificationError
     from sdft_cli.merge.certified import CARD, CERTIFICATE, file_hash, has_passed
-    from sdft_cli.records.folders import new_file
     from sdft_cli.report.cards import Evaluation, model_card
     from sdft_cli.report.evaluation import values_rows
 
@@ -46,16 +42,36 @@ def write_model_card(
         run.config.model_dump(mode="json"),
         run.info,
         certificate,
-        license=license_of(base or merged),
+        license=certificate["license"] if "license" in certificate else license_of(merged),
         vision=read_json(merged / "config.json").get("vision_config") is not None,
         evaluation=Evaluation.of(found, values_rows(found)) if found else None,
     )
     named = _MODEL_ID.search((merged / CARD).read_text(encoding="utf-8")) if (merged / CARD).is_file() else None
     if named:  # the repository that it was pushed to
         text = _MODEL_ID.sub(lambda _: named[0], text)
+    _write(merged, text, own=True)
+    return merged / CARD
+
+
+def _write(merged: Path, text: str, own: bool) -> None:
+    """Write the card; of one that is sdft's own, note in the certificate what was written."""
+    from sdft_cli.engine.runs import read_json, write_json
+    from sdft_cli.merge.certified import CARD, CERTIFICATE, file_hash
+    from sdft_cli.records.folders import new_file
+
     with new_file(merged / CARD, overwrite=True) as scratch:
         scratch.write_text(text, encoding="utf-8")
-    return merged / CARD
+    if own:
+        write_json(merged / CERTIFICATE, read_json(merged / CERTIFICATE) | {"card": file_hash(merged / CARD)})
+
+
+def is_own_card(merged: Path) -> bool:
+    """Say whether the card of a checkpoint that passed is as sdft wrote it, so that it may be written anew."""
+    from sdft_cli.engine.runs import read_json
+    from sdft_cli.merge.certified import CARD, CERTIFICATE, file_hash
+
+    written = read_json(merged / CERTIFICATE).get("card")
+    return (merged / CARD).is_file() and written == file_hash(merged / CARD)
 
 
 def _evaluation_of(run: Run, sha256: str | None) -> dict[str, Any] | None:
@@ -71,44 +87,30 @@ def _evaluation_of(run: Run, sha256: str | None) -> dict[str, Any] | None:
 
 
 def evaluated_card(run: Run, evaluation: dict[str, Any]) -> Path | None:
-    """Write the card of the run's checkpoint anew, with this evaluation; None if it has none of the same adapter."""
+    """Write the card of the run's checkpoint anew, with this evaluation; return its path.
+
+    None: there is no checkpoint of the same adapter, or its card was edited since sdft wrote it, which is said.
+    """
+    from sdft_cli.cli.common import say
     from sdft_cli.engine.runs import read_json
-    from sdft_cli.merge.certified import CERTIFICATE, has_passed
+    from sdft_cli.merge.certified import CARD, CERTIFICATE, has_passed
 
     merged = run.path / "merged"
     if not has_passed(merged):
         return None
     certified = read_json(merged / CERTIFICATE).get("adapter", {}).get("sha256")
     same = certified is not None and certified == evaluation["adapter"]["sha256"]
-    return write_model_card(run, merged, evaluation) if same else None
-
-
-def license_of(folder: Path) -> dict[str, str]:
-    """Return the Hub's licence keys of a model folder: from the top of its card, else as `sdft` itself noted it."""
-    import yaml
-
-    found: object = None
-    card, source = folder / "README.md", folder / "sdft-source.json"
-    if card.is_file():
-        parts = re.split(
-            r"^---\s*$", card.read_text(encoding="utf-8", errors="replace"), maxsplit=2, flags=re.MULTILINE
-        )
-        try:
-            found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-        except yaml.YAMLError:  # a card that cannot be read states no licence
-            found = None
-    if not (isinstance(found, dict) and found.get("license")) and source.is_file():
-        found = json.loads(source.read_bytes())
-    if not isinstance(found, dict) or not isinstance(found.get("license"), str):
-        return {}
-    return {k: found[k] for k in ("license", "license_name", "license_link") if isinstance(found.get(k), str)}
+    if not same:
+        return None
+    if (merged / CARD).is_file() and not is_own_card(merged):
+        say(f"{merged / CARD} is not as sdft wrote it, so it was left alone; `sdft eval` writes one that is missing.")
+        return None
+    return write_model_card(run, merged, evaluation)
 
 
 def name_in_card(merged: Path, repo: str) -> None:
     """Say in the card's code where the checkpoint will be."""
     from sdft_cli.merge.certified import CARD
-    from sdft_cli.records.folders import new_file
 
     text = _MODEL_ID.sub(f'model_id = "{repo}"', (merged / CARD).read_text(encoding="utf-8"))
-    with new_file(merged / CARD, overwrite=True) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    _write(merged, text, own=is_own_card(merged))

@@ -126,7 +126,7 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
     from sdft_cli.traces.data_cards import load_data_card
     from sdft_cli.traces.source import resolve_source
 
-    check_output_folder(target, overwrite)
+    check_output_folder(target, "manifest.json", overwrite)
     source = resolve_source(config.source, config.revision)
     card = load_data_card(source.name) if source.kind == "hub" else None
     source = replace(source, format=card.reader if card else None)

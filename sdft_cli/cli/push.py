@@ -28,11 +28,11 @@ def push(run: Run, merged: Path, repo: str, public: bool) -> None:
     from sdft_cli.merge.push import push_folder
     from sdft_cli.report import terminal
 
-    if not (merged / CARD).is_file():
-        write_model_card(run, merged)
-    name_in_card(merged, repo)
     with terminal.stderr().status("Comparing the files with the certificate, and searching them for secrets ..."):
         certificate = check_certified(merged, run.adapter)
+        if not (merged / CARD).is_file():
+            write_model_card(run, merged)
+        name_in_card(merged, repo)
         names = sorted({*certificate["sha256"], *NOT_HASHED})
         searched = check_no_secrets(merged, names, certificate["files"])
     left = sorted(set(names) - set(searched))
@@ -45,7 +45,7 @@ def push(run: Run, merged: Path, repo: str, public: bool) -> None:
 def check_no_secrets(folder: Path, names: list[str], files: Mapping[str, Any]) -> list[str]:
     """Search every text file of a checkpoint; return the names of the files that were searched.
 
-    Weights are not searched, nor are tables of tokens that the certificate says are the base's.
+    Weights are not searched, nor are, of the files that the certificate says are the base's, token tables and binaries.
 
     Raises:
         VerificationError: one gives something away, or cannot be searched; the message names file and kind only.
@@ -59,7 +59,8 @@ def check_no_secrets(folder: Path, names: list[str], files: Mapping[str, Any]) -
     redactor = Redactor(b"", known_values())  # nothing is replaced, so no key is needed
     searched = []
     for name in names:
-        if name.endswith(WEIGHTS) or (name in TOKEN_TABLES and files.get(name) == "identical"):
+        of_base = files.get(name) == "identical"
+        if name.endswith(WEIGHTS) or (of_base and (name in TOKEN_TABLES or _is_binary(folder / name))):
             continue
         found = kinds_in(folder / name, redactor)
         if found:
@@ -70,3 +71,13 @@ def check_no_secrets(folder: Path, names: list[str], files: Mapping[str, Any]) -
             )
         searched.append(name)
     return searched
+
+
+def _is_binary(path: Path) -> bool:
+    if path.suffix in (".json", ".jinja"):  # no loader takes these unless they are text
+        return False
+    try:
+        path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError:
+        return True
+    return False

@@ -104,7 +104,7 @@ def _new_job(
             f"{target} holds a run that was not finished: go on with `sdft train --resume --out {target}`, choose "
             "another --out, or add --overwrite to start again."
         )
-    check_output_folder(target, overwrite)
+    check_output_folder(target, "run.json", overwrite)
     return Job(config, data, target, overwrite=overwrite)
 
 

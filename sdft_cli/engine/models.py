@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,7 @@ def _convert(source: Path, digest: str, template: str, model: PackagedModel, tar
     fresh.config.eos_token_id = fresh.config.pad_token_id = end
     fresh.generation_config = GenerationConfig(bos_token_id=config.bos_token_id, eos_token_id=end, pad_token_id=end)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with new_folder(target, overwrite=True) as scratch:
+    with new_folder(target, "sdft-source.json", overwrite=True) as scratch:
         fresh.to(torch.bfloat16).save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         provenance = {
@@ -144,10 +145,10 @@ def _convert(source: Path, digest: str, template: str, model: PackagedModel, tar
 
 
 def local_folder(model: str, revision: str | None = None) -> Path:
-    """Return the folder with a model's files; a Hub id is downloaded (or found in the cache).
+    """Return the folder with a model's files; a Hub id is downloaded, or found in the cache if the Hub does not answer.
 
     Raises:
-        MachineError: the Hub cannot be reached.
+        MachineError: the Hub cannot be reached, and the cache does not hold this revision.
     """
     path = Path(model)
     if path.is_dir():
@@ -156,9 +157,58 @@ def local_folder(model: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    try:
-        return Path(snapshot_download(model, revision=revision, ignore_patterns=["*.bin", "*.pth", "*.gguf", "*.h5"]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
-        raise MachineError(
-            f"Model {model} could not be loaded from the Hub: check the name and the network."
-        ) from error
+    ignored = ["*.bin", "*.pth", "*.gguf", "*.h5"]
+    problem: Exception | None = None
+    for only_cache in (False, True):  # of a commit the library asks the Hub what belongs to it, even if it is there
+        try:
+            found = snapshot_download(model, revision=revision, ignore_patterns=ignored, local_files_only=only_cache)
+            return Path(found)
+        except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
+            problem = problem or error
+    raise MachineError(f"Model {model} could not be loaded from the Hub: check the name and the network.") from problem
+
+
+def loaded_folder(model: str, revision: str | None = None) -> Path | None:
+    """Return the folder with what was loaded of a model; of a Hub id in the cache, nothing is downloaded.
+
+    None: the Hub's library keeps it elsewhere.
+    """
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(model, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def identity(folder: Path) -> dict[str, Any]:
+    """Return what tells a model folder from others: the commit of a Hub snapshot, as the cache names its folder.
+
+    Of other folders: the sha256 of configuration and index, and the bytes of each weight file.
+    """
+    if folder.parent.name == "snapshots":
+        return {"commit": folder.name}
+    texts = (folder / "config.json", folder / "model.safetensors.index.json")
+    found: dict[str, Any] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in texts if p.is_file()}
+    return found | {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+
+
+def license_of(folder: Path) -> dict[str, str]:
+    """Return the Hub's licence keys of a model folder: from the top of its card, else as `sdft` itself noted it."""
+    import yaml
+
+    found: object = None
+    card, source = folder / "README.md", folder / "sdft-source.json"
+    if card.is_file():
+        parts = re.split(
+            r"^---\s*$", card.read_text(encoding="utf-8", errors="replace"), maxsplit=2, flags=re.MULTILINE
+        )
+        try:
+            found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+        except yaml.YAMLError:  # a card that cannot be read states no licence
+            found = None
+    if not (isinstance(found, dict) and found.get("license")) and source.is_file():
+        found = json.loads(source.read_bytes())
+    if not isinstance(found, dict) or not isinstance(found.get("license"), str):
+        return {}
+    return {k: found[k] for k in ("license", "license_name", "license_link") if isinstance(found.get(k), str)}

@@ -232,9 +232,11 @@ def dataset_facts(data: Dataset) -> dict[str, Any]:
 
 def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
     """Make the run folder, with all that is known before step 1."""
+    from sdft_cli.engine.models import identity, loaded_folder, resolve_model
     from sdft_cli.engine.train import check_prompts
 
     data, prompts = job.data, loaded.trainer.prompts
+    base = loaded_folder(resolve_model(job.config.model), job.config.revision)
     info = {
         "format": FORMAT,
         "status": "running",
@@ -244,10 +246,11 @@ def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
         "sampling_weights": loaded.trainer.sampling,
         "prefix_sharing": loaded.trainer.backend.sharing,
         "model": job.config.model,
+        "base": identity(base) if base else None,
         "teacher_template": data.manifest["teacher_template"],
         "dataset": dataset_facts(data),
     }
-    with new_folder(job.folder, job.overwrite) as scratch:
+    with new_folder(job.folder, "run.json", job.overwrite) as scratch:
         write_json(scratch / "config.json", job.config.model_dump(mode="json"))
         write_json(scratch / "run.json", info)
         if gate is not None:

@@ -7,6 +7,8 @@ again from the files.
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +20,18 @@ from torch import Tensor
 
 from sdft_cli.errors import DataError
 
-WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+WEIGHTS = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"),
+    *(".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".tflite"),
+)
 INDEX = "model.safetensors.index.json"
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 OURS = {"README.md", "merge-certificate.json"}
 """Files of a checkpoint that are not the base's: the model card and the certificate."""
-MAY_CHANGE = {"dtype", "torch_dtype"}
-"""Keys of `config.json` that a merge sets."""
+DTYPE_KEYS = {"dtype", "torch_dtype"}
+"""Keys of `config.json`, at any depth, that a merge sets."""
+TEMPLATES = "additional_chat_templates"
+"""The one sub-folder of a checkpoint."""
 PIECE = 1 << 20
 """Elements that are compared at once."""
 EOS_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -54,9 +62,10 @@ class Certificate:
 
 
 class Tensors:
-    """The safetensors files of a folder (those of its index, if it has one) as one mapping, read tensor by tensor.
+    """The weights of a folder (the files of its index, else model.safetensors) as one mapping, read tensor by tensor.
 
     A file is mapped into memory for one tensor only: pages of a mapping that stays open add up to the whole file.
+    `main` is the float dtype of most elements; of equals the first in `FLOATS`.
 
     Raises:
         DataError: there are none, or one cannot be read.
@@ -65,13 +74,14 @@ class Tensors:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         index = folder / INDEX
-        listed = set(json.loads(index.read_bytes())["weight_map"].values()) if index.is_file() else None
-        paths = sorted(folder.glob("*.safetensors")) if listed is None else [folder / name for name in sorted(listed)]
-        if not paths:
-            raise DataError(f"{folder} holds no safetensors file: merge again.")
+        names = set(_weight_map(index).values()) if index.is_file() else {"model.safetensors"}
+        paths = [folder / name for name in sorted(names)]
         self.files = {path.name for path in paths}
         self.where: dict[str, Path] = {}
+        elements: Counter[str] = Counter()
         for path in paths:
+            if not path.is_file():
+                raise DataError(f"{path.name} is missing: merge again.")
             try:
                 opened = safe_open(path, "pt")
             except (SafetensorError, OSError) as error:
@@ -80,6 +90,9 @@ class Tensors:
                 if name in self.where:
                     raise DataError(f"{name} is in {self.where[name].name} and in {path.name}: merge again.")
                 self.where[name] = path
+                stored = opened.get_slice(name)
+                elements[stored.get_dtype()] += math.prod(stored.get_shape())
+        self.main = FLOATS[max(FLOATS, key=lambda name: elements[name])]
 
     def __getitem__(self, name: str) -> Tensor:
         with safe_open(self.where[name], "pt") as file:
@@ -101,6 +114,13 @@ def ordered(tensor: Tensor) -> Tensor:
     bits = tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()]).to(torch.int64)
     sign = torch.iinfo({2: torch.int16, 4: torch.int32}[tensor.element_size()]).min
     return torch.where(bits < 0, sign - bits, bits)
+
+
+def distance(a: Tensor, b: Tensor) -> int:
+    """Return the largest distance of two tensors of one dtype and shape, in units of the last place."""
+    if torch.equal(_raw(a), _raw(b)):  # nearly always; the subtraction takes int64
+        return 0
+    return int((ordered(a) - ordered(b)).abs().max())
 
 
 def same_bytes(a: Tensor, b: Tensor) -> bool:
@@ -142,7 +162,7 @@ def certify(base: Path, adapter: Path, merged: Path, dtype: torch.dtype) -> Cert
             if problem:
                 found.failures.append(problem)
     found.failures += _index_differs(merged, new)
-    found.failures += list(_files_differ(base, merged, found.files))
+    found.failures += list(_files_differ(base, merged, found))
     return found
 
 
@@ -170,7 +190,7 @@ def _compare_tensor(
     before, after = bases[name], new[name]
     if before.shape != after.shape:
         return f"{name} has the shape {tuple(after.shape)}, in the base {tuple(before.shape)}"
-    expected_type = dtype if before.is_floating_point() else before.dtype
+    expected_type = dtype if delta is not None or before.dtype == bases.main else before.dtype
     if after.dtype != expected_type:
         return f"{name} is {after.dtype}, not {expected_type}"
     if delta is None:
@@ -188,7 +208,7 @@ def _compare_adapted(name: str, before: Tensor, change: Tensor, after: Tensor, f
     ulps = changed = surviving = differing = 0
     finite = True
     for was, step, now in _pieces(before, change, after):
-        ulps = max(ulps, int((ordered(now) - ordered((was.float() + step).to(now.dtype))).abs().max()))
+        ulps = max(ulps, distance(now, (was.float() + step).to(now.dtype)))
         finite = finite and bool(now.isfinite().all())
         differs = now != was.to(now.dtype)
         changed += int((step != 0).sum())
@@ -202,48 +222,93 @@ def _compare_adapted(name: str, before: Tensor, change: Tensor, after: Tensor, f
     return None
 
 
+def _document(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path.name} is damaged ({type(error).__name__}): merge again.") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path.name} is no JSON object: merge again.")
+    return found
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    listed = _document(index).get("weight_map")
+    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()) or not listed:
+        raise DataError(f"{index.name} names no weight files: merge again.")
+    return listed
+
+
 def _index_differs(merged: Path, new: Tensors) -> list[str]:
-    index = merged / INDEX
     unlisted = {path.name for path in merged.glob("*.safetensors")} - new.files
     if unlisted:
-        return [f"{min(unlisted)} is no file of the index"]
-    if not index.is_file():
-        return [] if len(new.files) == 1 else [f"{len(new.files)} weight files and no index"]
-    listed = json.loads(index.read_bytes())["weight_map"]
-    if listed != {name: path.name for name, path in new.where.items()}:
+        return [f"{min(unlisted)} is no file of the checkpoint"]
+    index = merged / INDEX
+    if index.is_file() and _weight_map(index) != {name: path.name for name, path in new.where.items()}:
         return ["model.safetensors.index.json does not say where the tensors are"]
     return []
 
 
-def _files_differ(base: Path, merged: Path, states: dict[str, str]) -> Iterator[str]:
-    """Compare all files but weights: tokenizer, template, configurations, processors; write how each one compares."""
+def _files_differ(base: Path, merged: Path, found: Certificate) -> Iterator[str]:
+    """Compare all files but weights: tokenizer, templates, configurations, processors; note how each one compares."""
     names = {
-        path.name
+        path.relative_to(folder).as_posix()
         for folder in (base, merged)
-        for path in folder.iterdir()
+        for path in (*folder.iterdir(), *(folder / TEMPLATES).glob("*"))
         if path.is_file() and path.suffix not in WEIGHTS and not path.name.startswith(".")
     }
     for name in sorted(names - OURS - {INDEX}):
         before, after = base / name, merged / name
         if not (before.is_file() and after.is_file()):
-            states[name] = "missing" if before.is_file() else "not in the base"
+            found.files[name] = "missing" if before.is_file() else "not in the base"
             yield f"{name} is {'missing' if before.is_file() else 'in the checkpoint and not in the base'}"
-        elif before.read_bytes() == after.read_bytes():
-            states[name] = "identical"
-        elif name == "config.json" and _apart_from_dtype(before) == _apart_from_dtype(after):
-            states[name] = "identical but for dtype"
-        else:
-            states[name] = "differs"
-            yield f"{name} differs from the base's{_eos_change(before, after)}"
+            continue
+        same = before.read_bytes() == after.read_bytes()
+        try:
+            if name == "config.json":
+                problem = _config_differs(before, after, found.dtype)
+            else:
+                problem = None if same else f"{name} differs from the base's{_eos_change(before, after)}"
+        except DataError as error:
+            problem = str(error)
+        found.files[name] = "differs" if problem else "identical" if same else "identical but for dtype"
+        if problem:
+            yield problem
 
 
-def _apart_from_dtype(path: Path) -> Any:
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: strip(inner) for key, inner in value.items() if key not in MAY_CHANGE}
-        return value
+def _config_differs(before: Path, after: Path, dtype: str) -> str | None:
+    """Say what is wrong with the config: it is the base's, its dtype that of the weights, of a section the base's own.
 
-    return strip(json.loads(path.read_bytes()))
+    Raises:
+        DataError: one of the two is damaged.
+    """
+    old, new = _document(before), _document(after)
+    if _apart_from_dtype(old) != _apart_from_dtype(new):
+        return f"config.json differs from the base's{_eos_change(before, after)}"
+    for key, absent in (("dtype", None), ("torch_dtype", dtype)):
+        if new.get(key, absent) != dtype:
+            return f"config.json says {key} is {new.get(key)}, not {dtype}"
+    was, now = _section_dtypes(old), _section_dtypes(new)
+    for key in sorted(was.keys() | now.keys()):
+        if now.get(key) not in (was.get(key), dtype):
+            return f"config.json says {key} is {now.get(key)}, in the base {was.get(key)}"
+    return None
+
+
+def _apart_from_dtype(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _apart_from_dtype(inner) for key, inner in value.items() if key not in DTYPE_KEYS}
+    return value
+
+
+def _section_dtypes(section: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Return the dtypes of the sections below, under names such as `text_config.dtype`."""
+    found: dict[str, Any] = {}
+    for name, inner in section.items():
+        if isinstance(inner, dict):
+            found |= {f"{at}{name}.{key}": inner[key] for key in DTYPE_KEYS & inner.keys()}
+            found |= _section_dtypes(inner, f"{at}{name}.")
+    return found
 
 
 def _eos_change(before: Path, after: Path) -> str:
@@ -251,6 +316,6 @@ def _eos_change(before: Path, after: Path) -> str:
         return ""
     found = []
     for path in (before, after):
-        document = json.loads(path.read_bytes())
+        document = _document(path)
         found.append({key: document[key] for key in ("eos_token_id", "eos_token") if key in document})
     return f" (end of turn: {found[1]}, in the base {found[0]})" if found[0] != found[1] else ""

@@ -7,8 +7,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.engine.models import FAILED
+from sdft_cli.engine.models import FAILED, known_as
 from sdft_cli.errors import VerificationError
+from sdft_cli.merge.certificate import TEMPLATES
 
 CERTIFICATE = "merge-certificate.json"
 CARD = "README.md"
@@ -22,14 +23,17 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def visible(folder: Path) -> list[Path]:
-    """Return what a folder holds, sorted, without hidden names."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+def visible(folder: Path) -> dict[str, Path]:
+    """Return what a folder holds by name, sorted, without hidden names; of further templates their files."""
+    further = folder / TEMPLATES
+    inside = list(further.iterdir()) if further.is_dir() and not further.is_symlink() else []
+    paths = [*(path for path in folder.iterdir() if path != further or not inside), *inside]
+    return {p.relative_to(folder).as_posix(): p for p in sorted(paths) if not p.name.startswith(".")}
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """Return the hash of every file that the certificate speaks for."""
-    return {path.name: file_hash(path) for path in visible(folder) if path.name not in NOT_HASHED}
+    return {name: file_hash(path) for name, path in visible(folder).items() if name not in NOT_HASHED}
 
 
 def has_passed(folder: Path) -> bool:
@@ -41,23 +45,26 @@ def has_passed(folder: Path) -> bool:
     return isinstance(document, dict) and document.get("passed") is True and not (folder / FAILED).exists()
 
 
-def check_certified(folder: Path, adapter: Path | None = None, dtype: str | None = None) -> dict[str, Any]:
+def check_certified(
+    folder: Path, adapter: Path | None = None, dtype: str | None = None, base: str | None = None
+) -> dict[str, Any]:
     """Return the certificate of a checkpoint after comparing every file with its hash in it.
 
     Args:
         folder: the checkpoint.
         adapter: the adapter that the checkpoint should hold, a folder.
         dtype: the weights that it should hold.
+        base: the model that the adapter should have been added to.
 
     Raises:
-        VerificationError: there is no certificate, it failed, or the files, the adapter or the dtype are others.
+        VerificationError: there is no certificate, it failed, or files, adapter, dtype or base are others.
     """
     if not has_passed(folder):
         raise VerificationError(
             f"{folder} holds no certificate that passed ({CERTIFICATE}, {FAILED}): merge again with --overwrite."
         )
     document: dict[str, Any] = json.loads((folder / CERTIFICATE).read_bytes())
-    problem = _changed(folder, document.get("sha256")) or _another(document, adapter, dtype)
+    problem = _changed(folder, document.get("sha256")) or _another(document, adapter, dtype, base)
     if problem:
         raise VerificationError(f"{folder} is not what its certificate speaks for: {problem}; merge with --overwrite.")
     return document
@@ -66,9 +73,9 @@ def check_certified(folder: Path, adapter: Path | None = None, dtype: str | None
 def _changed(folder: Path, expected: Any) -> str | None:
     if not isinstance(expected, dict) or not expected:
         return "the certificate is of an earlier version and holds no hashes"
-    for path in visible(folder):
-        if path.is_symlink() or not path.is_file() or path.name not in {*expected, *NOT_HASHED}:
-            return f"{path.name} is no file of the checkpoint"
+    for name, path in visible(folder).items():
+        if path.is_symlink() or not path.is_file() or name not in {*expected, *NOT_HASHED}:
+            return f"{name} is no file of the checkpoint"
     for name, digest in sorted(expected.items()):
         if not (folder / name).is_file():
             return f"{name} is missing"
@@ -77,9 +84,11 @@ def _changed(folder: Path, expected: Any) -> str | None:
     return None
 
 
-def _another(document: dict[str, Any], adapter: Path | None, dtype: str | None) -> str | None:
+def _another(document: dict[str, Any], adapter: Path | None, dtype: str | None, base: str | None) -> str | None:
     if dtype is not None and document["dtype"] != dtype:
         return f"its weights are {document['dtype']}, not {dtype}"
+    if base is not None and (expected := known_as(base)) != {key: document.get(key) for key in expected}:
+        return f"its base is {document.get('base')} ({document.get('base_kind')}), not {expected['base']}"
     made_from = document["adapter"]
     if adapter is not None and made_from["sha256"] != file_hash(adapter / "adapter_model.safetensors"):
         return f"it was made from {made_from['name']}, and not from {adapter} as that is now"

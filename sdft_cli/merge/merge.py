@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import gc
+import itertools
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdft_cli.engine.adapters import weights
-from sdft_cli.engine.backend_transformers import load_model
-from sdft_cli.engine.models import FAILED, known_as, local_folder
-from sdft_cli.engine.quiet import quiet_libraries
+from sdft_cli.engine.models import FAILED, identity, known_as, license_of, local_folder
 from sdft_cli.engine.runs import CheckPrompt, Run, read_check_prompts, write_json
-from sdft_cli.errors import VerificationError
+from sdft_cli.errors import UsageError, VerificationError
 from sdft_cli.merge.certificate import certify
 from sdft_cli.merge.certified import CERTIFICATE, file_hash, file_hashes, has_passed
-from sdft_cli.merge.verify import compare, failures, greedy_answers, log_probabilities, same_answers
+from sdft_cli.merge.verify import compare_models, failures
 from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
 from sdft_cli.records.folders import new_folder
 
@@ -45,19 +43,22 @@ def merge_run(
     Returns the certificate (also in `merge-certificate.json` of the checkpoint).
 
     Raises:
-        VerificationError: the checkpoint on disk is not base + adapter; it stays, marked by `FAILED.txt`, beside a
-            good one that was to be replaced.
+        UsageError: the target is there and may not be replaced.
+        VerificationError: the base is not the one that the run was trained on. Or the checkpoint on disk is not base +
+            adapter; it stays, marked by `FAILED.txt`, beside a good one that was to be replaced.
         DataError: base or adapter cannot be merged; nothing is left behind.
     """
-    revision = run.config.revision if other_base is None else None
-    base = local_folder(model, revision)
+    base, revision = _found_base(run, model, other_base is None)
+    check_target(target, run, str(base))
     items = read_check_prompts(run.path / "check_prompts.jsonl", prompts)
-    with new_folder(target, overwrite) as scratch:
-        merge_weights(base, Adapter(run.adapter), scratch, dtype)
+    adapter = Adapter(run.adapter)
+    with new_folder(target, CERTIFICATE, overwrite) as scratch:
+        merge_weights(base, adapter, scratch, dtype)
         copy_companions(base, scratch, str(dtype).removeprefix("torch."))
         document = {
             **known_as(other_base or run.config.model),
             "revision": revision,
+            "license": license_of(base),
             **_certificate(run, base, scratch, items, dtype),
         }
         write_json(scratch / CERTIFICATE, document)
@@ -70,13 +71,90 @@ def merge_run(
     return document
 
 
+def check_target(target: Path, run: Run, model: str) -> None:
+    """Refuse a target in whose place, or in which, something stands that the merge reads.
+
+    Args:
+        target: the checkpoint folder to write; `<run>/merged` is a good one.
+        run: the run.
+        model: the base; a Hub id has no place here.
+
+    Raises:
+        UsageError: the target is or holds the run, its adapters or the base, or lies in an adapter or in the base.
+    """
+    place = target.resolve()
+    kept = [run.path / "adapter", run.path / "adapter-best"]
+    if Path(model).expanduser().is_dir():
+        kept.append(Path(model).expanduser())
+    for folder in (run.path, *kept):
+        found = folder.resolve()
+        if place == found or place in found.parents or (folder in kept and found in place.parents):
+            raise UsageError(
+                f"The merge reads {folder}, and {target} is it, holds it or lies in it: choose another --out."
+            )
+
+
+def _found_base(run: Run, model: str, own: bool) -> tuple[Path, str | None]:
+    """Return the folder and the revision of the base, the run's `own` or another one, after comparing it with the run.
+
+    Of a Hub model that is the commit that was trained on, whatever its main branch holds by now.
+    """
+    if not own:
+        base = local_folder(model)
+        _check_other_base(base, run)
+        return base, None
+    stored: dict[str, Any] = run.info.get("base") or {}
+    revision = stored.get("commit") or run.config.revision
+    base = local_folder(model, revision)
+    _check_own_base(base, stored, run)
+    return base, revision
+
+
+def _check_own_base(base: Path, stored: dict[str, Any], run: Run) -> None:
+    """Refuse a base that has changed since the run was trained; an old run does not say what it was."""
+    found = identity(base) if stored else {}
+    differing = sorted(key for key in stored.keys() | found.keys() if stored.get(key) != found.get(key))
+    if differing:
+        raise VerificationError(
+            f"{base} is not the base that {run.path} was trained on (another {', '.join(differing)}): restore that "
+            "one, or name this one with --base."
+        )
+
+
+def _check_other_base(base: Path, run: Run) -> None:
+    """Refuse a base of another family: one with other tokens, or that is prompted in another way."""
+    from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
+    from sdft_cli.prompts.teacher import load_teacher_template
+
+    expected = run.info["dataset"].get("fingerprint")
+    if not expected:  # an old run
+        return
+    found = ChatPrompts(load_tokenizer(base), load_teacher_template()).fingerprint()
+    differing = [key for key in ("tokenizer", "chat_template") if expected[key] != found[key]]
+    if differing:
+        raise VerificationError(
+            f"The {' and '.join(differing).replace('_', ' ')} of {base} differ from those that {run.path} was trained "
+            "with: give --base the 16-bit form of the run's own base."
+        )
+
+
 def _kept_beside(scratch: Path, target: Path) -> Path:
-    """Move a failed checkpoint to `<target>-failed`, and leave the good one at `target`."""
-    beside = target.absolute().with_name(f"{target.name}-failed")
-    with new_folder(beside, overwrite=True) as place:
+    """Move a failed checkpoint to `<target>-failed`, and leave the good one at `target`; return where it is.
+
+    Only another failed checkpoint is replaced there: the place of anything else is left alone, and numbers follow.
+    """
+    first = target.absolute().with_name(f"{target.absolute().name}-failed")
+    others = (first.with_name(f"{first.name}-{number}") for number in itertools.count(2))
+    free = (path for path in itertools.chain([first], others) if not os.path.lexists(path) or _has_failed(path))
+    beside = next(free)
+    with new_folder(beside, CERTIFICATE, overwrite=True) as place:
         for path in list(scratch.iterdir()):
             path.rename(place / path.name)
     return beside
+
+
+def _has_failed(folder: Path) -> bool:
+    return (folder / CERTIFICATE).is_file() and (folder / FAILED).is_file()
 
 
 def _failed(failures: list[str], where: Path, more: str = "") -> VerificationError:
@@ -91,7 +169,7 @@ def _certificate(run: Run, base: Path, merged: Path, items: list[CheckPrompt], d
     found = certify(base, run.adapter, merged, dtype)
     behaviour = None
     if not found.failures:  # else there may be nothing that loads
-        behaviour = _compare(run, base, merged, items)
+        behaviour = compare_models(base, run.adapter, merged, items, getattr(torch, run.config.dtype))
         found.failures += failures(behaviour)
     return {
         "format": 2,
@@ -105,25 +183,3 @@ def _certificate(run: Run, base: Path, merged: Path, items: list[CheckPrompt], d
         "behaviour": behaviour,
         "sha256": file_hashes(merged),
     }
-
-
-def _compare(run: Run, base: Path, merged: Path, items: list[CheckPrompt]) -> dict[str, Any]:
-    """Compare the checkpoint, loaded from disk, with base + adapter: distributions, and greedy answers."""
-    quiet_libraries()
-    from peft import PeftModel
-    from transformers import AutoTokenizer
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = getattr(torch, run.config.dtype)
-    adapted: Any = PeftModel.from_pretrained(load_model(str(base), dtype, device), str(run.adapter)).eval()
-    trained_log_p, trained_answers = log_probabilities(adapted, items, device), greedy_answers(adapted, items, device)
-    with weights(adapted, "base"):
-        base_log_p = log_probabilities(adapted, items, device)
-    del adapted
-    gc.collect()
-    model = load_model(str(merged), dtype, device)
-    found = compare(trained_log_p, log_probabilities(model, items, device), base_log_p)
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(merged))
-    answers = [trained_answers, greedy_answers(model, items, device)]
-    texts = [[tokenizer.decode(ids) for ids in side] for side in answers]
-    return {**found, **same_answers(*texts)}

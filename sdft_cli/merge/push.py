@@ -1,4 +1,7 @@
-"""A checkpoint to the Hub: a private repository, exactly the files that were checked, and no others."""
+"""A checkpoint to the Hub: a private repository, exactly the files that were checked, and no others.
+
+A repository that holds files of another checkpoint is refused: a loader would take them for this one's.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +11,32 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdft_cli.errors import MachineError, UsageError
-from sdft_cli.merge.certificate import WEIGHTS
+from sdft_cli.merge.certificate import TEMPLATES, WEIGHTS
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
+_READ = (*WEIGHTS, ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
+"""How the names of files end that a loader may read."""
 
 
 def check_repo_name(repo: str) -> None:
-    """Refuse a name that is no `owner/name`.
+    """Refuse a name that is no `owner/name`, or that the Hub's library would refuse after the merge.
 
     Raises:
         UsageError: it is none.
     """
-    if not _REPO.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise UsageError(f"--push {repo} is no name of a Hub repository: give owner/name.")
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(repo)
+        fits = _REPO.fullmatch(repo) is not None
+    except HFValidationError:
+        fits = False
+    if not fits:
+        raise UsageError(
+            f"--push {repo} is no name of a Hub repository: give owner/name, at most 96 letters, digits and single "
+            "marks -, _ and ., no mark at an end."
+        )
 
 
 def check_token() -> None:
@@ -50,7 +66,7 @@ def push_folder(folder: Path, repo: str, names: Sequence[str], public: bool = Fa
     Returns the repository's address, and whether it is private.
 
     Raises:
-        UsageError: the repository is public and `public` is false, or it holds weights of another checkpoint.
+        UsageError: the repository is public and `public` is false, or it holds files of another checkpoint.
         MachineError: no token, no network, or the Hub refused.
     """
     import httpx
@@ -89,8 +105,10 @@ def _check_target(repo: str, allowed: bool, there: set[str], names: Sequence[str
     # `create_repo` leaves a repository that exists as public as it is.
     if not allowed:
         raise UsageError(f"{repo} exists and is public: add --public to push into it, or name another repository.")
-    other = sorted(name for name in there - set(names) if name.endswith(WEIGHTS) and "/" not in name)
-    if other:  # a loader might take these instead
+    own = (name for name in there - set(names) if "/" not in name.removeprefix(f"{TEMPLATES}/"))
+    other = sorted(name for name in own if name.endswith(_READ))
+    if other:  # a loader might take these instead, or besides
         raise UsageError(
-            f"{repo} holds {other[0]} of another checkpoint: delete that file, or name another repository."
+            f"{repo} holds files of another checkpoint ({', '.join(other)}): delete them there, or name another "
+            "repository."
         )

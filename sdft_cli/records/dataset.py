@@ -200,7 +200,7 @@ def write_dataset(
         "validation": map(asdict, splits["validation"]),
         "rejected": map(asdict, rejected),
     }
-    with new_folder(target, overwrite) as folder:
+    with new_folder(target, "manifest.json", overwrite) as folder:
         files = {}
         for table in TABLES:
             path = folder / f"{table}.parquet"

@@ -12,23 +12,28 @@ from pathlib import Path
 
 from sdft_cli.errors import MachineError, UsageError
 
-MARKERS = ("manifest.json", "run.json", "merge-certificate.json", "sdft-source.json", "sdft-demo.json")
-"""A folder that holds one of these was written by sdft, and may be replaced by it."""
 
-
-def check_output_folder(target: Path, overwrite: bool) -> None:
+def check_output_folder(target: Path, marker: str, overwrite: bool) -> None:
     """Refuse a target that exists (unless `overwrite`) or whose parent cannot be written.
 
+    Args:
+        target: the folder to write.
+        marker: the file that every folder of this kind holds: `overwrite` replaces no other folder.
+        overwrite: replace what is there.
+
     Raises:
-        UsageError: the folder exists and `overwrite` is false, or it was not written by sdft, or the path is a file.
+        UsageError: the folder exists and `overwrite` is false, or it is of another kind, or the path is a file.
         MachineError: the parent folder cannot be created or written.
     """
     if target.is_file():
         raise UsageError(f"{target} is a file: give --out a folder that does not exist yet.")
     if target.exists() and any(target.iterdir()) and not overwrite:
         raise UsageError(f"{target} already exists: choose another --out, or add --overwrite to replace it.")
-    if target.exists() and any(target.iterdir()) and not any((target / name).is_file() for name in MARKERS):
-        raise UsageError(f"{target} was not written by sdft, so --overwrite does not replace it: choose another --out.")
+    if target.exists() and any(target.iterdir()) and not (target / marker).is_file():
+        raise UsageError(
+            f"{target} is not what this command writes (it holds no {marker}), so --overwrite does not replace it: "
+            "choose another --out."
+        )
     parent = target.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -123,13 +128,13 @@ def _move_aside(target: Path) -> Path | None:
 
 
 @contextmanager
-def new_folder(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, marker: str, overwrite: bool = False) -> Iterator[Path]:
     """Yield a scratch folder beside `target`; on success it becomes `target` in one rename, else it is removed.
 
-    A reader never sees a half-written folder. Raises what `check_output_folder` raises, and `MachineError` when the
-    disk is full or a write fails.
+    A reader never sees a half-written folder. Arguments and errors are those of `check_output_folder`; `MachineError`
+    too when the disk is full or a write fails.
     """
-    check_output_folder(target, overwrite)
+    check_output_folder(target, marker, overwrite)
     try:
         with replacing_folder(target.absolute()) as scratch:
             yield scratch
@@ -187,8 +192,11 @@ def writable_file(path: Path) -> Path:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
         with path.open("a"):
             pass
+        if is_new:  # what it is for may fail
+            path.unlink()
     except OSError as error:
         raise MachineError(f"Cannot write {path} ({error.strerror}): choose another --out.") from error
     return path

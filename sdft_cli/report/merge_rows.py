@@ -11,6 +11,7 @@ def merge_rows(check: Mapping[str, Any]) -> list[tuple[str, str]]:
     adapted, behaviour = check["adapted"], check["behaviour"]
     shares = [tensor["surviving_share"] for tensor in adapted]
     same = sum(state.startswith("identical") for state in check["files"].values())
+    near = "" if behaviour["base_is_told_apart"] else ", too near to tell the base from the merge by running them"
     return [
         ("adapted tensors, each base + (alpha / r) B A", str(len(adapted))),
         ("  largest distance from the fp32 sum", f"{max(t['ulps'] for t in adapted)} ulp"),
@@ -18,9 +19,9 @@ def merge_rows(check: Mapping[str, Any]) -> list[tuple[str, str]]:
         *((f"untouched tensors, {state}", str(count)) for state, count in check["untouched"].items() if count),
         ("tokenizer, template and configuration files as in the base", f"{same} of {len(check['files'])}"),
         ("KL(adapter on || merged), mean nats", f"{behaviour['mean_kl']:.2e}"),
-        ("KL(adapter on || base), mean nats", f"{behaviour['base_mean_kl']:.2e}"),
+        ("KL(adapter on || base), mean nats", f"{behaviour['base_mean_kl']:.2e}{near}"),
         ("largest KL at a position, nats", f"{behaviour['max_kl']:.2e}"),
         ("same top token", f"{behaviour['top1_agreement']:.2%} of {behaviour['positions']}"),
         ("same greedy answer", f"{behaviour['same_answers']} of {behaviour['answers']}"),
-        ("same tool calls in it", f"{behaviour['same_calls']} of {behaviour['answers']}"),
+        ("  with a tool call", f"{behaviour['same_answers_with_calls']} of {behaviour['answers_with_calls']}"),
     ]

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from sdft_cli.engine.models import identity
 from sdft_cli.records import read_dataset
 from sdft_cli.traces.examples import write_examples
 from tests.traces.lines import line, text
@@ -87,6 +89,7 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     logs = {"metrics.jsonl", "heldout.jsonl", "samples.jsonl"}
     names = {"run.json", "config.json", "check_prompts.jsonl", "adapter", "checkpoints", *logs}
     assert {p.name for p in run.iterdir()} == names
+    assert json.loads((run / "run.json").read_text())["base"] == identity(tiny_model)
 
     done = sdft("merge", "--bf16")
     assert "Using the newest run: runs/sessions-cpu-demo" in clean(done, 0)
@@ -124,6 +127,21 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     for words in ("tuned - base", "sft - base", "sft - tuned", "merged - tuned", "By tool turns"):
         assert words in done.stdout
     clean(sdft("eval", "runs/control", *small), 0)
+    together = json.loads((tmp_path / "all.json").read_text())
+    alone = json.loads((tmp_path / "runs" / "control" / "eval.json").read_text())
+    assert together["contenders"]["sft"]["items"] == alone["contenders"]["tuned"]["items"]  # its adapter, no other one
+    assert together["controls"]["sft"] == alone["adapter"] != together["adapter"]
+    nll = {name: found["summary"]["expert_nll_per_token"] for name, found in together["contenders"].items()}
+    assert nll["merged"] == pytest.approx(nll["tuned"], abs=0.02)
+    assert len(set(nll.values())) == 4
+    shutil.copytree(run, tmp_path / "runs" / "other")
+    shutil.copytree(
+        tmp_path / "runs" / "control" / "adapter", tmp_path / "runs" / "other" / "adapter", dirs_exist_ok=True
+    )
+    assert "it was made from adapter" in clean(sdft("eval", "runs/other", "--merged", *small), 4)
+    shutil.rmtree(tmp_path / "runs" / "other")
+    assert "choose another --out" in clean(sdft("eval", run, "--out", "sessions", *small), 1)
+    assert "give a run" in clean(sdft("eval", tiny_model, "--general", 6), 2)
     done = sdft("compare", run, "runs/control", "--html", "compare.html")
     clean(done, 0)
     assert "control - sessions-cpu-demo" in done.stdout
@@ -164,6 +182,20 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     # Nothing is overwritten unasked, and a run without its adapter is no run.
     assert "--overwrite" in clean(sdft("train", "--profile", "cpu-demo", "--model", tiny_model), 2)
     assert "--overwrite" in clean(sdft("merge", "--bf16"), 2)
+
+    # Nor is a folder of another kind, asked or not.
+    before = sorted(tmp_path.rglob("*"))
+    train = ("train", "data/sessions", "--profile", "cpu-demo", "--model", tiny_model, "--overwrite", "--out")
+    assert "holds no run.json" in clean(sdft(*train, "data/sessions"), 2)
+    assert "holds no run.json" in clean(sdft(*train, run / "merged"), 2)
+    prepare = ("prepare", "sessions", "--model", tiny_model, "--overwrite", "--out")
+    assert "holds no manifest.json" in clean(sdft(*prepare, run), 2)
+    assert "The merge reads" in clean(sdft("merge", run, "--bf16", "--overwrite", "--out", run), 2)
+    assert "holds no merge-certificate.json" in clean(
+        sdft("merge", run, "--bf16", "--overwrite", "--out", "data/sessions"), 2
+    )
+    assert "holds no sdft-demo.json" in clean(sdft("demo", "--overwrite", "--out", run), 2)
+    assert sorted(tmp_path.rglob("*")) == before
     (run / "adapter" / "adapter_model.safetensors").unlink()
     assert "adapter_model.safetensors is missing" in clean(sdft("merge", run, "--bf16", "--overwrite"), 3)
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +15,16 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from sdft_cli.engine.models import resolve_model  # noqa: E402
+from sdft_cli.cli.merge import run_merge  # noqa: E402
+from sdft_cli.engine.models import identity, resolve_model  # noqa: E402
 from sdft_cli.engine.runs import read_run  # noqa: E402
 from sdft_cli.errors import DataError, UsageError, VerificationError  # noqa: E402
 from sdft_cli.merge.certificate import ordered  # noqa: E402
 from sdft_cli.merge.certified import check_certified  # noqa: E402
-from sdft_cli.merge.merge import merge_run  # noqa: E402
-from sdft_cli.merge.verify import compare, failures, same_answers  # noqa: E402
+from sdft_cli.merge.merge import check_target, merge_run  # noqa: E402
 from sdft_cli.merge.weights import Adapter, base_shards, copy_companions  # noqa: E402
+from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer  # noqa: E402
+from sdft_cli.prompts.teacher import load_teacher_template  # noqa: E402
 
 
 def test_every_tensor_is_the_fp32_sum_cast_once_or_untouched(run: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -86,6 +91,10 @@ def edited(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**document, **changes}))
 
 
+def truncated(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
 def tensors_edited(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     tensors = load_file(folder / "model.safetensors")
     change(tensors)
@@ -126,6 +135,32 @@ AFTER: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "another template": (
         lambda out, base: (out / "chat_template.jinja").write_text("{{ messages[0].content }}"),
         "chat_template.jinja differs",
+    ),
+    "truncated config": (lambda out, base: truncated(out / "config.json"), "config.json is damaged"),
+    "truncated generation config": (
+        lambda out, base: truncated(out / "generation_config.json"),
+        "generation_config.json is damaged",
+    ),
+    "truncated tokenizer config": (
+        lambda out, base: truncated(out / "tokenizer_config.json"),
+        "tokenizer_config.json is damaged",
+    ),
+    "truncated index": (
+        lambda out, base: (out / "model.safetensors.index.json").write_text('{"weight_map": {'),
+        "model.safetensors.index.json is damaged",
+    ),
+    "an index of nothing": (
+        lambda out, base: (out / "model.safetensors.index.json").write_text("{}"),
+        "model.safetensors.index.json names no weight files",
+    ),
+    "no weights": (lambda out, base: (out / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "another dtype in the config": (lambda out, base: edited(out / "config.json", dtype="float16"), "dtype is float16"),
+    "a further template": (
+        lambda out, base: (
+            (out / "additional_chat_templates").mkdir(),
+            (out / "additional_chat_templates" / "x.jinja").touch(),
+        ),
+        "additional_chat_templates/x.jinja is in the checkpoint and not in the base",
     ),
     "no tokenizer": (lambda out, base: (out / "tokenizer.json").unlink(), "tokenizer.json is missing"),
 }
@@ -204,26 +239,6 @@ def test_units_in_the_last_place() -> None:
     assert ordered(torch.tensor([-0.0])).tolist() == ordered(torch.tensor([0.0])).tolist()
 
 
-def test_same_answers() -> None:
-    call = '<tool_call>{"name": "Bash", "arguments": {"command": "ls"}}</tool_call>'
-    assert same_answers(["a", call, f"x {call}"], ["a", "b", call]) == {
-        "answers": 3,
-        "same_answers": 1,
-        "same_calls": 2,
-    }
-
-
-def test_comparison_by_hand_and_what_fails() -> None:
-    trained = torch.tensor([[0.75, 0.25]]).log()
-    base = torch.tensor([[0.5, 0.5]]).log()
-    found = compare(trained, trained, base)
-    assert found["mean_kl"] == 0.0
-    assert found["base_mean_kl"] == pytest.approx(0.1308, abs=1e-4)
-    assert failures(found) == []
-    assert failures({"mean_kl": float("nan"), "base_mean_kl": 0.0})
-    assert failures({"mean_kl": 0.009, "base_mean_kl": 0.02})
-
-
 def test_a_failed_merge_does_not_replace_a_good_checkpoint(
     run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -283,3 +298,145 @@ def test_a_changed_checkpoint_is_not_the_certified_one(run: Path, tiny_model: Pa
     tensors = load_file(adapter / "adapter_model.safetensors")
     save_file({name: t + 1 for name, t in tensors.items()}, adapter / "adapter_model.safetensors")
     refused_after(lambda c: None, "made from adapter, and not from .*adapter as that is now")
+
+
+def bytes_below(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_what_the_merge_reads_is_never_its_target(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """Each of these folders could hold a certificate, which alone would allow to replace it."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    (tmp_path / "link").symlink_to(run)
+    for folder in (tmp_path, run, run / "adapter", base):
+        (folder / "merge-certificate.json").write_text("{}")
+    before = bytes_below(tmp_path)
+    inside = (run / "adapter" / "new", run / "adapter-best", base / "new" / "deeper")
+    for target in (tmp_path, run, tmp_path / "link", run / "adapter", base, *inside):
+        for merge in (lambda t: run_merge(read_run(run), t, overwrite=True, base=str(base)), checked(run, base)):
+            with pytest.raises(UsageError, match=r"The merge reads .*: choose another --out"):
+                merge(target)
+    assert bytes_below(tmp_path) == before
+    assert not (base / "new").exists()
+    check_target(run / "merged", read_run(run), str(base))
+    check_target(tmp_path / "runs" / "x", read_run(run), "owner/model")
+
+
+def checked(run: Path, base: Path) -> Callable[[Path], object]:
+    return lambda target: merge_run(read_run(run), str(base), target, overwrite=True, other_base=str(base))
+
+
+def test_only_a_checkpoint_is_replaced(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    for marker in ("manifest.json", "run.json", "sdft-source.json", "sdft-demo.json", "FAILED.txt"):
+        folder = tmp_path / f"of-{marker}"
+        folder.mkdir()
+        (folder / marker).write_text("{}")
+        with pytest.raises(UsageError, match=r"holds no merge-certificate\.json"):
+            merge_run(read_run(run), str(tiny_model), folder, overwrite=True)
+        assert bytes_below(folder) == {marker: b"{}"}
+    (tmp_path / "empty").mkdir()
+    merge_run(read_run(run), str(tiny_model), tmp_path / "empty")
+    merge_run(read_run(run), str(tiny_model), tmp_path / "empty", overwrite=True)
+
+
+def test_a_failed_merge_takes_the_next_free_name(
+    run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, good = tmp_path / "merged", tmp_path / "merged-failed-2"
+    merge_run(read_run(run), str(tiny_model), out)
+    shutil.copytree(out, good)  # a checkpoint that passed, under a name that is only a name
+    (tmp_path / "merged-failed").mkdir()
+    (tmp_path / "merged-failed" / "notes.txt").write_text("mine")
+    before = bytes_below(tmp_path)
+    delta = Adapter.delta
+    monkeypatch.setattr(Adapter, "delta", lambda self, name: 2.0 * delta(self, name))
+    for _ in range(2):
+        with pytest.raises(VerificationError, match=r"merged-failed-3/FAILED\.txt lists it all"):
+            merge_run(read_run(run), str(tiny_model), out, overwrite=True)
+    after = bytes_below(tmp_path)
+    assert {name: data for name, data in after.items() if not name.startswith("merged-failed-3/")} == before
+    assert not (tmp_path / "merged-failed-4").exists()
+
+
+def with_info(run: Path, **info: Any) -> Path:
+    edited(run / "run.json", **info)
+    return run
+
+
+def test_a_base_that_has_changed_since_the_run_is_refused(
+    run: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    edited(run / "config.json", model=str(base))
+    run_merge(read_run(run), tmp_path / "old")
+    assert "Note: the run does not say what exactly its base was" in capsys.readouterr().err
+    with_info(run, base=identity(base))
+    run_merge(read_run(run), tmp_path / "same")
+    assert "Note" not in capsys.readouterr().err
+
+    edited(base / "config.json", rope_theta=5.0)
+    tensors_edited(base, lambda t: t.update(more=torch.ones(1)))
+    with pytest.raises(VerificationError, match=r"\(another config\.json, model\.safetensors\): restore that one, or"):
+        run_merge(read_run(run), tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+    run_merge(read_run(run), tmp_path / "merged", base=str(base))  # asked for by name
+
+
+def test_the_base_of_a_run_on_the_hub_is_its_commit(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    snapshots = tmp_path / "hub" / "models--o--m" / "snapshots"
+    for commit in ("aaa", "bbb"):
+        shutil.copytree(tiny_model, snapshots / commit)
+    assert identity(snapshots / "aaa") == {"commit": "aaa"}
+    with_info(run, base={"commit": "aaa"})
+    check = merge_run(read_run(run), str(snapshots / "aaa"), tmp_path / "merged")
+    assert check["revision"] == "aaa"
+    with pytest.raises(VerificationError, match=r"\(another commit\)"):
+        merge_run(read_run(run), str(snapshots / "bbb"), tmp_path / "other")
+
+
+HUB = """
+import json, sys
+from sdft_cli.engine.models import identity, loaded_folder, local_folder
+found = loaded_folder("o/m")
+print(json.dumps([identity(found), local_folder("o/m", identity(found)["commit"]) == found, loaded_folder("o/x")]))
+"""
+
+
+def test_a_hub_base_is_found_as_it_was_loaded(tiny_model: Path, tmp_path: Path) -> None:
+    repo = tmp_path / "models--o--m"
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    shutil.copytree(tiny_model, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", HUB], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout) == [{"commit": commit}, True, None]
+
+
+def test_another_base_has_to_be_of_the_same_family(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    prompts = ChatPrompts(load_tokenizer(tiny_model), load_teacher_template("repeat"))
+    dataset = json.loads((run / "run.json").read_text())["dataset"]
+    with_info(run, dataset={**dataset, "fingerprint": prompts.fingerprint()})
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    assert merge_run(read_run(run), str(other), tmp_path / "merged", other_base=str(other))["base"] == "other"
+    check_certified(tmp_path / "merged", run / "adapter", "bfloat16", str(other))
+    with pytest.raises(VerificationError, match=r"its base is other \(folder\), not tiny-llama"):
+        check_certified(tmp_path / "merged", run / "adapter", "bfloat16", str(tiny_model))
+    (other / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with pytest.raises(VerificationError, match=r"The chat template of .*other differ from"):
+        merge_run(read_run(run), str(other), tmp_path / "out", other_base=str(other))
+    edited(other / "tokenizer.json", added_tokens=[])
+    with pytest.raises(VerificationError, match=r"The tokenizer and chat template of .*other differ from"):
+        merge_run(read_run(run), str(other), tmp_path / "out", other_base=str(other))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_adapter_leaves_nothing_behind(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    truncated(run / "adapter" / "adapter_model.safetensors")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match="adapter holds no whole adapter"):
+        merge_run(read_run(run), str(tiny_model), tmp_path / "merged")
+    assert sorted(tmp_path.rglob("*")) == before

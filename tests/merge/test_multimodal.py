@@ -20,11 +20,15 @@ from sdft_cli.merge.tensor_file import TensorFile  # noqa: E402
 from tests.merge.conftest import make_run  # noqa: E402
 
 SHARDS = 4
+IN_FP32 = ("linear_attn.A_log", "linear_attn.norm.weight")
 
 
 @pytest.fixture(scope="module")
 def multimodal(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random Qwen3.5 in several shards, with MTP heads that its class does not load."""
+    """A tiny random Qwen3.5 in several shards, with MTP heads that its class does not load.
+
+    As published ones: bf16, and fp32 what decides how a linear attention forgets.
+    """
     from transformers import GenerationConfig, Qwen3_5Config, Qwen3_5ForConditionalGeneration
 
     text = {
@@ -51,6 +55,12 @@ def multimodal(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny-qwen3.5"
     model.to(torch.bfloat16).save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["dtype"] = "bfloat16"
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in tensors:
+        if name.endswith(IN_FP32):
+            tensors[name] = tensors[name].float() * 1.001  # no bf16 numbers
     layer = "mtp.layers.0.self_attn"
     for name, shape in (
         (f"{layer}.q_proj.weight", (64, 32)),
@@ -74,11 +84,11 @@ def multimodal(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def bytes_by_name(folder: Path) -> dict[str, bytes]:
+def bytes_by_name(folder: Path) -> dict[str, tuple[str, bytes]]:
     found = {}
     for path in folder.glob("*.safetensors"):
         with TensorFile(path) as file:
-            found |= {name: b"".join(file.chunks(name)) for name in file.entries}
+            found |= {name: (e.dtype, b"".join(file.chunks(name))) for name, e in file.entries.items()}
     return found
 
 
@@ -97,6 +107,9 @@ def test_what_was_not_trained_is_byte_identical_and_the_card_runs(multimodal: Pa
     assert len([n for n in kept if n.startswith("mtp.")]) == 3
     assert len([n for n in kept if n.startswith("model.visual.")]) > 20
     assert all(before[name] == after[name] for name in kept)
+    exceptions = [name for name in before if name.endswith(IN_FP32)]
+    assert len(exceptions) == 6
+    assert {after[name][0] for name in exceptions} == {"F32"}
     changed = {name for name in before if before[name] != after[name]}
     assert changed == {tensor["name"] for tensor in check["adapted"]}
     assert {name.split(".")[-2] for name in changed} == set(run.config.lora.target_modules)
@@ -106,6 +119,9 @@ def test_what_was_not_trained_is_byte_identical_and_the_card_runs(multimodal: Pa
     model = transformers.AutoModelForMultimodalLM.from_pretrained(out)
     assert type(model).__name__ == "Qwen3_5ForConditionalGeneration"
     assert model.dtype == torch.bfloat16
+
+    config = json.loads((out / "config.json").read_text())
+    assert (config["dtype"], config["text_config"]["dtype"]) == ("bfloat16", "bfloat16")
 
     card = (out / "README.md").read_text(encoding="utf-8")
     assert "The base's own card" not in card
@@ -117,3 +133,16 @@ def test_what_was_not_trained_is_byte_identical_and_the_card_runs(multimodal: Pa
     exec(code.replace("your-name/your-model", str(out)).replace("max_new_tokens=512", "max_new_tokens=8"), scope)
     assert type(scope["model"]).__name__ == "Qwen3_5ForConditionalGeneration"
     assert scope["output"].shape[1] > scope["inputs"]["input_ids"].shape[1]
+
+
+def test_float32_weights_are_named_in_the_sections_too(multimodal: Path, tmp_path: Path) -> None:
+    from transformers import AutoConfig
+
+    cpu = ["device=any", "min_gpu_gb=null", "dtype=float32", "gradient_checkpointing=false"]
+    run = read_run(make_run(tmp_path / "run", multimodal, "qwen3.5-9b-64k", cpu))
+    out = tmp_path / "merged"
+    check = run_merge(run, out, dtype="float32")
+    assert {dtype for dtype, _ in bytes_by_name(out).values()} == {"F32"}
+    assert check["untouched"]["identical"] == 6  # those that were fp32 before
+    config = AutoConfig.from_pretrained(out)
+    assert (config.dtype, config.text_config.dtype) == (torch.float32, torch.float32)

@@ -15,10 +15,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.cli.merge import run_merge  # noqa: E402
+from sdft_cli.cli.model_card import evaluated_card, is_own_card, name_in_card, write_model_card  # noqa: E402
 from sdft_cli.cli.push import check_no_secrets, push  # noqa: E402
 from sdft_cli.engine.runs import read_run, write_json  # noqa: E402
 from sdft_cli.errors import UsageError, VerificationError  # noqa: E402
-from sdft_cli.merge.certified import file_hashes  # noqa: E402
+from sdft_cli.merge.certified import file_hash, file_hashes  # noqa: E402
 from sdft_cli.merge.push import check_repo_name  # noqa: E402
 from tests.merge.conftest import make_run  # noqa: E402
 from tests.merge.fake_hub import FakeHub, serving  # noqa: E402
@@ -81,10 +82,77 @@ def test_a_public_repository_is_asked_for_by_name(sdft: Sdft, ready: Path) -> No
         hub.files["old.safetensors"] = b""
         done = pushed(sdft, hub, ready, "--push", "me/model", "--public")
         assert done.returncode == 2
-        assert "holds old.safetensors of another checkpoint" in done.stderr
+        assert "me/model holds files of another checkpoint (old.safetensors)" in done.stderr
     with serving(FakeHub()) as hub:
         pushed(sdft, hub, ready, "--push", "me/model", "--public")
         assert not hub.private
+
+
+def test_files_of_another_checkpoint_in_the_repository_are_listed(sdft: Sdft, ready: Path) -> None:
+    stale = ("adapter_config.json", "additional_chat_templates/rag.jinja", "pytorch_model.bin", "tokenizer.model")
+    harmless = (".gitattributes", "LICENSE", "plots/loss.png", "logs/config.json")
+    with serving(FakeHub(exists=True)) as hub:
+        hub.files = dict.fromkeys((*stale, *harmless), b"")
+        done = pushed(sdft, hub, ready, "--push", "me/model")
+        assert done.returncode == 2
+        assert f"holds files of another checkpoint ({', '.join(stale)}): delete them there" in done.stderr
+        assert hub.files == dict.fromkeys((*stale, *harmless), b"")
+        hub.files = dict.fromkeys(harmless, b"")
+        assert pushed(sdft, hub, ready, "--push", "me/model").returncode == 0
+
+
+def test_a_further_template_is_sent_in_its_folder(sdft: Sdft, tiny_model: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "rag.jinja").write_text("{{ 1 }}")
+    run = make_run(tmp_path / "run", base)
+    run_merge(read_run(run), run / "merged")
+    with serving(FakeHub()) as hub:
+        done = pushed(sdft, hub, run, "--push", "me/model")
+        assert done.returncode == 0, done.stderr
+        assert hub.files["additional_chat_templates/rag.jinja"] == b"{{ 1 }}"
+        (run / "merged" / "additional_chat_templates" / "rag.jinja").write_text("{{ 2 }}")
+        done = pushed(sdft, hub, run, "--push", "me/model")
+        assert done.returncode == 4
+        assert "additional_chat_templates/rag.jinja was changed" in done.stderr
+
+
+def test_only_binaries_of_the_base_are_not_searched(tmp_path: Path) -> None:
+    (tmp_path / "speech.spm").write_bytes(b"\xff\x00")
+    (tmp_path / "notes.txt").write_text("words")
+    names = ["notes.txt", "speech.spm"]
+    assert check_no_secrets(tmp_path, names, dict.fromkeys(names, "identical")) == ["notes.txt"]
+    with pytest.raises(VerificationError, match=r"speech\.spm cannot be searched for secrets"):
+        check_no_secrets(tmp_path, names, {"speech.spm": "differs"})
+
+
+def test_a_deleted_card_comes_back_with_its_licence_and_an_edited_one_stays(
+    ready: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    (base / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
+    shutil.rmtree(ready / "merged")
+    run, card = read_run(ready), ready / "merged" / "README.md"
+    run_merge(run, ready / "merged", base=str(base))
+    written = card.read_text()
+    assert "license: apache-2.0" in written
+    card.unlink()
+    write_model_card(run, ready / "merged")
+    assert card.read_text() == written
+
+    found = {"adapter": {"sha256": file_hash(ready / "adapter" / "adapter_model.safetensors")}}
+    name_in_card(ready / "merged", "me/model")
+    assert is_own_card(ready / "merged")
+    card.write_text(f"{card.read_text()}\nMy own words.\n")
+    edited = card.read_text()
+    assert evaluated_card(run, found) is None
+    assert "is not as sdft wrote it, so it was left alone" in capsys.readouterr().err
+    assert card.read_text() == edited
+    name_in_card(ready / "merged", "me/other")
+    assert card.read_text() == edited.replace("me/model", "me/other")
+    assert not is_own_card(ready / "merged")
 
 
 SECRET = "ghp_" + "aZ3kQ9xL2mN8vB4cR7tY" + "1wE5uI0oP6sDq7Xk"  # as long as a real one
@@ -220,18 +288,41 @@ def test_options_that_do_not_fit_are_refused_before_anything(ready: Path, monkey
         ((), 2, "add --bf16, or --dtype float32"),
         (("--public", "--bf16"), 2, "add --push REPO"),
         (("--push", "model"), 2, "give owner/name"),
+        (("--push", "me/model.git"), 2, "give owner/name"),
+        (("--bf16", "--prompts", "9"), 2, "should be less than or equal to 8"),
+        (("--push", "me/model", "--base", "owner/other"), 4, "its base is tiny-llama (folder), not owner/other"),
         (("--push", "me/model", "--bf16", "--dtype", "float32"), 2, "not both"),
         (("--gguf", "x.gguf"), 2, "give both"),
         (("--gguf", "x.gguf", "--llama-cpp", "."), 2, "holds no convert_hf_to_gguf.py"),
         (("--push", "me/model", "--dtype", "float32"), 4, "its weights are bfloat16, not float32"),
     ]
+    inside = ready / "merged" / "model.gguf"
+    converter = ready.parent / "convert_hf_to_gguf.py"
+    converter.touch()
+    gguf = ("--gguf", str(inside), "--llama-cpp", str(ready.parent))
+    cases.append(((*gguf, "--bf16"), 2, f"{inside} would be a file of the checkpoint"))
     for arguments, code, why in cases:
         done = CliRunner().invoke(app, ["merge", str(ready), *arguments])
         assert (done.exit_code, why in done.stderr) == (code, True), done.stderr
 
 
 @pytest.mark.parametrize(
-    "name", ["me", "me/", "/model", "a/b/c", "../x", "me/mo del", "me/x\n", "https://hub/me/x", "a/b..c"]
+    "name",
+    [
+        "me",
+        "me/",
+        "/model",
+        "a/b/c",
+        "../x",
+        "me/mo del",
+        "me/x\n",
+        "https://hub/me/x",
+        "a/b..c",
+        "me/-x",
+        "me/x.",
+        "me/x.git",
+        "me/" + 97 * "x",
+    ],
 )
 def test_names_that_are_no_repository(name: str) -> None:
     with pytest.raises(UsageError, match="give owner/name"):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sdft_cli.errors import DataError, VerificationError  # noqa: E402
 from sdft_cli.merge.certificate import certify  # noqa: E402
+from sdft_cli.merge.certified import file_hashes  # noqa: E402
 from sdft_cli.merge.tensor_file import TensorFile  # noqa: E402
 from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights  # noqa: E402
 
@@ -47,7 +48,10 @@ def base_at(folder: Path, tensors: dict[str, Any], **config: Any) -> Path:
 
 
 def mixed() -> dict[str, Any]:
-    """One byte, two, four and eight an element; sizes that leave the next tensor at an odd byte; none; a number."""
+    """One byte, two, four and eight an element; sizes that leave the next tensor at an odd byte; none; a number.
+
+    Mainly bf16, so that other floats are exceptions.
+    """
     generator = torch.Generator().manual_seed(1)
     return {
         W: torch.randn(6, 10, generator=generator).bfloat16(),
@@ -67,8 +71,10 @@ def raw(path: Path) -> dict[str, tuple[str, bytes]]:
         return {name: (entry.dtype, b"".join(file.chunks(name))) for name, entry in file.entries.items()}
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_the_file_is_what_the_library_would_write_of_the_same_tensors(tmp_path: Path, dtype: Any) -> None:
+@pytest.mark.parametrize(("dtype", "unchanged"), [(torch.bfloat16, 8), (torch.float32, 6)])
+def test_the_file_is_what_the_library_would_write_of_the_same_tensors(
+    tmp_path: Path, dtype: Any, unchanged: int
+) -> None:
     tensors = mixed()
     base = base_at(tmp_path / "base", tensors)
     adapter = adapter_at(tmp_path / "adapter", {W: (6, 10)})
@@ -79,7 +85,7 @@ def test_the_file_is_what_the_library_would_write_of_the_same_tensors(tmp_path: 
     lora = load_file(adapter / "adapter_model.safetensors")
     module = "base_model.model." + W.removesuffix(".weight")
     delta = 2.0 * (lora[f"{module}.lora_B.weight"] @ lora[f"{module}.lora_A.weight"])
-    expected = {n: t.to(dtype) if t.is_floating_point() else t for n, t in tensors.items()}
+    expected = {n: t.to(dtype) if t.dtype == torch.bfloat16 else t for n, t in tensors.items()}
     expected[W] = (tensors[W].float() + delta).to(dtype)
     save_file(expected, tmp_path / "expected.safetensors", metadata={"format": "pt"})
     merged = tmp_path / "out" / "model.safetensors"
@@ -90,7 +96,7 @@ def test_the_file_is_what_the_library_would_write_of_the_same_tensors(tmp_path: 
     before, after = raw(base / "model.safetensors"), raw(merged)
     same = [n for n in tensors if n != W and (before[n][0] == after[n][0])]
     assert all(before[name] == after[name] for name in same)
-    assert len(same) == 5
+    assert len(same) == unchanged
     with TensorFile(merged) as written:
         start = min(entry.start for entry in written.entries.values())
         assert start % 8 == 0
@@ -110,6 +116,7 @@ def test_tensors_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert raw(tmp_path / "cut" / "model.safetensors") == raw(tmp_path / "whole" / "model.safetensors")
     copy_companions(base, tmp_path / "cut", "float32")
     whole = certify(base, adapter, tmp_path / "cut", torch.float32)
+    assert (whole.identical, whole.cast) == (6, 2)
     monkeypatch.setattr(certificate, "PIECE", 7)
     assert certify(base, adapter, tmp_path / "cut", torch.float32) == whole
     assert whole.failures == []
@@ -124,6 +131,110 @@ def test_the_index_states_the_size_of_what_was_written(tmp_path: Path) -> None:
     found = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     size = sum(t.nbytes for t in load_file(tmp_path / "out" / "model.safetensors").values())
     assert found == {"metadata": {"total_size": size, "more": 2}, "weight_map": index["weight_map"]}
+
+
+def merged_at(folder: Path, base: Path, adapter: Path, dtype: Any) -> Path:
+    folder.mkdir()
+    merge_weights(base, Adapter(adapter), folder, dtype)
+    copy_companions(base, folder, str(dtype).removeprefix("torch."))
+    return folder
+
+
+def test_an_exception_that_was_cast_is_no_pass(tmp_path: Path) -> None:
+    base, adapter = base_at(tmp_path / "base", mixed()), adapter_at(tmp_path / "adapter", {W: (6, 10)})
+    out = merged_at(tmp_path / "out", base, adapter, torch.bfloat16)
+    assert certify(base, adapter, out, torch.bfloat16).failures == []
+    tensors = load_file(out / "model.safetensors")
+    save_file({**tensors, "e.wide": tensors["e.wide"].bfloat16()}, out / "model.safetensors")
+    assert certify(base, adapter, out, torch.bfloat16).failures == ["e.wide is torch.bfloat16, not torch.float32"]
+
+
+@pytest.mark.parametrize(("main", "sizes"), [("bfloat16", (4, 4)), ("bfloat16", (5, 4)), ("float32", (4, 5))])
+def test_the_main_dtype_is_that_of_most_elements_over_all_files(
+    tmp_path: Path, main: str, sizes: tuple[int, int]
+) -> None:
+    """Adapted tensors count too; here each file alone would say something else."""
+    base, adapter = tmp_path / "base", adapter_at(tmp_path / "adapter", {"x.weight": (1, 4)})
+    base.mkdir()
+    (base / "config.json").write_text("{}")
+    parts = {
+        "a.safetensors": {"x.weight": torch.ones(1, 4).bfloat16(), "n": torch.ones(sizes[1])},
+        "b.safetensors": {"m": torch.ones(sizes[0] - 4).bfloat16(), "ids": torch.arange(99)},
+    }
+    for name, tensors in parts.items():
+        save_file(tensors, base / name, metadata={"format": "pt"})
+    index = {"weight_map": {tensor: name for name, tensors in parts.items() for tensor in tensors}}
+    (base / "model.safetensors.index.json").write_text(json.dumps(index))
+    for dtype in (torch.bfloat16, torch.float32):
+        out = merged_at(tmp_path / str(dtype), base, adapter, dtype)
+        merged = {**load_file(out / "a.safetensors"), **load_file(out / "b.safetensors")}
+        kept = {"m": torch.bfloat16, "n": torch.float32}
+        cast = {"m" if main == "bfloat16" else "n": dtype}
+        assert {name: merged[name].dtype for name in kept} == kept | cast
+        assert certify(base, adapter, out, dtype).failures == []
+
+
+def test_every_section_of_the_config_that_names_the_main_dtype_names_the_new_one(tmp_path: Path) -> None:
+    sections: dict[str, Any] = {
+        "torch_dtype": "bfloat16",
+        "text_config": {"dtype": "bfloat16", "mamba_ssm_dtype": "float32"},
+        "vision_config": {"dtype": "float16", "inner": {"torch_dtype": "bfloat16"}},
+    }
+    base = base_at(tmp_path / "base", mixed(), **sections)
+    adapter = adapter_at(tmp_path / "adapter", {W: (6, 10)})
+    out = merged_at(tmp_path / "out", base, adapter, torch.float32)
+    config = json.loads((out / "config.json").read_text())
+    assert config == {
+        "model_type": "llama",
+        "dtype": "float32",
+        "text_config": {"dtype": "float32", "mamba_ssm_dtype": "float32"},
+        "vision_config": {"dtype": "float16", "inner": {"torch_dtype": "float32"}},
+    }
+    found = certify(base, adapter, out, torch.float32)
+    assert (found.failures, found.files) == ([], {"config.json": "identical but for dtype"})
+
+    def failures_with(**changes: Any) -> list[str]:
+        (out / "config.json").write_text(json.dumps({**config, **changes}))
+        return certify(base, adapter, out, torch.float32).failures
+
+    assert failures_with(text_config=sections["text_config"]) == []  # the base's own
+    assert failures_with(dtype="bfloat16") == ["config.json says dtype is bfloat16, not float32"]
+    assert failures_with(torch_dtype="float16") == ["config.json says torch_dtype is float16, not float32"]
+    assert failures_with(vision_config={"dtype": "bfloat16", "inner": {"torch_dtype": "float32"}}) == [
+        "config.json says vision_config.dtype is bfloat16, in the base float16"
+    ]
+    assert failures_with(text_config={"mamba_ssm_dtype": "float32"}) == [
+        "config.json says text_config.dtype is None, in the base bfloat16"
+    ]
+
+
+def test_other_forms_of_the_weights_are_left_and_further_templates_are_not(tmp_path: Path) -> None:
+    base, adapter = base_at(tmp_path / "base", mixed()), adapter_at(tmp_path / "adapter", {W: (6, 10)})
+    save_file(mixed(), base / "consolidated.safetensors")
+    for name in ("model.onnx", "rust_model.ot", "model.ckpt", "tf_model.h5", "flax_model.msgpack", ".hidden"):
+        (base / name).write_text("x")
+    templates = base / "additional_chat_templates"
+    templates.mkdir()
+    (templates / "rag.jinja").write_text("{{ 1 }}")
+    out = merged_at(tmp_path / "out", base, adapter, torch.bfloat16)
+    names = {path.relative_to(out).as_posix() for path in out.rglob("*")}
+    assert names == {
+        *("model.safetensors", "config.json", "additional_chat_templates", "additional_chat_templates/rag.jinja")
+    }
+    found = certify(base, adapter, out, torch.bfloat16)
+    assert found.failures == []
+    assert found.files == {"additional_chat_templates/rag.jinja": "identical", "config.json": "identical but for dtype"}
+    assert file_hashes(out).keys() == names - {"additional_chat_templates"}
+    (out / "additional_chat_templates" / "rag.jinja").write_text("{{ 2 }}")
+    assert certify(base, adapter, out, torch.bfloat16).failures == [
+        "additional_chat_templates/rag.jinja differs from the base's"
+    ]
+    (out / "additional_chat_templates" / "rag.jinja").unlink()
+    save_file(mixed(), out / "consolidated.safetensors")
+    assert certify(base, adapter, out, torch.bfloat16).failures == [
+        "consolidated.safetensors is no file of the checkpoint",
+        "additional_chat_templates/rag.jinja is missing",
+    ]
 
 
 NF4 = {W.replace("weight", "weight.quant_state.bitsandbytes__nf4"): torch.zeros(8, dtype=torch.uint8)}
@@ -161,6 +272,48 @@ def test_a_damaged_base_is_refused(tmp_path: Path, left: int) -> None:
     index = {"weight_map": {W: "model.safetensors"}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match=r"model\.safetensors is missing"):
+        merge_weights(base, Adapter(adapter), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
+@pytest.mark.parametrize("text", ['{"weight_map": {', "[]", "\x00"])
+def test_damaged_json_of_the_base_is_one_sentence(tmp_path: Path, name: str, text: str) -> None:
+    base, adapter = base_at(tmp_path / "base", mixed()), adapter_at(tmp_path / "adapter", {W: (6, 10)})
+    (base / name).write_text(text)
+    with pytest.raises(DataError, match=r"\.json (cannot be read|is no JSON object).*: get the model again\.$"):
+        merge_weights(base, Adapter(adapter), tmp_path)
+
+
+def tensors_only(folder: Path, **tensors: Any) -> None:
+    save_file({name.replace("__", "."): t for name, t in tensors.items()}, folder / "adapter_model.safetensors")
+
+
+def truncated(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+DAMAGED_ADAPTERS: dict[str, tuple[Any, str]] = {
+    "truncated weights": (lambda a: truncated(a / "adapter_model.safetensors"), "holds no whole adapter"),
+    "no weights": (lambda a: (a / "adapter_model.safetensors").unlink(), "holds no whole adapter"),
+    "truncated config": (lambda a: truncated(a / "adapter_config.json"), "holds no whole adapter"),
+    "no rank": (lambda a: (a / "adapter_config.json").write_text('{"lora_alpha": 8}'), "holds no whole adapter"),
+    "rank 0": (lambda a: (a / "adapter_config.json").write_text('{"r": 0, "lora_alpha": 8}'), "holds no whole"),
+    "a list": (lambda a: (a / "adapter_config.json").write_text("[]"), "holds no whole adapter"),
+    "no tensors": (lambda a: tensors_only(a), "holds no tensors"),
+    "half a pair": (lambda a: tensors_only(a, x__lora_A__weight=torch.ones(4, 2)), "besides lora_A and lora_B pairs"),
+    "another rank": (
+        lambda a: (a / "adapter_config.json").write_text('{"r": 2, "lora_alpha": 4}'),
+        "are not of its rank 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED_ADAPTERS)
+def test_a_damaged_adapter_is_one_sentence(tmp_path: Path, damage: str) -> None:
+    base, adapter = base_at(tmp_path / "base", mixed()), adapter_at(tmp_path / "adapter", {W: (6, 10)})
+    change, why = DAMAGED_ADAPTERS[damage]
+    change(adapter)
+    with pytest.raises(DataError, match=f"{why}.*: (run `sdft train` again|merge it with peft)\\.$"):
         merge_weights(base, Adapter(adapter), tmp_path)
 
 

@@ -151,7 +151,7 @@ def test_an_existing_folder_is_refused_unless_overwritten(tmp_path: Path) -> Non
     assert read_dataset(folder).manifest["source"] == "new"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("precious")
-    with pytest.raises(UsageError, match="was not written by sdft"):
+    with pytest.raises(UsageError, match=r"holds no manifest\.json"):
         write(tmp_path / "mine", overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
     (tmp_path / "file").write_text("")
@@ -164,7 +164,7 @@ def test_a_failure_leaves_nothing_and_keeps_the_old_folder(tmp_path: Path) -> No
     before = sorted(p.name for p in tmp_path.iterdir())
 
     def half_write(target: Path, error: Exception) -> None:
-        with new_folder(target, overwrite=True) as scratch:
+        with new_folder(target, "manifest.json", overwrite=True) as scratch:
             (scratch / "half").write_text("x")
             raise error
 

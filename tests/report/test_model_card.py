@@ -51,7 +51,9 @@ CERTIFICATE: dict[str, Any] = {
         "top1_agreement": 0.995,
         "positions": 200,
         "same_answers": 7,
-        "same_calls": 8,
+        "answers_with_calls": 6,
+        "same_answers_with_calls": 6,
+        "base_is_told_apart": True,
         "answers": 8,
     },
 }
@@ -161,7 +163,7 @@ def test_the_data_and_the_certificate_are_told() -> None:
         "teacher's prompt 57,344 tokens",
         "| of their updates, elements that survive bfloat16 | 25.0% to 75.0% |",
         "| untouched tensors, identical | 500 |",
-        "| same tool calls in it | 8 of 8 |",
+        "| with a tool call | 6 of 6 |",
         "revision `0123abc`",
     ):
         assert text in card
