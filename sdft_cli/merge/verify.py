@@ -1,7 +1,9 @@
 """Is the checkpoint on disk the model that was trained? Loaded and compared with base + adapter over real prompts.
 
-Distributions at the expert's tokens are judged. Whether the checkpoint's greedy answers, tool calls mostly, are those
-of the trained model is told and not judged: a near tie changes all that follows. Models run by their own `forward` and `generate`, as they will wherever the checkpoint goes; one is in memory.
+The checkpoint answers the prompts greedily. At the tokens of these answers the distributions of both, and of the base,
+are compared and judged. Whether the trained model would give the same answers, tool calls mostly, is told and not
+judged: a near tie changes all that follows. Models run by their own `forward` and `generate`, as they will wherever the
+checkpoint goes; one is in memory.
 """
 
 from __future__ import annotations
@@ -62,59 +64,65 @@ def _compared(
     from transformers import AutoTokenizer
 
     model = load_model(str(merged), dtype, device)
-    merged_log_p, merged_answers = log_probabilities(model, prompts, device), greedy_answers(model, prompts, device)
+    answers, merged_log_p = greedy_answers(model, prompts, device)
+    replays = [CheckPrompt(item.prompt, answer) for item, answer in zip(prompts, answers, strict=True)]
     del model
     gc.collect()
-    adapted: Any = PeftModel.from_pretrained(load_model(str(base), dtype, device), str(adapter)).eval()
-    trained_log_p = log_probabilities(adapted, prompts, device)
-    replays = [CheckPrompt(item.prompt, answer) for item, answer in zip(prompts, merged_answers, strict=True)]
-    replayed = [is_greedy(adapted, replay, device) for replay in replays]
+    adapted: Any = PeftModel.from_pretrained(load_model(str(base), dtype, device), str(adapter), low_cpu_mem_usage=True)
+    trained_log_p = log_probabilities(adapted.eval(), replays, device)
     with weights(adapted, "base"):
-        base_log_p = log_probabilities(adapted, prompts, device)
+        base_log_p = log_probabilities(adapted, replays, device)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(merged))
-    calls = [has_call(tokenizer.decode(answer)) for answer in merged_answers]
-    return {
-        "device": device.type,
-        **compare(trained_log_p, merged_log_p, base_log_p),
-        "answers": len(replayed),
-        "same_answers": sum(replayed),
-        "answers_with_calls": sum(calls),
-        "same_answers_with_calls": sum(same and call for same, call in zip(replayed, calls, strict=True)),
-    }
+    found = compare(trained_log_p, merged_log_p, base_log_p)
+    texts = [tokenizer.decode(answer) for answer in answers]
+    return {"device": device.type, **found, **same_answers(answers, texts, trained_log_p.argmax(-1).tolist())}
 
 
 @torch.no_grad()
 def log_probabilities(model: Any, prompts: Sequence[CheckPrompt], device: torch.device) -> torch.Tensor:
     """Return log-probabilities (positions, V), fp32 on the CPU, at every answer position."""
-    found = [_logits(model, item.prompt, item.answer, device)[:-1].float().log_softmax(-1).cpu() for item in prompts]
+    found = []
+    for item in prompts:
+        ids = torch.tensor([[*item.prompt, *item.answer]], device=device)
+        logits = model(input_ids=ids, logits_to_keep=len(item.answer) + 1).logits[0, :-1]
+        found.append(logits.float().log_softmax(-1).cpu())
     return torch.cat(found)
 
 
-def _logits(model: Any, prompt: Sequence[int], answer: Sequence[int], device: torch.device) -> torch.Tensor:
-    """Return the logits (|y| + 1, V) that predict each token of an answer, and what comes after it."""
-    ids = torch.tensor([[*prompt, *answer]], device=device)
-    logits: torch.Tensor = model(input_ids=ids, logits_to_keep=len(answer) + 1).logits[0]
-    return logits
-
-
 @torch.no_grad()
-def greedy_answers(model: Any, prompts: Sequence[CheckPrompt], device: torch.device) -> list[list[int]]:
-    """Return each prompt's greedy answer, the token that ends it included, at most as long as the longest of `prompts`.
+def greedy_answers(
+    model: Any, prompts: Sequence[CheckPrompt], device: torch.device
+) -> tuple[list[list[int]], torch.Tensor]:
+    """Return greedy answers, each with the token that ends it, and log-probabilities at their positions.
 
     Prompts are decoded together, padded on the left, up to `DECODE_TOKENS` a batch.
+
+    Args:
+        prompts: of which no answer is longer than the longest that is there.
+
+    Returns token ids, and log-probabilities as `log_probabilities` gives them.
     """
     stops = _stops(model)
-    pad, cap = min(stops, default=0), _cap(prompts)
-    found: dict[int, list[int]] = {}
+    pad, cap = min(stops, default=0), max(len(item.answer) for item in prompts)
+    found: dict[int, tuple[list[int], torch.Tensor]] = {}
     for rows in padded_passes([len(item.prompt) + cap for item in prompts], DECODE_TOKENS):
         ids, mask = (t.to(device) for t in left_padded([prompts[i].prompt for i in rows], pad))
         output = model.generate(
-            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=cap, pad_token_id=pad
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=cap,
+            pad_token_id=pad,
+            output_logits=True,
+            return_dict_in_generate=True,
         )
-        for i, row in zip(rows, output[:, ids.shape[1] :].tolist(), strict=True):
-            end = next((place for place, token in enumerate(row) if token in stops), len(row))
-            found[i] = row[: end + 1]
-    return [found[i] for i in range(len(prompts))]
+        for n, i in enumerate(rows):
+            row = output.sequences[n, ids.shape[1] :].tolist()
+            size = next((place + 1 for place, token in enumerate(row) if token in stops), len(row))
+            logits = torch.stack([step[n] for step in output.logits[:size]])
+            found[i] = row[:size], logits.float().log_softmax(-1).cpu()
+    in_order = [found[i] for i in range(len(prompts))]
+    return [answer for answer, _ in in_order], torch.cat([log_p for _, log_p in in_order])
 
 
 def _stops(model: Any) -> set[int]:
@@ -122,17 +130,26 @@ def _stops(model: Any) -> set[int]:
     return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
-def _cap(prompts: Sequence[CheckPrompt]) -> int:
-    return max(len(item.answer) for item in prompts)
+def same_answers(answers: Sequence[list[int]], texts: Sequence[str], likeliest: Sequence[int]) -> dict[str, int]:
+    """Count the checkpoint's greedy answers that the trained model would give too, all of them and those with a call.
 
-
-@torch.no_grad()
-def is_greedy(model: Any, item: CheckPrompt, device: torch.device) -> bool:
-    """Say whether every token of an answer is the model's likeliest: then it is what the model itself would answer.
-
-    One pass instead of a decode.
+    Args:
+        answers: token ids.
+        texts: the same, as text.
+        likeliest: the trained model's likeliest token at every position of every answer. Where each of them is the
+            answer's, the answer is its own greedy one, without decoding it again.
     """
-    return bool(_logits(model, item.prompt, item.answer, device)[:-1].argmax(-1).tolist() == item.answer)
+    found, place = [], 0
+    for answer in answers:
+        found.append(list(likeliest[place : place + len(answer)]) == answer)
+        place += len(answer)
+    calls = [has_call(text) for text in texts]
+    return {
+        "answers": len(answers),
+        "same_answers": sum(found),
+        "answers_with_calls": sum(calls),
+        "same_answers_with_calls": sum(same and call for same, call in zip(found, calls, strict=True)),
+    }
 
 
 def has_call(text: str) -> bool:

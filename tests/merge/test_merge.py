@@ -46,7 +46,7 @@ def test_every_tensor_is_the_fp32_sum_cast_once_or_untouched(run: Path, tiny_mod
             assert torch.equal(merged[name], weight)
     assert len(check["adapted"]) == adapted == 14
     assert check["behaviour"]["mean_kl"] < 1e-3 < check["behaviour"]["base_mean_kl"]
-    assert check["behaviour"]["positions"] == 4
+    assert check["behaviour"]["positions"] == 6  # two answers of three tokens
     assert check["behaviour"]["answers"] == 2
     assert check["passed"]
     assert json.loads((tmp_path / "merged" / "merge-certificate.json").read_text()) == check

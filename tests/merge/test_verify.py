@@ -18,7 +18,8 @@ from sdft_cli.merge.verify import (  # noqa: E402
     failures,
     greedy_answers,
     has_call,
-    is_greedy,
+    log_probabilities,
+    same_answers,
 )
 
 CPU = torch.device("cpu")
@@ -47,23 +48,30 @@ def test_comparison_by_hand_and_what_fails() -> None:
 def test_greedy_answers_are_known_from_one_pass(tiny_model: Path) -> None:
     model = load_model(str(tiny_model), torch.float32, CPU)
     prompts = [CheckPrompt([5, 6, 7, 8], [1] * 9), CheckPrompt([11, 12], [1] * 4), CheckPrompt([9] * 7, [1] * 2)]
-    own = greedy_answers(model, prompts, CPU)
-    assert own == [greedy_answers(model, [CheckPrompt(p.prompt, [1] * 9)], CPU)[0] for p in prompts]  # alone too
+    own, log_p = greedy_answers(model, prompts, CPU)
+    assert own == [greedy_answers(model, [CheckPrompt(p.prompt, [1] * 9)], CPU)[0][0] for p in prompts]  # alone too
     assert max(map(len, own)) == 9
-    for item, answer in zip(prompts, own, strict=True):
-        assert is_greedy(model, CheckPrompt(item.prompt, answer), CPU)
-        for place in (0, len(answer) - 1):
-            other = [*answer[:place], answer[place] + 1, *answer[place + 1 :]]
-            assert not is_greedy(model, CheckPrompt(item.prompt, other), CPU)
+    replays = [CheckPrompt(p.prompt, answer) for p, answer in zip(prompts, own, strict=True)]
+    at_once = log_probabilities(model, replays, CPU)
+    torch.testing.assert_close(log_p, at_once, rtol=0, atol=1e-5)  # decoded step by step, and in one pass
+    likeliest = at_once.argmax(-1).tolist()
+    texts = ["a", '<tool_call>{"name": "Ba', '<tool_call>{"name": "Ba']
+    found = {"answers": 3, "same_answers": 3, "answers_with_calls": 2, "same_answers_with_calls": 2}
+    assert same_answers(own, texts, likeliest) == found
+    likeliest[len(own[0])] += 1  # the first token of the second answer
+    found = {"answers": 3, "same_answers": 2, "answers_with_calls": 2, "same_answers_with_calls": 1}
+    assert same_answers(own, texts, likeliest) == found
 
 
 def test_an_answer_ends_with_its_stop_token_and_no_later(tiny_model: Path) -> None:
     model = load_model(str(tiny_model), torch.float32, CPU)
     prompts = [CheckPrompt([5, 6, 7, 8], [1] * 9)]
-    free = greedy_answers(model, prompts, CPU)[0]
+    free = greedy_answers(model, prompts, CPU)[0][0]
     place = next(i for i in range(1, 9) if free[i] not in free[:i])  # the first time that this token comes
     model.generation_config.eos_token_id = [free[place]]
-    assert greedy_answers(model, prompts, CPU) == [free[: place + 1]]
+    answers, log_p = greedy_answers(model, prompts, CPU)
+    assert answers == [free[: place + 1]]
+    assert log_p.argmax(-1).tolist() == answers[0]
 
 
 def test_what_only_running_the_checkpoint_shows_is_caught(
