@@ -20,7 +20,7 @@ PREPARATION = {
     "validation_fraction": 0.2,
     "teacher_template": "repeat",
 }
-EVALUATION = {"max_new_tokens": 48, "drift_tokens": 16, "general": 120, "questions": 60}
+EVALUATION = {"max_new_tokens": 72, "drift_tokens": 16, "general": 120, "questions": 60}
 SESSIONS = 72
 QUICK = {"sessions": 12, "steps": 1, "general": 12, "questions": 6}
 

@@ -114,15 +114,16 @@ class GateResult:
 
 
 def gate_records(dataset: Dataset, count: int) -> tuple[list[Record], str]:
-    """Choose the records to measure and name their split: validation, or train if fewer than two sessions are held out.
+    """Choose the records to measure and name their split: validation, or train if few sessions are held out.
 
-    The gate measures the base model, which has seen neither.
+    Few are fewer independent ones than `FEW` and than there are in train. The gate measures the base model, which has
+    seen neither.
 
     Raises:
         DataError: the dataset has no record.
     """
-    held_out = dataset.split("validation")
-    split = "validation" if len(set(map(group_of, held_out))) > 1 else "train"
+    held_out, trained_on = (len(set(map(group_of, dataset.split(name)))) for name in ("validation", "train"))
+    split = "validation" if held_out >= min(FEW, trained_on) else "train"
     records = choose_records(dataset.split(split), count)
     if not records:
         raise DataError("The dataset has no training record: prepare one with more sessions.")
@@ -346,7 +347,7 @@ def _verdict(passed: bool, lifts: dict[str, Lift], records: int, split: str, shu
 def _notes(split: str, sessions: int) -> tuple[str, ...]:
     notes = []
     if split == "train":
-        notes.append("The dataset has no validation records of two sessions, so the gate measured training records.")
+        notes.append(f"Fewer than {FEW} independent sessions are held out, so the gate measured training records.")
     if sessions < FEW:
         notes.append(
             f"{sessions} independent sessions are few: below {FEW}, intervals take a normal distribution for granted; "

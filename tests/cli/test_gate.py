@@ -26,7 +26,7 @@ def test_a_model_that_learns_nothing_from_a_reference_is_exit_code_4(
     common = ("gate", "data", "--profile", "cpu-demo", "--model", tiny_model, "--set", "gate.max_new_tokens=4")
     done = sdft(*common, "--records", 6, "--json", "gate.json")
     assert done.returncode == 4, done.stderr
-    assert "sdft: The teacher-lift gate fails: on 6 validation records the reference does not lift" in done.stderr
+    assert "sdft: The teacher-lift gate fails: on 6 train records the reference does not lift" in done.stderr
     assert "Traceback" not in done.stderr
     assert "expert NLL per token" in done.stdout
     document = json.loads((tmp_path / "gate.json").read_text())

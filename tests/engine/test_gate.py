@@ -134,7 +134,7 @@ def test_few_sessions_and_training_records_are_said() -> None:
     assert found.passed
     assert "on 5 train records" in found.verdict
     assert found.notes == (
-        "The dataset has no validation records of two sessions, so the gate measured training records.",
+        "Fewer than 8 independent sessions are held out, so the gate measured training records.",
         "5 independent sessions are few: below 8, intervals take a normal distribution for granted; "
         "hold out more sessions.",
     )
@@ -160,8 +160,7 @@ def test_the_gate_measures_the_base_model_under_the_three_prompts(
 ) -> None:
     backend = adapted(tiny_model, "lora.dropout=0.3", "gradient_checkpointing=true")
     backend.sharing = sharing
-    records, split = gate_records(data, 6)
-    assert split == "validation"
+    records = choose_records(data.validation, 6)
     by_id = {r.record_id: r for r in records}
     before, random_state = state_of(backend), torch.get_rng_state()
     found = gate(backend, prompts, records, cap=cap)
@@ -190,7 +189,7 @@ def test_the_gate_measures_the_base_model_under_the_three_prompts(
 def test_shuffled_references_are_others_and_so_is_their_control(
     tiny_model: Path, prompts: ChatPrompts, data: Dataset
 ) -> None:
-    records, _ = gate_records(data, 6)
+    records = choose_records(data.validation, 6)
     found = gate(adapted(tiny_model), prompts, records, shuffle=True)
     for one in found.items:
         assert len({one.record_id, one.shown_record_id, one.control_record_id}) == 3
@@ -211,7 +210,7 @@ def test_one_session_allows_no_decision(tiny_model: Path, prompts: ChatPrompts, 
     assert found.to_json()["summary"] is None
 
 
-def test_training_records_stand_in_where_nothing_is_held_out(data: Dataset) -> None:
+def test_training_records_stand_in_where_little_is_held_out(data: Dataset) -> None:
     records, split = gate_records(replace(data, validation=[]), 5)
     assert split == "train"
     assert records == choose_records(data.train, 5)
@@ -223,6 +222,21 @@ def record(session: str, turn: int, *tools: str, text: str = "") -> Record:
     calls = tuple(ToolCall(str(i), name, json.dumps({"of": f"{session}{turn}"})) for i, name in enumerate(tools))
     messages = (Message("user", "hi"),) * turn + (Message("assistant", text, calls),)
     return Record(RecordRow(f"{session}/{turn}", session, turn, 1, 1, 1, bool(tools)), Session(session, messages))
+
+
+def test_eight_independent_sessions_are_enough_or_as_many_as_there_are(data: Dataset) -> None:
+    def split(held_out: int, trained_on: int, each: int = 1) -> str:
+        some, others = (
+            [replace(r, session=replace(r.session, group=f"{name}{i // each}")) for i, r in enumerate(records)]
+            for name, records in (
+                ("v", [record(f"v{i}", 1) for i in range(held_out)]),
+                ("t", [record(f"t{i}", 1) for i in range(trained_on)]),
+            )
+        )
+        return gate_records(replace(data, validation=some, train=others), 4)[1]
+
+    assert [split(*counts) for counts in ((8, 40), (7, 40), (3, 3), (3, 4))] == ["validation", "train"] * 2
+    assert split(8, 40, each=2) == "train"  # four groups
 
 
 def test_another_records_reference_is_of_another_session_and_tool_where_there_is_one() -> None:
