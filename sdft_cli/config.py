@@ -274,7 +274,7 @@ class EvalConfig(_Config):
     lm_eval_limit: int | None = Field(None, gt=0, description="at most this many documents of each of them")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")
     resamples: int = Field(2_000, gt=0, description="of the bootstrap over sessions")
-    seed: int = Field(0, ge=0, description="of the bootstrap; decoding is greedy and draws nothing")
+    seed: int = Field(0, ge=0, description="of the rollouts and of the bootstrap; answers are greedy")
 
 
 def explain(error: ValidationError) -> str:

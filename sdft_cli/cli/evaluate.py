@@ -41,7 +41,7 @@ def evaluate(
     ] = None,
     lm_eval_path: Annotated[Path | None, typer.Option(help="A folder with tasks of your own for --lm-eval.")] = None,
     lm_eval_limit: Annotated[int | None, typer.Option(help="Use only the first N documents of each task.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the intervals. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of rollouts and intervals. [default: 0]")] = None,
     details: Annotated[bool, typer.Option("--details", help="Show results by tool and by position too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries and differences as JSON.")] = False,
 ) -> None:

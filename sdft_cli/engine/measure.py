@@ -1,4 +1,4 @@
-"""What a model does on records: its own greedy answers, how far it is from the teacher there, the expert's likelihood.
+"""What a model does on records: its own answers, how far it is from the teacher there, the expert's likelihood.
 
 `sdft eval`, the held-out evaluation while training and the teacher-lift gate all measure through this module.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from sdft_cli.engine.backend import Backend
 from sdft_cli.engine.executors import answer_states, plan_passes
 from sdft_cli.engine.forward import padded_passes
 from sdft_cli.engine.loss import distillation_loss, token_log_likelihood
-from sdft_cli.engine.rollout import Rollout, generate, stop_tokens
+from sdft_cli.engine.rollout import Rollout, generate, seeded, stop_tokens
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.tool_calls import parse_turn
 from sdft_cli.prompts.tool_scores import score_tool_turn
@@ -68,7 +68,8 @@ class Encoded:
 class Item:
     """What was measured on one record. Sums are over tokens, in nats.
 
-    `group`: as `group_of`.
+    `group`: as `group_of`. `kl`, `rollout_tokens` and `finished` are of the rollout, `text` and what is said of its
+    calls of the greedy answer; without sampling the two are one.
     """
 
     record_id: str
@@ -143,16 +144,21 @@ def decode(
     prompts: ChatPrompts,
     max_new_tokens: int,
     max_tokens: int | None = None,
+    seed: int | None = None,
 ) -> list[Rollout]:
-    """Decode an answer to each prompt greedily; prompts go together up to `max_tokens` padded tokens (None: all)."""
+    """Decode an answer to each prompt; prompts go together up to `max_tokens` padded tokens (None: all).
+
+    Greedily, or with a `seed`, sampled from the model as it is: temperature 1, no cut of its tail.
+    """
     stops = stop_tokens(role.backend, prompts.turn_end_id)
     lengths = [len(ids) + max_new_tokens for ids in prompt_ids]
     passes = [list(range(len(lengths)))] if max_tokens is None else padded_passes(lengths, max_tokens)
     found: dict[int, Rollout] = {}
-    with role.weights(role.decoding):
+    temperature = None if seed is None else 1.0
+    with role.weights(role.decoding), nullcontext() if seed is None else seeded(seed):
         for rows in passes:
             batch = [prompt_ids[i] for i in rows]
-            answers = generate(role.backend, batch, max_new_tokens, stops, prompts.turn_end_id)
+            answers = generate(role.backend, batch, max_new_tokens, stops, prompts.turn_end_id, temperature)
             found.update(zip(rows, answers, strict=True))
     return [found[i] for i in range(len(lengths))]
 
@@ -176,22 +182,27 @@ def measure(
     prompts: ChatPrompts,
     max_new_tokens: int,
     max_decode_tokens: int | None = None,
+    seed: int | None = None,
 ) -> list[Item]:
     """Measure a student on records that fit into one pass.
 
-    The answers are the student's own, decoded greedily; the divergence KL(student||teacher) is measured on them, with
-    the expert's turn in the teacher's prompt; the likelihood is that of the expert's turn under the student's prompt.
+    The answers are the student's own, decoded greedily. The divergence KL(student||teacher), with the expert's turn in
+    the teacher's prompt, is measured on the student's rollouts: what it samples with `seed`, or without one, its greedy
+    answers. The likelihood is that of the expert's turn under the student's prompt.
 
     Args:
         student, teacher: whose weights play which role.
         batch: encoded records; `plan` cuts them into passes.
         max_new_tokens: cap on an answer.
-        max_decode_tokens: as `decode`.
+        max_decode_tokens, seed: as `decode`.
     """
     pad = prompts.turn_end_id
     students, references = [e.student for e in batch], [e.reference for e in batch]
     answers = decode(student, students, prompts, max_new_tokens, max_decode_tokens)
-    ids = [answer.ids for answer in answers]
+    rollouts = answers
+    if seed is not None:
+        rollouts = decode(student, students, prompts, max_new_tokens, max_decode_tokens, seed)
+    ids = [rollout.ids for rollout in rollouts]
     with student.weights(student.scoring):
         own = answer_states(student.backend, students, ids, pad)
         expert = answer_states(student.backend, students, references, pad)
@@ -200,8 +211,8 @@ def measure(
     kl = _reverse_kl(own, scored, student.backend.head).split([len(i) for i in ids])
     likelihoods = log_likelihood(expert, student.backend, references)
     return [
-        _item(e, answer, float(k.sum()), -n, prompts)
-        for e, answer, k, n in zip(batch, answers, kl, likelihoods, strict=True)
+        _item(e, answer, rollout, float(k.sum()), -n, prompts)
+        for e, answer, rollout, k, n in zip(batch, answers, rollouts, kl, likelihoods, strict=True)
     ]
 
 
@@ -211,7 +222,7 @@ def _reverse_kl(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
     return distillation_loss(student, teacher, head, ones, DistillSettings()).per_token
 
 
-def _item(encoded: Encoded, answer: Rollout, kl: float, nll: float, prompts: ChatPrompts) -> Item:
+def _item(encoded: Encoded, answer: Rollout, rollout: Rollout, kl: float, nll: float, prompts: ChatPrompts) -> Item:
     record, text = encoded.record, answer_text(answer, prompts)
     turn = parse_turn(text, record.tools)
     expert = record.reference
@@ -222,8 +233,8 @@ def _item(encoded: Encoded, answer: Rollout, kl: float, nll: float, prompts: Cha
         group=group_of(record),
         is_tool_turn=score is not None,
         kl=kl,
-        rollout_tokens=len(answer.ids),
-        finished=answer.finished,
+        rollout_tokens=len(rollout.ids),
+        finished=rollout.finished,
         nll=nll,
         reference_tokens=len(encoded.reference),
         parsed=score is not None and score.parsed,

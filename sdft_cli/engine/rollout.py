@@ -262,7 +262,7 @@ def until_stop(row: list[int], stop_ids: Sequence[int], log_probs: list[float] |
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Torch's global generators start from a seed; afterwards they go on from where they were."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -295,7 +295,7 @@ def sample_rollouts(
     chosen = case or choose_sampling_weights(backend, settings)[0]
     lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
     found: dict[int, Rollout] = {}
-    with weights(backend.model, chosen), _seeded(seed):
+    with weights(backend.model, chosen), seeded(seed):
         for rows in padded_passes(lengths, settings.max_tokens_per_pass):
             answers = generate(
                 backend,

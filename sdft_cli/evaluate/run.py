@@ -1,8 +1,8 @@
 """`sdft eval` as a function: models against each other on the same held-out records and the same general prompts.
 
-All decode greedily, on the same records in the same passes; the divergence is measured on each model's own answers
-(on-policy), against the base model with the reference in its prompt. The same settings give the same document, and a
-model against itself differs by exactly 0.
+All answer greedily, on the same records in the same passes; the divergence is measured on rollouts that each model
+samples (on-policy, the same seeds for all), against the base model with the reference in its prompt. The same settings
+give the same document, and a model against itself differs by exactly 0.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from sdft_cli.prompts.tool_calls import comes_back
 from sdft_cli.records import Record
 
 FORMAT = 3
+SEEDS = 1_000_003
+"""Seeds of rollouts lie this far apart for two seeds of an evaluation, so that no passes share one."""
 Progress = Callable[[str, int, int], None]
 
 
@@ -102,10 +104,12 @@ def _on_records(
     """Measure a contender on the held-out records."""
     items: dict[str, Item] = {}
     what = f"{contender.name}: held-out records"
-    for rows in plan(contender.teacher.backend, records, prompts, config.max_new_tokens, *_caps(config)):
+    passes = plan(contender.teacher.backend, records, prompts, config.max_new_tokens, *_caps(config))
+    for number, rows in enumerate(passes):
         progress(what, len(items), len(records))
         batch = encode([records[i] for i in rows], prompts)
-        measured = measure(contender.student, contender.teacher, batch, prompts, config.max_new_tokens)
+        seed = config.seed * SEEDS + number
+        measured = measure(contender.student, contender.teacher, batch, prompts, config.max_new_tokens, seed=seed)
         _check_finite(contender.name, [(item.record_id, item.nll + item.kl) for item in measured])
         items.update((item.record_id, item) for item in measured)
     progress(what, len(items), len(records))

@@ -63,6 +63,44 @@ def test_the_numbers_are_those_of_plain_logits(
         assert item.is_tool_turn == e.record.row.has_tool_call
 
 
+def test_the_divergence_is_measured_on_what_the_student_samples(
+    backend: Backend, prompts: ChatPrompts, data: Dataset
+) -> None:
+    backend.sharing = "packed"
+    batch = encode(data.validation[:4], prompts)
+    student, teacher = Role(backend, "adapter", "merged"), Role(backend, "base", "base")
+    state = torch.get_rng_state()
+    items = measure(student, teacher, batch, prompts, 5, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert items == measure(student, teacher, batch, prompts, 5, seed=3)
+    rollouts = decode(student, [e.student for e in batch], prompts, 5, seed=3)
+    greedy = measure(student, teacher, batch, prompts, 5)
+    assert [i.text for i in items] == [i.text for i in greedy]  # the calls are those of the greedy answers
+    assert [i.nll for i in items] == [i.nll for i in greedy]
+    assert all(item.kl != one.kl for item, one in zip(items, greedy, strict=True))
+    for e, rollout, item in zip(batch, rollouts, items, strict=True):
+        with torch.no_grad():
+            p = log_probabilities(backend, e.student, rollout.ids)
+            with backend.model.disable_adapter():
+                q = log_probabilities(backend, e.teacher, rollout.ids)
+        assert item.kl == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4, abs=1e-4)
+        assert (item.rollout_tokens, item.finished) == (len(rollout.ids), rollout.finished)
+
+
+def test_samples_are_drawn_from_the_whole_distribution(backend: Backend, prompts: ChatPrompts, data: Dataset) -> None:
+    backend.sharing = "none"
+    prompt = encode(data.validation[:1], prompts)[0].student
+    role = Role(backend, "adapter", "merged")
+    drawn = [r.ids[0] for r in decode(role, [prompt] * 400, prompts, 1, seed=1)]
+    with torch.no_grad():
+        p = log_probabilities(backend, prompt, [0]).exp()[0]
+    expected = float((p * p.log()).sum())  # the mean of log p over draws is minus the entropy
+    found = float(p[drawn].log().mean())
+    spread = float((p * (p.log() - expected) ** 2).sum().sqrt()) / 20
+    assert found == pytest.approx(expected, abs=4 * spread)
+    assert decode(role, [prompt] * 3, prompts, 4, seed=1) != decode(role, [prompt] * 3, prompts, 4, seed=2)
+
+
 def test_decoding_in_passes_of_any_size_gives_the_same_answers(
     backend: Backend, prompts: ChatPrompts, data: Dataset
 ) -> None:
