@@ -139,15 +139,16 @@ def difference_table(result: Mapping[str, Any], key: str) -> RenderableType:
             if gap["discordant"]:
                 rows.append((label, *_difference_cells(gap, form)))
             else:
-                equal.append(plain + (f" (n can show {_detectable(gap, form)})" if gap["detectable"] else ""))
+                equal.append(plain + (f" (n shows {_detectable(gap, form)})" if gap["detectable"] else ""))
             if part == "summary" and gap["few_sessions"] and gap["sessions"] < result["facts"]["groups"]:
                 few.append(f"{plain} ({gap['sessions']})")
-    columns = ["", "difference", f"{confidence:.0%} interval", "", "items that differ", "n can show"]
+    columns = ["", f"difference [{confidence:.0%} interval]", "differ", "n shows"]
     return table(
         f"{key}, paired by item, resampled by session",
         columns,
         rows,
-        "*: the interval leaves 0 out. n can show: the difference that would be found with a chance of 80%."
+        "*: the interval leaves 0 out. differ: the items on which the two differ, of all. n shows: the difference that "
+        "would be found with a chance of 80%."
         + (f" No item differs: {', '.join(equal)}." if equal else "")
         + (f" Of few sessions: {', '.join(few)}." if few else ""),
     )
@@ -158,13 +159,12 @@ def _detectable(gap: Mapping[str, Any], form: Form) -> str:
 
 
 def _difference_cells(gap: Mapping[str, Any], form: Form) -> tuple[str, ...]:
-    value = _signed(gap["value"], form)
-    differ = f"{gap['discordant']} of {gap['items']}"
+    differ = f"{gap['discordant']}/{gap['items']}"
     if gap["low"] is None:
-        return value, "one session only", "", differ, "-"
-    inside = gap["low"] <= 0 <= gap["high"]
-    interval = f"{_signed(gap['low'], form)} to {_signed(gap['high'], form)}".replace(" pp to", " to")
-    return value, interval, "" if inside else "*", differ, _detectable(gap, form)
+        return f"{_signed(gap['value'], form)}, one session only", differ, "-"
+    value, low, high = (_signed(gap[key], form).removesuffix(" pp") for key in ("value", "low", "high"))
+    unit, mark = " pp" * form.endswith("%"), " " if gap["low"] <= 0 <= gap["high"] else "*"
+    return f"{value} [{low}, {high}]{unit} {mark}", differ, _detectable(gap, form)
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:

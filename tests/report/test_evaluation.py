@@ -47,12 +47,12 @@ def test_a_difference_has_its_interval_its_mark_and_what_n_can_show() -> None:
     text = shown(evaluation.difference_table(RESULT, "tuned - base"))
     gap = RESULT["differences"]["tuned - base"]["expert_nll_per_token"]
     row = next(line for line in text.splitlines() if "expert NLL" in line)
-    for part in (f"{gap['value']:+.3f}", f"{gap['low']:+.3f} to {gap['high']:+.3f}", "*", "24 of 24"):
+    for part in (f"{gap['value']:+.3f} [{gap['low']:+.3f}, {gap['high']:+.3f}] *", "24/24"):
         assert part in row
     shares = next(line for line in text.splitlines() if "right tool" in line)
-    assert " pp " in shares
+    assert "] pp " in shares
     assert "%" not in shares
-    assert "No item differs: rollout length, tokens, finished within the cap (n can show " in " ".join(text.split())
+    assert "No item differs: rollout length, tokens, finished within the cap (n shows " in " ".join(text.split())
     few = document(tuned=("tuned", 0.5))
     few["differences"]["tuned - base"]["tool_named_share"].update(sessions=4, few_sessions=True)
     told = " ".join(shown(evaluation.difference_table(few, "tuned - base")).split())
