@@ -20,7 +20,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,17 +32,19 @@ from sdft_cli.evaluate.measures import BY_KEY, CLUSTER, Measure
 from sdft_cli.report.comparison import trade_off_svg
 
 OBJECTIVES = ("sdft", "sft")
-SHOWN = (
-    "expert_nll_per_token",
-    "tool_parsed_share",
-    "tool_named_share",
-    "tool_valid_share",
-    "tool_exact_share",
-    "unasked_call_share",
-    "drift_kl",
-    "drift_same_top",
-    "questions_right",
-)
+LEARNED = {
+    "expert_nll_per_token": "expert NLL, nats per token",
+    "tool_named_share": "right tool",
+    "tool_valid_share": "and arguments valid",
+    "tool_exact_share": "and the expert's arguments",
+    "unasked_call_share": "call not asked for",
+}
+FORGOTTEN = {
+    "drift_kl": "KL(base to model), nats per token",
+    "drift_same_top": "same likeliest word as the base",
+    "questions_right": "questions right",
+}
+SHOWN = (*LEARNED, *FORGOTTEN)
 
 
 @dataclass(frozen=True)
@@ -187,13 +189,13 @@ def _base_value(base: dict[str, Any], key: str) -> float:
     return float(summary[key])
 
 
-def table(result: dict[str, Any]) -> str:
-    """Return the study as Markdown: each group against the base, then SDFT against SFT."""
-    lines = ["| | " + " | ".join(SHOWN) + " |", "| --- |" + " ---: |" * len(SHOWN)]
-    lines.append("| base | " + " | ".join(f"{result['base'][key]:.3f}" for key in SHOWN) + " |")
+def table(result: dict[str, Any], shown: Mapping[str, str]) -> str:
+    """Return measures as Markdown: each group against the base, then SDFT against SFT."""
+    lines = ["| | " + " | ".join(shown.values()) + " |", "| --- |" + " ---: |" * len(shown)]
+    lines.append("| base | " + " | ".join(f"{result['base'][key]:.3f}" for key in shown) + " |")
     rows = {**result["groups"], **{f"sdft - sft at {rate}": gaps for rate, gaps in result["sdft - sft"].items()}}
     for name, gaps in rows.items():
-        lines.append(f"| {name} | " + " | ".join(_cell(gaps[key]) for key in SHOWN) + " |")
+        lines.append(f"| {name} | " + " | ".join(_cell(gaps[key]) for key in shown) + " |")
     return "\n".join(lines)
 
 
@@ -240,7 +242,7 @@ def main() -> None:
         f"{document['records']} held-out records of {document['facts']['sessions']} sessions, "
         f"{document['facts']['tool_turns']} tool turns, {options.steps} steps of 8 records, seeds {options.seeds}. "
         "The base's values; below, differences: mean of the seeds [95% interval over sessions or prompts, with these "
-        f"seeds] (smallest to largest of the seeds).\n\n{table(result)}\n"
+        f"seeds] (smallest to largest of the seeds).\n\n{table(result, LEARNED)}\n\n{table(result, FORGOTTEN)}\n"
     )
     (options.out / "study.md").write_text(text)
     print(text)

@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.sdft_vs_sft.__main__ import SHOWN, Arm, gap, mean_of_seeds, plot, study, table
+from benchmarks.sdft_vs_sft.__main__ import FORGOTTEN, LEARNED, SHOWN, Arm, gap, mean_of_seeds, plot, study, table
 from sdft_cli.config import EvalConfig
 from sdft_cli.evaluate.measures import BY_KEY
 from tests.evaluate.documents import contender
@@ -55,9 +55,11 @@ def test_a_group_against_itself_is_nothing() -> None:
 
 def test_table_and_plot_hold_every_arm() -> None:
     result = study(DOCUMENT, ARMS, CONFIG)
-    lines = table(result).splitlines()
-    assert [line.split("|")[1].strip() for line in lines[2:]] == ["base", "sdft 1e-3", "sft 1e-3", "sdft - sft at 1e-3"]
-    assert all(line.count("|") == len(SHOWN) + 2 for line in lines)
+    names = ["base", "sdft 1e-3", "sft 1e-3", "sdft - sft at 1e-3"]
+    for shown in (LEARNED, FORGOTTEN):
+        lines = table(result, shown).splitlines()
+        assert [line.split("|")[1].strip() for line in lines[2:]] == names
+        assert all(line.count("|") == len(shown) + 2 for line in lines)
     image = ElementTree.fromstring(plot(result))
     texts = [text.text for text in image.iter("{http://www.w3.org/2000/svg}text")]
     assert {"sdft 1e-3", "sft 1e-3"} <= set(texts)
