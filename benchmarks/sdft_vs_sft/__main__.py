@@ -232,7 +232,13 @@ def main() -> None:
         raise SystemExit(f"{data} was made of another number of sessions: choose another --out.")
     arms = [Arm(o, rate, seed) for rate in options.rates for seed in options.seeds for o in OBJECTIVES]
     runs = {arm.name: train(arm, data, options.out / "runs", options.steps, options.threads) for arm in arms}
-    config = EvalConfig(max_new_tokens=72, drift_tokens=16, general=options.general, questions=options.questions)
+    config = EvalConfig(
+        max_new_tokens=72,
+        drift_tokens=16,
+        general=options.general,
+        questions=options.questions,
+        max_records_per_pass=32,
+    )
     document = evaluate_all(runs, data, config)
     result = study(document, arms, config)
     (options.out / "evaluation.json").write_text(json.dumps(document, sort_keys=True))
