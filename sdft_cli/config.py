@@ -191,7 +191,7 @@ class GateSettings(_Config):
 
     action: Action = "stop"
     records: int = Field(
-        32, gt=0, description="validation records, spread over the sessions; training records if there is none"
+        32, gt=0, description="validation records, spread over the sessions; training records if few are held out"
     )
     max_new_tokens: int = Field(256, gt=0, description="cap on a rollout, tokens; decoded greedily")
     confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")

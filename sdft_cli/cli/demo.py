@@ -22,7 +22,10 @@ PREPARATION = {
 }
 EVALUATION = {"max_new_tokens": 72, "drift_tokens": 16, "general": 120, "questions": 60}
 SESSIONS = 72
-QUICK = {"sessions": 12, "steps": 1, "general": 12, "questions": 6}
+QUICK = {"sessions": 12, "steps": 1}
+QUICK_GATE = {"gate.action": "warn", "gate.records": 6, "gate.max_new_tokens": 16}
+"""So few sessions leave the gate undecided."""
+QUICK_EVALUATION = {"max_new_tokens": 24, "general": 12, "questions": 6}
 
 
 @command
@@ -61,16 +64,15 @@ def demo(
         raise UsageError("--quick sets the number of sessions and steps: leave --sessions and --steps out.")
     if quick:
         steps = QUICK["steps"]
-        evaluation_settings |= {name: QUICK[name] for name in ("general", "questions")}
+        evaluation_settings |= QUICK_EVALUATION
     sessions = QUICK["sessions"] if quick else sessions or SESSIONS
     check_output_folder(out, "sdft-demo.json", overwrite)
     if out.exists():
         shutil.rmtree(out)
     start = time.monotonic()
     clock = lambda: f"{time.monotonic() - start:.0f} s"  # noqa: E731
-    # So few sessions leave the gate undecided.
-    gate = {"gate.action": "warn"} if quick else {}
-    train_config = load_train_config("cpu-demo", (), {"optim.max_steps": steps, "seed": seed, **gate})
+    flags = {"optim.max_steps": steps, "seed": seed, **(QUICK_GATE if quick else {})}
+    train_config = load_train_config("cpu-demo", (), flags)
 
     say(f"1/4 prepare: {sessions} example sessions")
     data = _prepared(out, train_config.model, sessions, seed)
