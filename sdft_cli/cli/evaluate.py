@@ -53,7 +53,6 @@ def evaluate(
 
     Example: sdft eval runs/my-run data/my-sessions --control runs/my-sft-run
     """
-    from sdft_cli.config import EvalConfig, build
     from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
 
@@ -63,16 +62,9 @@ def evaluate(
         "limit": limit,
         "general": general,
         "questions": questions,
-        "lm_eval": [name.strip() for name in lm_eval.split(",") if name.strip()] if lm_eval else None,
-        "lm_eval_path": str(lm_eval_path) if lm_eval_path else None,
-        "lm_eval_limit": lm_eval_limit,
         "seed": seed,
     }
-    if not given["lm_eval"] and (lm_eval is not None or lm_eval_path is not None or lm_eval_limit is not None):
-        raise UsageError("--lm-eval names no task: give it some, or leave out what belongs to it.")
-    if lm_eval_path is not None and not lm_eval_path.is_dir():
-        raise UsageError(f"{lm_eval_path} is no folder: give the one that holds your tasks' YAML files.")
-    config = build(EvalConfig, {k: v for k, v in given.items() if v is not None})
+    config = _config_of(given, lm_eval, lm_eval_path, lm_eval_limit)
     data = read_dataset(dataset or newest_dataset())
 
     from sdft_cli.engine.runs import finite, is_run, read_run, write_json
@@ -95,11 +87,31 @@ def evaluate(
     say(f"Every answer and number: {target}")
 
 
+def _config_of(given: dict[str, Any], tasks: str | None, folder: Path | None, limit: int | None) -> EvalConfig:
+    """Make the configuration of the options that were given, those of --lm-eval last.
+
+    Raises:
+        UsageError: --lm-eval names no task, its folder is none, or a value is out of range.
+    """
+    from sdft_cli.config import EvalConfig, build
+    from sdft_cli.errors import UsageError
+
+    names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
+    harness = (tasks, folder, limit)
+    if not names and any(option is not None for option in harness):
+        raise UsageError("--lm-eval names no task: give it some, or leave out what belongs to it.")
+    if folder is not None and not folder.is_dir():
+        raise UsageError(f"{folder} is no folder: give the one that holds your tasks' YAML files.")
+    of_harness = {"lm_eval": names, "lm_eval_path": str(folder) if folder else None, "lm_eval_limit": limit}
+    return build(EvalConfig, {k: v for k, v in {**given, **of_harness}.items() if v is not None})
+
+
 def _update_card(run: Run, result: dict[str, Any]) -> None:
     """Put an evaluation of all held-out records into the card of the run's checkpoint."""
     from sdft_cli.cli.model_card import evaluated_card
 
     if result["config"]["limit"] is not None:
+        say("The checkpoint's card was left as it is: this evaluation is of some held-out records only.")
         return
     if card := evaluated_card(run, result):
         say(f"The checkpoint's card has this evaluation now: {card}")
@@ -130,7 +142,7 @@ def run_evaluation(
     if found is None and (merged or controls):
         raise UsageError("--merged and --control compare with a run: give a run folder, not a model.")
     model = resolve_model(found.config.model if found else subject, say)
-    prompts = open_prompts(model, data.manifest, found.config.revision if found else None)
+    prompts = open_prompts(model, data.manifest, found.revision if found else None)
     if found:
         checkpoint = found.path / "merged" if merged else None
         certificate = check_certified(_existing(checkpoint), found.adapter) if checkpoint else None
@@ -147,8 +159,8 @@ def run_evaluation(
         say("chrF of prose was not measured: it needs sacrebleu (pip install 'sdft-cli[eval]').")
     if found:
         adapters = [
-            {"name": run.adapter.name, "sha256": file_hash(run.adapter / "adapter_model.safetensors")}
-            for run in [found, *others]
+            {"name": one.adapter.name, "sha256": file_hash(one.adapter / "adapter_model.safetensors")}
+            for one in [found, *others]
         ]
         result["adapter"] = adapters[0]
         result["controls"] = dict(zip(control_names(others), adapters[1:], strict=True))

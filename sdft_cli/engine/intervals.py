@@ -11,8 +11,8 @@ correction of the standard error and the width of Student's t. Two things a boot
 - It never leaves the range of the sessions at hand. Below `FEW` sessions that is too narrow at any level, and the
   interval is at least Student's.
 
-`tests/engine/test_intervals.py` simulates coverage: 93% to 97% for 95% from 12 sessions on; more where events are rare,
-and 90% to 93% if values are heavily skewed.
+`tests/engine/test_intervals.py` simulates coverage: 93% to 97% for 95% from 12 sessions on, and at least 92% where
+events are rare or certain. If values are heavily skewed it is 90% to 93%.
 """
 
 from __future__ import annotations

@@ -145,7 +145,7 @@ def _convert(source: Path, digest: str, template: str, model: PackagedModel, tar
 
 
 def local_folder(model: str, revision: str | None = None) -> Path:
-    """Return the folder with a model's files; a Hub id is downloaded, or found in the cache if the Hub does not answer.
+    """Return the folder with a model's files; a Hub id is downloaded, or found in the cache if the Hub gives nothing.
 
     Raises:
         MachineError: the Hub cannot be reached, and the cache does not hold this revision.

@@ -40,6 +40,24 @@ class Run:
     config: TrainConfig
     adapter: Path
 
+    @property
+    def revision(self) -> str | None:
+        """The revision of its base."""
+        return base_revision(self.info, self.config)
+
+
+def base_revision(info: Mapping[str, Any], config: TrainConfig) -> str | None:
+    """Return the revision of a run's base: the commit that was trained on, whatever the main branch holds by now.
+
+    Of a base that is no Hub model, what the configuration says.
+
+    Args:
+        info: the run's `run.json`.
+        config: the run's configuration.
+    """
+    commit: str | None = (info.get("base") or {}).get("commit")
+    return commit or config.revision
+
 
 def is_run(folder: Path) -> bool:
     """Say whether a folder is a training run."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft_cli.config import TrainConfig
-from sdft_cli.engine.runs import FORMAT, read_json, write_check_prompts, write_json
+from sdft_cli.engine.runs import FORMAT, base_revision, read_json, write_check_prompts, write_json
 from sdft_cli.errors import DataError, MachineError, UsageError, VerificationError
 from sdft_cli.records import Dataset, Record
 from sdft_cli.records.folders import new_folder, replacing_folder
@@ -62,6 +62,7 @@ def start_training(job: Job, say: Say, observer: Callable[[], AbstractContextMan
     """
     if job.resume:
         check_same_records(job)
+        job = on_its_base(job)
     for warning in warnings_of(job.config):
         say(warning)
     loaded = load(job, say)
@@ -213,6 +214,12 @@ def check_same_records(job: Job) -> None:
     """
     if read_json(job.folder / "run.json")["dataset"]["records_hash"] != records_hash(job.data.train):
         raise DataError(f"{job.data.path} is not the dataset that {job.folder} was started with: name that one.")
+
+
+def on_its_base(job: Job) -> Job:
+    """Let a resumed run go on with the commit of its base that it was started with."""
+    revision = base_revision(read_json(job.folder / "run.json"), job.config)
+    return replace(job, config=job.config.model_copy(update={"revision": revision}))
 
 
 def dataset_facts(data: Dataset) -> dict[str, Any]:

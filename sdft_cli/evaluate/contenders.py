@@ -18,7 +18,7 @@ Say = Callable[[str], None]
 
 def _opened(model: str, run: Run | None, adapter: Path | None, sharing: str, say: Say) -> Backend:
     config = run.config if run else None
-    backend = open_for_eval(model, config.dtype if config else None, config.revision if config else None, adapter)
+    backend = open_for_eval(model, config.dtype if config else None, run.revision if run else None, adapter)
     say(choose_sharing(backend, sharing))
     return backend
 
@@ -42,14 +42,15 @@ def contenders_of(
         sharing: `prefix_sharing`.
 
     Raises:
-        UsageError: a control was trained from another base.
+        UsageError: a control was trained from another base, or two models have one name; nothing was loaded yet.
     """
     for other in controls:
-        if (other.config.model, other.config.revision) != (run.config.model, run.config.revision):
+        own, theirs = (" ".join(filter(None, (one.config.model, one.revision))) for one in (run, other))
+        if own != theirs:
             raise UsageError(
-                f"{other.path} was trained from {other.config.model}, {run.path} from {run.config.model}: compare runs "
-                "from one base."
+                f"{other.path} was trained from {theirs}, {run.path} from {own}: compare runs of one base."
             )
+    names = control_names(controls)
     backend = _opened(model, run, run.adapter, sharing, say)
     base = Role(backend, "base", "base")
     yield Contender("base", "base", base, base)
@@ -59,7 +60,7 @@ def contenders_of(
         yield Contender("merged", "merged", Role(alone, "base", "base"), base)
         del alone
     del backend, base
-    for name, other in zip(control_names(controls), controls, strict=True):
+    for name, other in zip(names, controls, strict=True):
         backend = _opened(model, run, other.adapter, sharing, say)  # in the run's dtype, as what it is compared with
         yield Contender(name, "control", Role(backend, "adapter", "merged"), Role(backend, "base", "base"))
         del backend

@@ -12,6 +12,8 @@ from sdft_cli.errors import VerificationError
 from sdft_cli.merge.certificate import TEMPLATES
 
 CERTIFICATE = "merge-certificate.json"
+FORMAT = 3
+"""Of the certificate; those of earlier versions say other things, and count as none."""
 CARD = "README.md"
 NOT_HASHED = {CERTIFICATE, CARD}
 """The certificate cannot hold its own hash; the card is written anew after an evaluation."""
@@ -37,12 +39,16 @@ def file_hashes(folder: Path) -> dict[str, str]:
 
 
 def has_passed(folder: Path) -> bool:
-    """Say whether a folder holds a certificate that passed, and no mark of a failure; files are not looked at."""
+    """Say whether a folder holds a certificate of this version that passed, and no mark of a failure.
+
+    Files are not looked at.
+    """
     try:
         document = json.loads((folder / CERTIFICATE).read_bytes())
     except (OSError, ValueError):
         return False
-    return isinstance(document, dict) and document.get("passed") is True and not (folder / FAILED).exists()
+    current = isinstance(document, dict) and document.get("format") == FORMAT
+    return current and document["passed"] is True and not (folder / FAILED).exists()
 
 
 def check_certified(

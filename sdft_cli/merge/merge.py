@@ -14,7 +14,7 @@ from sdft_cli.engine.models import FAILED, identity, known_as, license_of, local
 from sdft_cli.engine.runs import CheckPrompt, Run, read_check_prompts, write_json
 from sdft_cli.errors import UsageError, VerificationError
 from sdft_cli.merge.certificate import certify
-from sdft_cli.merge.certified import CERTIFICATE, file_hash, file_hashes, has_passed
+from sdft_cli.merge.certified import CERTIFICATE, FORMAT, file_hash, file_hashes, has_passed
 from sdft_cli.merge.verify import compare_models, failures
 from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
 from sdft_cli.records.folders import new_folder
@@ -95,19 +95,14 @@ def check_target(target: Path, run: Run, model: str) -> None:
 
 
 def _found_base(run: Run, model: str, own: bool) -> tuple[Path, str | None]:
-    """Return the folder and the revision of the base, the run's `own` or another one, after comparing it with the run.
-
-    Of a Hub model that is the commit that was trained on, whatever its main branch holds by now.
-    """
+    """Return folder and revision of the base, the run's `own` or another one, after comparing it with the run."""
     if not own:
         base = local_folder(model)
         _check_other_base(base, run)
         return base, None
-    stored: dict[str, Any] = run.info.get("base") or {}
-    revision = stored.get("commit") or run.config.revision
-    base = local_folder(model, revision)
-    _check_own_base(base, stored, run)
-    return base, revision
+    base = local_folder(model, run.revision)
+    _check_own_base(base, run.info.get("base") or {}, run)
+    return base, run.revision
 
 
 def _check_own_base(base: Path, stored: dict[str, Any], run: Run) -> None:
@@ -172,7 +167,7 @@ def _certificate(run: Run, base: Path, merged: Path, items: list[CheckPrompt], d
         behaviour = compare_models(base, run.adapter, merged, items, getattr(torch, run.config.dtype))
         found.failures += failures(behaviour)
     return {
-        "format": 2,
+        "format": FORMAT,
         "passed": not found.failures,
         "failures": found.failures,
         "adapter": {"name": run.adapter.name, "sha256": file_hash(run.adapter / "adapter_model.safetensors")},

@@ -18,6 +18,7 @@ def merge_rows(check: Mapping[str, Any]) -> list[tuple[str, str]]:
         (f"  of their updates, elements that survive {check['dtype']}", f"{min(shares):.1%} to {max(shares):.1%}"),
         *((f"untouched tensors, {state}", str(count)) for state, count in check["untouched"].items() if count),
         ("tokenizer, template and configuration files as in the base", f"{same} of {len(check['files'])}"),
+        ("loaded and run on", behaviour["device"]),
         ("KL(adapter on || merged), mean nats", f"{behaviour['mean_kl']:.2e}"),
         ("KL(adapter on || base), mean nats", f"{behaviour['base_mean_kl']:.2e}{near}"),
         ("largest KL at a position, nats", f"{behaviour['max_kl']:.2e}"),

@@ -440,3 +440,12 @@ def test_a_damaged_adapter_leaves_nothing_behind(run: Path, tiny_model: Path, tm
     with pytest.raises(DataError, match="adapter holds no whole adapter"):
         merge_run(read_run(run), str(tiny_model), tmp_path / "merged")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_certificate_of_an_earlier_version_counts_as_none(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "merged"
+    merge_run(read_run(run), str(tiny_model), out)
+    check_certified(out, run / "adapter", "bfloat16")
+    edited(out / "merge-certificate.json", format=2)
+    with pytest.raises(VerificationError, match="holds no certificate that passed"):
+        check_certified(out, run / "adapter", "bfloat16")

@@ -45,6 +45,7 @@ CERTIFICATE: dict[str, Any] = {
     "untouched": {"identical": 500, "cast to bfloat16": 0},
     "files": {"config.json": "identical but for dtype", "tokenizer.json": "identical"},
     "behaviour": {
+        "device": "cuda",
         "mean_kl": 1e-4,
         "base_mean_kl": 0.5,
         "max_kl": 2e-3,
@@ -163,6 +164,7 @@ def test_the_data_and_the_certificate_are_told() -> None:
         "teacher's prompt 57,344 tokens",
         "| of their updates, elements that survive bfloat16 | 25.0% to 75.0% |",
         "| untouched tensors, identical | 500 |",
+        "| loaded and run on | cuda |",
         "| with a tool call | 6 of 6 |",
         "revision `0123abc`",
     ):
