@@ -58,20 +58,20 @@ def run_side(side: str, data_folder: Path, steps: int, records: int, threads: in
 
     name, sharing = SIDES[side]
     if name == "unsloth":
-        from sdft_cli.engine.backend_unsloth import import_unsloth
+        from sdft_cli.engine.models.backend_unsloth import import_unsloth
 
         import_unsloth()
     import torch
     from accelerate import Accelerator
 
-    from sdft_cli.engine.adapters import lora_layers
-    from sdft_cli.engine.backend import load_backend
-    from sdft_cli.engine.models import resolve_model
-    from sdft_cli.engine.order import Order
-    from sdft_cli.engine.phases import Phases
-    from sdft_cli.engine.rollout import Rollout
-    from sdft_cli.engine.sharing import choose_sharing
-    from sdft_cli.engine.trainer import Trainer
+    from sdft_cli.engine.models.adapters import lora_layers
+    from sdft_cli.engine.models.load import load_backend
+    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.objective.batches import Order
+    from sdft_cli.engine.passes.choose import choose_sharing
+    from sdft_cli.engine.passes.decode import Rollout
+    from sdft_cli.engine.passes.timing import Phases
+    from sdft_cli.engine.train.sdft_step import Trainer
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.records import read_dataset
 

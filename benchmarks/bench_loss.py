@@ -104,7 +104,7 @@ def other_loss(side: str) -> Callable[[tuple[Any, Any, Any, Any]], Any]:
 
         return full_logits
     if side == "unsloth_zoo":
-        from sdft_cli.engine.backend_unsloth import import_unsloth
+        from sdft_cli.engine.models.backend_unsloth import import_unsloth
 
         import_unsloth()  # unsloth_zoo imports only behind it
         from unsloth_zoo.fused_losses.fused_linear import fused_linear_jsd
@@ -136,7 +136,7 @@ def make_step(job: dict[str, Any]) -> tuple[Callable[[], Any], Any]:
     """Return one step of a side, and the tensor whose gradient it fills."""
     import torch
 
-    from sdft_cli.engine.loss import distillation_loss
+    from sdft_cli.engine.objective.loss import distillation_loss
 
     settings = DistillSettings(chunk_rows=job["chunk_rows"], **CASES[job["case"]])
     inputs = make_inputs(job["rows"], job["words"], job["hidden"])

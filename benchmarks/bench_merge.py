@@ -23,9 +23,9 @@ TENSORS = """
 import sys
 from pathlib import Path
 import torch
-from sdft_cli.engine.models import local_folder, resolve_model
-from sdft_cli.engine.runs import read_run
-from sdft_cli.merge.certificate import certify
+from sdft_cli.engine.models.names import local_folder, resolve_model
+from sdft_cli.run_folder import read_run
+from sdft_cli.merge.tensor_check import certify
 from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
 run, out = read_run(Path(sys.argv[1])), Path(sys.argv[2])
 base = local_folder(resolve_model(run.config.model), run.config.revision)

@@ -138,7 +138,7 @@ def model_config(case: dict[str, Any]) -> Any:
     from transformers import AutoConfig, LlamaConfig
 
     if "model" in case:
-        from sdft_cli.engine.models import resolve_model
+        from sdft_cli.engine.models.names import resolve_model
 
         return AutoConfig.from_pretrained(resolve_model(case["model"]))
     return LlamaConfig(
@@ -162,8 +162,8 @@ def trainer_of(case: dict[str, Any]) -> Any:
     from accelerate import Accelerator
     from transformers import AutoModelForCausalLM
 
-    from sdft_cli.engine.backend_transformers import TransformersBackend, attach_lora
-    from sdft_cli.engine.trainer import Trainer
+    from sdft_cli.engine.models.backend_transformers import TransformersBackend, attach_lora
+    from sdft_cli.engine.train.sdft_step import Trainer
 
     config = train_config(case)
     torch.manual_seed(0)
@@ -185,8 +185,9 @@ def step(trainer: Any, case: dict[str, Any], lengths: list[int], phases: Peaks) 
     """Run one step; return its examples and the tokens of all trajectories."""
     import torch
 
-    from sdft_cli.engine.rollout import Rollout, sample_rollouts
-    from sdft_cli.engine.trainer import Example
+    from sdft_cli.engine.passes.decode import Rollout
+    from sdft_cli.engine.train.rollouts import sample_rollouts
+    from sdft_cli.engine.train.sdft_step import Example
 
     vocabulary = trainer.backend.head.shape[0]
     torch.manual_seed(1)
@@ -233,9 +234,9 @@ def measure(case: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 def predict(case: dict[str, Any], made: list[Any]) -> dict[str, int]:
     """Return phase -> bytes, as the plan computes them; the size of a tree is counted, not assumed."""
-    from sdft_cli.engine import memory
-    from sdft_cli.engine.prefix_tree import build_tree
-    from sdft_cli.engine.shape import shape_of
+    from sdft_cli.engine.passes.packed import build_tree
+    from sdft_cli.engine.plan import memory as memory
+    from sdft_cli.engine.plan.model_shape import shape_of
 
     config = train_config(case)
     shape = shape_of(model_config(case), config)

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.engine.models import resolve_model
+from sdft_cli.engine.models.names import resolve_model
 from sdft_cli.prepare.reasoning import strip_session
 from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer, template_message, template_tool
 from sdft_cli.prompts.incremental import Lengths, Measured, Measurer

@@ -23,8 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.redaction_corpus import MAKERS, PLACES, leaks
-from sdft_cli.prepare.redact import Redactor
 from sdft_cli.records import Session
+from sdft_cli.redaction.redactor import Redactor
 from sdft_cli.traces.examples import write_examples
 from sdft_cli.traces.source import read_source, resolve_source
 from sdft_cli.traces.tools import with_tools

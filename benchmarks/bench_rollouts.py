@@ -23,13 +23,15 @@ from typing import Any
 import torch
 
 from sdft_cli.config import PrepareConfig, RolloutSettings, load_train_config
-from sdft_cli.engine.adapters import lora_layers, weights
-from sdft_cli.engine.backend import Backend, load_backend
-from sdft_cli.engine.forward import response_states
-from sdft_cli.engine.loss import token_log_likelihood
-from sdft_cli.engine.models import resolve_model
-from sdft_cli.engine.rollout import SamplingWeights, generate, sample_rollouts, sampler_gap
-from sdft_cli.engine.sharing import choose_sharing
+from sdft_cli.engine.models.adapters import lora_layers, weights
+from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.load import load_backend
+from sdft_cli.engine.models.names import resolve_model
+from sdft_cli.engine.objective.loss import token_log_likelihood
+from sdft_cli.engine.passes.choose import choose_sharing
+from sdft_cli.engine.passes.decode import generate
+from sdft_cli.engine.passes.executors import response_states
+from sdft_cli.engine.train.rollouts import SamplingWeights, sample_rollouts, sampler_gap
 from sdft_cli.prepare.pipeline import prepare
 from sdft_cli.prepare.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer

@@ -34,13 +34,14 @@ from torch import Tensor
 
 from benchmarks.side_by_side import spread
 from sdft_cli.config import DistillSettings, load_train_config
-from sdft_cli.engine.adapters import weights
-from sdft_cli.engine.backend import Backend, load_backend
-from sdft_cli.engine.depth_first import depth_first_backward, depth_first_states
-from sdft_cli.engine.forward import response_states
-from sdft_cli.engine.loss import distillation_loss
-from sdft_cli.engine.models import resolve_model
-from sdft_cli.engine.sharing import choose_sharing
+from sdft_cli.engine.models.adapters import weights
+from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.load import load_backend
+from sdft_cli.engine.models.names import resolve_model
+from sdft_cli.engine.objective.loss import distillation_loss
+from sdft_cli.engine.passes.choose import choose_sharing
+from sdft_cli.engine.passes.depth_first import depth_first_backward, depth_first_states
+from sdft_cli.engine.passes.executors import response_states
 
 MODULE = "benchmarks.bench_scaling"
 CHECKPOINTED = "alone, checkpointed"

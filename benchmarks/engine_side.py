@@ -69,10 +69,10 @@ def open_trainer(job: Job, variant: str) -> tuple[Any, list[Any], Any]:
     from accelerate import Accelerator
 
     from sdft_cli.config import load_train_config
-    from sdft_cli.engine.backend import load_backend
-    from sdft_cli.engine.rollout import choose_sampling_weights
-    from sdft_cli.engine.sharing import choose_sharing
-    from sdft_cli.engine.trainer import Trainer
+    from sdft_cli.engine.models.load import load_backend
+    from sdft_cli.engine.passes.choose import choose_sharing
+    from sdft_cli.engine.train.rollouts import choose_sampling_weights
+    from sdft_cli.engine.train.sdft_step import Trainer
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.records import read_dataset
 
@@ -113,8 +113,8 @@ def step(job: Job) -> dict[str, Any]:
 
 def generation(job: Job) -> dict[str, Any]:
     """Sample one rollout per turn, after a short one that is not measured."""
-    from sdft_cli.engine.objective import step_seed
-    from sdft_cli.engine.rollout import sample_rollouts
+    from sdft_cli.engine.objective.token_weights import step_seed
+    from sdft_cli.engine.train.rollouts import sample_rollouts
 
     trainer, records, hello = open_trainer(job, job["side"])
     prompts = [trainer.example(record).student for record in records]

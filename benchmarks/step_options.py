@@ -39,7 +39,7 @@ def prepared_job(arguments: argparse.Namespace, turns: int) -> Iterator[tuple[Jo
     """Write the turns to a folder that lasts for the block; yield what all jobs share, and the settings, printed."""
     if arguments.sessions and arguments.examples:
         raise SystemExit("Give either SESSIONS or --examples.")
-    from sdft_cli.engine.models import resolve_model
+    from sdft_cli.engine.models.names import resolve_model
 
     same = {name: getattr(arguments, name) for name in ("rollout_tokens", "lora_rank", "threads", "dtype")}
     with tempfile.TemporaryDirectory() as scratch:

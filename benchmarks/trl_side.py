@@ -93,7 +93,7 @@ def make_trainer(
     from transformers import PrinterCallback
 
     from sdft_cli.config import load_train_config
-    from sdft_cli.engine.backend_transformers import load_model
+    from sdft_cli.engine.models.backend_transformers import load_model
 
     sdft = import_trl()
     if turns % decoded or decoded % batch:

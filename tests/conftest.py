@@ -37,7 +37,7 @@ def shared_sessions() -> Path:
 def smollm2() -> Path:
     """SmolLM2-135M-Instruct, converted once into the user's cache, as `sdft` itself does."""
     pytest.importorskip("torch")
-    from sdft_cli.engine.models import resolve_model
+    from sdft_cli.engine.models.names import resolve_model
 
     return Path(resolve_model("smollm2-135m"))
 

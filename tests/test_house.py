@@ -13,21 +13,32 @@ import pytest
 from sdft_cli.config import load_train_config, profile_names
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "resources"}
+LEAVES = {"errors", "resources", "intervals"}
+ENGINE = ("models", "passes", "objective", "plan", "train")
+"""The rooms of the engine, each may import those before it."""
+BELOW_ENGINE = {*LEAVES, "config", "records", "run_folder", "prompts"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "resources": {"errors"},
+    "intervals": set(),
     "config": {*LEAVES},
     "records": {*LEAVES},
+    "run_folder": {*LEAVES, "config", "records"},
     "traces": {*LEAVES, "records"},
     "prompts": {*LEAVES, "records"},
-    "prepare": {*LEAVES, "config", "records", "traces", "prompts"},
-    "engine": {*LEAVES, "config", "records", "prompts"},
-    "merge": {*LEAVES, "config", "records", "prompts", "engine"},
-    "evaluate": {*LEAVES, "config", "records", "prompts", "engine"},
+    "redaction": {*LEAVES, "records"},
+    "prepare": {*LEAVES, "config", "records", "traces", "prompts", "redaction"},
+    **{
+        f"engine.{room}": {*BELOW_ENGINE, *(f"engine.{before}" for before in ENGINE[:place])}
+        for place, room in enumerate(ENGINE)
+    },
+    "merge": {*BELOW_ENGINE, "redaction", "engine.models", "engine.passes"},
+    "evaluate": {*BELOW_ENGINE, "engine.models", "engine.passes", "engine.objective", "engine.train"},
     "report": {*LEAVES, "config", "records"},
 }
-NO_TORCH = {"records", "traces", "prepare", "prompts", "report", "cli", "config", "errors", "resources"}
+"""Room -> rooms it may import. `cli` may import all, inside its functions."""
+MOST_MODULES = 16
+NO_TORCH = {name for name in MAY_IMPORT if not name.startswith(("engine.", "merge", "evaluate"))} | {"cli"}
 TORCH_FAMILY = {"torch", "peft", "accelerate", "unsloth", "unsloth_zoo", "safetensors", "trl"}
 LAZY_IN_CLI = {"datasets", "transformers", "polars", "huggingface_hub", *TORCH_FAMILY}
 
@@ -46,30 +57,91 @@ def imports(path: Path) -> list[tuple[str, bool]]:
     return found
 
 
-def room(path: Path) -> str:
-    return path.relative_to(ROOT / "sdft_cli").parts[0].removesuffix(".py")
+def room_of(module: str) -> str:
+    """Return the room of a dotted module: `engine.passes` of `sdft_cli.engine.passes.padded`, else the first part."""
+    parts = module.split(".")[1:]
+    return ".".join(parts[:2] if parts[0] == "engine" else parts[:1])
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
 FILES = sorted((ROOT / "sdft_cli").rglob("*.py"))
+MODULES = {module_of(path): path for path in FILES}
+ROOMS = sorted({path.parent for path in FILES})
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_rooms_import_one_way(path: Path) -> None:
-    here = room(path)
-    for module, _ in imports(path):
-        parts = module.split(".")
-        if parts[0] == "sdft_cli" and here in MAY_IMPORT and parts[1] not in ("__version__", here):
-            assert parts[1] in MAY_IMPORT[here], f"{here} imports {module}"
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_rooms_import_one_way(module: str) -> None:
+    here = room_of(module) if module != "sdft_cli" else ""
+    for name, _ in imports(MODULES[module]):
+        if name.startswith("sdft_cli.") and here in MAY_IMPORT and name != "sdft_cli.__version__":
+            assert room_of(name) in {*MAY_IMPORT[here], here}, f"{here} imports {name}"
         if here in NO_TORCH:
-            assert parts[0] not in TORCH_FAMILY or here == "cli", f"{here} imports {module}"
+            assert name.split(".")[0] not in TORCH_FAMILY or here == "cli", f"{here} imports {name}"
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if room(p) in ("cli", "__main__")], ids=lambda p: p.name)
+def circle_in(graph: dict[str, set[str]]) -> list[str]:
+    """Return a circle of a graph as a path from a node back to itself; empty if there is none."""
+    done: set[str] = set()
+
+    def visit(node: str, path: list[str]) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node not in done:
+            for following in sorted(graph.get(node, ())):
+                if circle := visit(following, [*path, node]):
+                    return circle
+            done.add(node)
+        return []
+
+    return next((circle for node in sorted(graph) if (circle := visit(node, []))), [])
+
+
+def test_a_circle_is_found() -> None:
+    assert circle_in({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d", "b"]
+    assert circle_in({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_there_are_no_circles_of_files_or_rooms() -> None:
+    """Imports inside functions count too: a circle that is hidden there is one all the same."""
+    files: dict[str, set[str]] = {}
+    for module, path in MODULES.items():
+        found = {name if name in MODULES else name.rpartition(".")[0] for name, _ in imports(path)}
+        files[module] = {name for name in found if name in MODULES} - {module}
+    assert circle_in(files) == []
+    rooms: dict[str, set[str]] = {}
+    for module, others in files.items():
+        if module != "sdft_cli":
+            rooms.setdefault(room_of(module), set()).update(room_of(m) for m in others if m != "sdft_cli")
+    assert circle_in({name: others - {name} for name, others in rooms.items()}) == []
+
+
+@pytest.mark.parametrize("folder", ROOMS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_rooms_are_small_and_have_a_map(folder: Path) -> None:
+    """The docstring of a room names each of its modules (and rooms) with a phrase, and nothing that is not there."""
+    modules = {p.stem for p in folder.glob("*.py")} - {"__init__", "__main__"}
+    assert len(modules) <= MOST_MODULES
+    inner = {p.parent.name for p in folder.glob("*/__init__.py")}
+    text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8"))) or ""
+    rows = [line.split(maxsplit=1) for line in text.split("\n\n", 1)[-1].splitlines()]
+    told = {row[0].rstrip("/") for row in rows if len(row) == 2}
+    assert told == modules | inner
+    if len(rows) != len(told):
+        raise AssertionError(f"the map of {folder.name} has a name without a phrase, or one twice")
+
+
+@pytest.mark.parametrize(
+    "path", [p for p in FILES if p.parent.name == "cli" or p.name == "__main__.py"], ids=lambda p: p.name
+)
 def test_commands_import_lazily(path: Path) -> None:
     for module, at_top in imports(path):
         if at_top:
             assert module.split(".")[0] not in LAZY_IN_CLI, f"{path.name} imports {module} at start-up"
-            assert not module.startswith(("sdft_cli.engine", "sdft_cli.prepare", "sdft_cli.report")), module
+            assert not module.startswith(
+                ("sdft_cli.engine", "sdft_cli.prepare", "sdft_cli.report", "sdft_cli.evaluate", "sdft_cli.merge")
+            ), module
 
 
 def test_help_loads_no_heavy_module() -> None:

@@ -27,8 +27,8 @@ from typing import Any
 
 from benchmarks.bench_backends import prepare_data
 from sdft_cli.config import EvalConfig
-from sdft_cli.engine.intervals import Ratio, paired_interval
-from sdft_cli.evaluate.measures import BY_KEY, CLUSTER, Measure
+from sdft_cli.evaluate.metrics import BY_KEY, CLUSTER, Measure
+from sdft_cli.intervals import Ratio, paired_interval
 from sdft_cli.report.comparison import trade_off_svg
 
 OBJECTIVES = ("sdft", "sft")
@@ -88,9 +88,9 @@ def is_there(target: Path, arm: Arm, data: Path, steps: int) -> bool:
     """Say whether a finished run in a folder is this one."""
     if not (target / "adapter" / "adapter_model.safetensors").is_file():
         return False
-    from sdft_cli.engine.runs import read_run
-    from sdft_cli.engine.start import records_hash
+    from sdft_cli.engine.train.run import records_hash
     from sdft_cli.records import read_dataset
+    from sdft_cli.run_folder import read_run
 
     run = read_run(target)
     made = (run.config.objective, run.config.optim.learning_rate, run.config.seed, run.config.optim.max_steps)
@@ -100,14 +100,14 @@ def is_there(target: Path, arm: Arm, data: Path, steps: int) -> bool:
 
 def evaluate_all(runs: dict[str, Path], data: Path, config: EvalConfig) -> dict[str, Any]:
     """Evaluate the base and every run's adapter; return the evaluation's document."""
-    from sdft_cli.engine.backend_transformers import open_for_eval
-    from sdft_cli.engine.measure import Role
-    from sdft_cli.engine.models import resolve_model
-    from sdft_cli.engine.runs import read_run
-    from sdft_cli.engine.sharing import choose_sharing
-    from sdft_cli.evaluate.run import Contender, evaluate
+    from sdft_cli.engine.models.load import open_for_eval
+    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.passes.choose import choose_sharing
+    from sdft_cli.engine.train.scoring import Role
+    from sdft_cli.evaluate.evaluation import Contender, evaluate
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.records import read_dataset
+    from sdft_cli.run_folder import read_run
 
     dataset, model = read_dataset(data), resolve_model("smollm2-135m")
 

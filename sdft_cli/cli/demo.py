@@ -53,11 +53,12 @@ def demo(
     from sdft_cli.cli.model_card import evaluated_card
     from sdft_cli.cli.train import run_training
     from sdft_cli.config import EvalConfig, build, load_train_config
-    from sdft_cli.engine.runs import read_run, write_json
-    from sdft_cli.engine.start import Job
+    from sdft_cli.engine.train.run import Job
     from sdft_cli.errors import UsageError
     from sdft_cli.records.folders import check_output_folder
+    from sdft_cli.records.json_files import write_json
     from sdft_cli.report import evaluation, terminal
+    from sdft_cli.run_folder import read_run
 
     evaluation_settings = EVALUATION | {"seed": seed}
     if quick and (sessions is not None or steps is not None):
@@ -97,8 +98,8 @@ def _prepared(out: Path, model: str, sessions: int, seed: int) -> Dataset:
     """Write example sessions and make a dataset of them; show its funnel."""
     from sdft_cli.cli.prepare import run_preparation
     from sdft_cli.config import PrepareConfig, build
-    from sdft_cli.engine.runs import write_json
     from sdft_cli.records import read_dataset
+    from sdft_cli.records.json_files import write_json
     from sdft_cli.report import terminal
     from sdft_cli.traces.examples import write_examples
 

@@ -13,8 +13,8 @@ from sdft_cli.cli.common import command, newest_dataset, newest_run, say
 
 if TYPE_CHECKING:
     from sdft_cli.config import EvalConfig
-    from sdft_cli.engine.runs import Run
     from sdft_cli.records import Dataset
+    from sdft_cli.run_folder import Run
 
 
 @command
@@ -67,9 +67,10 @@ def evaluate(
     config = _config_of(given, lm_eval, lm_eval_path, lm_eval_limit)
     data = read_dataset(dataset or newest_dataset())
 
-    from sdft_cli.engine.runs import finite, is_run, read_run, write_json
     from sdft_cli.records.folders import writable_file
+    from sdft_cli.records.json_files import finite, write_json
     from sdft_cli.report import evaluation, terminal
+    from sdft_cli.run_folder import is_run, read_run
 
     of_run = is_run(Path(chosen))
     if general and not of_run:
@@ -126,15 +127,15 @@ def run_evaluation(
     controls: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Evaluate a run or a model."""
-    from sdft_cli.engine.models import known_as, resolve_model
-    from sdft_cli.engine.runs import is_run, read_run
+    from sdft_cli.engine.models.names import known_as, resolve_model
     from sdft_cli.errors import DataError, UsageError
     from sdft_cli.evaluate.contenders import contenders_of, control_names, single_model
+    from sdft_cli.evaluate.evaluation import evaluate as run
     from sdft_cli.evaluate.harness import open_harness
-    from sdft_cli.evaluate.run import evaluate as run
-    from sdft_cli.merge.certified import check_certified, file_hash
+    from sdft_cli.merge.certificate import check_certified, file_hash
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.report import terminal
+    from sdft_cli.run_folder import is_run, read_run
 
     if not data.validation:
         raise DataError("The dataset has no validation record: prepare it with --validation-fraction above 0.")
@@ -177,7 +178,7 @@ def _existing(checkpoint: Path) -> Path:
 
 
 def _dataset_facts(data: Dataset) -> dict[str, Any]:
-    from sdft_cli.engine.start import records_hash
+    from sdft_cli.engine.train.run import records_hash
 
     return {
         "name": data.path.resolve().name,
@@ -188,7 +189,7 @@ def _dataset_facts(data: Dataset) -> dict[str, Any]:
 
 def _say_whose_records(run: Run, data: Dataset) -> None:
     """Say if nothing keeps these records apart from those that a run was trained on."""
-    from sdft_cli.engine.start import records_hash
+    from sdft_cli.engine.train.run import records_hash
 
     trained = run.info["dataset"]
     if trained["records_hash"] != records_hash(data.train):

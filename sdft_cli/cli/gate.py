@@ -11,7 +11,7 @@ from sdft_cli.cli.common import command, newest_dataset, say
 
 if TYPE_CHECKING:
     from sdft_cli.config import TrainConfig
-    from sdft_cli.engine.gate import GateResult
+    from sdft_cli.engine.train.gate import GateResult
     from sdft_cli.records import Dataset
 
 
@@ -45,9 +45,9 @@ def gate(
     config = load_train_config(profile, overrides or (), {"model": model, "gate.records": records})
     result = measure_gate(config, read_dataset(dataset or newest_dataset()), shuffle)
 
-    from sdft_cli.engine.runs import write_json
     from sdft_cli.errors import VerificationError
     from sdft_cli.records.folders import writable_file
+    from sdft_cli.records.json_files import write_json
     from sdft_cli.report import terminal
 
     document = result.to_json()
@@ -64,11 +64,10 @@ def gate(
 
 def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> GateResult:
     """Load the base model, without an adapter, and run the gate on a dataset."""
-    from sdft_cli.engine.backend import check_machine
-    from sdft_cli.engine.backend_transformers import open_for_eval
-    from sdft_cli.engine.gate import gate_records, run_gate
-    from sdft_cli.engine.models import resolve_model
-    from sdft_cli.engine.sharing import choose_sharing
+    from sdft_cli.engine.models.load import check_machine, open_for_eval
+    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.passes.choose import choose_sharing
+    from sdft_cli.engine.train.gate import gate_records, run_gate
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.report import terminal
 

@@ -11,7 +11,7 @@ from sdft_cli.cli.common import command, newest_run, say
 from sdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from sdft_cli.engine.runs import Run
+    from sdft_cli.run_folder import Run
 
 
 @command
@@ -55,7 +55,7 @@ def merge(
     _check_options(bf16, dtype, push, public, gguf, llama_cpp, overwrite)
     folder = run or newest_run()
 
-    from sdft_cli.engine.runs import read_run
+    from sdft_cli.run_folder import read_run
 
     target = out or folder / "merged"
     if gguf and target.resolve() in (gguf.resolve(), *gguf.resolve().parents):
@@ -119,7 +119,7 @@ def existing(run: Run, target: Path, dtype: str | None, base: str | None = None)
     Raises:
         VerificationError: it did not pass, was changed, or is of another adapter, dtype or base.
     """
-    from sdft_cli.merge.certified import check_certified
+    from sdft_cli.merge.certificate import check_certified
     from sdft_cli.report import terminal
 
     with terminal.stderr().status("Comparing the files with the certificate ..."):
@@ -140,8 +140,8 @@ def run_merge(
     import torch
 
     from sdft_cli.cli.model_card import write_model_card
-    from sdft_cli.engine.models import resolve_model
-    from sdft_cli.merge.certified import CERTIFICATE
+    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.merge.certificate import CERTIFICATE
     from sdft_cli.merge.merge import check_target, merge_run
     from sdft_cli.records.folders import check_output_folder
     from sdft_cli.report import terminal

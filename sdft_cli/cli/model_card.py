@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdft_cli.engine.runs import Run
+    from sdft_cli.run_folder import Run
 
 _MODEL_ID = re.compile(r'^model_id = ".*"$', re.MULTILINE)
 
@@ -23,10 +23,10 @@ def write_model_card(run: Run, merged: Path, evaluation: dict[str, Any] | None =
     Raises:
         VerificationError: the checkpoint did not pass its certificate, or is not of this run's adapter.
     """
-    from sdft_cli.engine.models import license_of
-    from sdft_cli.engine.runs import read_json
+    from sdft_cli.engine.models.names import license_of
     from sdft_cli.errors import VerificationError
-    from sdft_cli.merge.certified import CARD, CERTIFICATE, file_hash, has_passed
+    from sdft_cli.merge.certificate import CARD, CERTIFICATE, file_hash, has_passed
+    from sdft_cli.records.json_files import read_json
     from sdft_cli.report.cards import Evaluation, model_card
     from sdft_cli.report.evaluation import values_rows
 
@@ -55,9 +55,9 @@ def write_model_card(run: Run, merged: Path, evaluation: dict[str, Any] | None =
 
 def _write(merged: Path, text: str, own: bool) -> None:
     """Write the card; of one that is sdft's own, note in the certificate what was written."""
-    from sdft_cli.engine.runs import read_json, write_json
-    from sdft_cli.merge.certified import CARD, CERTIFICATE, file_hash
+    from sdft_cli.merge.certificate import CARD, CERTIFICATE, file_hash
     from sdft_cli.records.folders import new_file
+    from sdft_cli.records.json_files import read_json, write_json
 
     with new_file(merged / CARD, overwrite=True) as scratch:
         scratch.write_text(text, encoding="utf-8")
@@ -67,8 +67,8 @@ def _write(merged: Path, text: str, own: bool) -> None:
 
 def is_own_card(merged: Path) -> bool:
     """Say whether the card of a checkpoint that passed is as sdft wrote it, so that it may be written anew."""
-    from sdft_cli.engine.runs import read_json
-    from sdft_cli.merge.certified import CARD, CERTIFICATE, file_hash
+    from sdft_cli.merge.certificate import CARD, CERTIFICATE, file_hash
+    from sdft_cli.records.json_files import read_json
 
     written = read_json(merged / CERTIFICATE).get("card")
     return (merged / CARD).is_file() and written == file_hash(merged / CARD)
@@ -76,7 +76,7 @@ def is_own_card(merged: Path) -> bool:
 
 def _evaluation_of(run: Run, sha256: str | None) -> dict[str, Any] | None:
     """Return the evaluation in a run's folder that is of this adapter, if there is one."""
-    from sdft_cli.engine.runs import read_json
+    from sdft_cli.records.json_files import read_json
 
     for name in ("eval.json", "eval-best.json"):
         if (run.path / name).is_file():
@@ -92,8 +92,8 @@ def evaluated_card(run: Run, evaluation: dict[str, Any]) -> Path | None:
     None: there is no checkpoint of the same adapter, or its card was edited since sdft wrote it, which is said.
     """
     from sdft_cli.cli.common import say
-    from sdft_cli.engine.runs import read_json
-    from sdft_cli.merge.certified import CARD, CERTIFICATE, has_passed
+    from sdft_cli.merge.certificate import CARD, CERTIFICATE, has_passed
+    from sdft_cli.records.json_files import read_json
 
     merged = run.path / "merged"
     if not has_passed(merged):
@@ -110,7 +110,7 @@ def evaluated_card(run: Run, evaluation: dict[str, Any]) -> Path | None:
 
 def name_in_card(merged: Path, repo: str) -> None:
     """Say in the card's code where the checkpoint will be."""
-    from sdft_cli.merge.certified import CARD
+    from sdft_cli.merge.certificate import CARD
 
     text = _MODEL_ID.sub(f'model_id = "{repo}"', (merged / CARD).read_text(encoding="utf-8"))
     _write(merged, text, own=is_own_card(merged))

@@ -51,10 +51,10 @@ def plan(
             f"No training record has a teacher prompt within {config.max_prompt_tokens} tokens: prepare more sessions, "
             "or raise max_prompt_tokens."
         )
-    from sdft_cli.engine.backend_transformers import TransformersBackend  # torch: after the checks that need none
-    from sdft_cli.engine.models import resolve_model
-    from sdft_cli.engine.plan import choose_way, find_gpu, machine_gpu, plan_of
-    from sdft_cli.engine.shape import read_shape, ways_to_share
+    from sdft_cli.engine.models.backend_transformers import TransformersBackend
+    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.plan.model_shape import read_shape, ways_to_share
+    from sdft_cli.engine.plan.plan import choose_way, find_gpu, machine_gpu, plan_of
 
     card = find_gpu(gpu) if gpu else machine_gpu()
     shape = read_shape(config, resolve_model(config.model, say))

@@ -114,7 +114,7 @@ def card_defaults(source: str) -> dict[str, Any]:
 
 def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False) -> tuple[dict[str, Any], Statistics]:
     """Read the source, measure every turn, write the dataset; return its manifest and its statistics."""
-    from sdft_cli.engine.models import resolve_model
+    from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.prepare.pipeline import manifest_of, measure, read, write
     from sdft_cli.prepare.workers import Job
     from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
@@ -147,8 +147,8 @@ def redactor(config: PrepareConfig) -> Redact | None:
     """Return what redacts a session, with this machine's key and the values that are known on it; None if it is off."""
     if not config.redact:
         return None
-    from sdft_cli.prepare.redact import Redactor
-    from sdft_cli.prepare.redact_known import known_values, redaction_key
+    from sdft_cli.redaction.known_values import known_values, redaction_key
+    from sdft_cli.redaction.redactor import Redactor
 
     return Redactor(redaction_key(), known_values()).session
 

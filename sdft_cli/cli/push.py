@@ -10,7 +10,7 @@ from sdft_cli.cli.common import say
 from sdft_cli.cli.model_card import name_in_card, write_model_card
 
 if TYPE_CHECKING:
-    from sdft_cli.engine.runs import Run
+    from sdft_cli.run_folder import Run
 
 TOKEN_TABLES = ("vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "sentencepiece.bpe.model", "spiece.model")
 """Vocabularies: no prose, some no text. Not searched where the certificate says that they are the base's own."""
@@ -24,7 +24,7 @@ def push(run: Run, merged: Path, repo: str, public: bool) -> None:
             secret, or cannot be searched.
         UsageError, MachineError: as `push_folder`.
     """
-    from sdft_cli.merge.certified import CARD, NOT_HASHED, check_certified
+    from sdft_cli.merge.certificate import CARD, NOT_HASHED, check_certified
     from sdft_cli.merge.push import push_folder
     from sdft_cli.report import terminal
 
@@ -51,10 +51,10 @@ def check_no_secrets(folder: Path, names: list[str], files: Mapping[str, Any]) -
         VerificationError: one gives something away, or cannot be searched; the message names file and kind only.
     """
     from sdft_cli.errors import VerificationError
-    from sdft_cli.merge.certificate import WEIGHTS
-    from sdft_cli.prepare.redact import Redactor
-    from sdft_cli.prepare.redact_known import known_values
-    from sdft_cli.prepare.scan import kinds_in
+    from sdft_cli.merge.tensor_check import WEIGHTS
+    from sdft_cli.redaction.files import kinds_in
+    from sdft_cli.redaction.known_values import known_values
+    from sdft_cli.redaction.redactor import Redactor
 
     redactor = Redactor(b"", known_values())  # nothing is replaced, so no key is needed
     searched = []

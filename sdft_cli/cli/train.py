@@ -11,7 +11,7 @@ import typer
 from sdft_cli.cli.common import RUNS_ROOT, command, newest, newest_dataset, say
 
 if TYPE_CHECKING:
-    from sdft_cli.engine.start import Job
+    from sdft_cli.engine.train.run import Job
 
 DEFAULT_PROFILE = "qwen3.5-9b-64k"
 
@@ -74,7 +74,7 @@ def train(
 
 
 def _show_profile(path: Path, asked: int) -> None:
-    from sdft_cli.engine.runs import read_json
+    from sdft_cli.records.json_files import read_json
     from sdft_cli.report import terminal
 
     if not path.is_file():
@@ -87,11 +87,11 @@ def _new_job(
     dataset: Path | None, profile: str, out: Path | None, overrides: list[str], flags: dict[str, Any], overwrite: bool
 ) -> Job:
     from sdft_cli.config import load_train_config
-    from sdft_cli.engine.runs import is_unfinished
-    from sdft_cli.engine.start import Job
+    from sdft_cli.engine.train.run import Job
     from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
     from sdft_cli.records.folders import check_output_folder
+    from sdft_cli.run_folder import is_unfinished
 
     config = load_train_config(profile, overrides, flags)
     folder = dataset or newest_dataset()
@@ -112,10 +112,10 @@ def _job_to_resume(
     dataset: Path | None, profile: str | None, out: Path | None, overrides: list[str], flags: dict[str, Any]
 ) -> Job:
     from sdft_cli.config import resumed_config
-    from sdft_cli.engine.runs import read_json
-    from sdft_cli.engine.start import Job
+    from sdft_cli.engine.train.run import Job
     from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
+    from sdft_cli.records.json_files import read_json
 
     if profile is not None:
         raise UsageError("--resume takes the run's own profile: leave --profile out.")
@@ -137,7 +137,7 @@ def _job_to_resume(
 
 def run_training(job: Job) -> dict[str, Any]:
     """Train as `job` says, with a live view on stderr; return what `run.json` says."""
-    from sdft_cli.engine.start import start_training
+    from sdft_cli.engine.train.run import start_training
     from sdft_cli.report.live import live_training
 
     return start_training(job, say, lambda: live_training(job.config.optim.max_steps))

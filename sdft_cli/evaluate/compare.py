@@ -7,10 +7,11 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.engine.runs import is_run, read_json
 from sdft_cli.errors import DataError, UsageError
-from sdft_cli.evaluate.measures import BY_KEY, harness_measures
-from sdft_cli.evaluate.run import FORMAT, differences
+from sdft_cli.evaluate.evaluation import FORMAT, differences
+from sdft_cli.evaluate.metrics import BY_KEY, harness_measures
+from sdft_cli.records.json_files import read_json
+from sdft_cli.run_folder import is_run
 
 Document = dict[str, Any]
 

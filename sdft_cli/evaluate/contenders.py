@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from sdft_cli.engine.backend import Backend
-from sdft_cli.engine.backend_transformers import open_for_eval
-from sdft_cli.engine.measure import Role
-from sdft_cli.engine.runs import Run
-from sdft_cli.engine.sharing import choose_sharing
+from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.load import open_for_eval
+from sdft_cli.engine.passes.choose import choose_sharing
+from sdft_cli.engine.train.scoring import Role
 from sdft_cli.errors import UsageError
-from sdft_cli.evaluate.run import Contender
+from sdft_cli.evaluate.evaluation import Contender
+from sdft_cli.run_folder import Run
 
 Say = Callable[[str], None]
 

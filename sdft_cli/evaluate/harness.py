@@ -15,8 +15,8 @@ from math import isclose, isfinite
 from typing import Any
 
 from sdft_cli.config import EvalConfig
-from sdft_cli.engine.measure import Role
-from sdft_cli.engine.out_of_memory import is_out_of_memory
+from sdft_cli.engine.models.device_memory import is_out_of_memory
+from sdft_cli.engine.train.scoring import Role
 from sdft_cli.errors import DataError, SdftError, UsageError
 from sdft_cli.prompts.chat import ChatPrompts
 

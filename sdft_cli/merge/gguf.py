@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.engine.adapters import NOT_LANGUAGE
+from sdft_cli.engine.models.adapters import NOT_LANGUAGE
 from sdft_cli.errors import MachineError, UsageError, VerificationError
-from sdft_cli.merge.certificate import Tensors
+from sdft_cli.merge.tensor_check import Tensors
 from sdft_cli.records.folders import new_file
 
 CONVERTER = "convert_hf_to_gguf.py"

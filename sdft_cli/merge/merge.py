@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
-from sdft_cli.engine.models import FAILED, identity, known_as, license_of, local_folder
-from sdft_cli.engine.runs import CheckPrompt, Run, read_check_prompts, write_json
+from sdft_cli.engine.models.names import FAILED, identity, known_as, license_of, local_folder
 from sdft_cli.errors import UsageError, VerificationError
-from sdft_cli.merge.certificate import certify
-from sdft_cli.merge.certified import CERTIFICATE, FORMAT, file_hash, file_hashes, has_passed
-from sdft_cli.merge.verify import compare_models, failures
+from sdft_cli.merge.behaviour_check import compare_models, failures
+from sdft_cli.merge.certificate import CERTIFICATE, FORMAT, file_hash, file_hashes, has_passed
+from sdft_cli.merge.tensor_check import certify
 from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
 from sdft_cli.records.folders import new_folder
+from sdft_cli.records.json_files import write_json
+from sdft_cli.run_folder import CheckPrompt, Run, read_check_prompts
 
 
 def merge_run(

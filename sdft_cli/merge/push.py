@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sdft_cli.errors import MachineError, UsageError
-from sdft_cli.merge.certificate import TEMPLATES, WEIGHTS
+from sdft_cli.merge.tensor_check import TEMPLATES, WEIGHTS
 
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*")
 _READ = (*WEIGHTS, ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")

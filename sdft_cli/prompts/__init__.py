@@ -1,1 +1,10 @@
-"""Chat rendering and tokenisation, the teacher's prompt, and tool calls parsed back out of text."""
+"""Chat rendering and tokenisation, the teacher's prompt, and tool calls parsed back out of text.
+
+chat            the two prompts of a record, through the model's own chat template
+teacher         the teacher's last message, with the expert's turn in a block
+encoding        text -> token ids, each distinct text once
+incremental     token counts of every turn of a session, each distinct text once
+control_tokens  no text of a session becomes a control token
+tool_calls      tool calls parsed out of text: Hermes JSON and Qwen3.5 XML
+tool_scores     an answer's tool calls against the expert's
+"""

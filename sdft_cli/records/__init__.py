@@ -1,4 +1,11 @@
-"""The contract between all rooms: messages, sessions, records, and the dataset folder that stores them."""
+"""The contract between all rooms: messages, sessions, records, and how they are stored.
+
+types       messages, sessions, records, rejections
+dataset     the dataset folder, written and read
+export      self-contained rows for other trainers
+folders     folders and files, whole or not at all
+json_files  JSON documents, whole or not at all
+"""
 
 from sdft_cli.records.dataset import Dataset, read_dataset, write_dataset
 from sdft_cli.records.types import Message, Record, RecordRow, Rejection, Session, ToolCall, ToolSchema

@@ -1,1 +1,12 @@
-"""Tables, cards and pages: what a person reads."""
+"""Tables, cards and pages: what a person reads.
+
+terminal    tables and progress on the terminal
+live        a training run while it runs
+statistics  the numbers of a dataset
+bars        histograms as text
+page        a dataset as one HTML page
+evaluation  tables of an evaluation
+comparison  tables, plot and page of a comparison
+cards       the README.md of a dataset and of a merged checkpoint
+merge_rows  the rows of a merge certificate
+"""

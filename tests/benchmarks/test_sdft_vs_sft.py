@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 
 from benchmarks.sdft_vs_sft.__main__ import FORGOTTEN, LEARNED, SHOWN, Arm, gap, mean_of_seeds, plot, study, table
 from sdft_cli.config import EvalConfig
-from sdft_cli.evaluate.measures import BY_KEY
+from sdft_cli.evaluate.metrics import BY_KEY
 from tests.evaluate.documents import contender
 
 CONFIG = EvalConfig(resamples=200)

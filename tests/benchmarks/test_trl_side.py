@@ -13,9 +13,9 @@ pytest.importorskip("trl.experimental.sdft", reason="trl with SDFTTrainer is not
 
 from benchmarks import engine_side, trl_side  # noqa: E402
 from benchmarks.turns import write_turns  # noqa: E402
-from sdft_cli.engine.phases import Phases  # noqa: E402
-from sdft_cli.engine.rollout import Rollout  # noqa: E402
-from sdft_cli.engine.trainer import Example  # noqa: E402
+from sdft_cli.engine.passes.decode import Rollout  # noqa: E402
+from sdft_cli.engine.passes.timing import Phases  # noqa: E402
+from sdft_cli.engine.train.sdft_step import Example  # noqa: E402
 
 TURNS, LENGTH = 4, 6
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sdft_cli.engine.models import identity
+from sdft_cli.engine.models.names import identity
 from sdft_cli.records import read_dataset
 from sdft_cli.traces.examples import write_examples
 from tests.traces.lines import line, text

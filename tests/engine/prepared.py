@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.config import PrepareConfig, load_train_config
-from sdft_cli.engine.adapters import lora_layers
-from sdft_cli.engine.backend import Backend, load_backend
+from sdft_cli.engine.models.adapters import lora_layers
+from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.load import load_backend
 from sdft_cli.prepare.pipeline import manifest_of, prepare, write
 from sdft_cli.prepare.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from sdft_cli.config import load_train_config
-from sdft_cli.engine.backend import Backend
-from sdft_cli.engine.backend_transformers import TransformersBackend, attach_lora
-from sdft_cli.engine.forward import padded_states
+from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.backend_transformers import TransformersBackend, attach_lora
+from sdft_cli.engine.passes.padded import padded_states
 
 WORDS, HIDDEN = 128, 32
 SIZES = {

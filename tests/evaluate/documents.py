@@ -7,9 +7,9 @@ from itertools import combinations
 from typing import Any
 
 from sdft_cli.config import EvalConfig
-from sdft_cli.evaluate.measures import by_group, p95, summary
-from sdft_cli.evaluate.run import FORMAT, differences
-from sdft_cli.evaluate.scores import TOOL_FLAGS
+from sdft_cli.evaluate.answers import TOOL_FLAGS
+from sdft_cli.evaluate.evaluation import FORMAT, differences
+from sdft_cli.evaluate.metrics import by_group, p95, summary
 
 CONFIG = EvalConfig(resamples=300).model_dump(mode="json")
 

@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("torch")
 
 from sdft_cli.config import load_train_config
-from sdft_cli.engine.runs import Run
 from sdft_cli.errors import UsageError
 from sdft_cli.evaluate.contenders import contenders_of
+from sdft_cli.run_folder import Run
 
 
 def run(name: str, model: str = "o/m", objective: str = "sdft", **info: Any) -> Run:

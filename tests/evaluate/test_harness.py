@@ -13,12 +13,13 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lm_eval")
 
 from sdft_cli.config import EvalConfig  # noqa: E402
-from sdft_cli.engine.backend import Backend  # noqa: E402
-from sdft_cli.engine.backend_transformers import PlainModel, open_for_eval  # noqa: E402
-from sdft_cli.engine.measure import Role  # noqa: E402
+from sdft_cli.engine.models.backend import Backend  # noqa: E402
+from sdft_cli.engine.models.backend_transformers import PlainModel  # noqa: E402
+from sdft_cli.engine.models.load import open_for_eval  # noqa: E402
+from sdft_cli.engine.train.scoring import Role  # noqa: E402
 from sdft_cli.errors import DataError, InterruptedBySignal, UsageError  # noqa: E402
+from sdft_cli.evaluate.evaluation import Contender, evaluate  # noqa: E402
 from sdft_cli.evaluate.harness import _explained, kept, open_harness  # noqa: E402
-from sdft_cli.evaluate.run import Contender, evaluate  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
 from sdft_cli.report.evaluation import summaries, values_rows  # noqa: E402

@@ -31,9 +31,10 @@ def make_run(folder: Path, model: Path, profile: str = "cpu-demo", overrides: Se
     import torch
 
     from sdft_cli.config import load_train_config
-    from sdft_cli.engine.adapters import lora_layers
-    from sdft_cli.engine.backend import load_backend
-    from sdft_cli.engine.runs import FORMAT, CheckPrompt, write_check_prompts, write_json
+    from sdft_cli.engine.models.adapters import lora_layers
+    from sdft_cli.engine.models.load import load_backend
+    from sdft_cli.records.json_files import write_json
+    from sdft_cli.run_folder import FORMAT, CheckPrompt, write_check_prompts
 
     config = load_train_config(profile, ["lora.rank=4", "lora.alpha=8", *overrides], {"model": str(model)})
     backend = load_backend(config, "transformers", str(model))

@@ -10,13 +10,7 @@ pytest.importorskip("torch")
 pytest.importorskip("gguf")
 
 from sdft_cli.errors import MachineError, UsageError, VerificationError
-from sdft_cli.merge.gguf import (
-    CONVERTER,
-    check_converter,
-    convert_to_gguf,
-    end_ids,
-    language_tensors,
-)
+from sdft_cli.merge.gguf import CONVERTER, check_converter, convert_to_gguf, end_ids, language_tensors
 
 GOOD = """
 import json, sys

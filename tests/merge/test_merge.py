@@ -16,15 +16,15 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sdft_cli.cli.merge import run_merge  # noqa: E402
-from sdft_cli.engine.models import identity, resolve_model  # noqa: E402
-from sdft_cli.engine.runs import read_run  # noqa: E402
+from sdft_cli.engine.models.names import identity, resolve_model  # noqa: E402
 from sdft_cli.errors import DataError, UsageError, VerificationError  # noqa: E402
-from sdft_cli.merge.certificate import ordered  # noqa: E402
-from sdft_cli.merge.certified import check_certified  # noqa: E402
+from sdft_cli.merge.certificate import check_certified  # noqa: E402
 from sdft_cli.merge.merge import check_target, merge_run  # noqa: E402
+from sdft_cli.merge.tensor_check import ordered  # noqa: E402
 from sdft_cli.merge.weights import Adapter, base_shards, copy_companions  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer  # noqa: E402
 from sdft_cli.prompts.teacher import load_teacher_template  # noqa: E402
+from sdft_cli.run_folder import read_run  # noqa: E402
 
 
 def test_every_tensor_is_the_fp32_sum_cast_once_or_untouched(run: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -398,7 +398,7 @@ def test_the_base_of_a_run_on_the_hub_is_its_commit(run: Path, tiny_model: Path,
 
 HUB = """
 import json, sys
-from sdft_cli.engine.models import identity, loaded_folder, local_folder
+from sdft_cli.engine.models.names import identity, loaded_folder, local_folder
 found = loaded_folder("o/m")
 print(json.dumps([identity(found), local_folder("o/m", identity(found)["commit"]) == found, loaded_folder("o/x")]))
 """

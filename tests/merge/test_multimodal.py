@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sdft_cli.cli.merge import run_merge  # noqa: E402
-from sdft_cli.engine.runs import read_run  # noqa: E402
 from sdft_cli.merge.tensor_file import TensorFile  # noqa: E402
+from sdft_cli.run_folder import read_run  # noqa: E402
 from tests.merge.conftest import make_run  # noqa: E402
 
 SHARDS = 4

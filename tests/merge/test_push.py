@@ -17,10 +17,11 @@ torch = pytest.importorskip("torch")
 from sdft_cli.cli.merge import run_merge  # noqa: E402
 from sdft_cli.cli.model_card import evaluated_card, is_own_card, name_in_card, write_model_card  # noqa: E402
 from sdft_cli.cli.push import check_no_secrets, push  # noqa: E402
-from sdft_cli.engine.runs import read_run, write_json  # noqa: E402
 from sdft_cli.errors import UsageError, VerificationError  # noqa: E402
-from sdft_cli.merge.certified import file_hash, file_hashes  # noqa: E402
+from sdft_cli.merge.certificate import file_hash, file_hashes  # noqa: E402
 from sdft_cli.merge.push import check_repo_name  # noqa: E402
+from sdft_cli.records.json_files import write_json  # noqa: E402
+from sdft_cli.run_folder import read_run  # noqa: E402
 from tests.merge.conftest import make_run  # noqa: E402
 from tests.merge.fake_hub import FakeHub, serving  # noqa: E402
 
@@ -225,7 +226,7 @@ def test_nothing_is_sent_after(ready: Path, refusal: str, monkeypatch: pytest.Mo
 
 
 def test_a_scanner_that_fails_stops_the_push(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sdft_cli.prepare.redact as redact
+    import sdft_cli.redaction.redactor as redact
 
     def broken(self: object, data: bytes) -> None:
         raise RuntimeError("scanner")

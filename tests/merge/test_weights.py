@@ -18,8 +18,8 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sdft_cli.errors import DataError, VerificationError  # noqa: E402
-from sdft_cli.merge.certificate import certify  # noqa: E402
-from sdft_cli.merge.certified import file_hashes  # noqa: E402
+from sdft_cli.merge.certificate import file_hashes  # noqa: E402
+from sdft_cli.merge.tensor_check import certify  # noqa: E402
 from sdft_cli.merge.tensor_file import TensorFile  # noqa: E402
 from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights  # noqa: E402
 
@@ -104,7 +104,7 @@ def test_the_file_is_what_the_library_would_write_of_the_same_tensors(
 
 
 def test_tensors_longer_than_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import sdft_cli.merge.certificate as certificate
+    import sdft_cli.merge.tensor_check as certificate
     import sdft_cli.merge.tensor_file as module
 
     tensors = mixed()
@@ -328,7 +328,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
-from sdft_cli.merge.certificate import certify
+from sdft_cli.merge.tensor_check import certify
 from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
 
 def megabytes():

@@ -12,16 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdft_cli.errors import DataError, MachineError, UsageError
-from sdft_cli.records import (
-    Message,
-    RecordRow,
-    Rejection,
-    Session,
-    ToolCall,
-    ToolSchema,
-    read_dataset,
-    write_dataset,
-)
+from sdft_cli.records import Message, RecordRow, Rejection, Session, ToolCall, ToolSchema, read_dataset, write_dataset
 from sdft_cli.records.folders import new_folder
 
 SESSION = Session(

@@ -1,0 +1,12 @@
+"""The model: found, loaded by a backend, its adapter on or off.
+
+names                 a folder, a Hub id or an alias -> the folder of a model; what it is and its licence
+backend               the interface between the algorithm and the library that runs the model
+backend_transformers  transformers and peft
+backend_unsloth       unsloth, which may change nothing without being asked
+load                  which backend a run takes, what the machine must have, and loading
+adapters              LoRA on the language trunk; which weights are on: adapter, base, average, merged
+device_memory         free memory, and what to lower when it ran out
+interrupts            Ctrl-C and SIGTERM, at once and never inside a change of state
+quiet                 other libraries' notices kept off the terminal
+"""

@@ -1,0 +1,103 @@
+"""The transformers + peft backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdft_cli.config import TrainConfig
+from sdft_cli.engine.models.adapters import check_targets, target_pattern
+from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.quiet import quiet_libraries
+
+
+def model_class(config: Any) -> Any:
+    """Return the auto class that keeps all of a checkpoint: the multimodal one where there is a vision tower.
+
+    The text-only class would load such a checkpoint and silently drop its vision tower.
+    """
+    import transformers
+
+    if getattr(config, "vision_config", None) is not None:
+        return getattr(transformers, "AutoModelForMultimodalLM", None) or transformers.AutoModelForImageTextToText
+    return transformers.AutoModelForCausalLM
+
+
+def load_model(model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None) -> Any:
+    """Load a model for inference, in eval mode, frozen, from safetensors; no remote code."""
+    quiet_libraries()
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model, revision=revision or "main")
+    loaded = model_class(config).from_pretrained(model, dtype=dtype, revision=revision or "main")
+    return loaded.to(device).eval().requires_grad_(False)
+
+
+def attach_lora(model: Any, config: TrainConfig) -> Any:
+    """Put a fresh adapter (B = 0) on the language trunk; its weights are fp32 whatever the base is.
+
+    Raises:
+        UsageError: a target name hits no module of the language trunk.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    names = config.lora.target_modules
+    check_targets((name for name, _ in model.named_modules()), names)
+    lora = LoraConfig(
+        r=config.lora.rank,
+        lora_alpha=config.lora.alpha,
+        lora_dropout=config.lora.dropout,
+        target_modules=target_pattern(names),
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+    return get_peft_model(model, lora, autocast_adapter_dtype=True)
+
+
+class TransformersBackend(Backend):
+    """Plain Hugging Face model, peft adapter."""
+
+    name = "transformers"
+
+    def __init__(self, model: Any, device: torch.device) -> None:
+        self.model = model
+        self.device = device
+
+    @classmethod
+    def load(cls, config: TrainConfig, model: str) -> TransformersBackend:
+        """Load base and fresh adapter; the adapter's initialisation depends on `config.seed` only."""
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        base = load_model(model, getattr(torch, config.dtype), device, config.revision)
+        torch.manual_seed(config.seed)
+        peft_model = attach_lora(base, config)
+        if config.gradient_checkpointing:
+            peft_model.enable_input_require_grads()
+            base.gradient_checkpointing_enable({"use_reentrant": False})
+            peft_model.train()  # checkpointing is off in eval mode; dropout 0 keeps the pass deterministic
+        return cls(peft_model, device)
+
+    def save_adapter(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, safe_serialization=True)
+
+
+class PlainModel(torch.nn.Module):
+    """A model without an adapter behind the few methods of a peft model that the engine uses."""
+
+    def __init__(self, base: Any) -> None:
+        super().__init__()
+        self.base = base
+
+    def get_base_model(self) -> Any:
+        return self.base
+
+    @contextmanager
+    def disable_adapter(self) -> Iterator[None]:
+        """There is none to disable."""
+        yield
+
+    def generate(self, **arguments: Any) -> Any:
+        return self.base.generate(**arguments)

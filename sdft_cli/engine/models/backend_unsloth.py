@@ -1,0 +1,249 @@
+"""The unsloth backend: the same interface over unsloth's loaders.
+
+Importing unsloth patches transformers, so it happens here and only when this backend is taken. Its compiled caches go
+to the user's cache folder, never to the working folder. On a machine without a GPU its CPU backend runs.
+
+unsloth changes settings that it cannot honour and prints a line about it: another repository of the same name, 16-bit
+instead of 4-bit weights, rescaled positions, shorter inputs. Here such a change is refused: before loading where it
+can be known, and by `check_loaded` on what was really loaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdft_cli.config import TrainConfig
+from sdft_cli.engine.models.adapters import check_targets, lora_layers, target_pattern
+from sdft_cli.engine.models.backend import UNSLOTH_FAST_TYPES, Backend
+from sdft_cli.engine.models.names import cache_folder
+from sdft_cli.errors import DataError, MachineError, UsageError
+
+OTHER_BACKEND = "use --backend transformers."
+
+
+def import_unsloth() -> Any:
+    """Import unsloth with its caches outside the working folder; do it before transformers is imported.
+
+    Raises:
+        MachineError: its import fails on this machine.
+    """
+    os.environ.setdefault("UNSLOTH_COMPILE_LOCATION", str(cache_folder() / "unsloth_compiled_cache"))
+    os.environ.setdefault("UNSLOTH_DISABLE_STATISTICS", "1")  # no phoning home
+    # vLLM gets the adapter beside the base; folded into it, the weights that the teacher reads would be written.
+    os.environ["UNSLOTH_VLLM_MERGED_ROLLOUT"] = "0"
+    try:
+        import unsloth
+    except Exception as error:  # its import runs probes of the machine that fail in many ways
+        raise MachineError(
+            f"unsloth is installed and does not import here ({type(error).__name__}: {str(error).splitlines()[0]}): "
+            f"{OTHER_BACKEND}"
+        ) from error
+    return unsloth
+
+
+def loader_arguments(config: TrainConfig, model: str, cuda: bool) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained`: each is a named parameter of the installed one, by test."""
+    common = {
+        "model_name": model,
+        "max_seq_length": config.max_seq_tokens,
+        "dtype": getattr(torch, config.dtype),
+        "load_in_4bit": config.load_in_4bit,
+        "load_in_16bit": not config.load_in_4bit and config.dtype != "float32",
+        "revision": config.revision,
+        "trust_remote_code": False,
+        "use_gradient_checkpointing": _checkpointing(config),
+        "fast_inference": config.fast_inference,
+    }
+    if not cuda:
+        return common
+    if config.fast_inference:
+        common |= {"gpu_memory_utilization": config.fast_inference_memory, "max_lora_rank": config.lora.rank}
+    # This very repository; one device; the tokenizer is ours; the embedding stays beside the other weights.
+    exact = {"use_exact_model_name": True, "device_map": {"": 0}, "fix_tokenizer": False, "offload_embedding": False}
+    return {**common, **exact}
+
+
+def adapter_arguments(config: TrainConfig, multimodal: bool) -> dict[str, Any]:
+    """Return the arguments of `get_peft_model`, of `FastModel`'s where the checkpoint is multimodal."""
+    common = {
+        "r": config.lora.rank,
+        "target_modules": list(config.lora.target_modules),
+        "lora_alpha": config.lora.alpha,
+        "lora_dropout": config.lora.dropout,
+        "bias": "none",
+        "use_gradient_checkpointing": _checkpointing(config),
+        "random_state": config.seed,
+    }
+    if not multimodal:
+        return common
+    # A pattern is taken as it is; a list would be filtered by names that do not know every language module.
+    return {
+        **common,
+        "target_modules": target_pattern(config.lora.target_modules),
+        "finetune_vision_layers": False,
+        "finetune_language_layers": True,
+        "finetune_attention_modules": True,
+        "finetune_mlp_modules": True,
+    }
+
+
+def _checkpointing(config: TrainConfig) -> str | bool:
+    return "unsloth" if config.gradient_checkpointing else False
+
+
+def check_model(config: TrainConfig, model_config: Any, cuda: bool) -> None:
+    """Refuse, before loading, what unsloth would change without being asked.
+
+    Raises:
+        MachineError: without a GPU, a checkpoint with a vision tower, which unsloth's CPU backend would drop.
+        UsageError: `max_seq_tokens` is above what the model's positions reach; unsloth would rescale them.
+    """
+    if not cuda and getattr(model_config, "vision_config", None) is not None:
+        raise MachineError(
+            f"unsloth's CPU backend would drop the vision tower of this {model_config.model_type} checkpoint: "
+            f"{OTHER_BACKEND}"
+        )
+    positions = getattr(model_config.get_text_config(), "max_position_embeddings", None)
+    if positions and config.max_seq_tokens > positions:
+        raise UsageError(
+            f"max_seq_tokens is {config.max_seq_tokens} and the model has {positions} positions, which unsloth would "
+            f"rescale: lower max_seq_tokens, max_prompt_tokens and rollout.max_new_tokens, or {OTHER_BACKEND}"
+        )
+
+
+def check_loaded(model: Any, config: TrainConfig, model_config: Any) -> None:
+    """Compare what unsloth loaded with what was asked for.
+
+    Raises:
+        MachineError: names the first difference, and the backend that would not make it.
+    """
+    wrong = _difference(model, config, model_config)
+    if wrong:
+        raise MachineError(f"unsloth {wrong}: {OTHER_BACKEND}")
+
+
+def _difference(model: Any, config: TrainConfig, model_config: Any) -> str | None:
+    base = model.get_base_model()
+    pattern = re.compile(target_pattern(config.lora.target_modules))
+    asked = {name for name, _ in base.named_modules() if pattern.fullmatch(name)}
+    layers = lora_layers(base)
+    if asked != layers.keys():
+        name = min(asked ^ layers.keys())
+        return f"{'put an adapter on' if name in layers else 'left out the adapter of'} {name}"
+    bits = [type(layer.get_base_layer()).__name__ == "Linear4bit" for layer in layers.values()]
+    if config.load_in_4bit and 2 * sum(bits) < len(bits):
+        return f"loaded {sum(bits)} of {len(bits)} adapted modules in 4 bits"
+    if not config.load_in_4bit and any(type(m).__name__ == "Linear4bit" for m in base.modules()):
+        return "loaded 4-bit weights, which this run did not ask for"
+    if config.fast_inference and getattr(model, "vllm_engine", None) is None:
+        return "loaded the model without its vLLM engine, for which it printed a reason"
+    dtype = getattr(torch, config.dtype)
+    plain = [layer.get_base_layer().weight for layer, four in zip(layers.values(), bits, strict=True) if not four]
+    other = next((w.dtype for w in [*plain, base.get_input_embeddings().weight] if w.dtype != dtype), None)
+    if other is not None:
+        return f"loaded weights as {other} instead of {dtype}"
+    trainable = {p.dtype for p in model.parameters() if p.requires_grad}
+    if trainable != {torch.float32}:
+        return f"made the adapter of {', '.join(sorted(map(str, trainable))) or 'no'} parameters instead of float32"
+    words = model_config.get_text_config().vocab_size
+    if base.get_output_embeddings().weight.shape[0] != words:
+        return f"changed the number of words from {words} to {base.get_output_embeddings().weight.shape[0]}"
+    if getattr(model_config, "vision_config", None) is not None and not any(
+        "visual" in name or "vision" in name for name, _ in base.named_modules()
+    ):
+        return "dropped the vision tower"
+    return None
+
+
+def _loaded(loader: Any, arguments: dict[str, Any]) -> Any:
+    """Load the base; what unsloth says of a model that its vLLM engine cannot run is one sentence.
+
+    Raises:
+        MachineError: with `fast_inference`, it cannot be loaded.
+    """
+    if not arguments["fast_inference"]:
+        return loader.from_pretrained(**arguments)[0]
+    try:
+        return loader.from_pretrained(**arguments)[0]
+    except (ImportError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines() or ["no reason given"]
+        raise MachineError(
+            f"unsloth cannot load this model with its vLLM engine ({type(error).__name__}: {reason[0]}): leave "
+            f"fast_inference out (--set fast_inference=false), or {OTHER_BACKEND}"
+        ) from error
+
+
+class UnslothBackend(Backend):
+    """unsloth's patched model with a peft adapter."""
+
+    name = "unsloth"
+    takes_masks = False  # its attention builds its own causal mask
+
+    def __init__(self, model: Any, loader: Any, config: TrainConfig) -> None:
+        self.model = model
+        self.device = model.get_base_model().get_output_embeddings().weight.device
+        self.max_tokens = config.max_seq_tokens
+        self.mergeable = not config.load_in_4bit
+        self._loader = loader
+        self._checkpointing = _checkpointing(config)
+        if config.fast_inference:
+            folder = str(cache_folder() / "vllm_adapter")  # unsloth writes the adapter's configuration there
+            self.vllm = model.vllm_engine, lambda: model.load_lora(folder, load_tensors=True)
+
+    @classmethod
+    def load(cls, config: TrainConfig, model: str) -> UnslothBackend:
+        """Load base and fresh adapter through unsloth.
+
+        Raises:
+            UsageError: a target name hits no module of the language trunk, or `max_seq_tokens` is above the model's
+                positions.
+            MachineError: unsloth does not import, or does something else than it was asked to.
+        """
+        unsloth = import_unsloth()
+        from transformers import AutoConfig
+
+        model_config = AutoConfig.from_pretrained(model, revision=config.revision or "main")
+        cuda = torch.cuda.is_available()
+        check_model(config, model_config, cuda)
+        # FastLanguageModel has kernels of its own for a few text models and hands all others to FastModel.
+        fast = not cuda or model_config.model_type in UNSLOTH_FAST_TYPES
+        loader = unsloth.FastLanguageModel if fast else unsloth.FastModel
+        base = _loaded(loader, loader_arguments(config, model, cuda))
+        check_targets((name for name, _ in base.named_modules()), config.lora.target_modules)
+        peft_model = loader.get_peft_model(base, **adapter_arguments(config, multimodal=not fast))
+        check_loaded(peft_model, config, model_config)
+        if not config.gradient_checkpointing:
+            peft_model.eval()
+        return cls(peft_model, loader, config)
+
+    @contextmanager
+    def decoding(self) -> Iterator[None]:
+        """Put the model into unsloth's inference mode and back.
+
+        Its `generate` switches gradient checkpointing off and, called in eval mode, does not switch it on again.
+        """
+        was_training = self.model.training
+        self._loader.for_inference(self.model)
+        try:
+            yield
+        finally:
+            self._loader.for_training(self.model, use_gradient_checkpointing=self._checkpointing)
+            self.model.train(was_training)
+
+    def check_width(self, tokens: int) -> None:
+        """Refuse a sequence that unsloth would cut to `max_seq_tokens`."""
+        if tokens > self.max_tokens:
+            raise DataError(
+                f"A sequence has {tokens} tokens and unsloth cuts at max_seq_tokens ({self.max_tokens}): raise "
+                f"max_seq_tokens, or {OTHER_BACKEND}"
+            )
+
+    def save_adapter(self, folder: Path) -> None:
+        self.model.save_pretrained(folder, safe_serialization=True)

@@ -1,0 +1,14 @@
+"""Token ids -> hidden states and gradients, or new tokens: several turns in as few passes as they allow.
+
+executors          the turns of a step in passes: padded, packed or depth-first, behind one interface
+choose             which of the three a run takes, after comparing it with independent turns on the loaded model
+padded             the plain one: every turn pays for its whole prompt
+packed             each distinct prefix once per pass, under a 4-D mask
+depth_first        one live path, turns one after the other; also hybrids with recurrent layers
+depth_first_order  the order of that walk
+live_cache         keys, values and recurrent states of that path, with their gradients
+attention          the attention kernels of packed, depth-first and decoding passes
+decode             answers to many prompts together, with `generate`
+decode_cache       the cache of a decode, which is not copied for every token
+timing             seconds of each phase of a step
+"""

@@ -1,0 +1,200 @@
+"""Decoding: answers to several prompts, sampled or greedy, with transformers' `generate`.
+
+What is ours: that the distribution is the configured one and no other, seeds, stop tokens, and the cache.
+
+A batch runs until its last answer ends; answers that ended earlier stay in it as padding, since the longest one has to
+be decoded in any case.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.interrupts import interruptible
+from sdft_cli.engine.passes.attention import grouped_attention
+from sdft_cli.engine.passes.executors import decoding_cache
+from sdft_cli.errors import UsageError, VerificationError
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Sampled token ids, the token that ends the turn included if it was sampled within the cap.
+
+    `log_probs`, where they were recorded: log p of each id in nats, as the sampler's forward pass had it, at
+    temperature 1 and over the whole vocabulary.
+    """
+
+    ids: list[int]
+    finished: bool
+    log_probs: list[float] | None = None
+
+
+def stop_tokens(backend: Backend, turn_end_id: int) -> list[int]:
+    """Return the ids that end a rollout: the template's end of turn and those of the model's generation config.
+
+    Raises:
+        UsageError: one of them is outside the vocabulary, so that no answer could ever end there.
+    """
+    configured = backend.base.generation_config.eos_token_id
+    listed = configured if isinstance(configured, list) else [configured]
+    found = sorted({turn_end_id, *(i for i in listed if i is not None)})
+    words = backend.head.shape[0]
+    outside = [i for i in found if not 0 <= i < words]
+    if outside:
+        raise UsageError(
+            f"Stop token {outside[0]} is outside the model's vocabulary of {words} words: correct eos_token_id in its "
+            "generation_config.json, or use the tokenizer that belongs to the model."
+        )
+    return found
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Return ids and mask (B, T) with padding on the left, as batched decoding wants it."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        ids[i, width - len(row) :] = torch.tensor(row)
+        mask[i, width - len(row) :] = 1
+    return ids, mask
+
+
+class LogProbRecorder:
+    """A logits processor that changes nothing and keeps log p of each chosen token; it holds one step's (B, V) only.
+
+    It stands before temperature and top-p and sees raw logits. A token is known one step after its distribution.
+    """
+
+    def __init__(self) -> None:
+        self.chosen: list[Tensor] = []
+        self.pending: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self._settle(input_ids)
+        self.pending = scores.float().log_softmax(-1)
+        return scores
+
+    def _settle(self, ids: Tensor) -> None:
+        if self.pending is not None:
+            self.chosen.append(self.pending.gather(-1, ids[:, -1:]))
+            self.pending = None
+
+    def finish(self, ids: Tensor, start: int) -> list[list[float]]:
+        """Return log p of `ids[:, start:]`, row by row. `ids` (B, T) are prompts, `start` tokens wide, and answers."""
+        if start + len(self.chosen) < ids.shape[1]:
+            self._settle(ids)
+        # On some devices generate runs one step more than it returns.
+        columns = self.chosen[: ids.shape[1] - start]
+        found: list[list[float]] = torch.cat(columns, -1).tolist()
+        return found
+
+
+@contextmanager
+def _decoding(backend: Backend) -> Iterator[None]:
+    """The backend's decoding mode, and none of the model's own generation settings.
+
+    `generate` fills whatever its arguments leave open from the model's `generation_config.json`: penalties, min_p,
+    banned and forced words. They would sample from another distribution than the one that the trainer scores.
+    """
+    from transformers import GenerationConfig
+
+    own, config = backend.base.generation_config, backend.base.config.get_text_config()
+    backend.base.generation_config = GenerationConfig()
+    try:
+        with backend.decoding(), grouped_attention(config) if backend.takes_masks else nullcontext():
+            yield
+    finally:
+        backend.base.generation_config = own
+
+
+@contextmanager
+def _finite_only() -> Iterator[None]:
+    """Say in one sentence that logits are not finite, which torch finds when it draws from them."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "probability tensor contains" not in str(error):
+            raise
+        raise VerificationError(
+            "The model's logits are not finite, so nothing can be sampled: start again with a lower "
+            "optim.learning_rate or with dtype=float32; the checkpoints from before are kept."
+        ) from error
+
+
+def _decoding_config(
+    max_new_tokens: int, stop_ids: Sequence[int], pad_id: int, temperature: float | None, top_p: float
+) -> Any:
+    from transformers import GenerationConfig
+
+    sampling: dict[str, Any] = {"do_sample": False}
+    if temperature is not None:
+        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}  # transformers: 50
+    return GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(stop_ids) or None,
+        pad_token_id=pad_id,
+        use_cache=True,
+        **sampling,
+    )
+
+
+@torch.no_grad()
+def generate(
+    backend: Backend,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    temperature: float | None = None,
+    top_p: float = 1.0,
+    record_log_probs: bool = False,
+) -> list[Rollout]:
+    """Decode an answer to each prompt with whatever weights are on.
+
+    The distribution is exactly the model's at this temperature and top_p; the model's generation config has no say.
+
+    Args:
+        prompts: token ids; they may differ in length. Where the backend shares, common prefixes are prefilled once.
+        max_new_tokens: cap on each answer.
+        stop_ids: any of them ends an answer and is its last id.
+        pad_id: fills rows; masked.
+        temperature, top_p: sampling from torch's global generator; `temperature=None` is greedy decoding.
+        record_log_probs: keep the sampler's log-probabilities of the sampled tokens.
+    """
+    ids, mask = left_padded(prompts, pad_id)
+    recorder = LogProbRecorder() if record_log_probs else None
+    backend.check_width(ids.shape[1] + max_new_tokens)
+    with _decoding(backend), _finite_only(), interruptible():
+        output = backend.model.generate(
+            input_ids=ids.to(backend.device),
+            attention_mask=mask.to(backend.device),
+            generation_config=_decoding_config(max_new_tokens, stop_ids, pad_id, temperature, top_p),
+            logits_processor=[recorder] if recorder else None,
+            past_key_values=decoding_cache(backend, prompts, max_new_tokens),
+        )
+    start = ids.shape[1]
+    recorded = recorder.finish(output, start) if recorder else [None] * len(prompts)
+    rows = output[:, start:].tolist()
+    return [until_stop(row, stop_ids, logs) for row, logs in zip(rows, recorded, strict=True)]
+
+
+def until_stop(row: list[int], stop_ids: Sequence[int], log_probs: list[float] | None) -> Rollout:
+    """Return an answer up to the first stop token, that one included."""
+    stop = next((place for place, token in enumerate(row) if token in stop_ids), None)
+    length = len(row) if stop is None else stop + 1
+    return Rollout(row[:length], stop is not None, None if log_probs is None else log_probs[:length])
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's global generators start from a seed; afterwards they go on from where they were."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

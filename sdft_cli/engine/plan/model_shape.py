@@ -1,0 +1,209 @@
+"""Sizes of a model and its adapter, counted on the real classes on torch's meta device: no weight is loaded."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from sdft_cli.config import TrainConfig
+from sdft_cli.engine.models.adapters import NOT_LANGUAGE, lora_layers
+from sdft_cli.engine.models.backend import Backend, Sharing
+from sdft_cli.engine.models.backend_transformers import attach_lora, model_class
+from sdft_cli.engine.models.quiet import quiet_libraries
+from sdft_cli.engine.passes.depth_first import path_obstacle
+from sdft_cli.engine.passes.packed import packing_obstacle
+from sdft_cli.errors import MachineError, UsageError
+
+BYTES = {"float32": 4, "bfloat16": 2}
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
+_LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\.(.+)")
+_OUTSIDE = re.compile(rf"(?:.*\.)?(?:{'|'.join(NOT_LANGUAGE)})\..*")
+
+
+@dataclass(frozen=True)
+class Block:
+    """`count` layers of one kind. `linears`: leaf name -> (in, out) of a matrix; `adapted`: those with an adapter."""
+
+    kind: str
+    count: int
+    linears: Mapping[str, tuple[int, int]]
+    adapted: frozenset[str]
+    norms_heads: bool
+    """Queries and keys have a norm of their own (Qwen3)."""
+
+    @property
+    def gated(self) -> bool:
+        """Full attention whose query matrix also makes an output gate (Qwen3.5): out of q is twice the in of o."""
+        return "q_proj" in self.linears and self.linears["q_proj"][1] == 2 * self.linears["o_proj"][0]
+
+
+@dataclass(frozen=True)
+class DeltaNet:
+    """A gated DeltaNet mixer (Qwen3.5's linear attention), in numbers of heads and features."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int
+
+    @property
+    def features(self) -> int:
+        """Width of queries, keys and values together: what its convolution runs over."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the plan needs to know of a model. Counts are of numbers, not of bytes."""
+
+    hidden: int
+    vocabulary: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    blocks: tuple[Block, ...]
+    delta_net: DeltaNet | None
+    parameters: int
+    """All of the checkpoint, a vision tower and the embeddings included; tied weights once."""
+    matrix_parameters: int
+    """Of the matrices that every token goes through: the language trunk without embeddings, head and norms."""
+    adapter_parameters: int
+    adapted_parameters: int
+    """Of the weights that the adapter sits on: what a merged sampling copy doubles."""
+    largest_adapted: int
+    rank: int
+    packing_obstacle: str | None
+    path_obstacle: str | None
+
+    def layers(self, *kinds: str) -> int:
+        """Return how many layers are of these kinds."""
+        return sum(block.count for block in self.blocks if block.kind in kinds)
+
+    @property
+    def intermediate(self) -> int:
+        """Width of the widest MLP."""
+        return max((block.linears.get("down_proj", (0, 0))[0] for block in self.blocks), default=0)
+
+    def kv_bytes(self, size: int) -> int:
+        """Bytes of keys and values of one token, `size` bytes each; sliding windows count as full: an upper bound."""
+        return 2 * self.kv_heads * self.head_dim * self.layers(FULL, SLIDING) * size
+
+    def state_bytes(self, size: int) -> int:
+        """Bytes of the recurrent and convolution states of one sequence: fp32 states, convolutions in `size` bytes."""
+        net = self.delta_net
+        if net is None:
+            return 0
+        recurrent = net.value_heads * net.key_dim * net.value_dim * 4
+        return (recurrent + net.features * net.kernel * size) * self.layers(LINEAR)
+
+
+def read_shape(config: TrainConfig, model: str) -> Shape:
+    """Return the shape of a model (a folder or Hub id) with the profile's adapter; only the model's config is read.
+
+    Raises:
+        MachineError: the config cannot be had.
+        UsageError: the config is none that transformers knows, or the plan does not model this kind of model, or a
+            target of the adapter hits nothing.
+    """
+    quiet_libraries()
+    from transformers import AutoConfig
+
+    try:
+        found = AutoConfig.from_pretrained(model, revision=config.revision or "main")
+    except (OSError, ValueError, KeyError) as error:
+        raise MachineError(
+            f"The config of {model} could not be read, from a folder, the cache or the Hub: check the name and the "
+            "network, or give a folder that holds its config.json."
+        ) from error
+    return shape_of(found, config)
+
+
+def shape_of(model_config: Any, config: TrainConfig) -> Shape:
+    """Return the shape of a model from its transformers config; raises as `read_shape`."""
+    text = model_config.get_text_config()
+    kinds = tuple(getattr(text, "layer_types", None) or (FULL,) * text.num_hidden_layers)
+    _refuse_unknown(text, kinds)
+    with torch.device("meta"):
+        model = model_class(model_config).from_config(model_config).requires_grad_(False)
+        obstacle = packing_obstacle(model)
+        parameters = sum(p.numel() for p in model.parameters())
+        modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not _OUTSIDE.fullmatch(n)}
+        norms = {n for n, _ in model.named_modules() if n.endswith("q_norm")}
+        head = model.get_output_embeddings()
+        peft_model = attach_lora(model, config)
+    adapted = {name.removeprefix("base_model.model."): x for name, x in lora_layers(peft_model).items()}
+    sizes = [layer.get_base_layer().weight.numel() for layer in adapted.values()]
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return Shape(
+        hidden=text.hidden_size,
+        vocabulary=head.weight.shape[0],
+        heads=text.num_attention_heads,
+        kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
+        head_dim=head_dim,
+        blocks=_blocks(kinds, modules, adapted, norms),
+        delta_net=_delta_net(text) if LINEAR in kinds else None,
+        parameters=parameters,
+        matrix_parameters=sum(m.weight.numel() for m in modules.values() if m is not head),
+        adapter_parameters=sum(p.numel() for p in peft_model.parameters() if p.requires_grad),
+        adapted_parameters=sum(sizes),
+        largest_adapted=max(sizes),
+        rank=config.lora.rank,
+        packing_obstacle=obstacle,
+        path_obstacle=path_obstacle(peft_model, text),
+    )
+
+
+def ways_to_share(shape: Shape, config: TrainConfig, backend: type[Backend]) -> list[Sharing]:
+    """Return how this run may share prefixes, the way that `sharing.choose_sharing` would try first first."""
+    if not backend.takes_masks or config.prefix_sharing == "none":
+        return ["none"]
+    obstacles: dict[Sharing, str | None] = {"packed": shape.packing_obstacle, "depth_first": shape.path_obstacle}
+    found = [kind for kind, why in obstacles.items() if why is None and config.prefix_sharing in ("auto", kind)]
+    return found or ["none"]
+
+
+def _refuse_unknown(text: Any, kinds: tuple[str, ...]) -> None:
+    unknown = sorted(set(kinds) - {FULL, SLIDING, LINEAR})
+    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
+    if LINEAR in kinds and not hasattr(text, "linear_num_value_heads"):
+        unknown.append(f"{LINEAR} (other than gated DeltaNet)")
+    if unknown or experts:
+        what = "a mixture of experts" if experts else f"a model with {', '.join(unknown)} layers"
+        raise UsageError(f"{text.model_type} is {what}, which `sdft plan` does not model: rehearse it on the card.")
+
+
+def _delta_net(text: Any) -> DeltaNet:
+    return DeltaNet(
+        text.linear_num_key_heads,
+        text.linear_num_value_heads,
+        text.linear_key_head_dim,
+        text.linear_value_head_dim,
+        text.linear_conv_kernel_dim,
+    )
+
+
+def _blocks(
+    kinds: tuple[str, ...], modules: Mapping[str, nn.Linear], adapted: Mapping[str, Any], norms: set[str]
+) -> tuple[Block, ...]:
+    """Group the layers by kind; the layers of one kind are alike, so the first one speaks for all."""
+    blocks = []
+    for kind, count in Counter(kinds).items():
+        first = str(kinds.index(kind))
+        inside = {n: m for n, m in modules.items() if (hit := _LAYER.fullmatch(n)) and hit[1] == first}
+        blocks.append(
+            Block(
+                kind=kind,
+                count=count,
+                linears={n.rsplit(".", 1)[-1]: (m.in_features, m.out_features) for n, m in inside.items()},
+                adapted=frozenset(n.rsplit(".", 1)[-1] for n in inside if n in adapted),
+                norms_heads=any((hit := _LAYER.fullmatch(n)) and hit[1] == first for n in norms),
+            )
+        )
+    return tuple(blocks)

@@ -1,0 +1,138 @@
+"""The operations that the passes of a step really take, counted from its token ids; `plan.py` predicts, this counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from sdft_cli.config import TrainConfig
+from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.passes.attention import BLOCK
+from sdft_cli.engine.passes.attention import PATH_BLOCK as PATH_BLOCK
+from sdft_cli.engine.passes.depth_first_order import Enter, Leave, Span, Tail, walk
+from sdft_cli.engine.passes.executors import PREFILL_TOKENS, plan_passes
+from sdft_cli.engine.passes.packed import build_tree
+from sdft_cli.engine.passes.padded import Sequences
+from sdft_cli.engine.plan.flops import backward_flops, causal_pairs, decode_flops, forward_flops, head_flops
+from sdft_cli.engine.plan.model_shape import Shape
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens that forward and backward passes run over, and the pairs (token, token attended to) that they compute."""
+
+    forward_tokens: float = 0
+    forward_pairs: float = 0
+    backward_tokens: float = 0
+    backward_pairs: float = 0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+
+def _sum(parts: Iterable[Work]) -> Work:
+    return sum(parts, Work())
+
+
+def _pass(tokens: float, pairs: float, gradient: bool, checkpointing: bool) -> Work:
+    again = 1 + (gradient and checkpointing)
+    return Work(again * tokens, again * pairs, gradient * tokens, gradient * pairs)
+
+
+def _padded(lengths: Sequence[int]) -> tuple[float, float]:
+    width, rows = max(lengths), len(lengths)
+    return rows * width, rows * width**2 if min(lengths) < width else causal_pairs([width]) * rows
+
+
+def _packed(rows: Sequences) -> tuple[float, float]:
+    tree = build_tree(rows)
+    if len(tree.branches) == 1:
+        return len(tree), causal_pairs([len(tree)])
+    stops = [min(start + BLOCK, len(tree)) for start in range(0, len(tree), BLOCK)]
+    return len(tree), sum((stop - start) * stop for start, stop in pairwise([0, *stops]))
+
+
+def _span(span: Span, gradient: bool = False) -> Work:
+    start, stop = span
+    # Behind a path every query of a block computes all keys up to the block's last one.
+    cuts = [*range(start, stop, PATH_BLOCK), stop]
+    pairs = sum((b - a) * b for a, b in pairwise(cuts)) if start else causal_pairs([stop])
+    return Work(stop - start, pairs, gradient * (stop - start), gradient * pairs)
+
+
+def _walked(rows: Sequences, shareable: Sequence[int], segment: int, gradient: bool) -> Work:
+    """Shared segments, and all but the last span of a tail, run again with gradient when the walk comes back."""
+    found: list[Work] = []
+    for event in walk(rows, shareable, segment):
+        if isinstance(event, Enter):
+            found += [_span(event.span)] + ([_span(event.span, True)] if gradient else [])
+        elif isinstance(event, Tail):
+            *early, last = event.spans
+            found += [_span(span) for span in early] + [_span(last, gradient)]
+            found += [_span(span, True) for span in early] if gradient else []
+        else:
+            assert isinstance(event, Leave)
+    return _sum(found)
+
+
+def passes_work(backend: Backend, prompts: Sequences, answers: Sequences, config: TrainConfig, gradient: bool) -> Work:
+    """Count `executors.step_states`, or with `gradient` `executors.step_backward`, over these turns."""
+    used = [i for i, answer in enumerate(answers) if answer]
+    rows = [[*prompts[i], *answers[i]] for i in used]
+    if not rows:
+        return Work()
+    if backend.sharing == "depth_first":
+        shortened = [[*prompts[i], *answers[i][: max(1, len(answers[i]) - 1)]] for i in used]
+        return _walked(shortened, [len(prompts[i]) - 1 for i in used], backend.segment_tokens, gradient)
+    groups = plan_passes(backend, rows, config.optim.max_tokens_per_pass)
+    packed = backend.sharing == "packed"
+    sizes = [_packed([rows[i] for i in g]) if packed else _padded([len(rows[i]) for i in g]) for g in groups]
+    return _sum(_pass(*size, gradient, config.gradient_checkpointing) for size in sizes)
+
+
+def prefill_work(backend: Backend, prompts: Sequences) -> Work:
+    """Count the prefill of rollouts: all but the last token of each prompt, common prefixes once where they are."""
+    rows = [list(prompt[:-1]) for prompt in prompts if len(prompt) > 1]
+    if backend.sharing == "depth_first":
+        return _walked(rows, [max(0, len(row) - 2) for row in rows], backend.segment_tokens, False)
+    if backend.sharing == "packed":
+        groups = plan_passes(backend, rows, PREFILL_TOKENS)
+        return _sum(_pass(*_packed([rows[i] for i in group]), False, False) for group in groups)
+    return _sum(_pass(len(row), causal_pairs([len(row)]), False, False) for row in rows)
+
+
+def step_operations(
+    backend: Backend,
+    shape: Shape,
+    config: TrainConfig,
+    students: Sequences,
+    teachers: Sequences,
+    answers: Sequences,
+    sampled: Sequence[bool],
+    merged: bool,
+) -> dict[str, float]:
+    """Return the floating-point operations of a step by phase, as `Phases` names them.
+
+    Args:
+        backend: with the way of sharing that the step ran with.
+        students, teachers, answers: token ids of each turn.
+        sampled: was the answer a rollout? Rows of a decoding batch that ended early are not counted.
+        merged: were rollouts sampled from merged weights?
+    """
+    student = passes_work(backend, students, answers, config, gradient=True)
+    forward = forward_flops(shape, student.forward_tokens, student.forward_pairs, adapter=True)
+    backward = backward_flops(shape, student.backward_tokens, student.backward_pairs)
+    rows = sum(map(len, answers))
+    found = {"student": forward, "backward": backward, "loss": 2 * head_flops(shape, rows)}
+    if config.objective == "sdft":
+        found["loss"] += head_flops(shape, rows)
+        teacher = passes_work(backend, teachers, answers, config, gradient=False)
+        adapter = config.teacher.kind != "base"
+        found["teacher"] = forward_flops(shape, teacher.forward_tokens, teacher.forward_pairs, adapter)
+    own = [i for i, flag in enumerate(sampled) if flag]
+    if own:
+        prefill = prefill_work(backend, [students[i] for i in own])
+        decoded = sum(decode_flops(shape, len(students[i]), len(answers[i]), not merged) for i in own)
+        found["rollout"] = forward_flops(shape, prefill.forward_tokens, prefill.forward_pairs, not merged) + decoded
+    return found

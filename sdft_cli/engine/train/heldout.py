@@ -1,0 +1,97 @@
+"""The evaluation on held-out records while training: every so many steps, always the same records.
+
+It leaves the run as it was: answers are decoded greedily, in eval mode, so no random number is drawn; weights and
+modes are put back. A run with it computes the same steps as a run without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sdft_cli.config import HeldoutSettings
+from sdft_cli.engine.models.adapters import EmaAdapter, Weights
+from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.train.scoring import Item, Role, choose_records, encode, measure, plan, summarise
+from sdft_cli.prompts.chat import ChatPrompts
+from sdft_cli.records import Record
+
+METRICS = (
+    "records",
+    "kl_per_token",
+    "expert_nll_per_token",
+    "tool_valid_share",
+    "tool_named_share",
+    "rollout_length",
+    "finished_share",
+)
+
+
+class HeldOut:
+    """A fixed set of validation records, encoded once, and the student and teacher to measure on them."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        prompts: ChatPrompts,
+        records: Sequence[Record],
+        settings: HeldoutSettings,
+        teacher_case: Weights = "base",
+        ema: EmaAdapter | None = None,
+        *,
+        decoding: Weights = "merged",
+        max_tokens_per_pass: int,
+        max_decode_tokens: int,
+        notify: Callable[[str], None],
+    ) -> None:
+        """Choose and encode the records.
+
+        Args:
+            records: the validation records; `settings.records` of them are used, spread over the sessions.
+            teacher_case: whose weights the teacher has: `base`, `ema`, or `adapter` for a live one.
+            ema: the averaged adapter, for `ema`.
+            decoding: the student's weights in decoding: `merged`, or `adapter` where memory allows no second copy.
+            max_tokens_per_pass, max_decode_tokens: caps on a scoring pass and on a decoding pass, as in training.
+            notify: is told once if there are no validation records, so that nothing will be evaluated.
+        """
+        self.settings = settings
+        self.prompts = prompts
+        self.student = Role(backend, "adapter", decoding)
+        self.teacher = Role(backend, teacher_case, teacher_case, ema)
+        self.max_decode_tokens = max_decode_tokens
+        chosen = choose_records(records, settings.records) if settings.every else []
+        if settings.every and not chosen:
+            notify(
+                "Held-out evaluation: off, because the dataset has no validation record "
+                "(prepare it with --validation-fraction above 0)."
+            )
+        passes = plan(backend, chosen, prompts, settings.max_new_tokens, max_tokens_per_pass) if chosen else []
+        self.passes = [encode([chosen[i] for i in rows], prompts) for rows in passes]
+
+    @property
+    def on(self) -> bool:
+        """Say whether there is anything to evaluate."""
+        return bool(self.passes)
+
+    def due(self, step: int) -> bool:
+        """Say whether this step's end is a time to evaluate; step 0 is the untrained student."""
+        return self.on and self.settings.every is not None and step % self.settings.every == 0
+
+    def evaluate(self) -> dict[str, Any]:
+        """Measure the student as it is now.
+
+        Returns `METRICS`: KL(student||teacher) and the expert's NLL in nats per token, shares in [0, 1], the mean
+        length of an answer in tokens. Shares of tool turns are None if no record is one.
+        """
+        items: list[Item] = []
+        for batch in self.passes:
+            items += measure(
+                self.student,
+                self.teacher,
+                batch,
+                self.prompts,
+                self.settings.max_new_tokens,
+                self.max_decode_tokens,
+            )
+        summary = summarise(items)
+        return {name: summary[name] for name in METRICS}

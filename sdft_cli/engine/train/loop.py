@@ -1,0 +1,271 @@
+"""The training loop: steps, and between them held-out evaluations, checkpoints, and reasons to stop.
+
+After each step, in this order: its metrics are written; if it is due, the held-out evaluation; if it is due, a
+checkpoint. A checkpoint remembers which of these were done and how long the files were, so a resumed run does the rest
+and writes the same lines as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from sdft_cli.config import TrainConfig
+from sdft_cli.engine.models.device_memory import out_of_memory_explained
+from sdft_cli.engine.models.interrupts import Interrupted, check, watched_signals
+from sdft_cli.engine.objective.batches import Order
+from sdft_cli.engine.train.checkpoints import Checkpoint, Checkpoints
+from sdft_cli.engine.train.heldout import HeldOut
+from sdft_cli.engine.train.profile import Profile
+from sdft_cli.engine.train.resume_state import capture, restore
+from sdft_cli.engine.train.sdft_step import Scored, Trainer, Trajectories
+from sdft_cli.engine.train.stop_rules import Finding, StopRules
+from sdft_cli.errors import DataError, InterruptedBySignal, VerificationError
+from sdft_cli.prompts.chat import ChatPrompts
+from sdft_cli.records import Record
+from sdft_cli.run_folder import CheckPrompt, JsonLines
+
+LOGS = ("metrics.jsonl", "heldout.jsonl", "samples.jsonl")
+
+
+class Observer(Protocol):
+    """What is told about a run as it happens."""
+
+    def step(self, metrics: Mapping[str, Any]) -> None: ...
+    def heldout(self, metrics: Mapping[str, Any]) -> None: ...
+    def notice(self, text: str) -> None: ...
+
+
+class Silent:
+    """An observer that shows nothing."""
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def heldout(self, metrics: Mapping[str, Any]) -> None:
+        pass
+
+    def notice(self, text: str) -> None:
+        pass
+
+
+@dataclass
+class Progress:
+    """Where a run is. Everything here goes into its checkpoints."""
+
+    step: int = 0
+    evaluated: int = -1
+    best_step: int | None = None
+    best_kl: float | None = None
+    metrics: dict[str, Any] = field(default_factory=dict)
+    heldout: dict[str, Any] = field(default_factory=dict)
+
+
+def check_records(records: Sequence[Record], config: TrainConfig) -> None:
+    """Refuse records that do not fit the profile; nothing is truncated.
+
+    Raises:
+        DataError: there is no training record, or as `check_lengths`.
+    """
+    if not records:
+        raise DataError("The dataset has no training record: prepare one with more sessions.")
+    check_lengths(records, config)
+
+
+def check_lengths(records: Sequence[Record], config: TrainConfig) -> None:
+    """Refuse records, of training or held out, with a teacher prompt that is longer than the profile allows.
+
+    Raises:
+        DataError: says how many there are, and the longest.
+    """
+    over = [r for r in records if r.row.teacher_prompt_tokens > config.max_prompt_tokens]
+    if over:
+        longest = max(r.row.teacher_prompt_tokens for r in over)
+        raise DataError(
+            f"{len(over)} record(s) have a teacher prompt over {config.max_prompt_tokens} tokens (longest {longest}): "
+            f"prepare with --max-prompt-tokens {config.max_prompt_tokens}, or raise max_prompt_tokens."
+        )
+
+
+CHECK_PROMPTS, CHECK_ANSWER_TOKENS = 8, 64
+"""How much of the data `sdft merge` compares on: the shortest prompts, the first tokens of the expert's turns."""
+
+
+def check_prompts(records: Sequence[Record], prompts: ChatPrompts) -> list[CheckPrompt]:
+    """Choose the prompts on which a merge of this run will be compared with its adapter."""
+    shortest = sorted(records, key=lambda r: (r.row.prompt_tokens, r.record_id))[:CHECK_PROMPTS]
+    return [CheckPrompt(prompts.student_ids(r), prompts.reference_ids(r)[:CHECK_ANSWER_TOKENS]) for r in shortest]
+
+
+class Loop:
+    """A run in its folder: the trainer, what is measured beside it, and where it is."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        records: Sequence[Record],
+        folder: Path,
+        heldout: HeldOut,
+        observer: Observer | None = None,
+        log: Callable[[Mapping[str, Any], int], None] = lambda metrics, step: None,
+        profile: Profile | None = None,
+    ) -> None:
+        self.trainer = trainer
+        self.config = trainer.config
+        self.records = records
+        self.order = Order([r.row for r in records], self.config.optim, self.config.seed)
+        self.heldout = heldout
+        self.observer = observer or Silent()
+        self.log = log
+        self.profile = profile
+        self.folder = folder
+        self.checkpoints = Checkpoints(folder, self.config.checkpoint.keep_last)
+        self.rules = StopRules(self.config.stop)
+        self.progress = Progress()
+        self.files: dict[str, JsonLines] = {}
+        self.saved = -1
+
+    def resume(self) -> int:
+        """Go back to the newest checkpoint that verifies; return its step, 0 if the run has none yet.
+
+        Raises:
+            DataError: every checkpoint is damaged, or the newest belongs to another run.
+        """
+        found = self.checkpoints.newest(self.observer.notice)
+        if found is None:
+            offsets: Mapping[str, int] = {}
+        else:
+            offsets = self._restore(found)
+        for name in LOGS:
+            JsonLines.cut(self.folder / name, offsets.get(name, 0))
+        return self.progress.step
+
+    def _restore(self, found: Checkpoint) -> Mapping[str, int]:
+        trainer = self.trainer
+        restore(found, trainer.backend.model, trainer.optimizer, trainer.schedule, trainer.ema)
+        self.progress = Progress(**found.state["progress"])
+        self.rules.restore(found.state["stop_rules"])
+        offsets: Mapping[str, int] = found.state["offsets"]
+        return offsets
+
+    def save(self) -> None:
+        """Write a checkpoint of the state after the last whole step, and remember the best one.
+
+        An adapter that is not finite is not saved: it would push out the last good one.
+        """
+        trainer, progress = self.trainer, self.progress
+        if not all(p.isfinite().all() for p in trainer.backend.parameters()):
+            self.observer.notice(f"The adapter is not finite after step {progress.step}: it is not saved.")
+            return
+        tensors, rng = capture(trainer.backend.model, trainer.optimizer, trainer.schedule, trainer.ema)
+        state = {
+            **rng,
+            "progress": vars(progress),
+            "stop_rules": self.rules.state(),
+            "offsets": {name: file.sync() for name, file in self.files.items()},
+        }
+        self.checkpoints.save(progress.step, tensors, state)
+        self.saved = progress.step
+        if progress.best_step == progress.step:
+            self.checkpoints.mark_best(progress.step)
+
+    def run(self) -> Progress:
+        """Train until `optim.max_steps`; every line of every file is flushed as it is written.
+
+        Raises:
+            InterruptedBySignal: SIGINT or SIGTERM; the state after the last whole step is saved.
+            VerificationError: a stop rule ended the run; the state is saved.
+            MachineError: out of memory, or the disk is full.
+        """
+        self.files = {name: JsonLines(self.folder / name) for name in LOGS}
+        try:
+            with watched_signals():
+                try:
+                    self._steps()
+                except Interrupted:
+                    self.trainer.optimizer.zero_grad(set_to_none=True)
+                    self.save()
+                    raise InterruptedBySignal(
+                        f"interrupted after step {self.progress.step} of {self.config.optim.max_steps}, which is "
+                        f"saved: go on with `sdft train --resume --out {self.folder}`."
+                    ) from None
+        finally:
+            for file in self.files.values():
+                file.close()
+        return self.progress
+
+    def _steps(self) -> None:
+        progress, total = self.progress, self.config.optim.max_steps
+        self.saved = progress.step if progress.step else -1
+        while True:
+            step = progress.step
+            if self._evaluation_due(step):
+                self._evaluate(step)
+            due = step % self.config.checkpoint.every == 0 or step >= total or progress.best_step == step
+            if due and step and step != self.saved:
+                self.save()
+            if step >= total:
+                return
+            check()
+            self._step(step + 1)
+
+    def _step(self, number: int) -> None:
+        config = self.config
+        turns = self.order.step(number)
+        with out_of_memory_explained(config, f"step {number}"):
+            records = [self.records[i] for i in turns.indices]
+            metrics, found, scored = self.trainer.step(number, records, turns.first)
+        self.files["metrics.jsonl"].write(metrics)
+        if number == 1 or number % config.samples_every == 0 or number == config.optim.max_steps:
+            self.files["samples.jsonl"].write(self._sample(number, found, scored))
+        self.progress.step, self.progress.metrics = number, metrics
+        self.log(metrics, number)
+        self.observer.step(metrics)
+        if self.profile:
+            self.profile.add(metrics, found)
+        self._act(self.rules.after_step(metrics))
+
+    def _evaluation_due(self, step: int) -> bool:
+        if self.progress.evaluated >= step or not self.heldout.on:
+            return False
+        return self.heldout.due(step) or step >= self.config.optim.max_steps
+
+    def _evaluate(self, step: int) -> None:
+        with out_of_memory_explained(self.config, f"the held-out evaluation after step {step}"):
+            metrics = {"step": step, **self.heldout.evaluate()}
+        self.files["heldout.jsonl"].write(metrics)
+        progress = self.progress
+        progress.evaluated, progress.heldout, self.saved = step, metrics, -1
+        if progress.best_kl is None or metrics["kl_per_token"] < progress.best_kl:
+            progress.best_kl, progress.best_step = metrics["kl_per_token"], step
+        self.log({"heldout": metrics}, step)
+        self.observer.heldout(metrics)
+        self._act(self.rules.after_evaluation(metrics))
+
+    def _act(self, findings: Sequence[Finding]) -> None:
+        for finding in findings:
+            self.observer.notice(finding.message)
+        stops = [finding for finding in findings if finding.action == "stop"]
+        if stops:
+            self.save()
+            raise VerificationError(
+                f"Stopped after step {self.progress.step} by the rule {stops[0].rule}: look at "
+                f"{self.folder / 'metrics.jsonl'}; to go on from the last checkpoint all the same, "
+                f"`sdft train --resume --out {self.folder} --set stop.{stops[0].rule}=warn`."
+            )
+
+    def _sample(self, number: int, found: Trajectories, scored: Scored) -> dict[str, Any]:
+        prompts = self.trainer.prompts
+        rollout, example = found.rollouts[0], found.examples[0]
+        return {
+            "step": number,
+            "record_id": example.record.record_id,
+            "on_policy": found.on_policy[0],
+            "finished": rollout.finished,
+            "rollout": prompts.tokenizer.decode(rollout.ids),
+            "reference": prompts.reference_text(example.record.reference),
+            "tokens": [prompts.tokenizer.decode([i]) for i in rollout.ids],
+            "per_token": [round(value, 6) for value in scored.per_token[0]],
+        }

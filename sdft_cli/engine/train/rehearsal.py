@@ -1,0 +1,59 @@
+"""The longest step of the dataset, run once before step 1, so that out of memory comes in the first minute.
+
+The longest prompts are decoded from for a few tokens, which holds the whole prompt's cache; then made-up rollouts of
+full length are scored forward and backward. No update is made, and the random generators are left as they were.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from itertools import cycle, islice
+
+import torch
+
+from sdft_cli.engine.models.device_memory import out_of_memory_explained
+from sdft_cli.engine.passes.decode import Rollout
+from sdft_cli.engine.passes.timing import Phases
+from sdft_cli.engine.train.rollouts import sample_rollouts
+from sdft_cli.engine.train.sdft_step import Trainer
+from sdft_cli.records import Record
+
+DECODED_TOKENS = 2
+
+
+def longest_step(records: Sequence[Record], size: int) -> list[Record]:
+    """Return the records of the longest step that may come: those with the longest prompts, the longest first."""
+    order = sorted(records, key=lambda r: (-r.row.teacher_prompt_tokens, -r.row.prompt_tokens, r.record_id))
+    return [order[i % len(order)] for i in range(size)]
+
+
+def rehearse(trainer: Trainer, records: Sequence[Record]) -> str:
+    """Run the longest step without an update; return a sentence with its size and time.
+
+    Raises:
+        MachineError: it does not fit into memory; says what to lower.
+    """
+    config, start = trainer.config, time.perf_counter()
+    examples = [trainer.example(r) for r in longest_step(records, config.optim.turns_per_step)]
+    tokens = max(len(e.teacher) for e in examples)
+    where = f"the rehearsal of the longest step ({len(examples)} record(s), prompts of up to {tokens} tokens)"
+    on_policy = config.objective == "sdft" and config.distill.lambda_on_policy > 0
+    times = config.rollout.per_record if on_policy else 1
+    repeated = [e for e in examples for _ in range(times)]
+    with torch.random.fork_rng(), out_of_memory_explained(config, where):
+        if on_policy:
+            few = config.rollout.model_copy(update={"max_new_tokens": DECODED_TOKENS})
+            prompts = [e.student for e in repeated]
+            sample_rollouts(trainer.backend, prompts, few, [], trainer.pad_id, 0, trainer.sampling)
+        rollouts = [_full_length(trainer, e.record, on_policy) for e in repeated]
+        trainer.backward(repeated, rollouts, Phases())
+        trainer.optimizer.zero_grad(set_to_none=True)
+    return f"Rehearsed the longest step: prompts of up to {tokens} tokens, {time.perf_counter() - start:.1f} s"
+
+
+def _full_length(trainer: Trainer, record: Record, on_policy: bool) -> Rollout:
+    ids = trainer.prompts.reference_ids(record)
+    if on_policy:
+        ids = list(islice(cycle(ids), trainer.config.rollout.max_new_tokens))
+    return Rollout(ids, True)

@@ -1,0 +1,324 @@
+"""From a configuration and a dataset to a finished run folder: check, load, gate, rehearse, train, save."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sdft_cli.config import TrainConfig
+from sdft_cli.errors import DataError, MachineError, UsageError, VerificationError
+from sdft_cli.records import Dataset, Record
+from sdft_cli.records.folders import new_folder, replacing_folder
+from sdft_cli.records.json_files import read_json, write_json
+from sdft_cli.run_folder import FORMAT, base_revision, write_check_prompts
+
+if TYPE_CHECKING:
+    from sdft_cli.engine.train.loop import Loop, Observer
+    from sdft_cli.engine.train.sdft_step import Trainer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run to start, or to go on with from its newest checkpoint (`resume`): configuration, data, and its folder.
+
+    `profile_steps`: the first so many steps are profiled (`engine/train/profile.py`).
+    """
+
+    config: TrainConfig
+    data: Dataset
+    folder: Path
+    resume: bool = False
+    overwrite: bool = False
+    profile_steps: int = 0
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that is ready to train, and how that was decided."""
+
+    trainer: Trainer
+    backend_name: str
+    backend_reason: str
+    accelerator: Any
+
+
+def start_training(job: Job, say: Say, observer: Callable[[], AbstractContextManager[Observer]]) -> dict[str, Any]:
+    """Train, and leave a run folder behind; return what `run.json` says about the result.
+
+    Args:
+        say: told what was chosen and why, one sentence at a time.
+        observer: opens what watches the run.
+
+    Raises:
+        MachineError: the machine lacks something that the profile needs.
+        DataError: the dataset does not fit the profile, or is not that of the run that is resumed.
+        VerificationError: the gate found that the teacher has nothing to teach, or a stop rule ended the run.
+        InterruptedBySignal: SIGINT or SIGTERM; the state is saved.
+    """
+    if job.resume:
+        check_same_records(job)
+        job = on_its_base(job)
+    for warning in warnings_of(job.config):
+        say(warning)
+    loaded = load(job, say)
+    gate = None if job.resume else pass_gate(job, loaded.trainer, say)
+    if job.config.rehearse:
+        from sdft_cli.engine.train.rehearsal import rehearse
+
+        say(rehearse(loaded.trainer, job.data.train))
+    if not job.resume:
+        create_run(job, loaded, gate)
+    return finish_run(job, loaded.trainer, _run(job, loaded, say, observer), say)
+
+
+def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractContextManager[Observer]]) -> Loop:
+    from sdft_cli.engine.train.heldout import HeldOut
+    from sdft_cli.engine.train.loop import Loop
+    from sdft_cli.engine.train.profile import Profile
+    from sdft_cli.engine.train.sdft_step import TEACHER_WEIGHTS
+    from sdft_cli.engine.train.trackers import open_trackers
+
+    trainer, config = loaded.trainer, job.config
+    heldout = HeldOut(
+        trainer.backend,
+        trainer.prompts,
+        job.data.validation,
+        config.heldout,
+        TEACHER_WEIGHTS[config.teacher.kind] if config.objective == "sdft" else "base",
+        trainer.ema,
+        decoding=trainer.sampling,
+        max_tokens_per_pass=config.optim.max_tokens_per_pass,
+        max_decode_tokens=config.rollout.max_tokens_per_pass,
+        notify=say,
+    )
+    trackers = open_trackers(loaded.accelerator, config, job.folder)
+    try:
+        with observer() as watching:
+            profile = Profile(trainer, job.profile_steps, job.folder) if job.profile_steps else None
+            loop = Loop(trainer, job.data.train, job.folder, heldout, watching, trackers.log, profile)
+            if job.resume:
+                step = loop.resume()
+                say(f"Going on after step {step}" if step else "There is no checkpoint yet: starting with step 1")
+            loop.run()
+    finally:
+        trackers.close()
+    return loop
+
+
+def warnings_of(config: TrainConfig) -> list[str]:
+    """Return what is known to go wrong with a configuration."""
+    found = []
+    if config.objective == "sdft" and config.teacher.kind == "live":
+        found.append("Warning: runs with a live teacher, which follows its student, collapse: use base or ema")
+    if config.optim.learning_rate > 1e-3:
+        found.append(f"Warning: the learning rate {config.optim.learning_rate:g} is above those of LoRA runs (to 1e-3)")
+    return found
+
+
+def load(job: Job, say: Say) -> Loaded:
+    """Load tokenizer, model and a fresh adapter; say which backend, prefix sharing and sampling weights were taken."""
+    from sdft_cli.engine.models.load import check_machine, choose_backend, load_backend, model_type_of
+    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.models.quiet import quiet_libraries
+    from sdft_cli.engine.train.trackers import check_trackers
+
+    config = job.config
+    check_machine(config)
+    check_trackers(config.trackers)
+    quiet_libraries()
+    model = resolve_model(config.model, say)
+    name, why = choose_backend(config.backend, model_type_of(model, config.revision))
+    say(f"Backend: {name} ({why})")
+    if name == "unsloth":  # it patches transformers, so it has to be imported first
+        from sdft_cli.engine.models.backend_unsloth import import_unsloth
+
+        import_unsloth()
+
+    import torch
+    from accelerate import Accelerator
+
+    from sdft_cli.engine.models.device_memory import out_of_memory_explained
+    from sdft_cli.engine.passes.choose import choose_sharing
+    from sdft_cli.engine.plan.memory import packed_room
+    from sdft_cli.engine.train.loop import check_lengths, check_records
+    from sdft_cli.engine.train.rollouts import choose_sampling_weights
+    from sdft_cli.engine.train.sdft_step import Trainer
+    from sdft_cli.prompts.chat import open_prompts
+
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
+    if accelerator.num_processes > 1:
+        raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
+    prompts = open_prompts(model, job.data.manifest, config.revision)
+    check_records(job.data.train, config)
+    check_lengths(job.data.validation, config)
+    with out_of_memory_explained(config, "loading the model"):
+        backend = load_backend(config, name, model)
+    backend.segment_tokens = config.segment_tokens
+    rows = [record.row for record in job.data.train]
+    room = packed_room(backend, rows, config) if config.prefix_sharing == "auto" else None
+    say(choose_sharing(backend, config.prefix_sharing, room))
+    sampling, sentence = choose_sampling_weights(backend, config.rollout)
+    if config.objective == "sdft":
+        say(sentence)
+    return Loaded(Trainer(config, backend, prompts, accelerator, sampling), name, why, accelerator)
+
+
+def pass_gate(job: Job, trainer: Trainer, say: Say) -> dict[str, Any] | None:
+    """Measure the teacher's lift before step 1, unless it is off or there is no teacher.
+
+    Raises:
+        VerificationError: the reference does not help, and `gate.action` is stop.
+    """
+    from sdft_cli.engine.models.device_memory import out_of_memory_explained
+    from sdft_cli.engine.train.gate import gate_records, run_gate
+
+    config = job.config
+    if config.gate.action == "off" or config.objective == "sft":
+        return None
+    records, split = gate_records(job.data, config.gate.records)
+    say(f"Gate: does the reference teach? Measuring {len(records)} {split} records ...")
+    with out_of_memory_explained(config, "the gate"):
+        found = run_gate(
+            trainer.backend,
+            trainer.prompts,
+            records,
+            config.gate,
+            max_tokens_per_pass=config.optim.max_tokens_per_pass,
+            max_decode_tokens=config.rollout.max_tokens_per_pass,
+            seed=config.seed,
+            split=split,
+        )
+    for note in found.notes:
+        say(note)
+    if not found.passed and config.gate.action == "stop":
+        raise VerificationError(found.verdict)
+    say(found.verdict)
+    return found.to_json()
+
+
+def records_hash(records: Sequence[Record]) -> str:
+    """Return a hash of the training records in their order: what a resumed run has to find again."""
+    rows = "".join(f"{r.record_id} {r.row.prompt_tokens} {r.row.teacher_prompt_tokens}\n" for r in records)
+    return sha256(rows.encode()).hexdigest()
+
+
+def check_same_records(job: Job) -> None:
+    """Refuse to go on with other records than the run was started with.
+
+    Raises:
+        DataError: they differ.
+    """
+    if read_json(job.folder / "run.json")["dataset"]["records_hash"] != records_hash(job.data.train):
+        raise DataError(f"{job.data.path} is not the dataset that {job.folder} was started with: name that one.")
+
+
+def on_its_base(job: Job) -> Job:
+    """Let a resumed run go on with the commit of its base that it was started with."""
+    revision = base_revision(read_json(job.folder / "run.json"), job.config)
+    return replace(job, config=job.config.model_copy(update={"revision": revision}))
+
+
+def dataset_facts(data: Dataset) -> dict[str, Any]:
+    """Return what a run says about its dataset: enough to find it again, and for a model card without it."""
+    manifest = data.manifest
+    return {
+        "name": data.path.resolve().name,
+        "path": str(data.path),
+        "records_hash": records_hash(data.train),
+        "fingerprint": manifest["fingerprint"],
+        "source": manifest["source"],
+        "caps": {key: value for key, value in manifest["config"].items() if key.startswith("max_")},
+        "funnel": manifest["funnel"],
+        "redaction": manifest.get("redaction"),
+    }
+
+
+def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
+    """Make the run folder, with all that is known before step 1."""
+    from sdft_cli.engine.models.names import identity, loaded_folder, resolve_model
+    from sdft_cli.engine.train.loop import check_prompts
+
+    data, prompts = job.data, loaded.trainer.prompts
+    base = loaded_folder(resolve_model(job.config.model), job.config.revision)
+    info = {
+        "format": FORMAT,
+        "status": "running",
+        "objective": job.config.objective,
+        "backend": loaded.backend_name,
+        "backend_reason": loaded.backend_reason,
+        "sampling_weights": loaded.trainer.sampling,
+        "prefix_sharing": loaded.trainer.backend.sharing,
+        "model": job.config.model,
+        "base": identity(base) if base else None,
+        "teacher_template": data.manifest["teacher_template"],
+        "dataset": dataset_facts(data),
+    }
+    with new_folder(job.folder, "run.json", job.overwrite) as scratch:
+        write_json(scratch / "config.json", job.config.model_dump(mode="json"))
+        write_json(scratch / "run.json", info)
+        if gate is not None:
+            write_json(scratch / "gate.json", gate)
+        write_check_prompts(scratch / "check_prompts.jsonl", check_prompts([*data.validation, *data.train], prompts))
+
+
+def _save_adapter(trainer: Trainer, target: Path) -> None:
+    try:
+        with replacing_folder(target) as scratch:
+            trainer.backend.save_adapter(scratch)
+    except OSError as error:
+        raise MachineError(
+            f"Writing {target} failed ({error.strerror or error}): free space, then `sdft train --resume --out "
+            f"{target.parent}`; the last checkpoint holds all of it."
+        ) from error
+
+
+def _save_best(job: Job, trainer: Trainer, loop: Loop, say: Say) -> None:
+    """Write the adapter with the lowest held-out divergence beside the last one, if it is another."""
+    from sdft_cli.engine.train.resume_state import trainable
+
+    progress, target = loop.progress, job.folder / "adapter-best"
+    if progress.best_step is None or progress.best_step == progress.step:
+        return
+    numbers = (
+        f"{progress.best_kl:.4f} after step {progress.best_step}, {progress.heldout['kl_per_token']:.4f} at the end"
+    )
+    best = loop.checkpoints.best() if progress.best_step else None
+    if best is None:
+        say(f"The held-out divergence never fell below that of the untrained model ({numbers})")
+        return
+    own = {name: p.data for name, p in trainable(trainer.backend.model).items()}
+    try:
+        for name, tensor in best.tensors("adapter").items():
+            trainer.backend.model.get_parameter(name).data = tensor.to(own[name].device)
+        _save_adapter(trainer, target)
+    finally:
+        for name, data in own.items():
+            trainer.backend.model.get_parameter(name).data = data
+    say(f"The held-out divergence was lowest earlier ({numbers}): `sdft merge --best` takes that adapter, {target}")
+
+
+def finish_run(job: Job, trainer: Trainer, loop: Loop, say: Say) -> dict[str, Any]:
+    """Write the adapter, the best one too if it is another, and mark the run as finished.
+
+    Raises:
+        MachineError: the disk is full; the state is in the last checkpoint.
+    """
+    progress = loop.progress
+    _save_adapter(trainer, job.folder / "adapter")
+    _save_best(job, trainer, loop, say)
+    info = read_json(job.folder / "run.json")
+    info |= {
+        "status": "finished",
+        "last_step": progress.metrics,
+        "heldout": progress.heldout,
+        "best_step": progress.best_step,
+    }
+    write_json(job.folder / "run.json", info)
+    write_json(job.folder / "config.json", job.config.model_dump(mode="json"))
+    return info

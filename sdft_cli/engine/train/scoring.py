@@ -1,0 +1,268 @@
+"""What a model does on records: its own answers, how far it is from the teacher there, the expert's likelihood.
+
+`sdft eval`, the held-out evaluation while training and the teacher-lift gate all measure through this module.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdft_cli.config import DistillSettings
+from sdft_cli.engine.models.adapters import EmaAdapter, Weights, weights
+from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.objective.loss import distillation_loss, token_log_likelihood
+from sdft_cli.engine.passes.decode import Rollout, generate, seeded, stop_tokens
+from sdft_cli.engine.passes.executors import answer_states, plan_passes
+from sdft_cli.engine.passes.padded import padded_passes
+from sdft_cli.prompts.chat import ChatPrompts
+from sdft_cli.prompts.tool_calls import parse_turn
+from sdft_cli.prompts.tool_scores import score_tool_turn
+from sdft_cli.records import Record
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model in one role: a backend and which of its weights are on (the cases of `adapters.weights`).
+
+    `decoding` are the weights that answers are decoded with: the same ones, or `merged` for a trained adapter.
+    """
+
+    backend: Backend
+    scoring: Weights
+    decoding: Weights
+    ema: EmaAdapter | None = None
+
+    @contextmanager
+    def weights(self, case: Weights) -> Iterator[None]:
+        """These weights are on, without gradient and in eval mode; every module's mode is restored."""
+        model = self.backend.model
+        training = [module for module in model.modules() if module.training]
+        model.eval()  # no dropout: a measurement repeats exactly and draws no random number
+        try:
+            with torch.no_grad(), weights(model, case, self.ema):
+                yield
+        finally:
+            for module in training:
+                module.training = True
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A record as token ids: both prompts and the expert's turn, the token that ends it included."""
+
+    record: Record
+    student: list[int]
+    teacher: list[int]
+    reference: list[int]
+
+
+@dataclass(frozen=True)
+class Item:
+    """What was measured on one record. Sums are over tokens, in nats.
+
+    `group`: as `group_of`. `kl`, `rollout_tokens` and `finished` are of the rollout, `text` and what is said of its
+    calls of the greedy answer; without sampling the two are one.
+    """
+
+    record_id: str
+    session_id: str
+    group: str
+    is_tool_turn: bool
+    kl: float
+    rollout_tokens: int
+    finished: bool
+    nll: float
+    reference_tokens: int
+    parsed: bool
+    named: bool
+    valid: bool
+    calls_unasked: bool
+    text: str
+
+
+def group_of(record: Record) -> str:
+    """Return what a record is not independent of: its session, and those that share text with it."""
+    return record.session.group or record.row.session_id
+
+
+def choose_records(records: Sequence[Record], count: int) -> list[Record]:
+    """Choose `count` records, spread evenly over the sessions; the same ones in every run.
+
+    Sessions, and the records of each, are ordered by a hash of their names, so neither the first sessions nor the
+    first turns are favoured. One record of each session is taken, then a second one of each, and so on. They come in
+    the order of `records`.
+    """
+
+    def place(name: str) -> bytes:
+        return hashlib.sha256(name.encode()).digest()
+
+    of_session: dict[str, list[Record]] = defaultdict(list)
+    for record in sorted(records, key=lambda r: place(r.record_id)):
+        of_session[record.row.session_id].append(record)
+    rounds = sorted(
+        (number, place(session), record.record_id)
+        for session, found in of_session.items()
+        for number, record in enumerate(found)
+    )
+    chosen = {record_id for _, _, record_id in rounds[:count]}
+    return [record for record in records if record.record_id in chosen]
+
+
+def encode(records: Sequence[Record], prompts: ChatPrompts) -> list[Encoded]:
+    """Encode the prompts and the expert's turn of each record."""
+    found = [Encoded(r, prompts.student_ids(r), prompts.teacher_ids(r), prompts.reference_ids(r)) for r in records]
+    prompts.encoder.forget()
+    return found
+
+
+def plan(
+    backend: Backend,
+    records: Sequence[Record],
+    prompts: ChatPrompts,
+    max_new_tokens: int,
+    max_tokens: int,
+    max_records: int | None = None,
+) -> list[list[int]]:
+    """Cut records into passes of at most `max_tokens` tokens as `measure` runs them: lists of indices."""
+    answer = [prompts.turn_end_id]  # stands for the tokens that follow a prompt, whichever they will be
+    longest = [prompts.teacher_ids(r) + answer * max(r.row.reference_tokens, max_new_tokens) for r in records]
+    prompts.encoder.forget()
+    return plan_passes(backend, longest, max_tokens, max_records)
+
+
+def decode(
+    role: Role,
+    prompt_ids: Sequence[Sequence[int]],
+    prompts: ChatPrompts,
+    max_new_tokens: int,
+    max_tokens: int | None = None,
+    seed: int | None = None,
+) -> list[Rollout]:
+    """Decode an answer to each prompt; prompts go together up to `max_tokens` padded tokens (None: all).
+
+    Greedily, or with a `seed`, sampled from the model as it is: temperature 1, no cut of its tail.
+    """
+    stops = stop_tokens(role.backend, prompts.turn_end_id)
+    lengths = [len(ids) + max_new_tokens for ids in prompt_ids]
+    passes = [list(range(len(lengths)))] if max_tokens is None else padded_passes(lengths, max_tokens)
+    found: dict[int, Rollout] = {}
+    temperature = None if seed is None else 1.0
+    with role.weights(role.decoding), nullcontext() if seed is None else seeded(seed):
+        for rows in passes:
+            batch = [prompt_ids[i] for i in rows]
+            answers = generate(role.backend, batch, max_new_tokens, stops, prompts.turn_end_id, temperature)
+            found.update(zip(rows, answers, strict=True))
+    return [found[i] for i in range(len(lengths))]
+
+
+def answer_text(answer: Rollout, prompts: ChatPrompts) -> str:
+    """Return an answer as text, without the token that ended it."""
+    return str(prompts.tokenizer.decode(answer.ids[:-1] if answer.finished else answer.ids))
+
+
+def log_likelihood(states: Tensor, backend: Backend, answers: Sequence[Sequence[int]]) -> list[float]:
+    """Return log p of each answer in nats, summed over its tokens, from the states (sum |y|, H) that predict them."""
+    targets = torch.tensor([i for ids in answers for i in ids], device=states.device)
+    found = token_log_likelihood(states, backend.head, targets)
+    return [float(n.sum()) for n in found.split([len(ids) for ids in answers])]
+
+
+def measure(
+    student: Role,
+    teacher: Role,
+    batch: Sequence[Encoded],
+    prompts: ChatPrompts,
+    max_new_tokens: int,
+    max_decode_tokens: int | None = None,
+    seed: int | None = None,
+) -> list[Item]:
+    """Measure a student on records that fit into one pass.
+
+    The answers are the student's own, decoded greedily. The divergence KL(student||teacher), with the expert's turn in
+    the teacher's prompt, is measured on the student's rollouts: what it samples with `seed`, or without one, its greedy
+    answers. The likelihood is that of the expert's turn under the student's prompt.
+
+    Args:
+        student, teacher: whose weights play which role.
+        batch: encoded records; `plan` cuts them into passes.
+        max_new_tokens: cap on an answer.
+        max_decode_tokens, seed: as `decode`.
+    """
+    pad = prompts.turn_end_id
+    students, references = [e.student for e in batch], [e.reference for e in batch]
+    answers = decode(student, students, prompts, max_new_tokens, max_decode_tokens)
+    rollouts = answers
+    if seed is not None:
+        rollouts = decode(student, students, prompts, max_new_tokens, max_decode_tokens, seed)
+    ids = [rollout.ids for rollout in rollouts]
+    with student.weights(student.scoring):
+        own = answer_states(student.backend, students, ids, pad)
+        expert = answer_states(student.backend, students, references, pad)
+    with teacher.weights(teacher.scoring):
+        scored = answer_states(teacher.backend, [e.teacher for e in batch], ids, pad)
+    kl = _reverse_kl(own, scored, student.backend.head).split([len(i) for i in ids])
+    likelihoods = log_likelihood(expert, student.backend, references)
+    return [
+        _item(e, answer, rollout, float(k.sum()), -n, prompts)
+        for e, answer, rollout, k, n in zip(batch, answers, rollouts, kl, likelihoods, strict=True)
+    ]
+
+
+def _reverse_kl(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
+    """KL(student||teacher) at every token, (N,), in nats."""
+    ones = torch.ones(len(student), device=student.device)
+    return distillation_loss(student, teacher, head, ones, DistillSettings()).per_token
+
+
+def _item(encoded: Encoded, answer: Rollout, rollout: Rollout, kl: float, nll: float, prompts: ChatPrompts) -> Item:
+    record, text = encoded.record, answer_text(answer, prompts)
+    turn = parse_turn(text, record.tools)
+    expert = record.reference
+    score = score_tool_turn(turn, expert, record.tools) if expert.tool_calls else None
+    return Item(
+        record_id=record.record_id,
+        session_id=record.row.session_id,
+        group=group_of(record),
+        is_tool_turn=score is not None,
+        kl=kl,
+        rollout_tokens=len(rollout.ids),
+        finished=rollout.finished,
+        nll=nll,
+        reference_tokens=len(encoded.reference),
+        parsed=score is not None and score.parsed,
+        named=score is not None and score.named,
+        valid=score is not None and score.valid,
+        calls_unasked=score is None and bool(turn.calls or turn.errors),
+        text=text,
+    )
+
+
+def share(flags: Sequence[bool]) -> float | None:
+    """Return the share of true flags; None if there is no flag."""
+    return sum(flags) / len(flags) if flags else None
+
+
+def summarise(items: Sequence[Item]) -> dict[str, Any]:
+    """Average the items of one student; shares of tool turns are None where there is no tool turn."""
+    tool = [item for item in items if item.is_tool_turn]
+    prose = [item for item in items if not item.is_tool_turn]
+    return {
+        "records": len(items),
+        "tool_turns": len(tool),
+        "kl_per_token": sum(i.kl for i in items) / max(1, sum(i.rollout_tokens for i in items)),
+        "expert_nll_per_token": sum(i.nll for i in items) / max(1, sum(i.reference_tokens for i in items)),
+        "rollout_length": sum(i.rollout_tokens for i in items) / max(1, len(items)),
+        "finished_share": share([i.finished for i in items]),
+        "tool_parsed_share": share([i.parsed for i in tool]),
+        "tool_named_share": share([i.named for i in tool]),
+        "tool_valid_share": share([i.valid for i in tool]),
+        "unasked_call_share": share([i.calls_unasked for i in prose]),
+    }

@@ -1,0 +1,217 @@
+"""`sdft eval` as a function: models against each other on the same held-out records and the same general prompts.
+
+All answer greedily, on the same records in the same passes; the divergence is measured on rollouts that each model
+samples (on-policy, the same seeds for all), against the base model with the reference in its prompt. The same settings
+give the same document, and a model against itself differs by exactly 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from math import isfinite
+from typing import Any, Literal
+
+from sdft_cli.config import EvalConfig
+from sdft_cli.engine.train.scoring import Item, Role, choose_records, encode, group_of, measure, plan
+from sdft_cli.errors import VerificationError
+from sdft_cli.evaluate.answers import prose_scorer, score
+from sdft_cli.evaluate.forgetting import BaseAnswers, ask, base_answers, drift, general_prompts, questions
+from sdft_cli.evaluate.harness import Harness
+from sdft_cli.evaluate.leaks import context_text, expert_text, unknown_paths
+from sdft_cli.evaluate.metrics import MEASURES, by_group, difference, harness_measures, p95, summary
+from sdft_cli.prompts.chat import ChatPrompts
+from sdft_cli.prompts.tool_calls import comes_back
+from sdft_cli.records import Record
+
+FORMAT = 3
+SEEDS = 1_000_003
+"""Seeds of rollouts lie this far apart for two seeds of an evaluation, so that no passes share one."""
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A model under test, and the base model that is its teacher; both stay loaded while it is measured.
+
+    `kind`: base, tuned, merged, control, or model.
+    """
+
+    name: str
+    kind: str
+    student: Role
+    teacher: Role
+
+
+def evaluate(
+    contenders: Iterable[Contender],
+    records: Sequence[Record],
+    prompts: ChatPrompts,
+    config: EvalConfig,
+    progress: Progress = lambda what, done, total: None,
+    harness: Harness | None = None,
+    against: Literal["all", "first"] = "all",
+) -> dict[str, Any]:
+    """Measure every contender on the same things, and each against those before it.
+
+    Args:
+        contenders: the first is the base (or the only model); taken one after the other, so that a generator can load
+            one when it is its turn.
+        records: validation records.
+        harness: measures a contender on tasks of lm-evaluation-harness (`open_harness`).
+        against: each contender is compared with all before it, or with the first only.
+
+    Returns `{"format", "config", "records", "facts", "contenders": {name: ...}, "differences": {"a - b": ...}}`.
+    """
+    chosen = choose_records(records, config.limit) if config.limit else list(records)
+    found: dict[str, Any] = {}
+    base: BaseAnswers | None = None
+    for contender in contenders:
+        if base is None:
+            base = _base_answers(contender, prompts, config, progress)
+        found[contender.name] = {
+            "kind": contender.kind,
+            **_on_records(contender, chosen, prompts, config, progress),
+            **_on_general(contender, base, prompts, config, progress),
+        }
+        if harness:
+            progress(f"{contender.name}: lm-evaluation-harness", 0, 1)
+            found[contender.name]["harness"] = harness(contender.student)
+            progress(f"{contender.name}: lm-evaluation-harness", 1, 1)
+        del contender  # frees its model before the next one is loaded
+    return {
+        "format": FORMAT,
+        "config": config.model_dump(mode="json"),
+        "records": len(chosen),
+        "facts": _facts(chosen, prompts, config.max_new_tokens),
+        "contenders": found,
+        "differences": {
+            f"{b} - {a}": differences(found[b], found[a], config.confidence, config.resamples, config.seed)
+            for a, b in combinations(found, 2)
+            if against == "all" or a == next(iter(found))
+        },
+    }
+
+
+def _caps(config: EvalConfig) -> tuple[int, int]:
+    return config.max_tokens_per_pass, config.max_records_per_pass
+
+
+def _on_records(
+    contender: Contender, records: Sequence[Record], prompts: ChatPrompts, config: EvalConfig, progress: Progress
+) -> dict[str, Any]:
+    """Measure a contender on the held-out records."""
+    items: dict[str, Item] = {}
+    what = f"{contender.name}: held-out records"
+    passes = plan(contender.teacher.backend, records, prompts, config.max_new_tokens, *_caps(config))
+    for number, rows in enumerate(passes):
+        progress(what, len(items), len(records))
+        batch = encode([records[i] for i in rows], prompts)
+        seed = config.seed * SEEDS + number
+        measured = measure(contender.student, contender.teacher, batch, prompts, config.max_new_tokens, seed=seed)
+        _check_finite(contender.name, [(item.record_id, item.nll + item.kl) for item in measured])
+        items.update((item.record_id, item) for item in measured)
+    progress(what, len(items), len(records))
+    prose = prose_scorer()
+    rows_found = [{**asdict(items[r.record_id]), **asdict(score(r, items[r.record_id].text, prose))} for r in records]
+    tool_rows = [row for row in rows_found if row["flags"]]
+    return {
+        "summary": {"records": len(records), "tool_turns": len(tool_rows), **summary(rows_found, "records")},
+        "by_tool": by_group(tool_rows, "tools"),
+        "by_position": by_group(rows_found, "position"),
+        "items": rows_found,
+    }
+
+
+def _check_finite(name: str, values: Sequence[tuple[str, float]]) -> None:
+    """Stop at the first number that is none, before hours go into the others.
+
+    Raises:
+        VerificationError: a value is not finite.
+    """
+    for item, value in values:
+        if not isfinite(value):
+            raise VerificationError(
+                f"What {name} says on {item} is not finite: its weights have diverged, or overflow in their dtype; "
+                "evaluate an earlier adapter (--best), or train with dtype float32 or bfloat16."
+            )
+
+
+def _base_answers(base: Contender, prompts: ChatPrompts, config: EvalConfig, progress: Progress) -> BaseAnswers | None:
+    """Let the first contender answer the general prompts, for all."""
+    if not config.general:
+        return None
+    chosen = general_prompts(config.general)
+    progress(f"{base.name}: answers to general prompts", 0, len(chosen))
+    answers = base_answers(base.student, prompts, chosen, config.drift_tokens, _caps(config))
+    progress(f"{base.name}: answers to general prompts", len(chosen), len(chosen))
+    return answers
+
+
+def _on_general(
+    contender: Contender, base: BaseAnswers | None, prompts: ChatPrompts, config: EvalConfig, progress: Progress
+) -> dict[str, Any]:
+    """Measure a contender's drift from the base, and ask it questions."""
+    found: dict[str, Any] = {}
+    if base is not None:
+        progress(f"{contender.name}: drift", 0, len(base.prompts))
+        head = contender.teacher.backend.head
+        prompt_rows = [asdict(d) for d in drift(contender.student, base, head, prompts.turn_end_id, _caps(config))]
+        _check_finite(contender.name, [(row["prompt_id"], row["kl"] + row["entropy"]) for row in prompt_rows])
+        tokens = [kl for row in prompt_rows for kl in row.pop("token_kl")]
+        found["drift"] = {
+            "summary": {
+                "prompts": len(prompt_rows),
+                **summary(prompt_rows, "drift"),
+                "kl_p95_of_tokens": p95(tokens),
+                "kl_p95_of_prompts": p95([row["kl"] / row["tokens"] for row in prompt_rows]),
+                "entropy_p95_of_prompts": p95([row["entropy"] / row["tokens"] for row in prompt_rows]),
+            },
+            "items": prompt_rows,
+        }
+        progress(f"{contender.name}: drift", len(base.prompts), len(base.prompts))
+    if config.questions:
+        asked = questions(config.questions)
+        progress(f"{contender.name}: questions", 0, len(asked))
+        replies = [asdict(r) for r in ask(contender.student, prompts, asked, config.question_tokens, _caps(config))]
+        found["questions"] = {"summary": {"questions": len(asked), **summary(replies, "questions")}, "items": replies}
+        progress(f"{contender.name}: questions", len(asked), len(asked))
+    return found
+
+
+def _items(contender: dict[str, Any], about: str) -> list[dict[str, Any]] | None:
+    if about == "records":
+        return list(contender["items"])
+    return list(contender[about]["items"]) if about in contender else None
+
+
+def differences(
+    a: dict[str, Any], b: dict[str, Any], confidence: float, resamples: int, seed: int
+) -> dict[str, dict[str, Any] | None]:
+    """Return a - b on every measure that both have: the value with its interval, and how many items differ."""
+    found: dict[str, dict[str, Any] | None] = {}
+    for one in [*MEASURES, *(harness_measures(a["harness"]) if "harness" in a else [])]:
+        rows, others = _items(a, one.about), _items(b, one.about)
+        if rows is not None and others is not None:
+            gap = difference(one, rows, others, confidence, resamples, seed)
+            found[one.key] = gap.to_json() if gap else None
+    return found
+
+
+def _facts(records: Sequence[Record], prompts: ChatPrompts, max_new_tokens: int) -> dict[str, Any]:
+    """What is true of the records whatever the model: what an answer could reach at most."""
+    tool = [r for r in records if r.reference.tool_calls]
+    back = [comes_back(prompts.reference_text(r.reference), r.reference, r.tools) for r in tool]
+    prompts.encoder.forget()
+    paths = [bool(unknown_paths(expert_text(r), context_text(r))) for r in records]
+    return {
+        "sessions": len({r.row.session_id for r in records}),
+        "groups": len(set(map(group_of, records))),
+        "tool_turns": len(tool),
+        "turns_over_the_cap": sum(r.row.reference_tokens > max_new_tokens for r in records),
+        "tool_turns_over_the_cap": sum(r.row.reference_tokens > max_new_tokens for r in tool),
+        "tool_turns_that_the_syntax_cannot_represent": back.count(False),
+        "expert_unknown_path_share": sum(paths) / len(paths),
+        "chrf": "sacrebleu" if prose_scorer() else "not measured: the package sacrebleu is not installed",
+    }

@@ -1,0 +1,188 @@
+"""Is the checkpoint on disk the model that was trained? Loaded and compared with base + adapter over real prompts.
+
+The checkpoint answers the prompts greedily. At the tokens of these answers the distributions of both, and of the base,
+are compared and judged. Whether the trained model would give the same answers, tool calls mostly, is told and not
+judged: a near tie changes all that follows. Models run by their own `forward` and `generate`, as they will wherever the
+checkpoint goes; one is in memory.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sdft_cli.engine.models.adapters import weights
+from sdft_cli.engine.models.backend_transformers import load_model
+from sdft_cli.engine.models.quiet import quiet_libraries
+from sdft_cli.engine.passes.decode import left_padded
+from sdft_cli.engine.passes.padded import padded_passes
+from sdft_cli.prompts.tool_calls import parse_turn
+from sdft_cli.run_folder import CheckPrompt
+
+MAX_MEAN_KL = 0.01
+"""Nats. Casting W + delta to bf16 is a relative error of at most 2^-9 a weight; what it costs is measured, and a
+merge that costs more than this is not the model that was trained."""
+MIN_GAIN = 5.0
+"""Where the adapter moves the model by more than `MAX_MEAN_KL`, the merge must be this many times nearer to it than
+the base is."""
+
+DECODE_TOKENS = 16_384
+"""Padded tokens, answers included, of prompts that are decoded together."""
+
+
+def compare_models(
+    base: Path, adapter: Path, merged: Path, prompts: Sequence[CheckPrompt], dtype: torch.dtype
+) -> dict[str, Any]:
+    """Compare a checkpoint, loaded from disk, with base + adapter: distributions, and greedy answers.
+
+    On the GPU if there is one and the models fit into its memory, else on the CPU; `device` of the result says which.
+
+    Args:
+        base, adapter, merged: folders.
+        prompts: what to compare on.
+        dtype: to load all weights in.
+    """
+    if torch.cuda.is_available():
+        try:
+            return _compared(base, adapter, merged, prompts, dtype, torch.device("cuda"))
+        except torch.OutOfMemoryError:
+            pass  # out of the handler first: its traceback holds the models
+        gc.collect()
+        torch.cuda.empty_cache()
+    return _compared(base, adapter, merged, prompts, dtype, torch.device("cpu"))
+
+
+def _compared(
+    base: Path, adapter: Path, merged: Path, prompts: Sequence[CheckPrompt], dtype: torch.dtype, device: torch.device
+) -> dict[str, Any]:
+    quiet_libraries()
+    from peft import PeftModel
+    from transformers import AutoTokenizer
+
+    model = load_model(str(merged), dtype, device)
+    answers, merged_log_p = greedy_answers(model, prompts, device)
+    replays = [CheckPrompt(item.prompt, answer) for item, answer in zip(prompts, answers, strict=True)]
+    del model
+    gc.collect()
+    adapted: Any = PeftModel.from_pretrained(load_model(str(base), dtype, device), str(adapter), low_cpu_mem_usage=True)
+    trained_log_p = log_probabilities(adapted.eval(), replays, device)
+    with weights(adapted, "base"):
+        base_log_p = log_probabilities(adapted, replays, device)
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(merged))
+    found = compare(trained_log_p, merged_log_p, base_log_p)
+    texts = [tokenizer.decode(answer) for answer in answers]
+    return {"device": device.type, **found, **same_answers(answers, texts, trained_log_p.argmax(-1).tolist())}
+
+
+@torch.no_grad()
+def log_probabilities(model: Any, prompts: Sequence[CheckPrompt], device: torch.device) -> torch.Tensor:
+    """Return log-probabilities (positions, V), fp32 on the CPU, at every answer position."""
+    found = []
+    for item in prompts:
+        ids = torch.tensor([[*item.prompt, *item.answer]], device=device)
+        logits = model(input_ids=ids, logits_to_keep=len(item.answer) + 1).logits[0, :-1]
+        found.append(logits.float().log_softmax(-1).cpu())
+    return torch.cat(found)
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: Any, prompts: Sequence[CheckPrompt], device: torch.device
+) -> tuple[list[list[int]], torch.Tensor]:
+    """Return greedy answers, each with the token that ends it, and log-probabilities at their positions.
+
+    Prompts are decoded together, padded on the left, up to `DECODE_TOKENS` a batch.
+
+    Args:
+        prompts: of which no answer is longer than the longest that is there.
+
+    Returns token ids, and log-probabilities as `log_probabilities` gives them.
+    """
+    stops = _stops(model)
+    pad, cap = min(stops, default=0), max(len(item.answer) for item in prompts)
+    found: dict[int, tuple[list[int], torch.Tensor]] = {}
+    for rows in padded_passes([len(item.prompt) + cap for item in prompts], DECODE_TOKENS):
+        ids, mask = (t.to(device) for t in left_padded([prompts[i].prompt for i in rows], pad))
+        output = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            do_sample=False,
+            max_new_tokens=cap,
+            pad_token_id=pad,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        for n, i in enumerate(rows):
+            row = output.sequences[n, ids.shape[1] :].tolist()
+            size = next((place + 1 for place, token in enumerate(row) if token in stops), len(row))
+            logits = torch.stack([step[n] for step in output.logits[:size]])
+            found[i] = row[:size], logits.float().log_softmax(-1).cpu()
+    in_order = [found[i] for i in range(len(prompts))]
+    return [answer for answer, _ in in_order], torch.cat([log_p for _, log_p in in_order])
+
+
+def _stops(model: Any) -> set[int]:
+    ends = model.generation_config.eos_token_id
+    return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
+
+
+def same_answers(answers: Sequence[list[int]], texts: Sequence[str], likeliest: Sequence[int]) -> dict[str, int]:
+    """Count the checkpoint's greedy answers that the trained model would give too, all of them and those with a call.
+
+    Args:
+        answers: token ids.
+        texts: the same, as text.
+        likeliest: the trained model's likeliest token at every position of every answer. Where each of them is the
+            answer's, the answer is its own greedy one, without decoding it again.
+    """
+    found, place = [], 0
+    for answer in answers:
+        found.append(list(likeliest[place : place + len(answer)]) == answer)
+        place += len(answer)
+    calls = [has_call(text) for text in texts]
+    return {
+        "answers": len(answers),
+        "same_answers": sum(found),
+        "answers_with_calls": sum(calls),
+        "same_answers_with_calls": sum(same and call for same, call in zip(found, calls, strict=True)),
+    }
+
+
+def has_call(text: str) -> bool:
+    """Say whether an answer holds a tool call, or the beginning of one."""
+    turn = parse_turn(text)
+    return bool(turn.calls or turn.errors)
+
+
+def compare(trained: torch.Tensor, merged: torch.Tensor, base: torch.Tensor) -> dict[str, Any]:
+    """Compare log-probabilities (positions, V): KL in nats of merged and of base from the trained model.
+
+    `base_is_told_apart`: the merge is `MIN_GAIN` times nearer than the base is. Where it is not, the update may be too
+    small for this comparison, and the tensors alone say that it is there.
+    """
+    kl = (trained.exp() * (trained - merged)).sum(-1)
+    base_kl = (trained.exp() * (trained - base)).sum(-1)
+    return {
+        "mean_kl": float(kl.mean()),
+        "max_kl": float(kl.max()),
+        "base_mean_kl": float(base_kl.mean()),
+        "top1_agreement": float((trained.argmax(-1) == merged.argmax(-1)).float().mean()),
+        "positions": len(kl),
+        "base_is_told_apart": float(kl.mean()) * MIN_GAIN <= float(base_kl.mean()),
+    }
+
+
+def failures(check: dict[str, Any]) -> list[str]:
+    """Return what is wrong with a merge; empty if it is the model that was trained."""
+    found = []
+    if not check["mean_kl"] <= MAX_MEAN_KL:  # NaN fails too
+        found.append(f"mean KL {check['mean_kl']:.2e} is over {MAX_MEAN_KL}")
+    if check["base_mean_kl"] > MAX_MEAN_KL and not check["base_is_told_apart"]:
+        found.append(
+            f"the base (KL {check['base_mean_kl']:.2e}) is about as near as the merge ({check['mean_kl']:.2e})"
+        )
+    return found

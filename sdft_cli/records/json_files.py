@@ -1,0 +1,47 @@
+"""JSON documents, read and written whole."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sdft_cli.errors import DataError
+from sdft_cli.records.folders import new_file
+
+
+def finite(document: Any) -> Any:
+    """Return a document with null in the place of NaN and infinities, which JSON has no form for."""
+    if isinstance(document, float):
+        return document if math.isfinite(document) else None
+    if isinstance(document, Mapping):
+        return {key: finite(value) for key, value in document.items()}
+    if isinstance(document, list | tuple):
+        return [finite(value) for value in document]
+    return document
+
+
+def write_json(path: Path, document: Any) -> None:
+    """Write a JSON document, readable and with sorted keys, in one rename."""
+    text = json.dumps(finite(document), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    with new_file(path, overwrite=True) as scratch:
+        scratch.write_text(text + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a run folder.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing: the run is incomplete; run `sdft train` again.") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: run `sdft train` again.") from error
+    if not isinstance(found, dict):
+        raise DataError(f"{path} is no JSON object: run `sdft train` again.")
+    return found

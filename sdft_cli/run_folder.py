@@ -1,0 +1,150 @@
+"""The run folder: what a training run leaves behind, and where merge and eval read it from.
+
+my-run/
+  run.json             format, status, backend and why, model, dataset, result
+  config.json          the resolved training configuration
+  gate.json            what the teacher-lift gate measured before step 1
+  metrics.jsonl        one line per step
+  heldout.jsonl        one line per held-out evaluation
+  samples.jsonl        a few rollouts as text and tokens, with the divergence of each token
+  check_prompts.jsonl  a few prompts as token ids, on which `sdft merge` compares
+  checkpoints/         states to go on from: `sdft train --resume`
+  trackers/            what tensorboard, trackio or wandb wrote
+  adapter/             the LoRA adapter (peft format, safetensors); only a finished run has one
+  adapter-best/        the adapter with the lowest held-out divergence, if that is not the last one
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdft_cli.config import TrainConfig, build
+from sdft_cli.errors import DataError, UsageError
+from sdft_cli.records.json_files import finite, read_json
+
+FORMAT = "sdft-run"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run on disk."""
+
+    path: Path
+    info: Mapping[str, Any]
+    config: TrainConfig
+    adapter: Path
+
+    @property
+    def revision(self) -> str | None:
+        """The revision of its base."""
+        return base_revision(self.info, self.config)
+
+
+def base_revision(info: Mapping[str, Any], config: TrainConfig) -> str | None:
+    """Return the revision of a run's base: the commit that was trained on, whatever the main branch holds by now.
+
+    Of a base that is no Hub model, what the configuration says.
+
+    Args:
+        info: the run's `run.json`.
+        config: the run's configuration.
+    """
+    commit: str | None = (info.get("base") or {}).get("commit")
+    return commit or config.revision
+
+
+def is_run(folder: Path) -> bool:
+    """Say whether a folder is a training run."""
+    return (folder / "run.json").is_file()
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Say whether a folder is a run that was started and not finished."""
+    return is_run(folder) and read_json(folder / "run.json").get("status") == "running"
+
+
+def read_run(folder: Path, best: bool = False) -> Run:
+    """Read a run folder, with its last adapter or the one that was best on held-out records.
+
+    Raises:
+        UsageError: the best adapter is asked for, and the last one is the best, or nothing was held out.
+        DataError: a file is missing or was not written by `sdft train`.
+    """
+    documents = {name: read_json(folder / name) for name in ("run.json", "config.json")}
+    if not (folder / "adapter" / "adapter_config.json").is_file():
+        raise DataError(f"{folder} is no finished run: go on with `sdft train --resume --out {folder}`.")
+    info = documents["run.json"]
+    if info.get("format") != FORMAT:
+        raise DataError(f"{folder / 'run.json'} was not written by `sdft train`: give a run folder.")
+    if not (folder / "adapter" / "adapter_model.safetensors").is_file():
+        raise DataError(f"{folder / 'adapter' / 'adapter_model.safetensors'} is missing: run `sdft train` again.")
+    adapter = folder / ("adapter-best" if best else "adapter")
+    if not adapter.is_dir():
+        raise UsageError(f"{folder} has no adapter that was better than its last one: leave --best out.")
+    return Run(folder, info, build(TrainConfig, documents["config.json"]), adapter)
+
+
+class JsonLines:
+    """Append JSON lines, each flushed as soon as it is written."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", encoding="utf-8")
+
+    @staticmethod
+    def cut(path: Path, size: int) -> None:
+        """Drop what was written behind the first `size` bytes, by steps that a resumed run does again.
+
+        Raises:
+            DataError: the file is shorter.
+        """
+        found = path.stat().st_size if path.exists() else 0
+        if found < size:
+            raise DataError(f"{path} has {found} bytes, its checkpoint says {size}: restore the file, or start anew.")
+        if found > size:
+            os.truncate(path, size)
+
+    def write(self, document: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(finite(document), ensure_ascii=False) + "\n")
+        self._file.flush()
+
+    def sync(self) -> int:
+        """Bring the file to the disk; return its size in bytes."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@dataclass(frozen=True)
+class CheckPrompt:
+    """A prompt with an answer, as token ids; distributions are compared at the answer's positions."""
+
+    prompt: list[int]
+    answer: list[int]
+
+
+def write_check_prompts(path: Path, prompts: Sequence[CheckPrompt]) -> None:
+    """Store check prompts in a run folder."""
+    lines = [json.dumps({"prompt": p.prompt, "answer": p.answer}) for p in prompts]
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def read_check_prompts(path: Path, limit: int) -> list[CheckPrompt]:
+    """Read check prompts back.
+
+    Raises:
+        DataError: the file is missing or empty.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} is missing: the run is incomplete; run `sdft train` again.")
+    found = [CheckPrompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    if not found:
+        raise DataError(f"{path} is empty: the run is incomplete; run `sdft train` again.")
+    return found[:limit]

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: E402
+
+from sdft_cli.engine.passes import attention as module  # noqa: E402
+from sdft_cli.engine.passes.attention import TREE, attend_in_blocks, use_tree_attention  # noqa: E402
+from sdft_cli.engine.passes.executors import step_backward  # noqa: E402
+from sdft_cli.engine.passes.packed import build_tree  # noqa: E402
+from tests.engine.trees import ANSWERS, PROMPTS, error, gradient, independent, leaf_loss, make  # noqa: E402
+
+
+class Layer(torch.nn.Module):
+    num_key_value_groups = 3
+    is_causal = True
+
+
+def inputs(tokens: int) -> list[Any]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(1, heads, tokens, 4, generator=generator).requires_grad_() for heads in (6, 2, 2)]
+
+
+@pytest.mark.parametrize("block", [1, 7, 16, 1000])
+def test_blocks_give_stock_attention_and_its_gradient(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "BLOCK", block)
+    tree = build_tree([[*x, *y] for x, y in zip(PROMPTS, ANSWERS, strict=True)])
+    mask = torch.from_numpy(tree.mask())[None, None]
+    found = []
+    for function in (attend_in_blocks, sdpa_attention_forward):
+        tensors = inputs(len(tree))
+        output = function(Layer(), *tensors, mask, scaling=0.3)[0]
+        output.sin().sum().backward()
+        found.append([output.detach(), *(t.grad for t in tensors)])
+    for ours, stock in zip(*found, strict=True):
+        assert ours.shape == stock.shape
+        assert torch.allclose(ours, stock, atol=1e-5)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_packed_step_in_blocks_has_the_gradient_of_its_turns_alone(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BLOCK", 16)
+    backend = make("llama")
+    expected = independent(backend, PROMPTS, ANSWERS)
+    backend.sharing = "packed"
+    use_tree_attention(backend.base.config)
+    assert backend.base.config._attn_implementation == TREE
+    if checkpointing:
+        backend.model.enable_input_require_grads()
+        backend.base.gradient_checkpointing_enable({"use_reentrant": False})
+        backend.model.train()
+
+    def loss(turns: Any, states: Any) -> Any:
+        parts = states.split([len(ANSWERS[i]) for i in turns])
+        return sum((leaf_loss(i, part) for i, part in zip(turns, parts, strict=True)), torch.zeros(()))
+
+    found = gradient(backend, lambda: step_backward(backend, PROMPTS, ANSWERS, loss, 0, 100_000))
+    assert error(found, expected) <= 1e-5
+
+
+def test_what_is_no_square_mask_is_stock_attention() -> None:
+    query, key, value = inputs(8)
+    for mask in (None, torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()):
+        ours, stock = (
+            function(Layer(), query, key, value, mask, scaling=0.3)[0]
+            for function in (attend_in_blocks, sdpa_attention_forward)
+        )
+        assert torch.equal(ours, stock)
+    config = make("llama").base.config
+    config._attn_implementation = "eager"
+    use_tree_attention(config)
+    assert config._attn_implementation == "eager"

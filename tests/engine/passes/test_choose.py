@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from sdft_cli.config import load_train_config  # noqa: E402
+from sdft_cli.engine.models.backend import Backend  # noqa: E402
+from sdft_cli.engine.models.backend_transformers import PlainModel, TransformersBackend  # noqa: E402
+from sdft_cli.engine.models.load import load_backend  # noqa: E402
+from sdft_cli.engine.passes import choose as module  # noqa: E402
+from sdft_cli.engine.passes.choose import choose_sharing, sharing_error  # noqa: E402
+from sdft_cli.engine.plan.memory import packed_room  # noqa: E402
+from sdft_cli.errors import UsageError  # noqa: E402
+from sdft_cli.records import RecordRow  # noqa: E402
+from tests.engine.trees import make, tiny  # noqa: E402
+
+
+@pytest.fixture
+def llama() -> Backend:
+    return make("llama")
+
+
+@pytest.fixture
+def hybrid() -> Backend:
+    return make("hybrid")
+
+
+def test_attention_models_are_packed_and_hybrids_run_depth_first(llama: Backend, hybrid: Backend) -> None:
+    assert choose_sharing(llama, "auto") == "Prefix sharing: packed (checked on this model)"
+    assert llama.sharing == "packed"
+    assert "Prefix sharing: depth_first (checked on this model; not packed, since the model has linear" in (
+        choose_sharing(hybrid, "auto")
+    )
+    assert hybrid.sharing == "depth_first"
+    assert choose_sharing(llama, "depth_first") == "Prefix sharing: depth_first (checked on this model)"
+    assert llama.sharing == "depth_first"
+    assert choose_sharing(llama, "none") == "Prefix sharing: none (as asked)"
+    assert llama.sharing == "none"
+
+
+def test_where_packed_passes_do_not_fit_the_choice_is_depth_first(llama: Backend) -> None:
+    sentence = choose_sharing(llama, "auto", "a packed pass takes 9 GB")
+    assert sentence == "Prefix sharing: depth_first (checked on this model; a packed pass takes 9 GB)"
+    assert choose_sharing(llama, "packed", "a packed pass takes 9 GB").startswith("Prefix sharing: packed")
+
+
+def test_memory_is_compared_with_what_is_free(llama: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = load_train_config("cpu-demo", ["lora.rank=4", "optim.max_tokens_per_pass=5000"])
+    rows = [RecordRow("s/0", "s", 0, 900, 1000, 5, False), RecordRow("s/1", "s", 1, 2000, 2100, 5, False)]
+    monkeypatch.setattr(module, "free_memory", lambda device: 10**12)
+    assert packed_room(llama, rows, config) is None
+    monkeypatch.setattr(module, "free_memory", lambda device: None)
+    assert packed_room(llama, rows, config) is None
+    monkeypatch.setattr(module, "free_memory", lambda device: 10**6)
+    assert "a packed pass of 5000 tokens takes" in str(packed_room(llama, rows, config))
+    one = load_train_config("cpu-demo", ["lora.rank=4", "optim.turns_per_step=1", "optim.max_tokens_per_pass=5000"])
+    assert "a packed pass of 2124 tokens takes" in str(packed_room(llama, rows, one))  # 2,100 and 24 of the rollout
+
+
+def test_a_library_with_its_own_attention_shares_nothing_and_says_so_aloud(llama: Backend) -> None:
+    llama.takes_masks = False
+    sentence = choose_sharing(llama, "auto")
+    assert sentence.startswith("WARNING: no prefix sharing, every turn pays for its whole prompt (not packed, since")
+    assert llama.sharing == "none"
+    for kind in ("packed", "depth_first"):
+        with pytest.raises(UsageError, match=f"prefix_sharing is {kind}, but transformers .*: use auto or none"):
+            choose_sharing(llama, kind)
+
+
+def test_a_model_that_ignores_the_mask_is_found_out(llama: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = type(llama.trunk)
+    forward = trunk.forward
+
+    def deaf(self: object, *arguments: object, attention_mask: Any = None, **rest: object) -> object:
+        mask = attention_mask if attention_mask is not None and attention_mask.dim() == 2 else None
+        return forward(self, *arguments, attention_mask=mask, **rest)
+
+    monkeypatch.setattr(trunk, "forward", deaf)
+    sentence = choose_sharing(llama, "auto")
+    assert sentence.startswith(
+        "Prefix sharing: depth_first (checked on this model; not packed, since packed states dif"
+    )
+
+
+def test_a_model_that_forgets_its_past_is_found_out(llama: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+    trunk = type(llama.trunk)
+    forward = trunk.forward
+
+    def deaf(self: Any, *arguments: Any, position_ids: Any = None, **rest: Any) -> Any:
+        zero = None if position_ids is None else position_ids - position_ids[:, :1]
+        return forward(self, *arguments, position_ids=zero, **rest)
+
+    monkeypatch.setattr(trunk, "forward", deaf)
+    assert "depth_first states differ from those of independent turns" in str(sharing_error(llama, "depth_first"))
+
+
+@pytest.mark.parametrize("kind", ["packed", "depth_first"])
+def test_a_gradient_that_is_wrong_is_found_out(llama: Backend, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The states are right, and a part of the gradient is lost."""
+    backward = module.step_backward
+
+    def lossy(backend: Backend, prompts: Any, answers: Any, *rest: Any) -> None:
+        backward(backend, prompts[:-1], answers[:-1], *rest)
+
+    monkeypatch.setattr(module, "step_backward", lossy)
+    assert f"{kind} gradients differ" in str(sharing_error(llama, kind))
+
+
+@pytest.mark.parametrize("kind", ["packed", "depth_first"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_check_passes_and_leaves_everything_as_it_was(kind: Any, dtype: Any) -> None:
+    backend = make("llama", dtype)
+    values = [p.data for p in backend.parameters()]
+    copies = [p.data.clone() for p in backend.parameters()]
+    for i, p in enumerate(backend.parameters()):
+        p.grad = torch.full_like(p, float(i))
+    gradients = [p.grad for p in backend.parameters()]
+    attention = backend.base.config.get_text_config()._attn_implementation
+    backend.model.train()
+    state = torch.get_rng_state()
+    assert sharing_error(backend, kind) is None
+    assert torch.equal(torch.get_rng_state(), state)
+    assert backend.model.training
+    assert (backend.sharing, backend.segment_tokens) == ("none", 2048)
+    assert backend.base.config.get_text_config()._attn_implementation == attention
+    for i, p in enumerate(backend.parameters()):
+        assert p.data.data_ptr() == values[i].data_ptr()
+        assert torch.equal(p.data, copies[i])
+        assert p.grad is gradients[i]
+        assert bool((p.grad == i).all())
+
+
+def test_a_model_without_an_adapter_is_checked_on_its_states() -> None:
+    plain: Any = PlainModel(tiny("hybrid").eval().requires_grad_(False))
+    backend = TransformersBackend(plain, torch.device("cpu"))
+    assert choose_sharing(backend, "auto").startswith("Prefix sharing: depth_first")
+
+
+def test_dropout_of_the_adapter_is_an_obstacle(tiny_model: Any) -> None:
+    backend = load_backend(load_train_config("cpu-demo", ["lora.dropout=0.1"]), "transformers", str(tiny_model))
+    assert "dropout" in str(sharing_error(backend, "depth_first"))

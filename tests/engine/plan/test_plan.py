@@ -1,0 +1,373 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from sdft_cli.config import DistillSettings, TrainConfig, load_train_config  # noqa: E402
+from sdft_cli.engine.models.adapters import lora_layers  # noqa: E402
+from sdft_cli.engine.models.backend_transformers import TransformersBackend, attach_lora  # noqa: E402
+from sdft_cli.engine.models.load import load_backend  # noqa: E402
+from sdft_cli.engine.plan import memory as memory  # noqa: E402
+from sdft_cli.engine.plan.flops import attention_flops, backward_flops, causal_pairs, forward_flops  # noqa: E402
+from sdft_cli.engine.plan.memory import Forward, Lengths, kept_bytes, loss_bytes, packed, padded, step_memory  # noqa: E402
+from sdft_cli.engine.plan.model_shape import Shape, read_shape, shape_of, ways_to_share  # noqa: E402
+from sdft_cli.engine.plan.plan import (  # noqa: E402
+    find_gpu,
+    known_gpus,
+    lengths_of,
+    longest_step,
+    plan_of,
+    prompt_cap_that_fits,
+    remedies,
+    run_work,
+    step_flops,
+    with_setting,
+)
+from sdft_cli.errors import MachineError, UsageError  # noqa: E402
+from sdft_cli.records import RecordRow  # noqa: E402
+from tests.engine.models.test_adapters import tiny_qwen35  # noqa: E402
+
+SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+T = 96
+
+
+def llama(**more: Any) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(**{**SIZES, **HEADS, "tie_word_embeddings": False, "pad_token_id": 0, **more})
+
+
+def config_of(*overrides: str) -> TrainConfig:
+    return load_train_config("cpu-demo", ["lora.rank=8", "lora.alpha=8", *overrides])
+
+
+def adapted(config: TrainConfig, model_config: Any, dtype: torch.dtype = torch.float32) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_config(model_config).to(dtype).eval().requires_grad_(False)
+    return attach_lora(base, config)
+
+
+def rows_of(*lengths: tuple[int, int, int]) -> list[RecordRow]:
+    return [RecordRow(f"s/{i}", "s", i, *three, False) for i, three in enumerate(lengths)]
+
+
+def test_counts_are_those_of_the_loaded_model(tiny_model: Path) -> None:
+    config = config_of("lora.target_modules=[q_proj, v_proj, down_proj]")
+    shape = read_shape(config, str(tiny_model))
+    backend = load_backend(config, "transformers", str(tiny_model))
+    trainable = sum(p.numel() for p in backend.parameters())
+    assert shape.adapter_parameters == trainable
+    assert shape.parameters == sum(p.numel() for p in backend.model.parameters()) - trainable
+    weights = [layer.get_base_layer().weight.numel() for layer in lora_layers(backend.model).values()]
+    assert (shape.adapted_parameters, shape.largest_adapted) == (sum(weights), max(weights))
+    linear = [m for m in backend.base.model.modules() if isinstance(m, nn.Linear)]
+    lora = [m for n, m in backend.base.model.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
+    assert shape.matrix_parameters == sum(m.weight.numel() for m in linear) - sum(m.weight.numel() for m in lora)
+    assert ways_to_share(shape, config, TransformersBackend) == ["packed", "depth_first"]
+    assert ways_to_share(shape, config_of("prefix_sharing=depth_first"), TransformersBackend) == ["depth_first"]
+    assert ways_to_share(shape, config_of("prefix_sharing=none"), TransformersBackend) == ["none"]
+
+
+def test_counts_of_a_hybrid_with_a_vision_tower() -> None:
+    config = load_train_config("qwen3.5-9b-64k", ["lora.rank=2", "lora.alpha=4"])
+    model = tiny_qwen35()
+    shape = shape_of(model.config, config)
+    assert shape.parameters == sum(p.numel() for p in model.parameters())
+    peft_model = attach_lora(model, config)
+    assert shape.adapter_parameters == sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
+    assert [(b.kind, b.count) for b in shape.blocks] == [("linear_attention", 3), ("full_attention", 1)]
+    assert ways_to_share(shape, config, TransformersBackend) == ["depth_first"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_cache_bytes_are_those_of_the_real_cache(dtype: str) -> None:
+    size, kind = memory.BYTES[dtype], getattr(torch, dtype)
+    plain = adapted(config_of(), llama(), kind)
+    cache = plain.get_base_model()(torch.ones(2, 7, dtype=torch.long), use_cache=True).past_key_values
+    held = sum(x.keys.nbytes + x.values.nbytes for x in cache.layers)
+    assert shape_of(llama(), config_of()).kv_bytes(size) * 2 * 7 == held
+    hybrid = tiny_qwen35().to(kind)
+    shape = shape_of(hybrid.config, load_train_config("qwen3.5-9b-64k"))
+    cache = hybrid(torch.ones(2, 7, dtype=torch.long), use_cache=True).past_key_values
+    full = [x for x in cache.layers if hasattr(x, "keys")]
+    states = [t for x in cache.layers if not hasattr(x, "keys") for t in states_of(x)]
+    assert len(full) == 1
+    assert shape.kv_bytes(size) * 2 * 7 == sum(x.keys.nbytes + x.values.nbytes for x in full)
+    assert shape.state_bytes(size) * 2 == sum(t.nbytes for t in states)
+
+
+def states_of(layer: Any) -> list[torch.Tensor]:
+    found = [*layer.conv_states.values(), *layer.recurrent_states.values()] if hasattr(layer, "conv_states") else []
+    return [t for t in found if t is not None]
+
+
+def kept_by_autograd(model: Any, ids: torch.Tensor, mask: torch.Tensor | None) -> int:
+    """Bytes of the distinct storages that the graph of a forward pass holds, parameters left out."""
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    held: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in parameters:
+            held[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        model.get_base_model().model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return sum(t.untyped_storage().nbytes() for t in held.values())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_kept_activations_are_what_autograd_keeps(dtype: str, masked: bool) -> None:
+    config = config_of(f"dtype={dtype}")
+    model = adapted(config, llama(), getattr(torch, dtype))
+    mask = torch.ones(2, T, dtype=torch.long)
+    if masked:
+        mask[0, T // 2 :] = 0
+    held = kept_by_autograd(model, torch.ones(2, T, dtype=torch.long), mask)
+    shape, size = shape_of(llama(), config), memory.BYTES[dtype]
+    (block,) = shape.blocks
+    # The first norm's input is no part of the graph, the last norm's is: as many inputs as layers. One more tensor of
+    # reciprocals (4 bytes a token), and one table of cosines and sines of a row.
+    expected = 3 * kept_bytes(shape, block, size, masked, fused=True) * 2 * T
+    expected += 2 * T * shape.head_dim * size + (3 * 2 * T * T * size if masked else 0)
+    assert held == pytest.approx(expected, rel=1e-3)
+
+
+def test_checkpointing_keeps_one_state_per_layer() -> None:
+    config = config_of()
+    model = adapted(config, llama())
+    model.enable_input_require_grads()
+    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    held = kept_by_autograd(model, torch.ones(2, T, dtype=torch.long), None)
+    assert held == pytest.approx(
+        2 * T * 4 * SIZES["hidden_size"] * (3 + 1), rel=5e-3
+    )  # the layers' and the last norm's
+    shape = shape_of(llama(), config)
+    phase = memory.student_phase(
+        shape, with_setting(config, {"gradient_checkpointing": True}), padded([T, T]), 2, fused=True
+    )
+    assert phase.parts["layer inputs"] + phase.parts["final norm"] == 2 * T * 4 * SIZES["hidden_size"] * (3 + 1)
+
+
+def test_flops_are_those_that_torch_counts() -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = shape_of(llama(), config_of())
+    model = adapted(config_of(), llama())
+    ids = torch.ones(2, T, dtype=torch.long)
+    # Attention as plain products, since torch does not count the CPU's fused kernel. They are the whole square.
+    with FlopCounterMode(display=False) as forward, sdpa_kernel(SDPBackend.MATH):
+        states = model.get_base_model().model(input_ids=ids, use_cache=False).last_hidden_state
+    assert forward_flops(shape, 2 * T, 2 * T * T, adapter=True) == pytest.approx(forward.get_total_flops(), rel=0.02)
+    model.enable_input_require_grads()  # else the first layer's queries, keys and values need no dx
+    with sdpa_kernel(SDPBackend.MATH):
+        states = model.get_base_model().model(input_ids=ids, use_cache=False).last_hidden_state
+    with FlopCounterMode(display=False) as backward:
+        states.sum().backward()
+    # Fused kernels compute the scores again in the backward pass, plain products do not: 5 products for 4.
+    counted = backward.get_total_flops() + attention_flops(shape, 2 * T * T) / 2
+    assert backward_flops(shape, 2 * T, 2 * T * T) == pytest.approx(counted, rel=0.02)
+
+
+def test_flops_by_hand() -> None:
+    shape = shape_of(llama(), config_of())
+    matrices = 3 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 160)
+    assert shape.matrix_parameters == matrices
+    assert causal_pairs([3, 2]) == 6 + 3
+    assert forward_flops(shape, 10, 55, adapter=False) == 2 * matrices * 10 + 4 * 55 * 64 * 3
+    config = config_of("optim.turns_per_step=1")
+    found = step_flops([Lengths(10, 20, 5)], shape, config, sharing="none")
+    assert found.heads == 3 * 2 * 5 * 512 * 64
+    assert found.teacher == forward_flops(shape, 25, 25 * 26 / 2, adapter=False)
+    assert found.student == forward_flops(shape, 15, 15 * 16 / 2, adapter=True)
+    again = step_flops(
+        [Lengths(10, 20, 5)], shape, with_setting(config, {"gradient_checkpointing": True}), sharing="none"
+    )
+    assert again.backward - found.backward == found.student
+    assert attention_flops(shape, 1) == 4 * 64 * 3
+
+
+def test_passes_and_rows() -> None:
+    assert padded([5, 5]) == Forward(10, 2, 0)
+    assert padded([3, 5]) == Forward(10, 2, 50)
+    assert packed([3, 5]) == Forward(8, 2, 64)
+    assert packed([8]) == Forward(8, 1, 0)
+
+
+def test_buffers_of_the_loss() -> None:
+    def of(answers: int, size: int = 4, **settings: Any) -> int:
+        return loss_bytes(DistillSettings(chunk_rows=256, **settings), answers, 1_000, size)
+
+    assert [of(n) for n in (100, 256, 4000)] == [1_200_000, 3_072_000, 3_072_000]
+    assert of(256, divergence="jsd") == 4_096_000
+    assert of(256, support="top_k") == 2_048_000
+    assert of(256, support="top_k", top_k=1_000) == 3_072_000
+    assert of(256, size=2) == 3_072_000 + 2 * 256 * 1_000 * 2
+
+
+def test_the_peak_is_the_largest_phase_and_parts_follow_the_profile() -> None:
+    config = config_of()
+    shape = shape_of(llama(), config)
+    found = step_memory([Lengths(100, 130, 20)] * 2, shape, config, sharing="none")
+    assert [p.name for p in found.phases] == ["rollout", "teacher", "student and backward", "optimizer"]
+    assert found.peak.total == max(p.total for p in found.phases) < sum(p.total for p in found.phases)
+    parts = found.phases[0].parts
+    assert parts["frozen weights"] == 4 * shape.parameters
+    assert parts["AdamW moments"] == 2 * parts["adapter"] == 8 * shape.adapter_parameters
+    assert parts["merged sampling weights"] == 4 * shape.adapted_parameters
+    own = with_setting(config, {"rollout.weights": "adapter", "teacher.kind": "ema", "dtype": "bfloat16"})
+    parts = step_memory([Lengths(100, 130, 20)], shape, own, sharing="none").phases[0].parts
+    assert "merged sampling weights" not in parts
+    assert parts["averaged adapter"] == 4 * shape.adapter_parameters
+    assert parts["frozen weights"] == 2 * shape.parameters
+
+
+def test_the_longest_step_is_no_smaller_than_any_step() -> None:
+    config = config_of("optim.turns_per_step=2", "optim.max_tokens_per_pass=300")
+    shape = shape_of(llama(), config)
+    rows = rows_of((100, 110, 5), (40, 60, 5), (250, 400, 5), (10, 20, 5), (90, 100, 5))
+    worst = longest_step(rows, shape, config, sharing="none", fused=True)
+    lengths = lengths_of(rows, config.rollout.max_new_tokens)
+    for a in lengths:
+        for b in lengths:
+            found = step_memory([a, b], shape, config, sharing="none")
+            assert worst.peak.total >= found.peak.total * 0.999
+
+
+def plan_with(rows: Sequence[RecordRow], gigabytes: float, *overrides: str) -> dict[str, Any]:
+    config = config_of("optim.max_steps=3", "optim.turns_per_step=2", *overrides)
+    shape = shape_of(llama(), config)
+    return plan_of(rows, shape, config, sharing="none", gpu=find_gpu(f"{gigabytes}GB"))
+
+
+def test_a_verdict_and_what_to_lower() -> None:
+    rows = rows_of((100, 110, 5), (40, 60, 7), (250, 400, 9), (10, 20, 5))
+    fits = plan_with(rows, 24)
+    assert fits["gpu"]["fits"]
+    assert fits["gpu"]["margin"] == fits["gpu"]["usable_bytes"] - fits["peak_bytes"] > 0
+    assert fits["remedies"] == []
+    assert fits["rollout_tokens"] == 6  # (5 + 7 + 9 + 5) / 4 rounds to even
+    assert fits["hours"]["total"] == pytest.approx(sum(v for k, v in fits["hours"].items() if k != "total"))
+    small = plan_with(rows, 0.006)
+    assert not small["gpu"]["fits"]
+    peaks = [r["peak"] for r in small["remedies"] if r["change"].startswith("--set")]
+    assert peaks == sorted(peaks)
+    assert max(peaks) < small["peak_bytes"]
+    assert "--set gradient_checkpointing=true" in [r["change"] for r in small["remedies"]]
+
+
+def test_the_prompt_cap_that_fits_is_the_largest() -> None:
+    config = config_of("optim.turns_per_step=1")
+    shape = shape_of(llama(), config)
+    rows = rows_of(*((n, n + 10, 5) for n in range(50, 1000, 50)))
+
+    def predict(some: Sequence[RecordRow], settings: TrainConfig, sizes: Shape) -> memory.Memory:
+        return longest_step(some, sizes, settings, sharing="none", fused=True)
+
+    limit = predict([r for r in rows if r.teacher_prompt_tokens <= 460], config, shape).peak.total
+    assert prompt_cap_that_fits(rows, shape, config, predict, limit) == 460
+    assert prompt_cap_that_fits(rows, shape, config, predict, 10) is None
+    last = remedies(rows, shape, config, predict, limit)[-1]
+    assert (last.change, last.records_lost, last.fits) == ("max_prompt_tokens=460", 10, True)
+
+
+def test_hours_by_hand() -> None:
+    config = config_of("optim.max_steps=2", "optim.turns_per_step=1", "rollout.weights=adapter")
+    shape = shape_of(llama(), config)
+    gpu = find_gpu("h100-80gb")
+    work = run_work(rows_of((10, 20, 5)), shape, config, False, 4, gpu, 0.5)
+    assert work.hours is not None
+    assert work.hours["teacher"] == pytest.approx(2 * forward_flops(shape, 24, 300, False) / (989e12 * 0.5 * 3600))
+    weights = 4 * shape.parameters + 4 * shape.adapter_parameters
+    read = 2 * 4 * (weights + 12 * shape.kv_bytes(4))
+    assert work.decode_bytes == read
+    assert work.hours["decode"] == pytest.approx(read / (3350e9 * 3600))
+
+
+def test_cards() -> None:
+    assert len({card.name for card in known_gpus()}) == len(known_gpus())
+    assert find_gpu("H100-80GB").tflops == 989
+    assert find_gpu("80GB").note == "speed of a100-80gb"  # the slowest card of that size
+    assert find_gpu("80GB").usable == int(80 * 2**30 * 0.94)
+    for text in ("h1000", "0GB", "GB"):
+        with pytest.raises(UsageError, match="use one of"):
+            find_gpu(text)
+
+
+def test_a_model_that_cannot_be_had_and_one_that_is_not_modelled(tmp_path: Path) -> None:
+    from transformers import MixtralConfig
+
+    with pytest.raises(MachineError, match="The config of nobody/nothing could not be read"):
+        read_shape(config_of(), "nobody/nothing")
+    with pytest.raises(UsageError, match="mixture of experts"):
+        shape_of(MixtralConfig(num_hidden_layers=1), config_of())
+
+
+def test_the_command(sdft: Callable[..., Any], tiny_model: Path, tmp_path: Path) -> None:
+    import json
+
+    from tests.datasets import example_dataset
+
+    example_dataset(tmp_path, 3)
+    arguments = ("plan", "data", "--profile", "cpu-demo", "--model", tiny_model, "--gpu", "24GB")
+    done = sdft(*arguments, "--json", "--rollout-tokens", 3)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["rollout_tokens"] == 3
+    assert document["caps"][0] == {
+        "name": "max_prompt_tokens",
+        "cap": 100,
+        "rejected": 0,
+        "profile_cap": 7168,
+        "over": 0,
+    }
+    done = sdft(*arguments, "--set", "max_prompt_tokens=10", "--set", "max_seq_tokens=100")
+    assert done.returncode == 3
+    assert "within 10 tokens" in done.stderr
+
+
+def test_the_report_says_the_need_without_a_card_and_what_to_lower_on_a_small_one() -> None:
+    import io
+
+    from rich.console import Console
+
+    from sdft_cli.report.terminal import plan_report
+
+    def shown(document: dict[str, Any]) -> str:
+        console = Console(file=io.StringIO(), width=120, highlight=False)
+        console.print(plan_report({**document, "caps": []}))
+        return str(console.file.getvalue())  # type: ignore[attr-defined]
+
+    rows = rows_of((250, 400, 9), (10, 20, 5))
+    config = config_of("optim.max_steps=1", "optim.turns_per_step=1")
+    alone = shown(plan_of(rows, shape_of(llama(), config), config, sharing="none"))
+    assert "Needs " in alone
+    assert "No card" in alone
+    small = shown(plan_with(rows, 0.006))
+    assert "Does not fit" in small
+    for words in ("gradient_checkpointing=true", "frozen weights", "student and backward (peak)", "measured on a GPU"):
+        assert words in small
+    assert "speed of t4-16gb" in small
+
+
+def test_rollouts_of_a_record_are_records_of_their_own() -> None:
+    config = config_of("optim.max_steps=2", "optim.turns_per_step=1")
+    shape = shape_of(llama(), config)
+    rows = rows_of((100, 120, 5))
+    one = run_work(rows, shape, config, True, 4, None, 0.5)
+    three = run_work(rows, shape, with_setting(config, {"rollout.per_record": 3}), True, 4, None, 0.5)
+    assert three.flops.total == pytest.approx(3 * one.flops.total)
+    assert one.hours is None

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from accelerate import Accelerator  # noqa: E402
+
+from sdft_cli.config import load_train_config  # noqa: E402
+from sdft_cli.engine.models.load import load_backend  # noqa: E402
+from sdft_cli.engine.train.heldout import HeldOut  # noqa: E402
+from sdft_cli.engine.train.loop import Loop, check_records  # noqa: E402
+from sdft_cli.engine.train.sdft_step import Trainer  # noqa: E402
+from sdft_cli.errors import DataError, VerificationError  # noqa: E402
+from sdft_cli.prompts.chat import open_prompts  # noqa: E402
+from sdft_cli.records import Dataset  # noqa: E402
+
+FAST = [
+    "lora.rank=4",
+    "rollout.max_new_tokens=4",
+    "optim.turns_per_step=3",
+    "optim.max_steps=4",
+    "checkpoint.every=2",
+    "heldout.every=2",
+    "heldout.records=2",
+    "heldout.max_new_tokens=3",
+]
+
+
+class Watching:
+    """Keeps what it is told, and can do something to the run at a step."""
+
+    def __init__(self, at_step: Callable[[int], None] = lambda step: None) -> None:
+        self.steps: list[int] = []
+        self.evaluations: list[int] = []
+        self.notices: list[str] = []
+        self.at_step = at_step
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        self.steps.append(metrics["step"])
+        self.at_step(metrics["step"])
+
+    def heldout(self, metrics: Mapping[str, Any]) -> None:
+        self.evaluations.append(metrics["step"])
+
+    def notice(self, text: str) -> None:
+        self.notices.append(text)
+
+
+def loop(model: Path, data: Dataset, folder: Path, *overrides: str, watching: Watching | None = None) -> Loop:
+    config = load_train_config("cpu-demo", [*FAST, *overrides])
+    backend = load_backend(config, "transformers", str(model))
+    found = Trainer(config, backend, open_prompts(str(model), data.manifest), Accelerator(cpu=True))
+    folder.mkdir(exist_ok=True)
+    heldout = HeldOut(
+        backend,
+        found.prompts,
+        data.validation,
+        config.heldout,
+        max_tokens_per_pass=4096,
+        max_decode_tokens=4096,
+        notify=print,
+    )
+    return Loop(found, data.train, folder, heldout, watching or Watching())
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_a_run_writes_what_it_promises(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:
+    watching = Watching()
+    loop(tiny_model, tiny_data, tmp_path / "r", "samples_every=3", watching=watching).run()
+    metrics = lines(tmp_path / "r" / "metrics.jsonl")
+    assert watching.steps == [x["step"] for x in metrics] == [1, 2, 3, 4]
+    assert metrics[0]["learning_rate"] == pytest.approx(1e-3 / 5)
+    assert metrics[1]["learning_rate"] == pytest.approx(2e-3 / 5)
+    keys = {"loss", "kl_per_token", "rollout_length", "tokens_per_second", "phase_seconds", "grad_norm", "updated"}
+    assert keys <= set(metrics[0])
+    assert {"rollout", "teacher", "student", "loss", "backward"} <= set(metrics[0]["phase_seconds"])
+    assert "sampler_gap" in metrics[0]
+    assert "sampler_gap" not in metrics[1]
+    assert watching.evaluations == [x["step"] for x in lines(tmp_path / "r" / "heldout.jsonl")] == [0, 2, 4]
+    samples = lines(tmp_path / "r" / "samples.jsonl")
+    assert [x["step"] for x in samples] == [1, 3, 4]
+    assert len(samples[0]["tokens"]) == len(samples[0]["per_token"]) > 0
+    assert "".join(samples[0]["tokens"]) == samples[0]["rollout"]
+    assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").iterdir() if p.is_dir()) == [
+        "step-000002",
+        "step-000004",
+    ]
+
+
+def test_a_stop_rule_ends_the_run_and_its_state_is_saved(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:
+    watching = Watching()
+
+    def poison(step: int) -> None:
+        if step == 3:
+            next(iter(run.trainer.backend.parameters())).data.fill_(torch.nan)
+
+    watching.at_step = poison
+    run = loop(tiny_model, tiny_data, tmp_path / "r", "heldout.every=null", "objective=sft", watching=watching)
+    with pytest.raises(VerificationError, match=r"after step 4 by the rule not_finite.*--resume"):
+        run.run()
+    assert lines(tmp_path / "r" / "metrics.jsonl")[-1]["updated"] is False
+    assert lines(tmp_path / "r" / "metrics.jsonl")[-1]["loss"] is None  # JSON has no NaN
+    assert any("it is not saved" in notice for notice in watching.notices)
+    assert [p.name for p in (tmp_path / "r" / "checkpoints").iterdir() if p.is_dir()] == ["step-000002"]
+
+
+def test_logits_that_are_not_finite_are_one_sentence(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:
+    run = loop(tiny_model, tiny_data, tmp_path / "r", "heldout.every=null")
+    next(iter(run.trainer.backend.parameters())).data.fill_(torch.nan)
+    with pytest.raises(VerificationError, match="logits are not finite"):
+        run.run()
+
+
+def test_sharing_changes_no_loss(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:
+    """The same trajectories (the expert's turns), steps of one session's turns, run in each way."""
+    settings = ["distill.lambda_on_policy=0", "optim.group_by=session", "optim.max_steps=6", "optim.learning_rate=1e-3"]
+    losses = []
+    for sharing in ("none", "packed", "depth_first"):
+        found = loop(tiny_model, tiny_data, tmp_path / sharing, *settings)
+        found.trainer.backend.sharing = sharing  # type: ignore[assignment]
+        found.trainer.backend.segment_tokens = 64
+        found.run()
+        lines = (tmp_path / sharing / "metrics.jsonl").read_text().splitlines()
+        losses.append([json.loads(line)["loss"] for line in lines])
+    assert len(losses[0]) == 6
+    assert losses[1] == pytest.approx(losses[0], abs=1e-5)
+    assert losses[2] == pytest.approx(losses[0], abs=1e-5)
+    assert max(losses[0]) - min(losses[0]) > 1e-3
+
+
+def test_records_that_do_not_fit_are_refused(tiny_data: Dataset) -> None:
+    with pytest.raises(DataError, match="no training record"):
+        check_records([], load_train_config("cpu-demo"))
+    with pytest.raises(DataError, match="over 10 tokens"):
+        check_records(tiny_data.train, load_train_config("cpu-demo", ["max_prompt_tokens=10"]))
