@@ -40,7 +40,7 @@ from sdft_cli.engine.models.load import load_backend
 from sdft_cli.engine.models.names import resolve_model
 from sdft_cli.engine.objective.loss import distillation_loss
 from sdft_cli.engine.passes.choose import choose_sharing
-from sdft_cli.engine.passes.depth_first import depth_first_backward, depth_first_states
+from sdft_cli.engine.passes.depth_first import depth_first_passes, depth_first_states
 from sdft_cli.engine.passes.executors import response_states
 
 MODULE = "benchmarks.bench_scaling"
@@ -119,7 +119,8 @@ def step(case: Case, backend: Backend) -> dict[str, float]:
         with weights(backend.model, "base"):
             teacher = depth_first_states(backend, shown, answers, case.segment).split(case.answer)
         seconds["teacher"] = time.perf_counter() - start
-        depth_first_backward(backend, prompts, answers, lambda i, s: loss(s, teacher[i]), case.segment)
+        for (i,), states in depth_first_passes(backend, prompts, answers, case.segment):
+            loss(states, teacher[i]).backward()  # type: ignore[no-untyped-call]
     else:
         if case.way == "packed":
             choose_sharing(backend, "packed")

@@ -94,20 +94,20 @@ def step(job: Job) -> dict[str, Any]:
     watch = Watch()
     trainer.step(1, [hello] * len(records), 0)
     with watch():
-        metrics, found, _ = trainer.step(2, records, len(records))
-    lengths = {len(rollout.ids) for rollout in found.rollouts}
-    if lengths != {job["rollout_tokens"]} or not metrics["updated"]:
-        raise SystemExit(f"{job['side']}: rollouts of {lengths} tokens, updated: {metrics['updated']}")
+        result = trainer.step(2, records, len(records))
+    lengths = {len(rollout.ids) for rollout in result.taken.rollouts}
+    if lengths != {job["rollout_tokens"]} or not result.updated:
+        raise SystemExit(f"{job['side']}: rollouts of {lengths} tokens, updated: {result.updated}")
     return {
         "seconds": watch.seconds,
-        "rollout_seconds": metrics["phase_seconds"]["rollout"],
-        "phase_seconds": metrics["phase_seconds"],
+        "rollout_seconds": result.seconds["rollout"],
+        "phase_seconds": result.seconds,
         "peak_MB": watch.peak_MB,
         "loaded_MB": watch.base_MB,
-        "kl_per_token": metrics["kl_per_token"],
+        "kl_per_token": sum(map(sum, result.scored.per_token)) / max(1, sum(map(len, result.scored.per_token))),
         "sampling_weights": trainer.sampling,
-        "student_prompt_tokens": [len(e.student) for e in found.examples],
-        "teacher_prompt_tokens": [len(e.teacher) for e in found.examples],
+        "student_prompt_tokens": [len(e.student) for e in result.taken.examples],
+        "teacher_prompt_tokens": [len(e.teacher) for e in result.taken.examples],
     }
 
 

@@ -10,6 +10,7 @@ engine/     models, passes, objective, plan, training
 merge/      adapter -> checkpoint, and the proof that it is the same model
 evaluate/   what was learned and what was forgotten
 report/     tables, cards and pages
+choices     divergences and backends: what stands behind their names
 config      one typed configuration per stage
 run_folder  what a training run leaves behind
 intervals   confidence intervals over sessions

@@ -9,16 +9,25 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from sdft_cli.choices import BACKENDS, DIVERGENCES
 from sdft_cli.errors import UsageError
 from sdft_cli.resources import resource, resource_text
 
 T = TypeVar("T", bound=BaseModel)
 PrefixSharing = Literal["auto", "packed", "depth_first", "none"]
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    DivergenceName: TypeAlias = str
+    BackendName: TypeAlias = str
+else:
+    DivergenceName = Literal[tuple(DIVERGENCES)]
+    BackendName = Literal["auto", *BACKENDS]
 DEFAULT_PROFILE = "qwen3.5-9b-64k"
 
 
@@ -85,7 +94,7 @@ class RolloutSettings(_Config):
 class DistillSettings(_Config):
     """The objective: a divergence between student and teacher at the tokens of a trajectory."""
 
-    divergence: Literal["reverse_kl", "forward_kl", "jsd"] = Field(
+    divergence: DivergenceName = Field(
         "reverse_kl", description="reverse_kl: KL(student||teacher); forward_kl: KL(teacher||student)"
     )
     jsd_beta: float = Field(0.5, gt=0, lt=1, description="jsd only: weight of the teacher in the mixture")
@@ -207,7 +216,7 @@ class TrainConfig(_Config):
     )
     model: str
     revision: str | None = None
-    backend: Literal["auto", "transformers", "unsloth"] = "auto"
+    backend: BackendName = "auto"
     device: Literal["cuda", "cpu", "any"] = Field("any", description="what the profile needs; checked before loading")
     min_gpu_gb: float | None = Field(None, gt=0, description="GPU memory that the profile needs")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and of the compute")

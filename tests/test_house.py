@@ -13,7 +13,7 @@ import pytest
 from sdft_cli.config import load_train_config, profile_names
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "resources", "intervals"}
+LEAVES = {"errors", "resources", "intervals", "choices"}
 ENGINE = ("models", "passes", "objective", "plan", "train")
 """The rooms of the engine, each may import those before it."""
 BELOW_ENGINE = {*LEAVES, "config", "records", "run_folder", "prompts"}
@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "resources": {"errors"},
     "intervals": set(),
+    "choices": set(),
     "config": {*LEAVES},
     "records": {*LEAVES},
     "run_folder": {*LEAVES, "config", "records"},

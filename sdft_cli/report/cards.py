@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 import yaml
 
+from sdft_cli.choices import DIVERGENCES
 from sdft_cli.report.merge_rows import merge_rows
 from sdft_cli.report.statistics import Statistics, Summary
 from sdft_cli.resources import resource_text
@@ -117,11 +118,6 @@ class Evaluation:
         return cls(document["records"], document["facts"]["sessions"], document["dataset"]["name"], rows)
 
 
-_DIVERGENCES = {
-    "reverse_kl": ("KL(student || teacher)", "the reverse KL divergence KL(student || teacher)"),
-    "forward_kl": ("KL(teacher || student)", "the forward KL divergence KL(teacher || student)"),
-    "jsd": ("JSD(student, teacher)", "the Jensen-Shannon divergence of student and teacher"),
-}
 _TEACHERS = {
     "base": "the base model itself, with the adapter switched off",
     "ema": "the same model with a moving average of the adapter",
@@ -193,7 +189,8 @@ def model_card(
 
 
 def _divergence(distill: Mapping[str, Any]) -> tuple[str, str]:
-    short, long = _DIVERGENCES[distill["divergence"]]
+    named = DIVERGENCES[distill["divergence"]]
+    short, long = named.symbol, named.phrase
     if distill["divergence"] == "jsd":
         long += f" (weight of the teacher {distill['jsd_beta']})"
     if distill["support"] == "full":

@@ -121,5 +121,12 @@ def independent(backend: Backend, prompts: Any, answers: Any, loss: Any = leaf_l
     return gradient(backend, run)
 
 
+def go_back(passes: Any, loss: Any) -> None:
+    """Go back from the loss of each pass's states before the next one, as a training step does."""
+    for turns, states in passes:
+        if (value := loss(turns, states)).requires_grad:
+            value.backward()
+
+
 def error(found: Any, expected: Any) -> float:
     return float((found - expected).norm() / expected.norm())

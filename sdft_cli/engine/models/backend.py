@@ -11,10 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Sharing = Literal["none", "packed", "depth_first"]
+from sdft_cli.config import TrainConfig
 
-UNSLOTH_FAST_TYPES = frozenset({"llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3"})
-"""`model_type`s for which `FastLanguageModel` has kernels of its own; it hands all others to `FastModel`."""
+Sharing = Literal["none", "packed", "depth_first"]
 
 
 class Backend(ABC):
@@ -23,11 +22,14 @@ class Backend(ABC):
     `model` is the peft model; `device` is where its inputs go. The base weights are frozen and never written.
     `sharing` says how common prefixes are computed (`engine/passes/executors.py`), `segment_tokens` how many tokens a
     depth-first pass has; `takes_masks`, whether the library leaves masks and attention to us; `mergeable`, whether the
-    adapter can be added to the base weights (not to 4-bit ones); `sampler` is an engine that samples rollouts, if the
-    library brings one.
+    adapter can be added to the base weights (not to 4-bit ones); `vllm` is an engine that samples rollouts, with a
+    function that hands it the adapter, if the library brings one. `package` has to be installed for it; `features` are
+    settings that it can honour and others cannot.
     """
 
     name: str
+    package: str | None = None
+    features: frozenset[str] = frozenset()
     model: Any
     device: torch.device
     sharing: Sharing = "none"
@@ -35,6 +37,20 @@ class Backend(ABC):
     takes_masks: bool = True
     mergeable: bool = True
     vllm: tuple[Any, Any] | None = None
+
+    @classmethod
+    def objection(cls, model_type: str) -> str | None:
+        """Say why `--backend auto` does not take this library for a model, or None."""
+        return None
+
+    @classmethod  # noqa: B027  # most libraries need no order
+    def import_first(cls) -> None:
+        """Import what has to be imported before transformers."""
+
+    @classmethod
+    @abstractmethod
+    def load(cls, config: TrainConfig, model: str) -> Backend:
+        """Load a base (a folder or Hub id) and a fresh adapter, whose initialisation depends on `config.seed` only."""
 
     @property
     def base(self) -> Any:

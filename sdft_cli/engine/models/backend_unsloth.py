@@ -21,9 +21,15 @@ import torch
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.adapters import check_targets, lora_layers, target_pattern
-from sdft_cli.engine.models.backend import UNSLOTH_FAST_TYPES, Backend
+from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.names import cache_folder
 from sdft_cli.errors import DataError, MachineError, UsageError
+
+FAST_TYPES = frozenset({"llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3"})
+"""`model_type`s for which `FastLanguageModel` has kernels of its own; it hands all others to `FastModel`."""
+
+VISION_TYPES = frozenset({"qwen3_5", "qwen3_5_moe", "gemma3"})
+"""`model_type`s with a vision tower that `FastModel` names. They need a GPU: its CPU backend loads text models only."""
 
 OTHER_BACKEND = "use --backend transformers."
 
@@ -184,6 +190,8 @@ class UnslothBackend(Backend):
     """unsloth's patched model with a peft adapter."""
 
     name = "unsloth"
+    package = "unsloth"
+    features = frozenset({"load_in_4bit", "fast_inference"})
     takes_masks = False  # its attention builds its own causal mask
 
     def __init__(self, model: Any, loader: Any, config: TrainConfig) -> None:
@@ -196,6 +204,20 @@ class UnslothBackend(Backend):
         if config.fast_inference:
             folder = str(cache_folder() / "vllm_adapter")  # unsloth writes the adapter's configuration there
             self.vllm = model.vllm_engine, lambda: model.load_lora(folder, load_tensors=True)
+
+    @classmethod
+    def objection(cls, model_type: str) -> str | None:
+        """Say why unsloth is not taken unasked: an unknown model, or one that it would change on this machine."""
+        if model_type not in FAST_TYPES | VISION_TYPES:
+            return f"unsloth is not known to support {model_type}"
+        if model_type in VISION_TYPES and not torch.cuda.is_available():
+            return f"without a GPU, unsloth would drop the vision tower of {model_type}"
+        return None
+
+    @classmethod
+    def import_first(cls) -> None:
+        """Import unsloth, which patches transformers."""
+        import_unsloth()
 
     @classmethod
     def load(cls, config: TrainConfig, model: str) -> UnslothBackend:
@@ -213,7 +235,7 @@ class UnslothBackend(Backend):
         cuda = torch.cuda.is_available()
         check_model(config, model_config, cuda)
         # FastLanguageModel has kernels of its own for a few text models and hands all others to FastModel.
-        fast = not cuda or model_config.model_type in UNSLOTH_FAST_TYPES
+        fast = not cuda or model_config.model_type in FAST_TYPES
         loader = unsloth.FastLanguageModel if fast else unsloth.FastModel
         base = _loaded(loader, loader_arguments(config, model, cuda))
         check_targets((name for name, _ in base.named_modules()), config.lora.target_modules)

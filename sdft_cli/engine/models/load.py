@@ -2,47 +2,54 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sdft_cli.choices import BACKENDS
 from sdft_cli.config import TrainConfig
-from sdft_cli.engine.models.backend import UNSLOTH_FAST_TYPES, Backend
+from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.backend_transformers import PlainModel, TransformersBackend, load_model
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.errors import MachineError, UsageError
 
-UNSLOTH_VISION_TYPES = frozenset({"qwen3_5", "qwen3_5_moe", "gemma3"})
-"""`model_type`s with a vision tower that `FastModel` names. They need a GPU: its CPU backend loads text models only."""
 
-UNSLOTH_MODEL_TYPES = UNSLOTH_FAST_TYPES | UNSLOTH_VISION_TYPES
-"""`model_type`s for which `--backend auto` prefers unsloth. `test_backend_unsloth.py` reads them in its source."""
+def backend_class(name: str) -> type[Backend]:
+    """Return the class of a backend of `choices.BACKENDS`."""
+    module, _, cls = BACKENDS[name].partition(":")
+    found: type[Backend] = getattr(importlib.import_module(module), cls)
+    return found
 
 
-def has_unsloth() -> bool:
-    """Say whether the unsloth package is installed, without importing it."""
-    return importlib.util.find_spec("unsloth") is not None
+def has_package(name: str) -> bool:
+    """Say whether a package is installed, without importing it."""
+    return importlib.util.find_spec(name) is not None
 
 
 def choose_backend(requested: str, model_type: str) -> tuple[str, str]:
-    """Return the backend to use and why.
+    """Return the backend to use and why; `auto` takes the first of `choices.BACKENDS` without an objection.
 
     Raises:
-        MachineError: unsloth was asked for and is not installed.
+        MachineError: a backend was asked for whose package is not installed.
     """
-    if requested == "unsloth" and not has_unsloth():
-        raise MachineError("The unsloth backend needs the package unsloth: install it, or use --backend transformers.")
-    if requested != "auto":
-        return requested, "as asked"
-    if not has_unsloth():
-        return "transformers", "unsloth is not installed"
-    if model_type not in UNSLOTH_MODEL_TYPES:
-        return "transformers", f"unsloth is not known to support {model_type}"
-    if model_type in UNSLOTH_VISION_TYPES and not torch.cuda.is_available():
-        return "transformers", f"without a GPU, unsloth would drop the vision tower of {model_type}"
-    return "unsloth", f"it is installed and supports {model_type}"
+    objections: list[str] = []
+    for name in BACKENDS if requested == "auto" else (requested,):
+        backend = backend_class(name)
+        missing = backend.package is not None and not has_package(backend.package)
+        if requested == name and missing:
+            raise MachineError(
+                f"The {name} backend needs the package {backend.package}: install it, or use --backend transformers."
+            )
+        objection = f"{backend.package} is not installed" if missing else backend.objection(model_type)
+        if requested == name:
+            return name, "as asked"
+        if objection is None:
+            return name, "; ".join(objections) or f"it is installed and supports {model_type}"
+        objections.append(objection)
+    raise MachineError(f"No backend runs {model_type} here: {'; '.join(objections)}.")
 
 
 def model_type_of(model: str, revision: str | None) -> str:
@@ -75,7 +82,7 @@ def check_machine(config: TrainConfig) -> None:
             raise MachineError(
                 f"{option} needs a CUDA GPU and this machine has none: leave it out (--set {option}=false)."
             )
-    if config.fast_inference and importlib.util.find_spec("vllm") is None:
+    if config.fast_inference and not has_package("vllm"):
         raise MachineError(
             "fast_inference samples with vLLM, which is not installed: pip install vllm, or leave it out "
             "(--set fast_inference=false), and unsloth's own generate samples."
@@ -103,19 +110,14 @@ def load_backend(config: TrainConfig, name: str, model: str) -> Backend:
         UsageError: the configuration asks for something that this backend has not.
     """
     check_machine(config)
+    backend = backend_class(name)
     for option, what in (("load_in_4bit", "4-bit weights"), ("fast_inference", "engine for sampling")):
-        if getattr(config, option) and name != "unsloth":
+        if getattr(config, option) and option not in backend.features:
+            able = next(other for other in BACKENDS if option in backend_class(other).features)
             raise UsageError(
-                f"The {name} backend has no {what}: use --backend unsloth, or leave {option} out "
-                f"(--set {option}=false)."
+                f"The {name} backend has no {what}: use --backend {able}, or leave {option} out (--set {option}=false)."
             )
-    if name == "unsloth":
-        from sdft_cli.engine.models.backend_unsloth import UnslothBackend
-
-        return UnslothBackend.load(config, model)
-    from sdft_cli.engine.models.backend_transformers import TransformersBackend
-
-    return TransformersBackend.load(config, model)
+    return backend.load(config, model)
 
 
 def open_for_eval(model: str, dtype: str | None, revision: str | None, adapter: Path | None) -> TransformersBackend:

@@ -2,5 +2,6 @@
 
 batches        which records each step trains on, and in which order
 token_weights  which tokens of a trajectory count, and how much
-loss           divergence of student and teacher from hidden states, in chunks, with its gradient
+formula        what is minimised, in plain torch: the divergences and the loss
+loss           the same in chunks of logits, with its gradient
 """

@@ -1,18 +1,16 @@
-"""Divergences between student and teacher from hidden states, a few rows of logits at a time.
+"""The loss of `formula.py` from hidden states, a few rows of logits at a time, with its gradient.
 
-With z = h W^T / T, p = softmax(z_student) and q = softmax(z_teacher), over outcomes o (words, or the top-k words and
-one outcome for all others):
-
-    reverse_kl   KL(p||q) = sum_o p_o log(p_o / q_o)                        g_o = log(p_o / q_o)
-    forward_kl   KL(q||p) = sum_o q_o log(q_o / p_o)                        g_o = -q_o / p_o
-    jsd          b KL(q||M) + (1 - b) KL(p||M), M = b q + (1 - b) p         g_o = (1 - b) log(p_o / M_o)
-
-g is the derivative in p_o up to a constant, so the derivative in the student's logits is
+With g_o = dD/dp_o up to a constant, the gradient in the student's logits z and hidden states h is
 
     dz_o = p_o (g_o - sum_i p_i g_i)        dh = dz W / T
 
-and is known as soon as the value is: neither logits nor an autograd graph outlive a chunk. The head W is frozen under
-LoRA and gets no gradient. SDFT, arXiv 2601.19897, eq. 3 (direction: docs/design.md); jsd: GKD, arXiv 2306.13649, eq. 1.
+    reverse_kl   g_o = log(p_o / q_o)
+    forward_kl   g_o = -q_o / p_o
+    jsd          g_o = (1 - b) log(p_o / M_o)
+
+and is known as soon as the value is: neither logits nor an autograd graph outlive a chunk. These three are written out
+(`FUSED`); any other divergence goes through autograd of its formula, chunk by chunk. The head W is frozen under LoRA
+and gets no gradient.
 """
 
 from __future__ import annotations
@@ -27,8 +25,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sdft_cli.config import DistillSettings
+from sdft_cli.engine.objective.formula import FORMULAS
 
-WORDS_PER_BLOCK = 1 << 17
+LOGITS_PER_BLOCK = 1 << 17
 """Logits that go through a divergence at once on a CPU: its dozen passes over them stay in the cache."""
 
 LARGEST_EXPONENT = 80.0
@@ -111,7 +110,7 @@ def _through_softmax_(p: Tensor, g: Tensor) -> Tensor:
     """Return sum p g (R, 1); p (g - sum p g) replaces g.
 
     When p is nearly one-hot, the difference at the mode is rounding noise of g's size. The differences sum to 0 over
-    the words, and the noise is the only part of their sum that is not small, so their sum is taken off again.
+    the tokens, and the noise is the only part of their sum that is not small, so their sum is taken off again.
     """
     mean = g.mul_(p).sum(-1, keepdim=True)
     g.addcmul_(p, mean, value=-1.0)
@@ -120,7 +119,9 @@ def _through_softmax_(p: Tensor, g: Tensor) -> Tensor:
     return mean
 
 
-def _reverse_kl(student: Tensor, teacher: Tensor, spare: Sequence[Tensor], wanted: bool) -> Tensor:
+def _reverse_kl(
+    student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
+) -> Tensor:
     log_zq = torch.exp(teacher, out=spare[0]).sum(-1, keepdim=True).log_()
     d = torch.sub(student, teacher, out=teacher)
     p, log_zp = _softmax(student, student)
@@ -128,13 +129,15 @@ def _reverse_kl(student: Tensor, teacher: Tensor, spare: Sequence[Tensor], wante
     return mean + (log_zq - log_zp)
 
 
-def _forward_kl(student: Tensor, teacher: Tensor, spare: Sequence[Tensor], wanted: bool) -> Tensor:
+def _forward_kl(
+    student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
+) -> Tensor:
     d = torch.sub(student, teacher, out=spare[0])
     (p, log_zp), (q, log_zq) = _softmax(student, student), _softmax(teacher, teacher)
     value = -_dot(q, d.add_(log_zq - log_zp), d)
     if wanted:
         dz = torch.sub(p, q, out=teacher)
-        # It sums to 0. Where p and q are both nearly 1, their difference is noise that the other words' sum has not.
+        # It sums to 0. Where p and q are both nearly 1, their difference is noise that the other tokens' sum has not.
         dz.addcmul_(p, dz.sum(-1, keepdim=True), value=-1.0)
     return value
 
@@ -144,7 +147,8 @@ def _log_mixture_(log_ratio: Tensor, share: float) -> Tensor:
     return log_ratio.clamp_(max=LARGEST_EXPONENT).exp_().mul_(share).add_(1 - share).log_()
 
 
-def _jsd(student: Tensor, teacher: Tensor, spare: Sequence[Tensor], beta: float, wanted: bool) -> Tensor:
+def _jsd(student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool) -> Tensor:
+    beta = settings.jsd_beta
     d, scratch = torch.sub(student, teacher, out=spare[0]), spare[1]
     (p, log_zp), (q, log_zq) = _softmax(student, student), _softmax(teacher, teacher)
     d.add_(log_zq - log_zp)
@@ -153,32 +157,44 @@ def _jsd(student: Tensor, teacher: Tensor, spare: Sequence[Tensor], beta: float,
     return value + (_through_softmax_(p, g) if wanted else _dot(p, g, g))
 
 
+def _by_autograd(
+    student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
+) -> Tensor:
+    with torch.set_grad_enabled(wanted):
+        logits = student.clone().requires_grad_(wanted)
+        value = FORMULAS[settings.divergence](logits.log_softmax(-1), teacher.log_softmax(-1), settings)
+        if wanted:
+            (gradient,) = torch.autograd.grad(value.sum(), logits)
+            teacher.copy_(gradient)
+    return value.detach().unsqueeze(-1)
+
+
+FUSED = {"reverse_kl": (_reverse_kl, 1), "forward_kl": (_forward_kl, 1), "jsd": (_jsd, 2)}
+"""Divergences with value and gradient written out in place, and how many spare buffers each needs."""
+
+AUTOGRAD_BUFFERS = 6
+"""Buffers of a row's logits that autograd of a formula with a few operations holds at once."""
+
+
 def _divergence(
     student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
 ) -> Tensor:
     """Return the divergence (R,) of distributions given by logits (R, O).
 
-    Its gradient in the student's logits replaces `teacher`, where it is wanted. `student` and `spare`, a buffer of
-    their shape (two for jsd), are overwritten.
+    Its gradient in the student's logits replaces `teacher`, where it is wanted. `student` and `spare`, buffers of
+    their shape (`spare_buffers` of them), are overwritten.
     """
-    _from_largest_(student)
-    _from_largest_(teacher)
-    if settings.divergence == "reverse_kl":
-        value = _reverse_kl(student, teacher, spare, wanted)
-    elif settings.divergence == "forward_kl":
-        value = _forward_kl(student, teacher, spare, wanted)
-    else:
-        value = _jsd(student, teacher, spare, settings.jsd_beta, wanted)
-    return value.squeeze(-1)
+    compute, _ = FUSED.get(settings.divergence, (_by_autograd, 0))
+    return compute(_from_largest_(student), _from_largest_(teacher), spare, settings, wanted).squeeze(-1)
 
 
-def _split_tail_(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the logits (R, K + 1) of the chosen words and of all others together, and each other word's share (R, V).
+def _split_tail_(logits: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits (R, K + 1) of the chosen tokens and of all others as one, and each other token's share (R, V).
 
     The shares replace `logits`. The last logit is a logsumexp over the others: 1 - sum would cancel.
     """
-    chosen = logits.gather(-1, words)
-    logits.scatter_(-1, words, -torch.inf)
+    chosen = logits.gather(-1, tokens)
+    logits.scatter_(-1, tokens, -torch.inf)
     largest = logits.amax(-1, keepdim=True)
     shares, log_z = _softmax(logits.sub_(largest), logits)
     return torch.cat([chosen, largest + log_z], -1), shares
@@ -187,23 +203,23 @@ def _split_tail_(logits: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
 def _top_k_divergence(
     student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
 ) -> Tensor:
-    """Return the divergence (R,) over the top-k words, with or without their tail; else as `_divergence`.
+    """Return the divergence (R,) over the top-k tokens, with or without their tail; else as `_divergence`.
 
     `spare` is not needed.
     """
     ranked = student if settings.top_k_of == "student" else teacher
-    words = ranked.topk(settings.top_k, dim=-1, sorted=False).indices
+    tokens = ranked.topk(settings.top_k, dim=-1, sorted=False).indices
     if settings.top_k_tail:
         # From the largest logit, so that adding the tail's logarithm rounds little.
-        few_student, shares = _split_tail_(_from_largest_(student), words)
-        few_teacher, _ = _split_tail_(_from_largest_(teacher), words)
+        few_student, shares = _split_tail_(_from_largest_(student), tokens)
+        few_teacher, _ = _split_tail_(_from_largest_(teacher), tokens)
     else:
-        few_student, few_teacher = student.gather(-1, words), teacher.gather(-1, words)
+        few_student, few_teacher = student.gather(-1, tokens), teacher.gather(-1, tokens)
     value = _divergence(few_student, few_teacher, [torch.empty_like(few_student) for _ in range(2)], settings, wanted)
     if wanted and settings.top_k_tail:
-        torch.mul(shares, few_teacher[:, -1:], out=teacher).scatter_(-1, words, few_teacher[:, :-1])
+        torch.mul(shares, few_teacher[:, -1:], out=teacher).scatter_(-1, tokens, few_teacher[:, :-1])
     elif wanted:
-        teacher.zero_().scatter_(-1, words, few_teacher)
+        teacher.zero_().scatter_(-1, tokens, few_teacher)
     return value
 
 
@@ -212,7 +228,7 @@ def distillation_loss(
 ) -> LossOutput:
     """Return the weighted sum over tokens of the divergence between student and teacher.
 
-    Besides inputs and gradient it holds fp32 buffers of V words: 2 chunk_rows of them, and `spare_buffers` times as
+    Besides inputs and gradient it holds fp32 buffers of V tokens: 2 chunk_rows of them, and `spare_buffers` times as
     many rows as go through the divergence at once (on a CPU a few, on a GPU chunk_rows). A head of another type adds
     one product of 2 chunk_rows in its type and the logits' gradient in it. Where no gradient can flow (no grad mode, or
     a student that needs none) only values are computed.
@@ -223,7 +239,7 @@ def distillation_loss(
         weight: (V, H) the frozen output head, shared by both.
         token_weights: (N,) weight of each token, e.g. 1/count; rows of weight 0 are not computed, and their loss and
             gradient are exactly 0.
-        settings: divergence, support, temperature, and rows of logits held at once. The choice of the top-k words has
+        settings: divergence, support, temperature, and rows of logits held at once. The choice of the top-k tokens has
             no gradient; a top_k of V or more is the full vocabulary.
 
     Raises:
@@ -238,10 +254,9 @@ def distillation_loss(
     rows_held = min(settings.chunk_rows, len(student))
     block = min(rows_held, _block_rows(weight))
     # Allocated once: the allocator would not always put a chunk where the last one was.
-    memory, spare = (
-        _buffer(2 * rows_held, weight),
-        [_buffer(block, weight) for _ in range(spare_buffers(settings, len(weight)))],
-    )
+    memory = _buffer(2 * rows_held, weight)
+    buffers = spare_buffers(settings, len(weight)) if settings.divergence in FUSED else 0
+    spare = [_buffer(block, weight) for _ in range(buffers)]
 
     def chunk(rows: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
         # One product for both: the more rows, the fewer times the head is read.
@@ -258,20 +273,20 @@ def distillation_loss(
     return _sum_over_chunks(student, token_weights, settings.chunk_rows, chunk)
 
 
-def _is_full(settings: DistillSettings, words: int) -> bool:
-    return settings.support == "full" or settings.top_k >= words
+def _is_full(settings: DistillSettings, vocabulary: int) -> bool:
+    return settings.support == "full" or settings.top_k >= vocabulary
 
 
-def spare_buffers(settings: DistillSettings, words: int) -> int:
-    """Return how many buffers a divergence over so many words needs besides the logits of student and teacher."""
-    if not _is_full(settings, words):
-        return 0
-    return 2 if settings.divergence == "jsd" else 1
+def spare_buffers(settings: DistillSettings, vocabulary: int) -> int:
+    """Return how many buffers a divergence over so many tokens needs besides the logits of student and teacher."""
+    if settings.divergence not in FUSED:
+        return AUTOGRAD_BUFFERS
+    return FUSED[settings.divergence][1] if _is_full(settings, vocabulary) else 0
 
 
 def _block_rows(weight: Tensor) -> int:
     """Return the rows of logits that go through a divergence together."""
-    return max(1, WORDS_PER_BLOCK // len(weight)) if weight.device.type == "cpu" else sys.maxsize
+    return max(1, LOGITS_PER_BLOCK // len(weight)) if weight.device.type == "cpu" else sys.maxsize
 
 
 def _into_hidden(dz: Tensor, weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sdft_cli.engine.models.backend import Backend, Sharing
 from sdft_cli.engine.passes.attention import use_tree_attention
 from sdft_cli.engine.passes.depth_first import depth_first_obstacle
-from sdft_cli.engine.passes.executors import answer_states, step_backward
+from sdft_cli.engine.passes.executors import answer_states, student_passes
 from sdft_cli.engine.passes.packed import packing_obstacle
 from sdft_cli.engine.passes.padded import padded_states
 from sdft_cli.errors import UsageError
@@ -76,15 +76,15 @@ def sharing_error(backend: Backend, kind: Sharing) -> str | None:
         if backend.parameters():
             weight = torch.linspace(-1, 1, states.shape[1], device=states.device)
 
-            def loss(turns: Sequence[int], found: Tensor) -> Tensor:
-                return (found.float() * weight).sum()
-
             def independent() -> None:
                 for x, y in zip(prompts, answers, strict=True):
-                    loss([], _alone(backend, x, y)).backward()  # type: ignore[no-untyped-call]
+                    (_alone(backend, x, y).float() * weight).sum().backward()
 
-            plain = _gradient(backend, independent)
-            ours = _gradient(backend, lambda: step_backward(backend, prompts, answers, loss, 0, 10_000))
+            def together() -> None:
+                for _, part in student_passes(backend, prompts, answers, 0, 10_000):
+                    (part.float() * weight).sum().backward()
+
+            plain, ours = _gradient(backend, independent), _gradient(backend, together)
             pairs.append(("gradients", ours, plain))
     for (name, found, expected), tolerance in zip(pairs, CHECK_TOLERANCE[backend.head.dtype], strict=False):
         difference = float((found - expected).float().norm() / expected.float().norm())

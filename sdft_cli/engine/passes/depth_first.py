@@ -22,10 +22,9 @@ shared; long parts and tails are cut into segments, the tail's last one keeps it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -40,8 +39,6 @@ from sdft_cli.engine.passes.live_cache import LINEAR, Path
 from sdft_cli.engine.passes.padded import Sequences, context_obstacle
 from sdft_cli.engine.passes.timing import Phases
 from sdft_cli.errors import UsageError
-
-LeafLoss = Callable[[int, Tensor], Tensor]
 
 
 @dataclass
@@ -124,20 +121,21 @@ class _Walker:
                 torch.autograd.backward([x for x, _ in roots], [g for _, g in roots])
         before.add(found.inputs)
 
-    def tail(self, tail: Tail, start: _Boundary, wanted: Span, loss_of: Callable[[Tensor], Tensor]) -> None:
-        """Run a tail forward and, from the loss of its `wanted` states, backward; the last span runs only once."""
+    def tail(self, tail: Tail, start: _Boundary, wanted: Span) -> Iterator[Tensor]:
+        """Run a tail forward, yield its `wanted` states, and go back from the gradient that they were given.
+
+        The last span runs only once.
+        """
         *early, last = tail.spans
         boundaries, states = [start], []
         for span in early:
             hidden, boundary = self.extend(tail.sequence, span, boundaries[-1], wanted)
             states.append(hidden)
             boundaries.append(boundary)
-        found = self.record(tail.sequence, last, boundaries[-1])
-        states.append(found.hidden[_part(last, wanted, last[0])].detach())
+        recorded = self.record(tail.sequence, last, boundaries[-1])
+        states.append(recorded.hidden[_part(last, wanted, last[0])].detach())
         chosen = torch.cat(states).requires_grad_()
-        loss = loss_of(chosen)
-        if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+        yield chosen
         if chosen.grad is None:
             self.path.take_gradients(*last)
             return
@@ -145,9 +143,9 @@ class _Walker:
         for span in reversed(tail.spans):
             before = boundaries.pop()
             if span != last:
-                found = self.record(tail.sequence, span, before)
+                recorded = self.record(tail.sequence, span, before)
             gradient = chosen.grad[_part(span, wanted, wanted[0])]
-            self.back(found, before, after, (found.hidden[_part(span, wanted, span[0])], gradient))
+            self.back(recorded, before, after, (recorded.hidden[_part(span, wanted, span[0])], gradient))
             after = before
 
 
@@ -200,23 +198,22 @@ def _on_a_path(backend: Backend) -> Iterator[None]:
         forget_masks()
 
 
-def depth_first_backward(
+def depth_first_passes(
     backend: Backend,
     prompts: Sequences,
     answers: Sequences,
-    leaf_loss: LeafLoss,
     segment_tokens: int,
     shortest_shared: int = SHORTEST_SHARED,
     phases: Phases | None = None,
-) -> None:
-    """Add the gradient of the sum of all leaf losses to the adapter's, as a backward pass of each turn alone would.
+) -> Generator[tuple[list[int], Tensor], None, None]:
+    """Yield each turn, in lexical order of the prompts, and the hidden states (|y|, H) that predict its answer.
+
+    Position |x| - 1 + t predicts y_t. What goes back from the states before the next turn is asked for reaches the
+    adapter by the end, as a backward pass of each turn alone would; the model is in eval mode until then.
 
     Args:
         backend: with the student's weights on.
         prompts, answers: token ids x_i and y_i; in any relation to each other. Turns without answer are left out.
-        leaf_loss: called once per turn, in lexical order of the prompts, with its index and the hidden states
-            (|y_i|, H) that predict its answer (position |x_i| - 1 + t predicts y_t). Returns a scalar; one that needs
-            no gradient, such as an exact 0, adds nothing. The model is in eval mode meanwhile.
         segment_tokens: most tokens of a pass, at least 3; more take more memory and less time.
         shortest_shared: a common prefix is computed once if it is this many tokens longer than one inside it.
         phases: where `student` (forward passes) and `backward` are counted.
@@ -230,7 +227,7 @@ def depth_first_backward(
         return
     rows = _rows([prompts[i] for i in used], [answers[i] for i in used])
     backend.check_width(max(map(len, rows)))
-    with _on_a_path(backend), torch.enable_grad():
+    with _on_a_path(backend):
         walker = _Walker(backend, rows, gradients=True, phases=phases)
         boundaries = [_Boundary(0)]
         entered: list[Enter] = []
@@ -240,8 +237,8 @@ def depth_first_backward(
                 boundaries.append(walker.extend(event.sequence, event.span, boundaries[-1])[1])
             elif isinstance(event, Tail):
                 turn = used[event.sequence]
-                wanted = _wanted(prompts[turn], answers[turn])
-                walker.tail(event, boundaries[-1], wanted, partial(leaf_loss, turn))
+                for states in walker.tail(event, boundaries[-1], _wanted(prompts[turn], answers[turn])):
+                    yield [turn], states
             else:
                 segment, after = entered.pop(), boundaries.pop()
                 if after.reached:
@@ -273,10 +270,10 @@ def _ends(
 def depth_first_states(backend: Backend, prompts: Sequences, answers: Sequences, segment_tokens: int) -> Tensor:
     """Return the hidden states that predict each answer's tokens, joined in the order given: (sum |y|, H).
 
-    The same as `forward.response_states`, without gradient; with whatever weights are on.
+    The same as `executors.response_states`, without gradient; with whatever weights are on.
 
     Raises:
-        UsageError, DataError: as `depth_first_backward`.
+        UsageError, DataError: as `depth_first_passes`.
     """
     used = [i for i, answer in enumerate(answers) if answer]
     if not used:
@@ -300,7 +297,7 @@ def forked_cache(backend: Backend, prompts: Sequences, segment_tokens: int, room
     recurrent states have no width, and padding never enters them. Prompts have at least two tokens.
 
     Raises:
-        UsageError, DataError: as `depth_first_backward`.
+        UsageError, DataError: as `depth_first_passes`.
     """
     rows = [list(prompt[:-1]) for prompt in prompts]
     width = max(map(len, rows))

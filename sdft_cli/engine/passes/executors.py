@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Generator
 from typing import Any
 
 import torch
@@ -19,13 +19,10 @@ from torch import Tensor
 
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.passes.decode_cache import roomy_cache
-from sdft_cli.engine.passes.depth_first import depth_first_backward, depth_first_states, forked_cache
+from sdft_cli.engine.passes.depth_first import depth_first_passes, depth_first_states, forked_cache
 from sdft_cli.engine.passes.packed import attention_share, packed_cache, packed_states, shared_passes
 from sdft_cli.engine.passes.padded import Sequences, padded_passes, padded_states
 from sdft_cli.engine.passes.timing import Phases
-
-TurnsLoss = Callable[[Sequence[int], Tensor], Tensor]
-"""(indices of turns, the states that predict their answers, joined: (sum |y|, H)) -> scalar loss."""
 
 PREFILL_TOKENS = 8192
 """Prompts with common prefixes are prefilled together up to so many distinct tokens (packed)."""
@@ -47,56 +44,55 @@ def answer_states(backend: Backend, prompts: Sequences, answers: Sequences, pad_
     return response_states(backend, prompts, answers, pad_id)
 
 
-def _passes(backend: Backend, prompts: Sequences, answers: Sequences, max_tokens: int) -> list[list[int]]:
-    used = [i for i, answer in enumerate(answers) if answer]
-    groups = plan_passes(backend, [[*prompts[i], *answers[i]] for i in used], max_tokens)
-    return [[used[place] for place in group] for group in groups]
-
-
-def step_states(backend: Backend, prompts: Sequences, answers: Sequences, pad_id: int, max_tokens: int) -> list[Tensor]:
-    """Return the states of each answer of a step, (|y_i|, H), without gradient, in as many passes as it takes."""
-    if backend.sharing == "depth_first":
-        states = answer_states(backend, prompts, answers, pad_id)
-        return list(states.split([len(answer) for answer in answers]))
-    found = [backend.head.new_empty((0, backend.head.shape[1])) for _ in answers]
-    for turns in _passes(backend, prompts, answers, max_tokens):
-        chosen = [answers[i] for i in turns]
-        states = answer_states(backend, [prompts[i] for i in turns], chosen, pad_id)
-        for i, part in zip(turns, states.split([len(answer) for answer in chosen]), strict=True):
-            found[i] = part
-    return found
-
-
-def step_backward(
+def student_passes(
     backend: Backend,
     prompts: Sequences,
     answers: Sequences,
-    loss_of: TurnsLoss,
     pad_id: int,
     max_tokens: int,
     phases: Phases | None = None,
-) -> None:
-    """Add the gradient of a step's loss to the adapter's, as a backward pass of each turn alone would.
+) -> Generator[tuple[list[int], Tensor], None, None]:
+    """Yield some turns, and the hidden states (sum |y|, H) that predict their answers, until each turn came once.
+
+    Go back from the loss of these states before the next ones are asked for: that adds the gradient of a backward pass
+    of each turn alone. States that nothing goes back from, as where no token has loss, add none.
 
     Args:
         backend: with the student's weights on.
         prompts, answers: token ids x_i and y_i; turns without answer are left out.
-        loss_of: the loss of some turns; called with each turn once, and the sum of what it returns is the step's loss.
         max_tokens: most tokens of a pass; depth-first has passes of `backend.segment_tokens` instead.
-        phases: where `student` (forward passes) and `backward` are counted.
+        phases: where `student` (forward passes) is counted, and the depth-first walk's own `backward`.
     """
     phases = phases or Phases()
     if backend.sharing == "depth_first":
-        segment = backend.segment_tokens
-        depth_first_backward(backend, prompts, answers, lambda i, s: loss_of([i], s), segment, phases=phases)
+        yield from depth_first_passes(backend, prompts, answers, backend.segment_tokens, phases=phases)
         return
     for turns in _passes(backend, prompts, answers, max_tokens):
         with phases("student"):
             states = response_states(backend, [prompts[i] for i in turns], [answers[i] for i in turns], pad_id)
-        loss = loss_of(turns, states)
-        if loss.requires_grad:
-            with phases("backward"):
-                loss.backward()  # type: ignore[no-untyped-call]
+        yield turns, states
+
+
+def teacher_passes(
+    backend: Backend, prompts: Sequences, answers: Sequences, pad_id: int, max_tokens: int
+) -> list[Tensor]:
+    """Return the states of each answer of a step, (|y_i|, H), without gradient, in as many passes as it takes."""
+    if backend.sharing == "depth_first":
+        states = answer_states(backend, prompts, answers, pad_id)
+        return list(states.split([len(answer) for answer in answers]))
+    states_of = [backend.head.new_empty((0, backend.head.shape[1])) for _ in answers]
+    for turns in _passes(backend, prompts, answers, max_tokens):
+        chosen = [answers[i] for i in turns]
+        states = answer_states(backend, [prompts[i] for i in turns], chosen, pad_id)
+        for i, part in zip(turns, states.split([len(answer) for answer in chosen]), strict=True):
+            states_of[i] = part
+    return states_of
+
+
+def _passes(backend: Backend, prompts: Sequences, answers: Sequences, max_tokens: int) -> list[list[int]]:
+    used = [i for i, answer in enumerate(answers) if answer]
+    groups = plan_passes(backend, [[*prompts[i], *answers[i]] for i in used], max_tokens)
+    return [[used[place] for place in group] for group in groups]
 
 
 def decoding_cache(backend: Backend, prompts: Sequences, new_tokens: int) -> Any:

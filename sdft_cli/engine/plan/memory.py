@@ -322,12 +322,12 @@ def path_student_phase(shape: Shape, config: TrainConfig, longest: int, answers:
 
 
 def student_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[int]]:
-    """Cut the student's sequences of a step into passes as `step_backward` does where nothing is shared."""
+    """Cut the student's sequences of a step into passes as `student_passes` does where nothing is shared."""
     return padded_passes([x.student + x.rollout for x in step], config.optim.max_tokens_per_pass)
 
 
 def teacher_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[int]]:
-    """Cut the teacher's sequences of a step into passes as `step_states` does where nothing is shared."""
+    """Cut the teacher's sequences of a step into passes as `teacher_passes` does where nothing is shared."""
     return padded_passes([x.teacher + x.rollout for x in step], config.optim.max_tokens_per_pass)
 
 

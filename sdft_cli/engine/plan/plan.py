@@ -15,7 +15,7 @@ import yaml
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.backend import Sharing
-from sdft_cli.engine.models.load import has_unsloth
+from sdft_cli.engine.models.load import has_package
 from sdft_cli.engine.objective.batches import Order
 from sdft_cli.engine.plan.flops import (
     StepFlops,
@@ -310,7 +310,7 @@ def prompt_cap_that_fits(
 
 def backend_note(config: TrainConfig) -> str | None:
     """Say what the plan does not know about the backend that would run."""
-    unsloth = config.backend == "unsloth" or (config.backend == "auto" and has_unsloth())
+    unsloth = config.backend == "unsloth" or (config.backend == "auto" and has_package("unsloth"))
     return (
         "modelled is the transformers backend; unsloth moves checkpoints to host memory and fuses more"
         if unsloth

@@ -8,8 +8,7 @@ from itertools import pairwise
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.backend import Backend
-from sdft_cli.engine.passes.attention import BLOCK
-from sdft_cli.engine.passes.attention import PATH_BLOCK as PATH_BLOCK
+from sdft_cli.engine.passes.attention import BLOCK, PATH_BLOCK
 from sdft_cli.engine.passes.depth_first_order import Enter, Leave, Span, Tail, walk
 from sdft_cli.engine.passes.executors import PREFILL_TOKENS, plan_passes
 from sdft_cli.engine.passes.packed import build_tree
@@ -77,7 +76,7 @@ def _walked(rows: Sequences, shareable: Sequence[int], segment: int, gradient: b
 
 
 def passes_work(backend: Backend, prompts: Sequences, answers: Sequences, config: TrainConfig, gradient: bool) -> Work:
-    """Count `executors.step_states`, or with `gradient` `executors.step_backward`, over these turns."""
+    """Count `executors.teacher_passes`, or with `gradient` `executors.student_passes`, over these turns."""
     used = [i for i, answer in enumerate(answers) if answer]
     rows = [[*prompts[i], *answers[i]] for i in used]
     if not rows:

@@ -1,6 +1,7 @@
 """The training run: a step, the loop around it, and all that watches it.
 
 sdft_step     the algorithm: sample, score with teacher and student, loss, backward, update
+step_metrics  the numbers of a step
 rollouts      which weights sample, and whether sampler and trainer agree
 vllm_sampler  rollouts from unsloth's vLLM engine
 run           a configuration and a dataset -> a finished run folder

@@ -20,7 +20,8 @@ from sdft_cli.engine.train.checkpoints import Checkpoint, Checkpoints
 from sdft_cli.engine.train.heldout import HeldOut
 from sdft_cli.engine.train.profile import Profile
 from sdft_cli.engine.train.resume_state import capture, restore
-from sdft_cli.engine.train.sdft_step import Scored, Trainer, Trajectories
+from sdft_cli.engine.train.sdft_step import StepResult, Trainer
+from sdft_cli.engine.train.step_metrics import step_metrics
 from sdft_cli.engine.train.stop_rules import Finding, StopRules
 from sdft_cli.errors import DataError, InterruptedBySignal, VerificationError
 from sdft_cli.prompts.chat import ChatPrompts
@@ -216,15 +217,16 @@ class Loop:
         turns = self.order.step(number)
         with out_of_memory_explained(config, f"step {number}"):
             records = [self.records[i] for i in turns.indices]
-            metrics, found, scored = self.trainer.step(number, records, turns.first)
+            result = self.trainer.step(number, records, turns.first)
+        metrics = step_metrics(result, config, self.trainer.prompts)
         self.files["metrics.jsonl"].write(metrics)
         if number == 1 or number % config.samples_every == 0 or number == config.optim.max_steps:
-            self.files["samples.jsonl"].write(self._sample(number, found, scored))
+            self.files["samples.jsonl"].write(self._sample(result))
         self.progress.step, self.progress.metrics = number, metrics
         self.log(metrics, number)
         self.observer.step(metrics)
         if self.profile:
-            self.profile.add(metrics, found)
+            self.profile.add(metrics, result.taken)
         self._act(self.rules.after_step(metrics))
 
     def _evaluation_due(self, step: int) -> bool:
@@ -256,16 +258,16 @@ class Loop:
                 f"`sdft train --resume --out {self.folder} --set stop.{stops[0].rule}=warn`."
             )
 
-    def _sample(self, number: int, found: Trajectories, scored: Scored) -> dict[str, Any]:
-        prompts = self.trainer.prompts
-        rollout, example = found.rollouts[0], found.examples[0]
+    def _sample(self, step: StepResult) -> dict[str, Any]:
+        prompts, taken = self.trainer.prompts, step.taken
+        rollout, example = taken.rollouts[0], taken.examples[0]
         return {
-            "step": number,
+            "step": step.number,
             "record_id": example.record.record_id,
-            "on_policy": found.on_policy[0],
+            "on_policy": taken.on_policy[0],
             "finished": rollout.finished,
             "rollout": prompts.tokenizer.decode(rollout.ids),
             "reference": prompts.reference_text(example.record.reference),
             "tokens": [prompts.tokenizer.decode([i]) for i in rollout.ids],
-            "per_token": [round(value, 6) for value in scored.per_token[0]],
+            "per_token": [round(value, 6) for value in step.scored.per_token[0]],
         }

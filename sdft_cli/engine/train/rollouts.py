@@ -103,6 +103,8 @@ def sample_rollouts(
         case: the weights that sample, from `choose_sampling_weights`; None: ask it now.
         record_log_probs: for `sampler_gap`.
     """
+    if not prompts:
+        return []
     if backend.vllm is not None:
         return VllmSampler(*backend.vllm).sample(prompts, settings, stop_ids, seed, record_log_probs)
     chosen = case or choose_sampling_weights(backend, settings)[0]

@@ -123,7 +123,13 @@ def warnings_of(config: TrainConfig) -> list[str]:
 
 def load(job: Job, say: Say) -> Loaded:
     """Load tokenizer, model and a fresh adapter; say which backend, prefix sharing and sampling weights were taken."""
-    from sdft_cli.engine.models.load import check_machine, choose_backend, load_backend, model_type_of
+    from sdft_cli.engine.models.load import (
+        backend_class,
+        check_machine,
+        choose_backend,
+        load_backend,
+        model_type_of,
+    )
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.engine.models.quiet import quiet_libraries
     from sdft_cli.engine.train.trackers import check_trackers
@@ -135,10 +141,7 @@ def load(job: Job, say: Say) -> Loaded:
     model = resolve_model(config.model, say)
     name, why = choose_backend(config.backend, model_type_of(model, config.revision))
     say(f"Backend: {name} ({why})")
-    if name == "unsloth":  # it patches transformers, so it has to be imported first
-        from sdft_cli.engine.models.backend_unsloth import import_unsloth
-
-        import_unsloth()
+    backend_class(name).import_first()
 
     import torch
     from accelerate import Accelerator

@@ -1,9 +1,10 @@
 """One optimiser step of self-distillation, from top to bottom (SDFT, arXiv 2601.19897, alg. 1).
 
-    y ~ student(. | x)                                sample, adapter on
-    q = teacher(. | x, expert turn, y_<t)             score y, the expert's turn in the prompt
-    p = student(. | x, y_<t)                          score y, adapter on, with gradient
-    loss = sum_t D(p_t, q_t) * weight of t            by default D = KL(p||q) and equal weights
+    y ~ student(. | x)                        sample, adapter on                     Trainer.sample
+    q = teacher(. | x, expert turn, y_<t)     score y, the expert's turn in view     Trainer.teacher_states
+    p = student(. | x, y_<t)                  score y, adapter on, with gradient     Trainer.backward
+    loss = sum_t w_t D(p_t, q_t)              D = KL(p||q), equal w_t by default     Trainer.loss
+    backward, clip, AdamW                                                            Trainer.update
 
 The control arm (`objective: sft`) puts the expert's turn in the place of y, and cross-entropy in the place of D.
 """
@@ -11,39 +12,35 @@ The control arm (`objective: sft`) puts the expert's turn in the place of y, and
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sdft_cli.config import OptimSettings, TrainConfig
-from sdft_cli.engine.models.adapters import EmaAdapter, Weights, weights
+from sdft_cli.engine.models import adapters
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.interrupts import interruptible
 from sdft_cli.engine.objective.loss import LossOutput, cross_entropy_loss, distillation_loss, token_log_likelihood
 from sdft_cli.engine.objective.token_weights import on_policy_flags, step_seed, token_weights
 from sdft_cli.engine.passes.decode import Rollout, stop_tokens
-from sdft_cli.engine.passes.executors import step_backward, step_states
+from sdft_cli.engine.passes.executors import student_passes, teacher_passes
 from sdft_cli.engine.passes.timing import Phases
-from sdft_cli.engine.train.rollouts import SamplingWeights, sample_rollouts, sampler_gap
+from sdft_cli.engine.train.rollouts import SamplingWeights, sample_rollouts
 from sdft_cli.errors import DataError
 from sdft_cli.prompts.chat import ChatPrompts
-from sdft_cli.prompts.tool_calls import parse_turn
-from sdft_cli.prompts.tool_scores import score_tool_turn
 from sdft_cli.records import Record
 
-TEACHER_WEIGHTS: dict[str, Weights] = {"base": "base", "ema": "ema", "live": "adapter"}
+TEACHER_WEIGHTS: dict[str, adapters.Weights] = {"base": "base", "ema": "ema", "live": "adapter"}
 """Which weights are on for each kind of teacher."""
-
-DIVERGENCE_METRIC = {"reverse_kl": "kl_per_token", "forward_kl": "kl_per_token", "jsd": "jsd_per_token"}
-"""The name of the mean divergence of a step in its metrics; which KL it is, the configuration says."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A record as token ids: the student's prompt and the teacher's."""
+    """A record as token ids: the student's prompt x, and the teacher's, which holds the expert's turn too."""
 
     record: Record
     student: list[int]
@@ -70,24 +67,27 @@ class Scored:
     per_token: list[list[float]]
     log_probs: list[list[float]] | None
 
+    def note(self, turns: Sequence[int], lengths: Sequence[int], output: LossOutput, log_probs: Tensor | None) -> None:
+        """Keep what a pass over some turns gave: its tensors are (sum of lengths,)."""
+        self.loss += output.loss.item()
+        for i, values in zip(turns, output.per_token.split(list(lengths)), strict=True):
+            self.per_token[i] = values.tolist()
+        if self.log_probs is not None and log_probs is not None:
+            for i, values in zip(turns, log_probs.split(list(lengths)), strict=True):
+                self.log_probs[i] = values.tolist()
 
-def rate_factor(optim: OptimSettings, step: int) -> float:
-    """Return what the learning rate is multiplied with at a step (from 0)."""
-    if step < optim.warmup_steps:
-        return (step + 1) / optim.warmup_steps
-    if optim.schedule == "constant":
-        return 1.0
-    return max(0.0, (optim.max_steps - step) / max(1, optim.max_steps - optim.warmup_steps))
 
+@dataclass(frozen=True)
+class StepResult:
+    """What a step did: what it trained on, what it found, the update, and the seconds of each phase."""
 
-def _gap(rollouts: Sequence[Rollout], log_probs: Sequence[list[float]]) -> dict[str, float]:
-    """Compare sampler and trainer at the tokens that both have scored: those up to the last one with loss."""
-    pairs = [
-        (replace(rollout, log_probs=(rollout.log_probs or [])[: len(own)]), own)
-        for rollout, own in zip(rollouts, log_probs, strict=True)
-        if own
-    ]
-    return sampler_gap([r for r, _ in pairs], torch.tensor([x for _, own in pairs for x in own])) if pairs else {}
+    number: int
+    taken: Trajectories
+    scored: Scored
+    grad_norm: float
+    updated: bool
+    learning_rate: float
+    seconds: dict[str, float]
 
 
 class Trainer:
@@ -111,19 +111,31 @@ class Trainer:
         self.sampling = sampling
         self.pad_id = prompts.turn_end_id
         self.stop_ids = stop_tokens(backend, prompts.turn_end_id)
-        optim = config.optim
-        optimizer = torch.optim.AdamW(
-            backend.parameters(),
-            lr=optim.learning_rate,
-            betas=optim.betas,
-            eps=optim.eps,
-            weight_decay=optim.weight_decay,
-        )
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(optim, step))
+        optimizer, schedule = adamw(backend, config.optim)
         backend.model, self.optimizer, self.schedule = accelerator.prepare(backend.model, optimizer, schedule)
-        teacher = config.teacher
-        is_ema = teacher.kind == "ema" and config.objective == "sdft"
-        self.ema = EmaAdapter(backend.model, teacher.ema_decay) if is_ema else None
+        is_ema = config.teacher.kind == "ema" and config.objective == "sdft"
+        self.ema = adapters.EmaAdapter(backend.model, config.teacher.ema_decay) if is_ema else None
+
+    def step(self, number: int, records: Sequence[Record], first: int) -> StepResult:
+        """Run an optimiser step.
+
+        Args:
+            number: of the step, from 1.
+            records: the turns of the step.
+            first: how many turns the steps before had.
+        """
+        phases, gap_every = Phases(), self.config.rollout.gap_every
+        compare_sampler = gap_every is not None and (number - 1) % gap_every == 0
+        torch.manual_seed(step_seed(self.config.seed, number, "step"))  # for dropout
+        with phases("encode"):
+            examples = [self.example(record) for record in records]
+        with phases("rollout"):
+            taken = self.sample(examples, number, first, compare_sampler)
+        scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler)
+        rate = self.schedule.get_last_lr()[0]
+        with phases("optimizer"):
+            norm, updated = self.update(scored.loss)
+        return StepResult(number, taken, scored, norm, updated, rate, dict(phases.seconds))
 
     def example(self, record: Record) -> Example:
         """Encode both prompts of a record.
@@ -131,98 +143,84 @@ class Trainer:
         Raises:
             DataError: they have other lengths than `sdft prepare` counted, so the caps may not hold.
         """
-        found = Example(record, self.prompts.student_ids(record), self.prompts.teacher_ids(record))
+        example = Example(record, self.prompts.student_ids(record), self.prompts.teacher_ids(record))
         self.prompts.encoder.forget()
-        counted, expected = (len(found.student), len(found.teacher)), record.row
+        counted, expected = (len(example.student), len(example.teacher)), record.row
         if counted != (expected.prompt_tokens, expected.teacher_prompt_tokens):
             raise DataError(
                 f"Record {record.record_id} has prompts of {counted[0]} and {counted[1]} tokens, the dataset says "
                 f"{expected.prompt_tokens} and {expected.teacher_prompt_tokens}: run `sdft prepare` again."
             )
-        return found
+        return example
 
-    def trajectories(
+    def sample(
         self, examples: Sequence[Example], step: int, first: int, record_log_probs: bool = False
     ) -> Trajectories:
-        """Return the token sequences of a step: the student's rollouts, the expert's turns, or some of each."""
+        """Return the trajectories of a step: y ~ student(. | x), the expert's turns, or some of each (lambda)."""
         config = self.config
         share = config.distill.lambda_on_policy if config.objective == "sdft" else 0.0
         flags = on_policy_flags(share, config.seed, first, len(examples))
-        times = [config.rollout.per_record if own else 1 for own in flags]
-        repeated = [e for e, n in zip(examples, times, strict=True) for _ in range(n)]
-        on_policy = [own for own, n in zip(flags, times, strict=True) for _ in range(n)]
-        sampled = [e.student for e, own in zip(repeated, on_policy, strict=True) if own]
-        rollouts: Iterator[Rollout] = iter(())
-        if sampled:
-            rollouts = iter(
-                sample_rollouts(
-                    self.backend,
-                    sampled,
-                    config.rollout,
-                    self.stop_ids,
-                    self.pad_id,
-                    step_seed(config.seed, step, "rollout"),
-                    self.sampling,
-                    record_log_probs,
-                )
+        repeats = [config.rollout.per_record if own else 1 for own in flags]
+        repeated = [e for e, n in zip(examples, repeats, strict=True) for _ in range(n)]
+        on_policy = [own for own, n in zip(flags, repeats, strict=True) for _ in range(n)]
+        prompts = [e.student for e, own in zip(repeated, on_policy, strict=True) if own]
+        seed = step_seed(config.seed, step, "rollout")
+        rollouts = iter(
+            sample_rollouts(
+                self.backend, prompts, config.rollout, self.stop_ids, self.pad_id, seed, self.sampling, record_log_probs
             )
-        return Trajectories(
-            repeated,
-            [
-                next(rollouts) if own else Rollout(self.prompts.reference_ids(e.record), True)
-                for e, own in zip(repeated, on_policy, strict=True)
-            ],
-            on_policy,
         )
+        answers = [
+            next(rollouts) if own else Rollout(self.prompts.reference_ids(e.record), True)
+            for e, own in zip(repeated, on_policy, strict=True)
+        ]
+        return Trajectories(repeated, answers, on_policy)
 
     def backward(
         self, examples: Sequence[Example], rollouts: Sequence[Rollout], phases: Phases, want_log_probs: bool = False
     ) -> Scored:
-        """Accumulate the gradient of the step's loss; tokens behind the last one with loss are not computed."""
-        backend, settings = self.backend, self.config.distill
-        shares = token_weights(rollouts, settings)
-        answers = [r.ids[: len(share)] for r, share in zip(rollouts, shares, strict=True)]
-        teacher = self._teacher_states(examples, answers, phases)
-        found = Scored(0.0, [[] for _ in rollouts], [[] for _ in rollouts] if want_log_probs else None)
+        """Accumulate the gradient of sum_t w_t D(p_t, q_t) over the tokens of all rollouts; return what was found."""
+        weights = token_weights(rollouts, self.config.distill)  # w_t: which y_t count, and how much
+        # Nothing behind a trajectory's last token with loss is computed.
+        answers = [y.ids[: len(w)] for y, w in zip(rollouts, weights, strict=True)]
+        scored = Scored(0.0, [[] for _ in answers], [[] for _ in answers] if want_log_probs else None)
+        teacher = self.teacher_states(examples, answers, phases)
+        prompts, most = [e.student for e in examples], self.config.optim.max_tokens_per_pass
+        passes = student_passes(self.backend, prompts, answers, self.pad_id, most, phases)
+        with interruptible(), closing(passes):
+            for turns, student in passes:  # hidden states (sum |y|, H) that predict the answers of a few turns
+                y, w = (self._joined(rows, turns) for rows in (answers, weights))
+                with phases("loss"):
+                    q = None if teacher is None else torch.cat([teacher[i] for i in turns])
+                    output = self.loss(student, q, y, w)
+                if output.loss.requires_grad:
+                    with phases("backward"):
+                        output.loss.backward()  # type: ignore[no-untyped-call]
+                own = self.log_probs(student, y) if want_log_probs else None
+                scored.note(turns, [len(answers[i]) for i in turns], output, own)
+        return scored
 
-        def loss_of(turns: Sequence[int], states: Tensor) -> Tensor:
-            targets = torch.tensor([t for i in turns for t in answers[i]], device=backend.device)
-            share = torch.tensor([w for i in turns for w in shares[i]], device=backend.device)
-            lengths = [len(answers[i]) for i in turns]
-            taught = None if teacher is None else torch.cat([teacher[i] for i in turns])
-            with phases("loss"):
-                output = self._loss(states, taught, targets, share)
-            found.loss += output.loss.item()
-            for i, values in zip(turns, output.per_token.split(lengths), strict=True):
-                found.per_token[i] = values.tolist()
-            if found.log_probs is not None:
-                own = token_log_likelihood(states.detach(), backend.head, targets, settings.chunk_rows)
-                for i, values in zip(turns, own.split(lengths), strict=True):
-                    found.log_probs[i] = values.tolist()
-            return output.loss
-
-        with interruptible():
-            students = [e.student for e in examples]
-            most = self.config.optim.max_tokens_per_pass
-            step_backward(backend, students, answers, loss_of, self.pad_id, most, phases)
-        return found
-
-    def _teacher_states(
-        self, examples: Sequence[Example], answers: list[list[int]], phases: Phases
+    def teacher_states(
+        self, examples: Sequence[Example], answers: Sequence[Sequence[int]], phases: Phases
     ) -> list[Tensor] | None:
-        """Return the teacher's hidden states at each answer; None for the control arm, which has no teacher."""
+        """Return the teacher's hidden states (|y_i|, H) that predict each answer; None for the control arm."""
         if self.config.objective == "sft":
             return None
         case = TEACHER_WEIGHTS[self.config.teacher.kind]
         prompts, most = [e.teacher for e in examples], self.config.optim.max_tokens_per_pass
-        with phases("teacher"), weights(self.backend.model, case, self.ema), interruptible():
-            return step_states(self.backend, prompts, answers, self.pad_id, most)
+        with phases("teacher"), adapters.weights(self.backend.model, case, self.ema), interruptible():
+            return teacher_passes(self.backend, prompts, answers, self.pad_id, most)
 
-    def _loss(self, student: Tensor, teacher: Tensor | None, targets: Tensor, share: Tensor) -> LossOutput:
-        settings = self.config.distill
+    def loss(self, student: Tensor, teacher: Tensor | None, targets: Tensor, token_weights: Tensor) -> LossOutput:
+        """Return sum_t w_t D(p_t, q_t) for hidden states (N, H); of the control arm, sum_t w_t (-log p_t(y_t))."""
+        head, settings = self.backend.head, self.config.distill
         if teacher is None:
-            return cross_entropy_loss(student, self.backend.head, targets, share, settings.chunk_rows)
-        return distillation_loss(student, teacher, self.backend.head, share, settings)
+            return cross_entropy_loss(student, head, targets, token_weights, settings.chunk_rows)
+        return distillation_loss(student, teacher, head, token_weights, settings)
+
+    def log_probs(self, student: Tensor, targets: Tensor) -> Tensor:
+        """Return log p_t(y_t) in nats (N,), detached, to compare with the sampler's."""
+        return token_log_likelihood(student, self.backend.head, targets, self.config.distill.chunk_rows)
 
     def update(self, loss: float) -> tuple[float, bool]:
         """Clip and step; return the gradient's norm before clipping, and whether there was an update.
@@ -242,72 +240,27 @@ class Trainer:
         self.schedule.step()
         return norm, updated
 
-    def step(self, number: int, records: Sequence[Record], first: int) -> tuple[dict[str, Any], Trajectories, Scored]:
-        """Run an optimiser step; return its metrics, and what they were taken from.
+    def _joined(self, rows: Sequence[Sequence[Any]], turns: Sequence[int]) -> Tensor:
+        """Return the values of some turns behind each other, (N,)."""
+        return torch.tensor([value for i in turns for value in rows[i]], device=self.backend.device)
 
-        Args:
-            number: of the step, from 1.
-            records: the turns of the step.
-            first: how many turns the steps before had.
-        """
-        config, phases = self.config, Phases()
-        torch.manual_seed(step_seed(config.seed, number, "step"))  # for dropout
-        with phases("encode"):
-            examples = [self.example(record) for record in records]
-        rate = self.schedule.get_last_lr()[0]
-        gap_due = bool(config.rollout.gap_every) and (number - 1) % (config.rollout.gap_every or 1) == 0
-        with phases("rollout"):
-            found = self.trajectories(examples, number, first, gap_due)
-        scored = self.backward(found.examples, found.rollouts, phases, gap_due)
-        with phases("optimizer"):
-            norm, updated = self.update(scored.loss)
-        metrics = {
-            "step": number,
-            "loss": scored.loss,
-            **self._rollout_metrics(found, scored),
-            "grad_norm": norm,
-            "updated": updated,
-            "learning_rate": rate,
-            **self._speed(found, phases),
-        }
-        return metrics, found, scored
 
-    def _rollout_metrics(self, found: Trajectories, scored: Scored) -> dict[str, Any]:
-        name = "nll_per_token" if self.config.objective == "sft" else DIVERGENCE_METRIC[self.config.distill.divergence]
-        ranges = [len([w for w in share if w]) for share in token_weights(found.rollouts, self.config.distill)]
-        tokens = sum(len(r.ids) for r in found.rollouts)
-        own = [i for i, flag in enumerate(found.on_policy) if flag]
-        valid = [self._valid_call(found.examples[i].record, found.rollouts[i]) for i in own]
-        tool_turns = [flag for flag in valid if flag is not None]
-        metrics: dict[str, Any] = {
-            name: sum(map(sum, scored.per_token)) / max(1, sum(ranges)),
-            "loss_tokens": sum(ranges),
-            "rollout_tokens": tokens,
-            "rollout_length": tokens / len(found.rollouts),
-            "finished_share": sum(r.finished for r in found.rollouts) / len(found.rollouts),
-            "on_policy_share": len(own) / len(found.on_policy),
-            "tool_valid_share": sum(tool_turns) / len(tool_turns) if tool_turns else None,
-        }
-        if scored.log_probs is not None and own:
-            metrics |= _gap([found.rollouts[i] for i in own], [scored.log_probs[i] for i in own])
-        return metrics
+def adamw(backend: Backend, optim: OptimSettings) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
+    """Return the optimiser of the adapter and the schedule of its learning rate."""
+    optimizer = torch.optim.AdamW(
+        backend.parameters(),
+        lr=optim.learning_rate,
+        betas=optim.betas,
+        eps=optim.eps,
+        weight_decay=optim.weight_decay,
+    )
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(optim, step))
 
-    def _valid_call(self, record: Record, rollout: Rollout) -> bool | None:
-        """Say whether a rollout is a valid call of the right tool; None where the expert called none."""
-        if not record.reference.tool_calls:
-            return None
-        ids = rollout.ids[:-1] if rollout.finished else rollout.ids
-        turn = parse_turn(self.prompts.tokenizer.decode(ids), record.tools)
-        return score_tool_turn(turn, record.reference, record.tools).valid
 
-    def _speed(self, found: Trajectories, phases: Phases) -> dict[str, Any]:
-        seconds = sum(phases.seconds.values())
-        tokens = sum(len(r.ids) for r in found.rollouts)
-        prompts = sum(len(e.student) for e in found.examples)
-        if self.config.objective == "sdft":
-            prompts += tokens + sum(len(e.teacher) for e in found.examples)
-        return {
-            "tokens_per_second": (prompts + tokens) / seconds,
-            "seconds": seconds,
-            "phase_seconds": {name: round(value, 4) for name, value in phases.seconds.items()},
-        }
+def rate_factor(optim: OptimSettings, step: int) -> float:
+    """Return what the learning rate is multiplied with at a step (from 0)."""
+    if step < optim.warmup_steps:
+        return (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return 1.0
+    return max(0.0, (optim.max_steps - step) / max(1, optim.max_steps - optim.warmup_steps))

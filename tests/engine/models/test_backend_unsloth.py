@@ -14,9 +14,10 @@ torch = pytest.importorskip("torch")
 
 from sdft_cli.config import TrainConfig, load_train_config  # noqa: E402
 from sdft_cli.engine.models.adapters import target_pattern  # noqa: E402
-from sdft_cli.engine.models.backend import UNSLOTH_FAST_TYPES  # noqa: E402
 from sdft_cli.engine.models.backend_transformers import TransformersBackend, attach_lora  # noqa: E402
 from sdft_cli.engine.models.backend_unsloth import (  # noqa: E402
+    FAST_TYPES,
+    VISION_TYPES,
     UnslothBackend,
     _loaded,
     adapter_arguments,
@@ -25,16 +26,14 @@ from sdft_cli.engine.models.backend_unsloth import (  # noqa: E402
     loader_arguments,
 )
 from sdft_cli.engine.models.load import (  # noqa: E402
-    UNSLOTH_MODEL_TYPES,
-    UNSLOTH_VISION_TYPES,
     check_machine,
     choose_backend,
-    has_unsloth,
+    has_package,
     load_backend,
 )
 from sdft_cli.errors import DataError, MachineError, UsageError  # noqa: E402
 
-installed = pytest.mark.skipif(not has_unsloth(), reason="unsloth is not installed")
+installed = pytest.mark.skipif(not has_package("unsloth"), reason="unsloth is not installed")
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
 
@@ -124,20 +123,20 @@ def test_the_model_types_are_those_that_unsloth_names() -> None:
         for constant in node.comparators
         if isinstance(constant, ast.Constant)
     }
-    assert compared == UNSLOTH_FAST_TYPES
+    assert compared == FAST_TYPES
     texts = {
         node.value
         for node in ast.walk(source(*VISION))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     }
-    assert texts >= UNSLOTH_VISION_TYPES
+    assert texts >= VISION_TYPES
 
 
 def test_the_vision_types_are_those_with_a_vision_tower() -> None:
     from transformers import CONFIG_MAPPING
 
-    with_tower = {name for name in UNSLOTH_MODEL_TYPES if "vision_config" in CONFIG_MAPPING[name].sub_configs}
-    assert with_tower == UNSLOTH_VISION_TYPES
+    with_tower = {name for name in FAST_TYPES | VISION_TYPES if "vision_config" in CONFIG_MAPPING[name].sub_configs}
+    assert with_tower == VISION_TYPES
 
 
 @no_gpu
@@ -208,7 +207,7 @@ def test_the_transformers_backend_does_not_ignore_4_bits(monkeypatch: pytest.Mon
 
 @no_gpu
 def test_a_vision_tower_is_not_dropped_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdft_cli.engine.models.load.has_unsloth", lambda: True)
+    monkeypatch.setattr("sdft_cli.engine.models.load.has_package", lambda name: True)
     assert choose_backend("auto", "qwen3_5") == (
         "transformers",
         "without a GPU, unsloth would drop the vision tower of qwen3_5",

@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.config import load_train_config  # noqa: E402
-from sdft_cli.engine.models import backend as backend  # noqa: E402
+from sdft_cli.engine.models import load as backend  # noqa: E402
 from sdft_cli.errors import MachineError, UsageError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -54,7 +54,7 @@ def merged(model: Path, adapter: Path, out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not backend.has_unsloth(), reason="unsloth is not installed")
+@pytest.mark.skipif(not backend.has_package("unsloth"), reason="unsloth is not installed")
 def test_both_backends_are_the_same_model(smollm2: Path, tmp_path: Path) -> None:
     """Loss, gradient, greedy tokens, and the merged weights after three steps.
 
@@ -88,11 +88,11 @@ def test_both_backends_are_the_same_model(smollm2: Path, tmp_path: Path) -> None
 
 
 def test_the_choice_of_backend_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backend, "has_unsloth", lambda: False)
+    monkeypatch.setattr(backend, "has_package", lambda name: False)
     assert backend.choose_backend("auto", "llama") == ("transformers", "unsloth is not installed")
     with pytest.raises(MachineError, match="--backend transformers"):
         backend.choose_backend("unsloth", "llama")
-    monkeypatch.setattr(backend, "has_unsloth", lambda: True)
+    monkeypatch.setattr(backend, "has_package", lambda name: True)
     assert backend.choose_backend("auto", "llama") == ("unsloth", "it is installed and supports llama")
     assert backend.choose_backend("auto", "mamba")[0] == "transformers"
     assert backend.choose_backend("transformers", "llama") == ("transformers", "as asked")

@@ -16,6 +16,7 @@ from torch import Tensor  # noqa: E402
 
 from sdft_cli.config import DistillSettings  # noqa: E402
 from sdft_cli.engine.objective import loss as loss_module  # noqa: E402
+from sdft_cli.engine.objective.formula import plain_loss  # noqa: E402
 from sdft_cli.engine.objective.loss import cross_entropy_loss, distillation_loss, token_log_likelihood  # noqa: E402
 
 N, H, V = 13, 8, 37
@@ -176,11 +177,14 @@ def test_value_and_gradient_equal_the_plain_formula(
         config = configure(divergence=divergence, kl_temperature=temperature, chunk_rows=chunk, **support)
         expected = plain(student.double(), teacher.double(), weight.double(), config)
         found = distillation_loss(student, teacher, weight, weights, config)
+        in_product = plain_loss(student.double(), teacher.double(), weight.double(), weights.double(), config)
         kept = weights > 0
         assert torch.allclose(found.per_token[kept], expected[kept].float(), rtol=1e-5, atol=1e-6)
         total = (expected * weights).sum()
         assert found.loss.item() == pytest.approx(total.item(), rel=1e-5)
+        assert in_product.item() == pytest.approx(total.item(), rel=1e-9)
         judge, gradient = gradient_of(total, student), gradient_of(found.loss, student)
+        assert torch.allclose(gradient_of(in_product, student), judge, rtol=1e-6)
         assert (gradient - judge).abs().max() <= 1e-5 * judge.abs().max()
         assert not gradient[~kept].any()
         assert not found.per_token[~kept].any()
@@ -464,7 +468,7 @@ def test_rows_that_go_through_a_divergence_together_change_nothing(
     config = configure(divergence=divergence, chunk_rows=5, **support)
     found = []
     for rows in (1, 2, 100):
-        monkeypatch.setattr(loss_module, "WORDS_PER_BLOCK", rows * V)
+        monkeypatch.setattr(loss_module, "LOGITS_PER_BLOCK", rows * V)
         output = distillation_loss(student, teacher, weight, token_weights(), config)
         found.append((output.per_token, gradient_of(output.loss, student)))
     for values, gradient in found[1:]:

@@ -10,9 +10,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward  # n
 
 from sdft_cli.engine.passes import attention as module  # noqa: E402
 from sdft_cli.engine.passes.attention import TREE, attend_in_blocks, use_tree_attention  # noqa: E402
-from sdft_cli.engine.passes.executors import step_backward  # noqa: E402
+from sdft_cli.engine.passes.executors import student_passes  # noqa: E402
 from sdft_cli.engine.passes.packed import build_tree  # noqa: E402
-from tests.engine.trees import ANSWERS, PROMPTS, error, gradient, independent, leaf_loss, make  # noqa: E402
+from tests.engine.trees import ANSWERS, PROMPTS, error, go_back, gradient, independent, leaf_loss, make  # noqa: E402
 
 
 class Layer(torch.nn.Module):
@@ -60,7 +60,7 @@ def test_a_packed_step_in_blocks_has_the_gradient_of_its_turns_alone(
         parts = states.split([len(ANSWERS[i]) for i in turns])
         return sum((leaf_loss(i, part) for i, part in zip(turns, parts, strict=True)), torch.zeros(()))
 
-    found = gradient(backend, lambda: step_backward(backend, PROMPTS, ANSWERS, loss, 0, 100_000))
+    found = gradient(backend, lambda: go_back(student_passes(backend, PROMPTS, ANSWERS, 0, 100_000), loss))
     assert error(found, expected) <= 1e-5
 
 

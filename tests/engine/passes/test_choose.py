@@ -12,9 +12,7 @@ from sdft_cli.engine.models.backend_transformers import PlainModel, Transformers
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.passes import choose as module  # noqa: E402
 from sdft_cli.engine.passes.choose import choose_sharing, sharing_error  # noqa: E402
-from sdft_cli.engine.plan.memory import packed_room  # noqa: E402
 from sdft_cli.errors import UsageError  # noqa: E402
-from sdft_cli.records import RecordRow  # noqa: E402
 from tests.engine.trees import make, tiny  # noqa: E402
 
 
@@ -45,19 +43,6 @@ def test_where_packed_passes_do_not_fit_the_choice_is_depth_first(llama: Backend
     sentence = choose_sharing(llama, "auto", "a packed pass takes 9 GB")
     assert sentence == "Prefix sharing: depth_first (checked on this model; a packed pass takes 9 GB)"
     assert choose_sharing(llama, "packed", "a packed pass takes 9 GB").startswith("Prefix sharing: packed")
-
-
-def test_memory_is_compared_with_what_is_free(llama: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = load_train_config("cpu-demo", ["lora.rank=4", "optim.max_tokens_per_pass=5000"])
-    rows = [RecordRow("s/0", "s", 0, 900, 1000, 5, False), RecordRow("s/1", "s", 1, 2000, 2100, 5, False)]
-    monkeypatch.setattr(module, "free_memory", lambda device: 10**12)
-    assert packed_room(llama, rows, config) is None
-    monkeypatch.setattr(module, "free_memory", lambda device: None)
-    assert packed_room(llama, rows, config) is None
-    monkeypatch.setattr(module, "free_memory", lambda device: 10**6)
-    assert "a packed pass of 5000 tokens takes" in str(packed_room(llama, rows, config))
-    one = load_train_config("cpu-demo", ["lora.rank=4", "optim.turns_per_step=1", "optim.max_tokens_per_pass=5000"])
-    assert "a packed pass of 2124 tokens takes" in str(packed_room(llama, rows, one))  # 2,100 and 24 of the rollout
 
 
 def test_a_library_with_its_own_attention_shares_nothing_and_says_so_aloud(llama: Backend) -> None:
@@ -100,12 +85,12 @@ def test_a_model_that_forgets_its_past_is_found_out(llama: Backend, monkeypatch:
 @pytest.mark.parametrize("kind", ["packed", "depth_first"])
 def test_a_gradient_that_is_wrong_is_found_out(llama: Backend, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The states are right, and a part of the gradient is lost."""
-    backward = module.step_backward
+    passes = module.student_passes
 
-    def lossy(backend: Backend, prompts: Any, answers: Any, *rest: Any) -> None:
-        backward(backend, prompts[:-1], answers[:-1], *rest)
+    def lossy(backend: Backend, prompts: Any, answers: Any, *rest: Any) -> Any:
+        return passes(backend, prompts[:-1], answers[:-1], *rest)
 
-    monkeypatch.setattr(module, "step_backward", lossy)
+    monkeypatch.setattr(module, "student_passes", lossy)
     assert f"{kind} gradients differ" in str(sharing_error(llama, kind))
 
 

@@ -15,11 +15,11 @@ from sdft_cli.engine.models.adapters import EmaAdapter, weights  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.objective.loss import distillation_loss  # noqa: E402
-from sdft_cli.engine.passes import live_cache as states  # noqa: E402
+from sdft_cli.engine.passes import attention  # noqa: E402
 from sdft_cli.engine.passes.decode import generate, left_padded  # noqa: E402
 from sdft_cli.engine.passes.depth_first import (  # noqa: E402
-    depth_first_backward,
     depth_first_obstacle,
+    depth_first_passes,
     depth_first_states,
     forked_cache,
 )
@@ -32,12 +32,17 @@ from tests.engine.trees import (  # noqa: E402
     TRUNK,
     alone,
     error,
+    go_back,
     gradient,
     ids,
     independent,
     leaf_loss,
     make,
 )
+
+
+def backward(backend: Backend, prompts: Any, answers: Any, loss: Any, *sizes: int) -> None:
+    go_back(depth_first_passes(backend, prompts, answers, *sizes), lambda turns, states: loss(turns[0], states))
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -48,7 +53,7 @@ def backend(request: pytest.FixtureRequest) -> Backend:
 @pytest.mark.parametrize(("segment", "shortest"), [(3, 2), (17, 2), (64, 16), (1000, 16)])
 def test_the_gradient_is_that_of_independent_turns(backend: Backend, segment: int, shortest: int) -> None:
     expected = independent(backend, PROMPTS, ANSWERS)
-    found = gradient(backend, lambda: depth_first_backward(backend, PROMPTS, ANSWERS, leaf_loss, segment, shortest))
+    found = gradient(backend, lambda: backward(backend, PROMPTS, ANSWERS, leaf_loss, segment, shortest))
     assert expected.norm() > 0
     assert error(found, expected) <= 1e-5
 
@@ -56,8 +61,8 @@ def test_the_gradient_is_that_of_independent_turns(backend: Backend, segment: in
 @pytest.mark.parametrize("block", [1, 5, 16])
 def test_attention_in_blocks_changes_nothing(backend: Backend, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = independent(backend, PROMPTS, ANSWERS)
-    monkeypatch.setattr(states, "BLOCK", block)
-    found = gradient(backend, lambda: depth_first_backward(backend, PROMPTS, ANSWERS, leaf_loss, 33, 4))
+    monkeypatch.setattr(attention, "PATH_BLOCK", block)
+    found = gradient(backend, lambda: backward(backend, PROMPTS, ANSWERS, leaf_loss, 33, 4))
     assert error(found, expected) <= 1e-5
 
 
@@ -66,7 +71,7 @@ def test_a_single_turn(backend: Backend, turn: int) -> None:
     prompts, answers = [PROMPTS[turn]], [ANSWERS[turn]]
     expected = independent(backend, prompts, answers)
     for segment in (3, 16, 1000):
-        found = gradient(backend, lambda s=segment: depth_first_backward(backend, prompts, answers, leaf_loss, s))
+        found = gradient(backend, lambda s=segment: backward(backend, prompts, answers, leaf_loss, s))
         assert error(found, expected) <= 1e-5
 
 
@@ -74,12 +79,12 @@ def test_gradients_add_to_those_before_and_no_loss_leaves_none(backend: Backend)
     def none(index: int, states: Any) -> Any:
         return torch.zeros(())
 
-    gradient(backend, lambda: depth_first_backward(backend, PROMPTS, ANSWERS, none, 16, 2))
+    gradient(backend, lambda: backward(backend, PROMPTS, ANSWERS, none, 16, 2))
     assert all(p.grad is None for p in backend.parameters())
-    depth_first_backward(backend, [], [], none, 16)
-    depth_first_backward(backend, [[5, 6]], [[]], none, 16)
-    once = gradient(backend, lambda: depth_first_backward(backend, PROMPTS, ANSWERS, leaf_loss, 16, 2))
-    depth_first_backward(backend, PROMPTS, ANSWERS, leaf_loss, 16, 2)
+    backward(backend, [], [], none, 16)
+    backward(backend, [[5, 6]], [[]], none, 16)
+    once = gradient(backend, lambda: backward(backend, PROMPTS, ANSWERS, leaf_loss, 16, 2))
+    backward(backend, PROMPTS, ANSWERS, leaf_loss, 16, 2)
     twice = torch.cat([p.grad.flatten() for p in backend.parameters()])
     assert error(twice, 2 * once) <= 1e-6
 
@@ -116,7 +121,7 @@ def test_distillation_from_the_teacher_with_its_own_prompts(backend: Backend, te
         plain = [alone(backend, x, y) for x, y in zip(shown, answers, strict=True)]
         ours = depth_first_states(backend, shown, answers, 16).split(lengths)
     expected = independent(backend, prompts, answers, loss_against(plain))
-    found = gradient(backend, lambda: depth_first_backward(backend, prompts, answers, loss_against(ours), 16, 4))
+    found = gradient(backend, lambda: backward(backend, prompts, answers, loss_against(ours), 16, 4))
     assert error(found, expected) <= 2e-5  # the teacher's rounding comes on top of the student's
 
 
@@ -153,9 +158,7 @@ def test_random_trees(
     expected = independent(found_backend, prompts, answers, lambda i, s: leaf_loss(i + 2, s))
     found = gradient(
         found_backend,
-        lambda: depth_first_backward(
-            found_backend, prompts, answers, lambda i, s: leaf_loss(i + 2, s), segment, shortest
-        ),
+        lambda: backward(found_backend, prompts, answers, lambda i, s: leaf_loss(i + 2, s), segment, shortest),
     )
     assert error(found, expected) <= 1e-5
 
@@ -176,7 +179,7 @@ def test_models_that_cannot_run_depth_first_are_refused(change: dict[str, Any], 
         setattr(backend.base.config, key, value)
     assert why in str(depth_first_obstacle(backend))
     with pytest.raises(UsageError, match=f"cannot run depth-first: .*{why}.*; use prefix_sharing=none"):
-        depth_first_backward(backend, [[5, 6]], [[7]], leaf_loss, 16)
+        backward(backend, [[5, 6]], [[7]], leaf_loss, 16)
 
 
 def test_dropout_of_the_adapter_is_refused(tiny_model: Path) -> None:
@@ -195,7 +198,7 @@ def test_gradient_checkpointing_and_train_mode_change_nothing(tiny_model: Path) 
         p.data.add_(torch.randn_like(p) * 0.1)
     assert backend.model.training
     expected = independent(backend, PROMPTS, ANSWERS)
-    found = gradient(backend, lambda: depth_first_backward(backend, PROMPTS, ANSWERS, leaf_loss, 16, 4))
+    found = gradient(backend, lambda: backward(backend, PROMPTS, ANSWERS, leaf_loss, 16, 4))
     assert backend.model.training
     assert error(found, expected) <= 1e-5
 
@@ -230,5 +233,5 @@ def test_smollm2(smollm2: Path) -> None:
     answers = [ids(n, 30 + n) for n in (8, 20, 1, 4)]
     loss: Any = lambda i, s: leaf_loss(i + 2, s)  # noqa: E731
     expected = independent(backend, prompts, answers, loss)
-    found = gradient(backend, lambda: depth_first_backward(backend, prompts, answers, loss, 32))
+    found = gradient(backend, lambda: backward(backend, prompts, answers, loss, 32))
     assert error(found, expected) <= 1e-5

@@ -14,7 +14,7 @@ from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.passes.decode import generate  # noqa: E402
-from sdft_cli.engine.passes.executors import answer_states, decoding_cache, plan_passes, step_backward, step_states  # noqa: E402
+from sdft_cli.engine.passes.executors import answer_states, decoding_cache, plan_passes, student_passes, teacher_passes  # noqa: E402
 from sdft_cli.engine.passes.timing import Phases  # noqa: E402
 from tests.engine.trees import (  # noqa: E402
     ANSWERS,
@@ -22,6 +22,7 @@ from tests.engine.trees import (  # noqa: E402
     TRUNK,
     alone,
     error,
+    go_back,
     gradient,
     ids,
     independent,
@@ -65,17 +66,18 @@ def test_a_step_has_the_gradient_of_its_turns_alone(backend: Backend, max_tokens
         return turns_loss(turns, states)
 
     phases = Phases()
-    run = lambda: step_backward(backend, PROMPTS, ANSWERS, loss, 0, max_tokens, phases)  # noqa: E731
+    run = lambda: go_back(student_passes(backend, PROMPTS, ANSWERS, 0, max_tokens, phases), loss)  # noqa: E731
     assert error(gradient(backend, run), expected) <= 1e-5
     assert sorted(seen) == [i for i, answer in enumerate(ANSWERS) if answer]
-    assert phases.seconds.keys() == {"student", "backward"}
+    walks_back = {"backward"} if backend.sharing == "depth_first" else set()
+    assert phases.seconds.keys() == {"student", *walks_back}
 
 
 def test_a_step_of_one_turn_and_one_without_loss(backend: Backend) -> None:
     expected = independent(backend, PROMPTS[:1], ANSWERS[:1])
-    found = gradient(backend, lambda: step_backward(backend, PROMPTS[:1], ANSWERS[:1], turns_loss, 0, 50))
+    found = gradient(backend, lambda: go_back(student_passes(backend, PROMPTS[:1], ANSWERS[:1], 0, 50), turns_loss))
     assert error(found, expected) <= 1e-5
-    gradient(backend, lambda: step_backward(backend, PROMPTS, ANSWERS, lambda t, s: torch.zeros(()), 0, 50))
+    gradient(backend, lambda: go_back(student_passes(backend, PROMPTS, ANSWERS, 0, 50), lambda t, s: torch.zeros(())))
     assert all(p.grad is None for p in backend.parameters())
 
 
@@ -83,7 +85,7 @@ def test_a_step_of_one_turn_and_one_without_loss(backend: Backend) -> None:
 def test_the_states_of_a_step_are_those_of_its_turns_alone(backend: Backend, max_tokens: int) -> None:
     with torch.no_grad():
         expected = [alone(backend, x, y) for x, y in zip(PROMPTS, ANSWERS, strict=True)]
-    found = step_states(backend, PROMPTS, ANSWERS, 0, max_tokens)
+    found = teacher_passes(backend, PROMPTS, ANSWERS, 0, max_tokens)
     assert [tuple(x.shape) for x in found] == [tuple(x.shape) for x in expected]
     assert error(torch.cat(found), torch.cat(expected)) <= 1e-5
     joined = answer_states(backend, PROMPTS, ANSWERS, 0)
@@ -120,7 +122,7 @@ def test_bf16_stays_within_its_rounding(kind: str, sharing: Any) -> None:
     half = make(kind, torch.bfloat16)
     plain = error(independent(half, PROMPTS, ANSWERS), exact)
     half.sharing, half.segment_tokens = sharing, 16
-    ours = gradient(half, lambda: step_backward(half, PROMPTS, ANSWERS, turns_loss, 0, 100_000))
+    ours = gradient(half, lambda: go_back(student_passes(half, PROMPTS, ANSWERS, 0, 100_000), turns_loss))
     assert error(ours, exact) <= 1.2 * plain
 
 
@@ -140,4 +142,7 @@ def test_smollm2(smollm2: Path, sharing: Any) -> None:
         return sum(leaf_loss(i + 2, part) for i, part in zip(turns, parts, strict=True))
 
     found.sharing, found.segment_tokens = sharing, 32
-    assert error(gradient(found, lambda: step_backward(found, prompts, answers, loss, 0, 1000)), expected) <= 1e-5
+    assert (
+        error(gradient(found, lambda: go_back(student_passes(found, prompts, answers, 0, 1000), loss)), expected)
+        <= 1e-5
+    )

@@ -10,11 +10,11 @@ torch = pytest.importorskip("torch")
 
 from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
-from sdft_cli.engine.passes.executors import decoding_cache, step_backward, step_states  # noqa: E402
+from sdft_cli.engine.passes.executors import decoding_cache, student_passes, teacher_passes  # noqa: E402
 from sdft_cli.engine.plan.flops import backward_flops, forward_flops, head_flops  # noqa: E402
 from sdft_cli.engine.plan.model_shape import shape_of  # noqa: E402
 from sdft_cli.engine.plan.work import Work, passes_work, prefill_work, step_operations  # noqa: E402
-from tests.engine.trees import ANSWERS, PROMPTS, make  # noqa: E402
+from tests.engine.trees import ANSWERS, PROMPTS, go_back, make  # noqa: E402
 
 
 class Counter:
@@ -62,13 +62,13 @@ def test_counted_is_what_runs(kind: str, sharing: Any, max_tokens: int, monkeypa
     config = load_train_config("cpu-demo", [f"optim.max_tokens_per_pass={max_tokens}"])
 
     teacher = Counter(backend, monkeypatch)
-    step_states(backend, PROMPTS, ANSWERS, 0, max_tokens)
+    teacher_passes(backend, PROMPTS, ANSWERS, 0, max_tokens)
     monkeypatch.undo()
     assert teacher.work == passes_work(backend, PROMPTS, ANSWERS, config, gradient=False)
     assert teacher.work.forward_tokens > 0 == teacher.work.backward_tokens
 
     student = Counter(backend, monkeypatch)
-    step_backward(backend, PROMPTS, ANSWERS, lambda turns, states: states.sum(), 0, max_tokens)
+    go_back(student_passes(backend, PROMPTS, ANSWERS, 0, max_tokens), lambda turns, states: states.sum())
     monkeypatch.undo()
     assert student.work == passes_work(backend, PROMPTS, ANSWERS, config, gradient=True)
     assert student.work.backward_tokens > 0

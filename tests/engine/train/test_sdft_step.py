@@ -17,6 +17,7 @@ from sdft_cli.engine.objective.token_weights import token_weights  # noqa: E402
 from sdft_cli.engine.passes.decode import Rollout  # noqa: E402
 from sdft_cli.engine.passes.timing import Phases  # noqa: E402
 from sdft_cli.engine.train.sdft_step import Trainer, rate_factor  # noqa: E402
+from sdft_cli.engine.train.step_metrics import step_metrics  # noqa: E402
 from sdft_cli.errors import DataError  # noqa: E402
 from sdft_cli.prompts.chat import open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
@@ -126,7 +127,8 @@ def test_lambda_zero_and_the_control_arm_never_sample(
     for settings in ("distill.lambda_on_policy=0", "objective=sft"):
         found = trainer(tiny_model, tiny_data, settings)
         monkeypatch.setattr(found.backend.model, "generate", None)  # calling it would raise
-        metrics, trajectories, _ = found.step(1, tiny_data.train[:3], 0)
+        result = found.step(1, tiny_data.train[:3], 0)
+        metrics, trajectories = step_metrics(result, found.config, found.prompts), result.taken
         assert metrics["on_policy_share"] == 0
         expected = [found.prompts.reference_ids(e.record) for e in trajectories.examples]
         assert [r.ids for r in trajectories.rollouts] == expected
@@ -136,14 +138,14 @@ def test_both_arms_see_the_same_records_in_the_same_order(tiny_model: Any, tiny_
     seen = []
     for settings in ([], ["objective=sft"]):
         found = trainer(tiny_model, tiny_data, *settings)
-        _, trajectories, _ = found.step(1, tiny_data.train[:3], 0)
-        seen.append([e.record.record_id for e in trajectories.examples])
+        taken = found.step(1, tiny_data.train[:3], 0).taken
+        seen.append([e.record.record_id for e in taken.examples])
     assert seen[0] == seen[1]
 
 
 def test_several_rollouts_of_a_record_are_different_ones(tiny_model: Any, tiny_data: Dataset) -> None:
     found = trainer(tiny_model, tiny_data, "rollout.per_record=4", "rollout.max_new_tokens=8")
-    trajectories = found.trajectories([found.example(r) for r in tiny_data.train[:2]], 1, 0)
+    trajectories = found.sample([found.example(r) for r in tiny_data.train[:2]], 1, 0)
     names = [e.record.record_id for e in trajectories.examples]
     assert names == [r.record_id for r in tiny_data.train[:2] for _ in range(4)]
     assert len({tuple(r.ids) for r in trajectories.rollouts[:4]}) > 1
@@ -163,7 +165,7 @@ def test_the_averaged_teacher_follows_by_its_decay(tiny_model: Any, tiny_data: D
 
 def test_a_step_lowers_the_divergence_on_its_own_rollouts(tiny_model: Any, tiny_data: Dataset) -> None:
     found = trainer(tiny_model, tiny_data, "optim.warmup_steps=0", "optim.learning_rate=0.01")
-    step = found.trajectories([found.example(r) for r in tiny_data.train[:3]], 1, 0)
+    step = found.sample([found.example(r) for r in tiny_data.train[:3]], 1, 0)
     losses = []
     for _ in range(8):
         losses.append(found.backward(step.examples, step.rollouts, Phases()).loss)
@@ -175,7 +177,7 @@ def test_gradient_checkpointing_changes_nothing(tiny_model: Any, tiny_data: Data
     gradients = []
     for flag in ("true", "false"):
         found = trainer(tiny_model, tiny_data, f"gradient_checkpointing={flag}")
-        step = found.trajectories([found.example(r) for r in tiny_data.train[:2]], 1, 0)
+        step = found.sample([found.example(r) for r in tiny_data.train[:2]], 1, 0)
         found.backward(step.examples, step.rollouts, Phases())
         gradients.append(gradient(found))
     assert torch.allclose(*gradients, atol=1e-7)
@@ -186,10 +188,10 @@ def test_nothing_moves_without_loss_tokens_or_with_a_loss_that_is_not_finite(
 ) -> None:
     found = trainer(tiny_model, tiny_data, "distill.skip_first_tokens=50")
     before = [p.detach().clone() for p in found.backend.parameters()]
-    metrics, _, _ = found.step(1, tiny_data.train[:3], 0)
+    metrics = step_metrics(found.step(1, tiny_data.train[:3], 0), found.config, found.prompts)
     assert (metrics["updated"], metrics["loss_tokens"], metrics["loss"]) == (False, 0, 0.0)
     found = trainer(tiny_model, tiny_data)
-    step = found.trajectories([found.example(r) for r in tiny_data.train[:2]], 1, 0)
+    step = found.sample([found.example(r) for r in tiny_data.train[:2]], 1, 0)
     found.backward(step.examples, step.rollouts, Phases())
     assert found.update(math.nan)[1] is False
     for p, old in zip(found.backend.parameters(), before, strict=True):

@@ -76,7 +76,7 @@ def engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
 def test_rollouts_and_their_log_probabilities(tiny_model: Path, engine: Engine) -> None:
     backend = adapted(tiny_model)
     requests = iter(["request 1", "request 2"])
-    backend.sampler = VllmSampler(engine, lambda: next(requests))
+    backend.vllm = engine, lambda: next(requests)
     settings = RolloutSettings(max_new_tokens=6, temperature=0.9, top_p=0.95)
     assert "vLLM engine" in choose_sampling_weights(backend, settings)[1]
     found = sample_rollouts(backend, PROMPTS, settings, STOPS, 0, seed=7, record_log_probs=True)
