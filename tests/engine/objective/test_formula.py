@@ -69,5 +69,5 @@ def test_a_divergence_without_a_written_gradient_goes_through_autograd(
     fused = run()
     monkeypatch.setattr(loss, "FUSED", {})
     for ours, expected in zip(run(), fused, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6)
+        assert (ours - expected).norm() <= 1e-5 * expected.norm()
     assert not run()[2][[0, 7]].any()
