@@ -1,1 +1,5 @@
 """Measurements, one command each: `python -m benchmarks.NAME`. Nothing in `sdft_cli` imports them."""
+
+from sdft_cli.threads import wait_asleep
+
+wait_asleep()

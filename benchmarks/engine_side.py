@@ -113,7 +113,7 @@ def step(job: Job) -> dict[str, Any]:
 
 def generation(job: Job) -> dict[str, Any]:
     """Sample one rollout per turn, after a short one that is not measured."""
-    from sdft_cli.engine.objective.token_weights import step_seed
+    from sdft_cli.engine.objective.batches import step_seed
     from sdft_cli.engine.train.rollouts import sample_rollouts
 
     trainer, records, hello = open_trainer(job, job["side"])

@@ -14,6 +14,7 @@ choices     divergences and backends: what stands behind their names
 config      one typed configuration per stage
 run_folder  what a training run leaves behind
 intervals   confidence intervals over sessions
+threads     how torch's threads wait for each other
 resources   templates/ and data_cards/, in a wheel or a checkout
 errors      every error is a sentence with the next step and an exit code
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 import zipfile
@@ -13,7 +14,7 @@ import pytest
 from sdft_cli.config import load_train_config, profile_names
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "resources", "intervals", "choices"}
+LEAVES = {"errors", "resources", "intervals", "choices", "threads"}
 ENGINE = ("models", "passes", "objective", "plan", "train")
 """The rooms of the engine, each may import those before it."""
 BELOW_ENGINE = {*LEAVES, "config", "records", "run_folder", "prompts"}
@@ -22,6 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resources": {"errors"},
     "intervals": set(),
     "choices": set(),
+    "threads": set(),
     "config": {*LEAVES},
     "records": {*LEAVES},
     "run_folder": {*LEAVES, "config", "records"},
@@ -155,6 +157,18 @@ def test_help_loads_no_heavy_module() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
     assert "prepare" in done.stdout
+
+
+def test_a_step_is_read_in_four_short_modules() -> None:
+    """The list in docs/design.md is true, short, and has the modules that a plain step goes through."""
+    text = (
+        (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("## Where to start reading")[1].split("##")[0]
+    )
+    listed = re.findall(r"^\| `(\S+)` \| (\d+) \|", text, re.MULTILINE)
+    assert len(listed) <= 4
+    for name, lines in listed:
+        assert len((ROOT / "sdft_cli" / name).read_text(encoding="utf-8").splitlines()) == int(lines), name
+    assert sum(int(lines) for _, lines in listed) <= 600
 
 
 def test_every_profile_loads() -> None:

@@ -1,7 +1,8 @@
-"""Which records each optimiser step trains on, and in which order. No model here."""
+"""Which records each optimiser step trains on, in which order, and on whose answers. No model here."""
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -83,3 +84,21 @@ class Order:
         for index in sorted(range(len(self.rows)), key=lambda i: self.rows[i].turn_index):
             found.setdefault(self.rows[index].session_id, []).append(index)
         return {name: found[name] for name in sorted(found)}
+
+
+def on_policy_flags(share: float, seed: int, first: int, size: int) -> list[bool]:
+    """Say which turns `first`, `first + 1`, ... of a run are trained on the student's own rollout, not on the expert's.
+
+    Over any stretch of the run the number of on-policy turns is `share` times its length, rounded up or down: the
+    multiples of `share`, shifted by an offset that depends on the seed, are on-policy where they pass an integer.
+    """
+    offset = random.Random(f"{seed}:lambda").random()
+    return [
+        math.floor(offset + (position + 1) * share) > math.floor(offset + position * share)
+        for position in range(first, first + size)
+    ]
+
+
+def step_seed(seed: int, step: int, purpose: str) -> int:
+    """Return the seed of one use of randomness in one step."""
+    return random.Random(f"{seed}:{step}:{purpose}").getrandbits(63)

@@ -2,19 +2,48 @@
 
     loss = sum_t w_t D(p_t, q_t)        p = softmax(h_student W^T / T), q = softmax(h_teacher W^T / T)
 
-Outcomes o are the tokens of the vocabulary; or the top-k tokens, and one more outcome for all the others. SDFT, arXiv
+w_t is the weight of a trajectory's token (`token_weights`), D a divergence (`FORMULAS`). Outcomes o are the tokens of the vocabulary; or the top-k tokens, and one more outcome for all the others. SDFT, arXiv
 2601.19897, eq. 3 (direction: docs/design.md); jsd: GKD, arXiv 2306.13649, eq. 1.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from sdft_cli.config import DistillSettings
+from sdft_cli.engine.passes.decode import Rollout
+
+
+def loss_range(rollout: Rollout, settings: DistillSettings) -> range:
+    """Return the positions of a trajectory that have loss; none if it was cut by the cap and such are masked."""
+    if settings.truncated_rollouts == "mask" and not rollout.finished:
+        return range(0)
+    start = settings.skip_first_tokens
+    stop = len(rollout.ids)
+    if settings.max_loss_tokens is not None:
+        stop = min(stop, start + settings.max_loss_tokens)
+    return range(start, max(start, stop))
+
+
+def token_weights(rollouts: Sequence[Rollout], settings: DistillSettings) -> list[list[float]]:
+    """Return the weight of each token of each trajectory in the loss of the step.
+
+    The weights of a step add up to 1 (or are all 0): each token with loss weighs the same (`average: tokens`), or each
+    trajectory with loss does, shared by its tokens (`average: sequences`). A list ends behind its last token with loss.
+    """
+    ranges = [loss_range(rollout, settings) for rollout in rollouts]
+    tokens = sum(map(len, ranges))
+    sequences = sum(1 for found in ranges if found)
+
+    def weight(found: range) -> float:
+        return 1 / tokens if settings.average == "tokens" else 1 / (sequences * len(found))
+
+    return [[0.0] * found.start + [weight(found)] * len(found) if found else [] for found in ranges]
+
 
 Formula = Callable[[Tensor, Tensor, DistillSettings], Tensor]
 """log p and log q (R, O), settings -> D(p, q) of each row (R,) in nats."""

@@ -24,8 +24,9 @@ from sdft_cli.config import OptimSettings, TrainConfig
 from sdft_cli.engine.models import adapters
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.interrupts import interruptible
+from sdft_cli.engine.objective.batches import on_policy_flags, step_seed
+from sdft_cli.engine.objective.formula import token_weights
 from sdft_cli.engine.objective.loss import LossOutput, cross_entropy_loss, distillation_loss, token_log_likelihood
-from sdft_cli.engine.objective.token_weights import on_policy_flags, step_seed, token_weights
 from sdft_cli.engine.passes.decode import Rollout, stop_tokens
 from sdft_cli.engine.passes.executors import student_passes, teacher_passes
 from sdft_cli.engine.passes.timing import Phases

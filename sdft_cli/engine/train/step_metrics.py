@@ -10,7 +10,7 @@ import torch
 
 from sdft_cli.choices import DIVERGENCES
 from sdft_cli.config import TrainConfig
-from sdft_cli.engine.objective.token_weights import token_weights
+from sdft_cli.engine.objective.formula import token_weights
 from sdft_cli.engine.passes.decode import Rollout
 from sdft_cli.engine.train.rollouts import sampler_gap
 from sdft_cli.engine.train.sdft_step import StepResult

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 pytest.importorskip("torch")
 
 from sdft_cli.config import OptimSettings
-from sdft_cli.engine.objective.batches import Order
+from sdft_cli.engine.objective.batches import Order, on_policy_flags, step_seed
 from sdft_cli.records import RecordRow
 
 
@@ -79,3 +79,23 @@ def test_a_step_does_not_depend_on_those_asked_for_before() -> None:
     fresh = [order([7, 4, 9], **settings).step(number) for number in (9, 1, 14, 2)]
     one = order([7, 4, 9], **settings)
     assert [one.step(number) for number in (9, 1, 14, 2)] == fresh
+
+
+@given(st.floats(0, 1), st.integers(0, 50), st.integers(1, 7), st.integers(1, 40))
+def test_the_share_of_on_policy_records_is_the_stated_one(share: float, seed: int, size: int, steps: int) -> None:
+    flags = list(chain.from_iterable(on_policy_flags(share, seed, step * size, size) for step in range(steps)))
+    for stop in range(1, len(flags) + 1):
+        assert abs(sum(flags[:stop]) - share * stop) <= 1 + 1e-9
+
+
+def test_the_ends_of_the_share_are_all_or_nothing() -> None:
+    assert on_policy_flags(0.0, 3, 5, 64) == [False] * 64
+    assert on_policy_flags(1.0, 3, 5, 64) == [True] * 64
+    half = [flag for step in range(50) for flag in on_policy_flags(0.5, 3, 4 * step, 4)]
+    assert sum(half) == 100
+
+
+def test_seeds_differ_by_step_and_purpose() -> None:
+    seeds = {step_seed(0, step, purpose) for step in range(50) for purpose in ("rollout", "step")}
+    assert len(seeds) == 100
+    assert step_seed(0, 1, "rollout") == step_seed(0, 1, "rollout") != step_seed(1, 1, "rollout")

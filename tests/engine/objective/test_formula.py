@@ -1,4 +1,4 @@
-"""The plain formula against numbers worked out in plain Python, and the chunked loss against autograd of it."""
+"""Token weights and the plain formula against numbers worked out in plain Python, and the chunked loss against autograd of it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import math
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch")
 
 from sdft_cli.choices import DIVERGENCES  # noqa: E402
 from sdft_cli.config import DistillSettings  # noqa: E402
 from sdft_cli.engine.objective import formula, loss  # noqa: E402
+from sdft_cli.engine.objective.formula import loss_range, token_weights  # noqa: E402
+from sdft_cli.engine.passes.decode import Rollout  # noqa: E402
 
 P, Q = [0.5, 0.2, 0.2, 0.06, 0.04], [0.1, 0.05, 0.25, 0.2, 0.4]
 TOP_3 = {"support": "top_k", "top_k": 3}
@@ -71,3 +75,44 @@ def test_a_divergence_without_a_written_gradient_goes_through_autograd(
     for ours, expected in zip(run(), fused, strict=True):
         assert (ours - expected).norm() <= 1e-5 * expected.norm()
     assert not run()[2][[0, 7]].any()
+
+
+ROLLOUTS = [Rollout([1, 2, 3, 4], True), Rollout([5, 6], False)]
+
+
+def weights_of(**settings: object) -> list[list[float]]:
+    return token_weights(ROLLOUTS, DistillSettings.model_validate(settings))
+
+
+def test_weights_of_tokens_by_hand() -> None:
+    assert weights_of() == [[1 / 6] * 4, [1 / 6] * 2]
+    assert weights_of(average="sequences") == [[1 / 8] * 4, [1 / 4] * 2]
+    assert weights_of(skip_first_tokens=1) == [[0, 1 / 4, 1 / 4, 1 / 4], [0, 1 / 4]]
+    assert weights_of(skip_first_tokens=3) == [[0, 0, 0, 1], []]
+    assert weights_of(max_loss_tokens=1) == [[1 / 2], [1 / 2]]
+    assert weights_of(max_loss_tokens=2, skip_first_tokens=1) == [[0, 1 / 3, 1 / 3], [0, 1 / 3]]
+    assert weights_of(truncated_rollouts="mask") == [[1 / 4] * 4, []]
+    assert weights_of(truncated_rollouts="mask", average="sequences") == [[1 / 4] * 4, []]
+    assert weights_of(skip_first_tokens=9) == [[], []]
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 12), st.booleans()), min_size=1, max_size=6),
+    st.integers(0, 14),
+    st.none() | st.integers(1, 14),
+    st.sampled_from(["keep", "mask"]),
+    st.sampled_from(["tokens", "sequences"]),
+)
+def test_weights_add_up_to_one_or_nothing(
+    shapes: list[tuple[int, bool]], skip: int, cap: int | None, truncated: str, average: str
+) -> None:
+    settings = DistillSettings.model_validate(
+        {"skip_first_tokens": skip, "max_loss_tokens": cap, "truncated_rollouts": truncated, "average": average}
+    )
+    rollouts = [Rollout(list(range(length)), finished) for length, finished in shapes]
+    found = token_weights(rollouts, settings)
+    total = sum(map(sum, found))
+    assert total == pytest.approx(1) or total == 0
+    for rollout, share in zip(rollouts, found, strict=True):
+        assert len([w for w in share if w]) == len(loss_range(rollout, settings))
+        assert not share or share[-1] > 0

@@ -13,7 +13,7 @@ from accelerate import Accelerator  # noqa: E402
 from sdft_cli.config import TrainConfig, load_train_config  # noqa: E402
 from sdft_cli.engine.models.adapters import EmaAdapter, weights  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
-from sdft_cli.engine.objective.token_weights import token_weights  # noqa: E402
+from sdft_cli.engine.objective.formula import token_weights  # noqa: E402
 from sdft_cli.engine.passes.decode import Rollout  # noqa: E402
 from sdft_cli.engine.passes.timing import Phases  # noqa: E402
 from sdft_cli.engine.train.sdft_step import Trainer, rate_factor  # noqa: E402
