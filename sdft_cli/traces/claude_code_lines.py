@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from sdft_cli.traces.jsonl import read_lines
+from sdft_cli.traces.rows import read_lines
 from sdft_cli.traces.types import ReadReport
 
 Block = dict[str, Any]

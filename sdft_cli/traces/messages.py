@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
+from sdft_cli.traces.rows import Rows
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "messages"
@@ -95,8 +96,7 @@ def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
 
 
 def sessions_of_rows(
-    rows: Iterable[tuple[str, dict[str, Any] | None]],
-    build: Callable[[dict[str, Any], str, ReadReport], Session] = session_of,
+    rows: Rows, build: Callable[[dict[str, Any], str, ReadReport], Session] = session_of
 ) -> FileSessions:
     """Turn named rows into sessions; a row that is no conversation is counted as broken, with its name."""
     report = ReadReport()

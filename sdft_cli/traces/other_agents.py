@@ -24,12 +24,19 @@ from sdft_cli.records import Message, Rejection, Session, ToolCall, ToolSchema
 from sdft_cli.traces.agent_lines import HEADERS, Line, cut_contexts, tree_path, without_rolled_back
 from sdft_cli.traces.agent_texts import Vault, as_object, protected_events
 from sdft_cli.traces.messages import tools_of
+from sdft_cli.traces.rows import Rows
 from sdft_cli.traces.tools import infer_schema
-from sdft_cli.traces.types import OTHER_AGENTS, FileSessions, ReadReport
+from sdft_cli.traces.types import FileSessions, ReadReport
 
-Rows = Iterable[tuple[str, dict[str, Any] | None]]
-"""Named lines (or rows) of a file; None where a line is no JSON object."""
-
+OTHER_AGENTS = {
+    "codex": "Codex",
+    "cursor": "Cursor",
+    "droid": "Droid",
+    "hermes": "Hermes",
+    "openclaw": "OpenClaw",
+    "pi": "Pi",
+}
+"""The formats that are read here, with the names of their agents."""
 _CODEX_LINES = ("session_meta", "turn_context", "response_item", "event_msg", "compacted")
 _CODEX_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 _CODEX_ITEMS = ("message", "reasoning", "function_call", "custom_tool_call", *_CODEX_OUTPUTS)
