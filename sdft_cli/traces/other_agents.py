@@ -21,6 +21,7 @@ from typing import Any
 
 from sdft_cli.errors import DataError, MachineError
 from sdft_cli.records import Message, Rejection, Session, ToolCall, ToolSchema
+from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED
 from sdft_cli.traces.agent_lines import HEADERS, Line, cut_contexts, tree_path, without_rolled_back
 from sdft_cli.traces.agent_texts import Vault, as_object, protected_events
 from sdft_cli.traces.messages import tools_of
@@ -47,7 +48,7 @@ _KINDS = frozenset(
     | {"hermes_session_meta", "external_session_meta"}
 )
 _ROLES = ("system", "user", "assistant", "tool")
-_STATUS = {"error": "api_error", "aborted": "interrupted"}
+_STATUS = {"error": API_ERROR.key, "aborted": INTERRUPTED.key}
 
 
 def _is_hermes(row: dict[str, Any]) -> bool:
@@ -241,7 +242,9 @@ def _lost_turns(lines: Sequence[Line], base: str, agent: str) -> list[Rejection]
     turns = [
         x for i, x in enumerate(lines) if x.is_assistant and not (agent == "codex" and i and lines[i - 1].is_assistant)
     ]
-    return [Rejection(f"{base}/abandoned-{x.data.get('id') or x.name}", base, None, "abandoned_branch") for x in turns]
+    return [
+        Rejection(f"{base}/abandoned-{x.data.get('id') or x.name}", base, None, ABANDONED_BRANCH.key) for x in turns
+    ]
 
 
 def _group(lines: Sequence[Line], session_id: str) -> str:
@@ -263,7 +266,7 @@ def _without_inactive(line: Line, report: ReadReport) -> Line:
     report.notes["rewound_messages"] += len(messages) - len(active)
     session = str(line.data.get("id") or line.name)
     report.lost_turns += [
-        Rejection(f"{session}/abandoned-{m.get('id') or i}", session, None, "abandoned_branch")
+        Rejection(f"{session}/abandoned-{m.get('id') or i}", session, None, ABANDONED_BRANCH.key)
         for i, m in enumerate(messages)
         if m not in active and m.get("role") == "assistant"
     ]
