@@ -44,7 +44,7 @@ class Histogram:
     edges: tuple[int, ...]
     kept: tuple[int, ...]
     over_cap: tuple[int, ...]
-    """Turns that were measured and rejected by a cap, whichever it was."""
+    """Turns that were tokenised and rejected by a cap, whichever it was."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Statistics:
     lengths: tuple[Length, ...]
     session_turns: Summary | None
     session_tokens: Summary | None
-    """Longest measured turn of a session: the student's prompt and the expert's turn together."""
+    """Longest tokenised turn of a session: the student's prompt and the expert's turn together."""
     tools: tuple[ToolUse, ...]
     caps: Mapping[str, tuple[CapChoice, ...]]
 
@@ -157,7 +157,7 @@ def _length_of(turn: _CountedTurn, cap_name: str) -> int:
 
 
 def cap_choices(turns: Sequence[_CountedTurn], caps: Mapping[str, int], name: str) -> tuple[CapChoice, ...]:
-    """Return candidate values of one cap, and how many of the measured turns each would keep.
+    """Return candidate values of one cap, and how many of the tokenised turns each would keep.
 
     Candidates are the cap halved and doubled twice and the longest length there is; those that `sdft prepare` refuses
     (a prompt cap above the sequence cap) and those above the longest length are left out.

@@ -117,7 +117,7 @@ def lengths_table(statistics: Statistics) -> Table:
         ("turns per session", *cells(statistics.session_turns), ""),
         ("tokens per session", *cells(statistics.session_tokens), ""),
     ]
-    caption = "Tokens of the records; a session's tokens are those of its longest measured turn."
+    caption = "Tokens of the records; a session's tokens are those of its longest tokenised turn."
     return table("Lengths", ["", "min", "median", "p90", "max", "cap"], rows, caption)
 
 

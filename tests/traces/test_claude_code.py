@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from sdft_cli.records import RecordRow, Session
 from sdft_cli.records.reasons import Candidate, first_reason
 from sdft_cli.traces.claude_code import read_claude_code
+from sdft_cli.traces.claude_code_lines import kind_of_line
 from sdft_cli.traces.examples import write_examples
 from tests.traces.lines import call, line, result, text
 
@@ -604,3 +606,31 @@ def test_every_line_of_the_real_sessions_is_accounted_for(shared_sessions: Path)
             if value["type"] == "assistant":
                 messages.add((path.name, value["message"]["id"]))
     assert turns == len(messages) == 675
+
+
+def test_every_line_gets_its_kind_and_every_kind_is_described() -> None:
+    said = {"content": "hi"}
+    lines = [
+        ({"type": "assistant", "message": said}, "assistant"),
+        ({"type": "assistant", "message": said, "isApiErrorMessage": True}, "api_error"),
+        ({"type": "assistant", "message": said, "isVirtual": True}, "virtual"),
+        ({"type": "assistant", "message": {}}, "empty"),
+        ({"type": "user", "message": said}, "user"),
+        ({"type": "system", "subtype": "local_command", "content": "/clear"}, "user"),
+        ({"type": "system", "subtype": "local_command"}, "system"),
+        ({"type": "system", "subtype": "compact_boundary"}, "boundary"),
+        ({"type": "system", "subtype": "microcompact_boundary"}, "microcompact"),
+        ({"type": "system", "subtype": "stop_hook_summary"}, "hook_summary"),
+        ({"type": "attachment", "attachment": {"type": "directory", "content": "a b"}}, "user"),
+        ({"type": "attachment", "attachment": {"type": "skill_listing", "content": "a b"}}, "attachment"),
+        ({"type": "queue-operation"}, "queue"),
+        ({"type": "content-replacement"}, "replacement"),
+        ({"type": "file-history-snapshot"}, "snapshot"),
+        ({"type": "progress"}, "progress"),
+        ({"type": "summary"}, "summary"),
+        ({"type": "ai-title"}, "bookkeeping"),
+        ({"type": "word"}, "unknown_type"),
+        ({}, "unknown_type"),
+    ]
+    assert [kind_of_line(data) for data, _ in lines] == [kind for _, kind in lines]
+    assert set(re.findall(r"`(\w+)`", str(kind_of_line.__doc__))) == {kind for _, kind in lines}
