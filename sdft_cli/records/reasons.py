@@ -35,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Reason:
-    """A reason: its key in `rejected.parquet` and in the funnel, and its meaning as all tables tell it.
+    """A reason: its key in `rejected.parquet` and in the funnel, and its meaning as tables tell it.
 
     `rejects` says whether it holds for a turn; None where a look at the turn does not decide it. `cap` names the
     setting that it is about: such reasons come last, so that no tokens are counted of a turn that others reject.
@@ -58,13 +58,16 @@ REASON_OF_CAP: dict[str, str] = {}
 """The name of a cap -> the key of the reason that is about it."""
 
 
-def register(reason: Reason) -> Reason:
-    """Add a reason; raises ValueError if its key is taken."""
-    if REASONS.setdefault(reason.key, reason) is not reason:
-        raise ValueError(f"there is a reason {reason.key} already")
-    if reason.cap:
-        REASON_OF_CAP[reason.cap] = reason.key
-    return reason
+def register(
+    key: str, meaning: str, rejects: Callable[[Candidate], bool] | None = None, cap: str | None = None
+) -> Reason:
+    """Add a reason, see `Reason`; raises ValueError if its key is taken."""
+    if key in REASONS:
+        raise ValueError(f"there is a reason {key} already")
+    if cap:
+        REASON_OF_CAP[cap] = key
+    REASONS[key] = Reason(key, meaning, rejects, cap)
+    return REASONS[key]
 
 
 def first_reason(turn: Candidate) -> Reason | None:
@@ -84,62 +87,47 @@ def meaning_of(key: str) -> str:
     return REASONS[key].meaning if key in REASONS else ""
 
 
-def _calls_unknown_tool(turn: Candidate) -> bool:
-    names = {tool.name for tool in turn.session.tools}
-    return any(call.name not in names for call in turn.message.tool_calls)
-
-
 # What a reader says in `status`, or of turns that are in no conversation.
-API_ERROR = register(Reason("api_error", "an API error, not an answer"))
-ABANDONED_BRANCH = register(Reason("abandoned_branch", "on a branch the session did not end on"))
-SYNTHETIC = register(Reason("synthetic", "written by the agent program"))
-INTERRUPTED = register(Reason("interrupted", "the user stopped it or refused its call"))
-TRUNCATED = register(Reason("truncated", "cut off by a token limit"))  # also stopped on the way
+API_ERROR = register("api_error", "an API error, not an answer")
+ABANDONED_BRANCH = register("abandoned_branch", "on a branch the session did not end on")
+SYNTHETIC = register("synthetic", "written by the agent program")
+INTERRUPTED = register("interrupted", "the user stopped it or refused its call")
+TRUNCATED = register("truncated", "cut off by a token limit")  # also stopped on the way
 
 # What the turn says.
-register(Reason("reasoning_only", "nothing but reasoning", lambda turn: turn.reasoning_only))
+register("reasoning_only", "nothing but reasoning", lambda turn: turn.reasoning_only)
+register("empty_reference", "no text and no call", lambda t: not t.message.content.strip() and not t.message.tool_calls)
 register(
-    Reason(
-        "empty_reference",
-        "no text and no call",
-        lambda turn: not turn.message.content.strip() and not turn.message.tool_calls,
-    )
+    "no_context",
+    "no user message before it",
+    lambda turn: all(message.role != "user" for message in turn.session.messages[: turn.index]),
 )
 register(
-    Reason(
-        "no_context",
-        "no user message before it",
-        lambda turn: not any(message.role == "user" for message in turn.session.messages[: turn.index]),
-    )
+    "unknown_tool",
+    "calls a tool that was not offered",
+    lambda turn: not {call.name for call in turn.message.tool_calls} <= {tool.name for tool in turn.session.tools},
 )
-register(Reason("unknown_tool", "calls a tool that was not offered", _calls_unknown_tool))
 
 # What comes out when it is rendered, and when all records are compared: the first of equals is kept and named.
-TEMPLATE_ERROR = register(Reason("template_error", "the chat template refuses it"))
-DUPLICATE = register(Reason("duplicate", "the same tools, context and turn as another record"))
+TEMPLATE_ERROR = register("template_error", "the chat template refuses it")
+DUPLICATE = register("duplicate", "the same tools, context and turn as another record")
 
 # How long it is.
 register(
-    Reason(
-        "over_prompt_cap",
-        "teacher prompt over --max-prompt-tokens",
-        lambda turn: turn.row.teacher_prompt_tokens > turn.caps["max_prompt_tokens"],
-        cap="max_prompt_tokens",
-    )
+    "over_prompt_cap",
+    "teacher prompt over --max-prompt-tokens",
+    lambda turn: turn.row.teacher_prompt_tokens > turn.caps["max_prompt_tokens"],
+    "max_prompt_tokens",
 )
 register(
-    Reason(
-        "over_rollout_cap",
-        "expert turn over --max-rollout-tokens",
-        lambda turn: turn.row.reference_tokens > turn.caps["max_rollout_tokens"],
-        cap="max_rollout_tokens",
-    )
+    "over_rollout_cap",
+    "expert turn over --max-rollout-tokens",
+    lambda turn: turn.row.reference_tokens > turn.caps["max_rollout_tokens"],
+    "max_rollout_tokens",
 )
 register(
-    Reason(
-        "over_sequence_cap",
-        "prompt + expert turn over --max-seq-tokens",
-        lambda turn: turn.row.teacher_prompt_tokens + turn.row.reference_tokens > turn.caps["max_seq_tokens"],
-        cap="max_seq_tokens",
-    )
+    "over_sequence_cap",
+    "prompt + expert turn over --max-seq-tokens",
+    lambda turn: turn.row.teacher_prompt_tokens + turn.row.reference_tokens > turn.caps["max_seq_tokens"],
+    "max_seq_tokens",
 )

@@ -29,14 +29,7 @@ from sdft_cli.traces.rows import Rows
 from sdft_cli.traces.tools import infer_schema
 from sdft_cli.traces.types import FileSessions, ReadReport
 
-OTHER_AGENTS = {
-    "codex": "Codex",
-    "cursor": "Cursor",
-    "droid": "Droid",
-    "hermes": "Hermes",
-    "openclaw": "OpenClaw",
-    "pi": "Pi",
-}
+OTHER_AGENTS = {name.lower(): name for name in ("Codex", "Cursor", "Droid", "Hermes", "OpenClaw", "Pi")}
 """The formats that are read here, with the names of their agents."""
 _CODEX_LINES = ("session_meta", "turn_context", "response_item", "event_msg", "compacted")
 _CODEX_OUTPUTS = ("function_call_output", "custom_tool_call_output")

@@ -103,12 +103,9 @@ def _download(dataset: str, revision: str | None) -> tuple[Path, str]:
 
 
 def read_file(path: Path, known_format: str | None = None, seen: SeenLines | None = None) -> FileSessions | None:
-    """Read one trace file with the reader that its first lines ask for, or return None if no reader knows them.
+    """Read one trace file with the reader that `reader_for` chooses, or return None if there is none.
 
-    Args:
-        path: the file.
-        known_format: what a data card says, used where the first lines tell nothing.
-        seen: the Claude Code lines that earlier files of the source hold.
+    `seen` are the Claude Code lines that earlier files of the source hold.
 
     Raises:
         DataError: the file is damaged as a whole.

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from sdft_cli.records import Message, RecordRow, Session, ToolCall, ToolSchema
-from sdft_cli.records.reasons import REASON_OF_CAP, REASONS, Candidate, Reason, first_reason, meaning_of, register
+from sdft_cli.records.reasons import REASON_OF_CAP, REASONS, Candidate, first_reason, meaning_of, register
 
 CAPS = {"max_prompt_tokens": 10, "max_rollout_tokens": 5, "max_seq_tokens": 12}
 ASKED = Message("user", "a")
@@ -52,7 +52,7 @@ def test_every_reason_has_a_key_of_its_own_and_a_meaning() -> None:
     assert meaning_of("no_context") == "no user message before it"
     assert meaning_of("of another version") == ""
     with pytest.raises(ValueError, match="there is a reason no_context already"):
-        register(Reason("no_context", "other"))
+        register("no_context", "other")
 
 
 def test_a_status_that_is_no_reason_is_refused() -> None:
