@@ -125,7 +125,7 @@ def ours(measurer: Measurer, sessions: list[Session]) -> tuple[float, dict[tuple
 
 def floor(paths: list[Path], prompts: ChatPrompts, sessions: list[Session]) -> dict[str, float]:
     """One parse of the files and one encode of the distinct text of the sessions."""
-    from sdft_cli.traces.jsonl import read_lines
+    from sdft_cli.traces.rows import read_lines
 
     start = time.perf_counter()
     for path in paths:

@@ -115,7 +115,7 @@ def card_defaults(source: str) -> dict[str, Any]:
 def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False) -> tuple[dict[str, Any], Statistics]:
     """Read the source, measure every turn, write the dataset; return its manifest and its statistics."""
     from sdft_cli.engine.models.names import resolve_model
-    from sdft_cli.prepare.pipeline import manifest_of, measure, read, write
+    from sdft_cli.prepare.pipeline import make_records, manifest_of, read, write
     from sdft_cli.prepare.workers import Job
     from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
     from sdft_cli.prompts.teacher import load_teacher_template
@@ -135,7 +135,7 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
         found = read(config, source, progress)
     prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
     with terminal.progress_reporter() as progress:
-        prepared = measure(source, found, Job(config, prompts, redactor(config)), progress)
+        prepared = make_records(source, found, Job(config, prompts, redactor(config)), progress)
     manifest = manifest_of(config, source, prompts, prepared)
     manifest["data_card"] = card and card.dataset
     statistics = statistics_of(manifest, prepared.sessions, prepared.rows, prepared.rejected)

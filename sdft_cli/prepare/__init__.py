@@ -1,9 +1,8 @@
 """Sessions -> records, with a funnel that counts everything.
 
 pipeline    `sdft prepare` as a function: source -> sessions -> turns -> dataset
-workers     sessions measured in one process or in several, with the same result
-turns       one session -> its turns, each a record or a rejection
-filters     the rejection reasons, and which turn gets which
+workers     sessions tokenised in one process or in several, with the same result
+turns       one session -> its turns, each a record or rejected for one of the reasons in records/reasons.py
 reasoning   reasoning taken out of contexts and references
 duplicates  copies of turns and of sessions, within a split and across it
 split       train and validation, by group of sessions

@@ -11,8 +11,8 @@ from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from sdft_cli.prepare.filters import Reason
 from sdft_cli.records import Message, RecordRow, Rejection, Session
+from sdft_cli.records.reasons import DUPLICATE
 
 
 def _message_bytes(message: Message) -> bytes:
@@ -68,9 +68,7 @@ def first_of_each(
         if first == row.record_id:
             kept.append(row)
         else:
-            lengths = (row.prompt_tokens, row.teacher_prompt_tokens, row.reference_tokens)
-            detail = f"the same as {first}"
-            copies.append(Rejection(row.record_id, row.session_id, row.turn_index, Reason.DUPLICATE, detail, *lengths))
+            copies.append(DUPLICATE.rejection(row, f"the same as {first}"))
     return kept, copies
 
 

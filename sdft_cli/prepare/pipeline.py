@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,13 @@ from sdft_cli.errors import DataError
 from sdft_cli.prepare.duplicates import first_of_each, joined_groups, near_copies
 from sdft_cli.prepare.split import split_keys, validation_groups
 from sdft_cli.prepare.turns import SessionTurns
-from sdft_cli.prepare.workers import Job, map_sessions
+from sdft_cli.prepare.workers import Job, OnProgress, map_sessions
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import RecordRow, Rejection, Session, write_dataset
 from sdft_cli.records.types import record_id_of
 from sdft_cli.traces.source import Source, read_source
 from sdft_cli.traces.tools import with_tools
 from sdft_cli.traces.types import FileSessions, ReadReport
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much is done, and how much there is."""
 
 
 @dataclass
@@ -82,12 +79,12 @@ class Prepared:
     report: ReadReport
 
 
-def prepare(source: Source, job: Job, progress: Progress = lambda what, done, total: None) -> Prepared:
-    """Read a source and turn its sessions into records; see `read` and `measure`."""
-    return measure(source, read(job.config, source, progress), job, progress)
+def prepare(source: Source, job: Job, progress: OnProgress = lambda what, done, total: None) -> Prepared:
+    """Read a source and turn its sessions into records; see `read` and `make_records`."""
+    return make_records(source, read(job.config, source, progress), job, progress)
 
 
-def read(config: PrepareConfig, source: Source, progress: Progress = lambda what, done, total: None) -> FileSessions:
+def read(config: PrepareConfig, source: Source, progress: OnProgress = lambda what, done, total: None) -> FileSessions:
     """Read the sessions of a source; raises `DataError` if there are none."""
     done = iter(range(len(source.files)))
     found = read_source(source, config.limit_sessions, lambda path: progress("Reading", next(done), len(source.files)))
@@ -115,8 +112,8 @@ def _near(
     return near_copies(*sketches)
 
 
-def measure(
-    source: Source, found: FileSessions, job: Job, progress: Progress = lambda what, done, total: None
+def make_records(
+    source: Source, found: FileSessions, job: Job, progress: OnProgress = lambda what, done, total: None
 ) -> Prepared:
     """Turn sessions into records.
 

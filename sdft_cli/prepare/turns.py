@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from sdft_cli.config import PrepareConfig
 from sdft_cli.prepare.duplicates import turn_hashes, turn_sketch
-from sdft_cli.prepare.filters import Reason, content_reason, length_reason
 from sdft_cli.prepare.reasoning import strip_session
 from sdft_cli.prompts.chat import TemplateError
 from sdft_cli.prompts.incremental import Measurer, SessionMeasure
 from sdft_cli.records import RecordRow, Rejection, Session
+from sdft_cli.records.reasons import REASON_OF_CAP, TEMPLATE_ERROR, Candidate, first_reason
 from sdft_cli.records.types import record_id_of
 
 Redact = Callable[[Session, Counter[str]], Session]
@@ -35,37 +35,43 @@ class SessionTurns:
     redacted: Counter[str] = field(default_factory=Counter)
 
 
-def _outcome(measure: SessionMeasure, turn: int, reasoning_only: bool, config: PrepareConfig) -> RecordRow | Rejection:
-    """Keep one turn, or reject it by what it says or by the cap that it breaks."""
+def _row(measure: SessionMeasure, turn: int) -> RecordRow:
+    """Count the tokens of one turn; raises `TemplateError`."""
+    session, lengths = measure.session, measure.lengths(turn)
+    name, has_call = record_id_of(session.session_id, turn), bool(session.messages[turn].tool_calls)
+    return RecordRow(name, session.session_id, turn, lengths.student, lengths.teacher, lengths.reference, has_call)
+
+
+def _outcome(
+    measure: SessionMeasure, turn: int, reasoning_only: bool, caps: Mapping[str, int]
+) -> RecordRow | Rejection:
+    """Keep one turn, or reject it for the first reason that holds."""
     session = measure.session
+    candidate = Candidate(session, turn, reasoning_only, caps, lambda: _row(measure, turn))
     name = record_id_of(session.session_id, turn)
-    reason = content_reason(session, turn, reasoning_only)
-    if reason:
-        return Rejection(name, session.session_id, turn, reason)
     try:
-        found = measure.lengths(turn)
+        reason = first_reason(candidate)
+        if reason is None:
+            return candidate.row
     except TemplateError as error:
-        return Rejection(name, session.session_id, turn, Reason.TEMPLATE_ERROR, str(error))
-    lengths = (found.student, found.teacher, found.reference)
-    over = length_reason(config, found.teacher, found.reference)
-    if over:
-        return Rejection(name, session.session_id, turn, over, "", *lengths)
-    return RecordRow(name, session.session_id, turn, *lengths, bool(session.messages[turn].tool_calls))
+        return Rejection(name, session.session_id, turn, TEMPLATE_ERROR.key, str(error))
+    return reason.rejection(candidate.row) if reason.cap else Rejection(name, session.session_id, turn, reason.key)
 
 
 def _outcomes(
     measure: SessionMeasure, reasoning_only: set[int], config: PrepareConfig
 ) -> tuple[list[RecordRow | Rejection], int | None]:
-    """Return the outcome of each turn, and the last turn that was measured."""
-    found = [_outcome(measure, turn, turn in reasoning_only, config) for turn in measure.session.assistant_turns()]
-    measured = [o.turn_index for o in found if isinstance(o, RecordRow) or o.prompt_tokens is not None]
-    return found, measured[-1] if measured else None
+    """Return the outcome of each turn, and the last turn whose tokens were counted."""
+    caps = {name: int(getattr(config, name)) for name in REASON_OF_CAP}
+    outcomes = [_outcome(measure, turn, turn in reasoning_only, caps) for turn in measure.session.assistant_turns()]
+    counted = [o.turn_index for o in outcomes if isinstance(o, RecordRow) or o.prompt_tokens is not None]
+    return outcomes, counted[-1] if counted else None
 
 
 def turns_of(session: Session, measurer: Measurer, config: PrepareConfig, redact: Redact | None) -> SessionTurns:
-    """Strip, redact and measure one session.
+    """Strip and redact one session, and count the tokens of its turns.
 
-    The last measured turn is compared with its full rendering; if it differs, all turns are measured in full.
+    The last counted turn is compared with its full rendering; if it differs, all turns are rendered in full.
     """
     counts, redacted = Counter[str](), Counter[str]()
     session, reasoning_only = strip_session(session, counts)

@@ -1,4 +1,4 @@
-"""Measure sessions in this process or in several; the result and its order are the same."""
+"""Tokenise sessions in this process or in several; the result and its order are the same."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ from sdft_cli.prepare.turns import Redact, SessionTurns, turns_of
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.incremental import Measurer
 from sdft_cli.records import Session
+
+OnProgress = Callable[[str, int, int], None]
+"""Called with what is being done, how much is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Job:
         return Measurer(self.prompts)
 
     def run(self, session: Session) -> SessionTurns:
-        """Strip, redact and measure one session."""
+        """Strip and redact one session, and count the tokens of its turns."""
         return turns_of(session, self.measurer, self.config, self.redact)
 
 
@@ -72,21 +75,19 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def _in_processes(
-    pool: ProcessPoolExecutor, sessions: Sequence[Session], progress: Callable[[str, int, int], None]
+    pool: ProcessPoolExecutor, sessions: Sequence[Session], progress: OnProgress
 ) -> Iterator[SessionTurns]:
     try:
         with _interrupts_held_back():
             results = pool.map(_run_in_worker, sessions)
-        for number, found in enumerate(results):
-            progress("Measuring", number, len(sessions))
-            yield found
+        for number, turns in enumerate(results):
+            progress("Counting tokens", number, len(sessions))
+            yield turns
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def map_sessions(
-    job: Job, sessions: Sequence[Session], progress: Callable[[str, int, int], None]
-) -> Iterator[SessionTurns]:
+def map_sessions(job: Job, sessions: Sequence[Session], progress: OnProgress) -> Iterator[SessionTurns]:
     """Yield the turns of each session, in the order of the sessions.
 
     With `config.workers` > 1 processes share the work, one session at a time.
@@ -94,7 +95,7 @@ def map_sessions(
     total = len(sessions)
     if job.config.workers == 1 or total < 2:
         for number, session in enumerate(sessions):
-            progress("Measuring", number, total)
+            progress("Counting tokens", number, total)
             yield job.run(session)
     else:
         context = multiprocessing.get_context("spawn")  # tokenizers' threads do not survive a fork
@@ -105,4 +106,4 @@ def map_sessions(
             yield from _in_processes(
                 ProcessPoolExecutor(workers, context, _start_worker, (str(path),)), sessions, progress
             )
-    progress("Measuring", total, total)
+    progress("Counting tokens", total, total)

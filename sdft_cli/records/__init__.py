@@ -1,6 +1,7 @@
 """The contract between all rooms: messages, sessions, records, and how they are stored.
 
 types       messages, sessions, records, rejections
+reasons     why a turn is no record: every reason, and the function that goes through them
 dataset     the dataset folder, written and read
 export      self-contained rows for other trainers
 folders     folders and files, whole or not at all

@@ -96,7 +96,7 @@ class Rejection:
     """A row of `rejected.parquet`: an assistant turn that did not become a record, and why.
 
     `turn_index` is None for a turn that is in no kept conversation (an abandoned branch); token counts are None
-    where the turn was rejected before it was measured.
+    where the turn was rejected before its tokens were counted.
     """
 
     record_id: str

@@ -18,7 +18,7 @@ from sdft_cli.redaction.redactor import Redactor
 def kinds_in(path: Path, redactor: Redactor) -> Counter[str]:
     """Count what a text file gives away, by kind: in its text and, of JSON, in each string with its key.
 
-    The vocabulary and the merges of a `tokenizer.json` are left out: pieces of words are no prose.
+    The vocabulary and the merges of a `tokenizer.json` are left out: tokens are no prose.
 
     Raises:
         VerificationError: it is no UTF-8 text, no JSON under that name, or the search failed.

@@ -81,7 +81,7 @@ _TOKEN_NAME = re.compile(r"KEY|TOKEN|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
 
 
 def known_values() -> dict[str, list[str]]:
-    """Return what can be told about this machine and its user, kind -> exact values.
+    """Return what can be found out about this machine and its user, kind -> exact values.
 
     Home folder, user name, host name, the name and e-mail of git's configuration, and the values of environment
     variables whose name contains KEY, TOKEN, SECRET, PASSWORD or CREDENTIAL (8 characters or more, no path).

@@ -1,7 +1,7 @@
-"""Redaction: secrets and personal names leave a session before anything is measured or written.
+"""Redaction: secrets and personal names leave a session before its tokens are counted and it is written.
 
 Three finders look at every string: the kingfisher scanner (its rules for several hundred issuers), the context rules of
-`redact_rules`, and exact values known on this machine. What one string gives away is removed from the whole session, so
+`rules`, and exact values known on this machine. What one string gives away is removed from the whole session, so
 the prompt and the reference stay consistent. Pseudonyms are keyed: HMAC-SHA256 (RFC 2104), 8 hexadecimal digits.
 """
 
@@ -52,8 +52,8 @@ class Redactor:
     """Finds and replaces secrets and personal names in text and sessions.
 
     Args:
-        key: secret key of the pseudonyms, see `redact_known.redaction_key`.
-        known: kind -> exact values of this machine, see `redact_known.known_values`; common words, values below 4
+        key: secret key of the pseudonyms, see `known_values.redaction_key`.
+        known: kind -> exact values of this machine, see `known_values.known_values`; common words, values below 4
             characters and environment values that read as words are ignored.
 
     A redactor can be pickled; a worker process builds its scanner on first use.

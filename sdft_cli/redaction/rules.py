@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 
-class Span(NamedTuple):
+class RuleSpan(NamedTuple):
     """`kind` was found at `data[start:end]`, byte offsets."""
 
     start: int
@@ -108,7 +108,7 @@ def _mixed(value: bytes) -> bool:
 
 
 def is_secret_value(value: bytes, quoted: bool) -> bool:
-    """Tell whether the right-hand side of `password=` and its kin is a literal secret.
+    """Tell whether the right-hand side of `password=` and similar names is a literal secret.
 
     A literal has a digit and a letter (or, in quotes, a sign) and is no placeholder, path, identifier or code.
     Without quotes it must have 8 characters, with quotes 6.
@@ -176,12 +176,12 @@ def _is_shape(value: bytes) -> bool:
     return not is_placeholder(value) and (_mixed(value[4:]) or not is_wordy(value))
 
 
-def _shapes(flat: bytes) -> Iterator[Span]:
+def _shapes(flat: bytes) -> Iterator[RuleSpan]:
     hit = set(_NEEDLE.findall(flat))
     for kind, pattern in dict.fromkeys((_BY_NEEDLE[n][0], _BY_NEEDLE[n][2]) for n in hit):
         for match in pattern.finditer(flat):
             if _is_shape(match[0]):
-                yield Span(*match.span(), kind)
+                yield RuleSpan(*match.span(), kind)
 
 
 # Context: what stands before the value.
@@ -194,15 +194,15 @@ _PEM_RUN = re.compile(rb"[A-Za-z0-9+/=]{16,}")
 _PEM_LONGEST = 20_000
 
 
-def _private_keys(flat: bytes) -> Iterator[Span]:
+def _private_keys(flat: bytes) -> Iterator[RuleSpan]:
     if b"PRIVATE KEY" not in flat:
         return
     for head in _PEM_HEAD.finditer(flat):
         tail = _PEM_TAIL.search(flat, head.end(), head.end() + _PEM_LONGEST)
         if tail and has_key_body(flat[head.end() : tail.start()]):
-            yield Span(head.start(), tail.end(), "private_key")
+            yield RuleSpan(head.start(), tail.end(), "private_key")
         elif lines := _PEM_LINES.match(flat, head.end()):
-            yield Span(head.start(), lines.end(), "private_key")
+            yield RuleSpan(head.start(), lines.end(), "private_key")
 
 
 def has_key_body(body: bytes) -> bool:
@@ -230,7 +230,7 @@ _CODE = re.compile(rb"[,;(){}\[\]<>|\\]")
 _KIND_OF_KEYWORD = {b"pa": "password", b"pw": "password", b"to": "token", b"se": "secret", b"cr": "credential"}
 
 
-def _assignments(flat: bytes) -> Iterator[Span]:
+def _assignments(flat: bytes) -> Iterator[RuleSpan]:
     """`password=`, `"api_key": "..."`, `--token ...`, `the password is ...`, `PASSWORD '...'`."""
     for keyword in _KEYWORD.finditer(flat.lower()):
         match = _ASSIGNED.match(flat, keyword.end())
@@ -245,7 +245,7 @@ def _assignments(flat: bytes) -> Iterator[Span]:
         if not is_aws and not is_secret_value(value, quoted):  # one AWS key in 64 starts like a path
             continue
         if not match["gap"] or quoted or _is_option(flat, keyword.start()):
-            yield Span(start, end, "aws_secret_key" if is_aws else _KIND_OF_KEYWORD.get(keyword[0][:2], "api_key"))
+            yield RuleSpan(start, end, "aws_secret_key" if is_aws else _KIND_OF_KEYWORD.get(keyword[0][:2], "api_key"))
 
 
 def _is_option(flat: bytes, keyword: int) -> bool:
@@ -268,24 +268,24 @@ _SCHEME = re.compile(rb"bearer|basic|authorization[\"']{0,8}[ \t]*[:=][ \t]*[\"'
 _CREDENTIAL = re.compile(rb"[ \t]+([A-Za-z0-9._~+/=-]{16,4096})")
 
 
-def _authorizations(flat: bytes) -> Iterator[Span]:
+def _authorizations(flat: bytes) -> Iterator[RuleSpan]:
     for scheme in _SCHEME.finditer(flat.lower()):
         match = _CREDENTIAL.match(flat, scheme.end())
         value = match[1].rstrip(b".") if match else b""
         if match and _mixed(value) and not is_placeholder(value) and not is_wordy(value):
-            yield Span(match.start(1), match.start(1) + len(value), "authorization")
+            yield RuleSpan(match.start(1), match.start(1) + len(value), "authorization")
 
 
 _URL_PASSWORD = re.compile(rb":(?:\\*/){2}(?P<user>[^\s:/@\"'`<>]*):(?P<value>[^\s/\"'`<>]+)@(?=[\w\[])")
 
 
-def _url_passwords(flat: bytes) -> Iterator[Span]:
+def _url_passwords(flat: bytes) -> Iterator[RuleSpan]:
     if b"@" in flat and b":" in flat:
         for match in _URL_PASSWORD.finditer(flat):
             value = match["value"]
             weak = value == match["user"] or ((is_wordy(value) or len(value) < 8) and _WEAK.search(value))
             if len(value) >= 6 and not weak and not is_placeholder(value) and _mixed(value):
-                yield Span(*match.span("value"), "url_password")
+                yield RuleSpan(*match.span("value"), "url_password")
 
 
 # E-mail addresses.
@@ -310,7 +310,7 @@ _PUBLIC_DOMAIN = re.compile(
 )
 
 
-def _emails(flat: bytes) -> Iterator[Span]:
+def _emails(flat: bytes) -> Iterator[RuleSpan]:
     if b"@" not in flat:
         return
     for match in _DOMAIN.finditer(flat):
@@ -321,10 +321,10 @@ def _emails(flat: bytes) -> Iterator[Span]:
         before = flat[max(0, local.start() - 2) : local.start()]
         # `https://name@host` is the user of a URL, `\x01` an earlier pseudonym
         if not _PUBLIC_LOCAL.fullmatch(local[0]) and not before.endswith((b"//", _MASK)):
-            yield Span(local.start(), match.end(), "email")
+            yield RuleSpan(local.start(), match.end(), "email")
 
 
-RULES: tuple[Callable[[bytes], Iterator[Span]], ...] = (
+RULES: tuple[Callable[[bytes], Iterator[RuleSpan]], ...] = (
     _shapes,
     _private_keys,
     _assignments,

@@ -11,6 +11,7 @@ import jinja2
 
 from sdft_cli.records import Dataset
 from sdft_cli.records.folders import new_file
+from sdft_cli.records.reasons import meaning_of
 from sdft_cli.report.statistics import Length, dataset_statistics
 from sdft_cli.resources import resource_text
 
@@ -81,6 +82,7 @@ def render_page(dataset: Dataset) -> str:
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["meaning"] = meaning_of
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["coordinate"] = lambda value: f"{value:.1f}"
     template = environment.from_string(resource_text("templates", "report", "dataset.html.jinja"))

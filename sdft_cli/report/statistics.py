@@ -14,10 +14,9 @@ from typing import Any
 
 from sdft_cli.errors import DataError
 from sdft_cli.records import Dataset, RecordRow, Rejection, Session
+from sdft_cli.records.reasons import REASON_OF_CAP
 
-CAPS = ("max_prompt_tokens", "max_rollout_tokens", "max_seq_tokens")
-CAP_REASONS = frozenset({"over_prompt_cap", "over_rollout_cap", "over_sequence_cap"})
-"""Turns with these reasons were measured, and would be records under higher caps."""
+CAPS = tuple(REASON_OF_CAP)
 LENGTHS: tuple[tuple[str, str, str | None], ...] = (
     ("prompt_tokens", "student prompt", None),
     ("teacher_prompt_tokens", "teacher prompt", "max_prompt_tokens"),
@@ -45,7 +44,7 @@ class Histogram:
     edges: tuple[int, ...]
     kept: tuple[int, ...]
     over_cap: tuple[int, ...]
-    """Turns that were measured and rejected by a cap, whichever it was."""
+    """Turns that were tokenised and rejected by a cap, whichever it was."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Statistics:
     lengths: tuple[Length, ...]
     session_turns: Summary | None
     session_tokens: Summary | None
-    """Longest measured turn of a session: the student's prompt and the expert's turn together."""
+    """Longest tokenised turn of a session: the student's prompt and the expert's turn together."""
     tools: tuple[ToolUse, ...]
     caps: Mapping[str, tuple[CapChoice, ...]]
 
@@ -98,7 +97,7 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class _Turn:
+class _CountedTurn:
     session_id: str
     prompt_tokens: int
     teacher_prompt_tokens: int
@@ -137,26 +136,28 @@ def _bin(value: int) -> int:
     return max(0, value - 1).bit_length()
 
 
-def _turns(rows: Iterable[RecordRow], rejected: Iterable[Rejection]) -> list[_Turn]:
-    found = [_Turn(r.session_id, r.prompt_tokens, r.teacher_prompt_tokens, r.reference_tokens, True) for r in rows]
+def _turns(rows: Iterable[RecordRow], rejected: Iterable[Rejection]) -> list[_CountedTurn]:
+    found = [
+        _CountedTurn(r.session_id, r.prompt_tokens, r.teacher_prompt_tokens, r.reference_tokens, True) for r in rows
+    ]
     for turn in rejected:
-        if turn.reason in CAP_REASONS:
+        if turn.reason in REASON_OF_CAP.values():  # its tokens were counted, and a higher cap would keep it
             lengths = (turn.prompt_tokens, turn.teacher_prompt_tokens, turn.reference_tokens)
             if any(length is None for length in lengths):
                 raise DataError(
                     f"{turn.record_id} was rejected by a cap without its lengths: run `sdft prepare` again."
                 )
-            found.append(_Turn(turn.session_id, *lengths, False))  # type: ignore[arg-type]  # checked above
+            found.append(_CountedTurn(turn.session_id, *lengths, False))  # type: ignore[arg-type]  # checked above
     return found
 
 
-def _length_of(turn: _Turn, cap_name: str) -> int:
+def _length_of(turn: _CountedTurn, cap_name: str) -> int:
     """Return the length that a cap is on."""
     return int(getattr(turn, next(name for name, _, cap in LENGTHS if cap == cap_name)))
 
 
-def cap_choices(turns: Sequence[_Turn], caps: Mapping[str, int], name: str) -> tuple[CapChoice, ...]:
-    """Return candidate values of one cap, and how many of the measured turns each would keep.
+def cap_choices(turns: Sequence[_CountedTurn], caps: Mapping[str, int], name: str) -> tuple[CapChoice, ...]:
+    """Return candidate values of one cap, and how many of the tokenised turns each would keep.
 
     Candidates are the cap halved and doubled twice and the longest length there is; those that `sdft prepare` refuses
     (a prompt cap above the sequence cap) and those above the longest length are left out.
@@ -185,7 +186,7 @@ def _tools(sessions: Iterable[Session], rows: Iterable[RecordRow]) -> tuple[Tool
     return tuple(ToolUse(name, calls[name], in_records[name]) for name in sorted(calls, key=lambda n: (-calls[n], n)))
 
 
-def _length(turns: Sequence[_Turn], name: str, what: str, cap_name: str | None, cap: int | None) -> Length:
+def _length(turns: Sequence[_CountedTurn], name: str, what: str, cap_name: str | None, cap: int | None) -> Length:
     kept = [getattr(turn, name) for turn in turns if turn.kept]
     over_cap = [getattr(turn, name) for turn in turns if not turn.kept]
     return Length(name, what, cap_name, cap, summary_of(kept), histogram_of(kept, over_cap, cap))
@@ -263,13 +264,12 @@ def cap_losses(dataset: Dataset, profile_caps: Mapping[str, int]) -> tuple[CapLo
     """
     caps = _caps_of(dataset.manifest)
     rejected = Counter(turn.reason for turn in dataset.rejected)
-    reasons = dict(zip(CAPS, ("over_prompt_cap", "over_rollout_cap", "over_sequence_cap"), strict=True))
     turns = _turns((record.row for record in dataset.train), ())
     return tuple(
         CapLoss(
             name,
             caps[name],
-            rejected[reasons[name]],
+            rejected[REASON_OF_CAP[name]],
             profile_caps[name],
             sum(_length_of(turn, name) > profile_caps[name] for turn in turns),
         )

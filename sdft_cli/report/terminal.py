@@ -20,28 +20,12 @@ from rich.table import Table
 from rich.text import Text
 
 from sdft_cli.records import Dataset
+from sdft_cli.records.reasons import meaning_of
 from sdft_cli.report.bars import HistogramBars
 from sdft_cli.report.merge_rows import merge_rows
 from sdft_cli.report.statistics import CapChoice, Statistics, Summary, dataset_statistics
 
 TOP_TOOLS = 15
-
-_MEANING = {
-    "over_prompt_cap": "teacher prompt over --max-prompt-tokens",
-    "over_rollout_cap": "expert turn over --max-rollout-tokens",
-    "over_sequence_cap": "prompt + expert turn over --max-seq-tokens",
-    "empty_reference": "no text and no call",
-    "reasoning_only": "nothing but reasoning",
-    "api_error": "an API error, not an answer",
-    "synthetic": "written by the agent program",
-    "interrupted": "the user stopped it or refused its call",
-    "truncated": "cut off by a token limit",
-    "duplicate": "the same tools, context and turn as another record",
-    "no_context": "no user message before it",
-    "unknown_tool": "calls a tool that was not offered",
-    "template_error": "the chat template refuses it",
-    "abandoned_branch": "on a branch the session did not end on",
-}
 
 
 def stdout() -> Console:
@@ -71,7 +55,7 @@ def funnel_table(funnel: Mapping[str, Any]) -> Table:
         ("assistant turns", f"{funnel['turns']:,}", ""),
     ]
     for reason, count in sorted(funnel["rejected"].items(), key=lambda item: -item[1]):
-        rows.append((f"  - {reason}", f"{count:,}", _MEANING.get(reason, "")))
+        rows.append((f"  - {reason}", f"{count:,}", meaning_of(reason)))
     rows += [
         (
             "records kept",
@@ -133,7 +117,7 @@ def lengths_table(statistics: Statistics) -> Table:
         ("turns per session", *cells(statistics.session_turns), ""),
         ("tokens per session", *cells(statistics.session_tokens), ""),
     ]
-    caption = "Tokens of the records; a session's tokens are those of its longest measured turn."
+    caption = "Tokens of the records; a session's tokens are those of its longest tokenised turn."
     return table("Lengths", ["", "min", "median", "p90", "max", "cap"], rows, caption)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.records import Message, Rejection, Session, ToolCall
+from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED, SYNTHETIC, TRUNCATED
 from sdft_cli.traces.claude_code_graph import Context, Graph, Node
 from sdft_cli.traces.claude_code_lines import (
     Block,
@@ -103,7 +104,7 @@ class _Writer:
         and went on, which is two turns with a tool message between them.
         """
         status = self._status(node)
-        parts = [_Turn()]
+        parts = [_TurnParts()]
         found: list[Message] = []
         names: dict[str, str] = {}
         for block in (block for line in node.lines for block in line.blocks):
@@ -116,12 +117,12 @@ class _Writer:
                 call, whole = self._call(block)
                 parts[-1].calls[call.id] = call
                 names[call.id] = call.name
-                status = status or (None if whole else "truncated")
+                status = status or (None if whole else TRUNCATED.key)
             elif kind.endswith("tool_result"):
                 self.notes["server_tool_results"] += 1
                 call_id = text_field(block, "tool_use_id")
                 found += [parts[-1].message(status), self._tool(block, names.pop(call_id, None), node.cleared)]
-                parts.append(_Turn())
+                parts.append(_TurnParts())
             elif (text := self._block_text(block)) is not None:
                 parts[-1].texts.append(text)
         if not found or parts[-1].holds_anything():
@@ -133,8 +134,8 @@ class _Writer:
         if node.repeats:
             return "repeated"
         if node.lines[0].message.get("model") == "<synthetic>":
-            return "synthetic"
-        return "interrupted" if node.interrupted else "truncated" if node.truncated else None
+            return SYNTHETIC.key
+        return INTERRUPTED.key if node.interrupted else TRUNCATED.key if node.truncated else None
 
     def _call(self, block: Block) -> tuple[ToolCall, bool]:
         """Return a call, and whether its arguments are whole: a cut-off answer may leave text instead of an object."""
@@ -167,7 +168,7 @@ class _Writer:
         return found
 
 
-class _Turn:
+class _TurnParts:
     """The parts of one assistant turn."""
 
     def __init__(self) -> None:
@@ -211,7 +212,7 @@ def _account(context: Context, fates: dict[int, str], kept: bool) -> None:
 
 def _lost(context: Context, base: str) -> list[Rejection]:
     return [
-        Rejection(f"{base}/abandoned-{node.key}", base, None, "abandoned_branch")
+        Rejection(f"{base}/abandoned-{node.key}", base, None, ABANDONED_BRANCH.key)
         for node in context.abandoned
         if node.role == "assistant" and not node.repeats
     ]
@@ -220,7 +221,7 @@ def _lost(context: Context, base: str) -> list[Rejection]:
 def _errors(lines: list[Line], base: str) -> list[Rejection]:
     """API errors stand where a turn should be, but Claude Code does not send them back: they are in no context."""
     errors = (line for line in lines if line.kind == "api_error" and not line.repeats)
-    return [Rejection(f"{base}/error-{line.uuid}", base, None, "api_error") for line in errors]
+    return [Rejection(f"{base}/error-{line.uuid}", base, None, API_ERROR.key) for line in errors]
 
 
 def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadReport, writer: _Writer) -> list[Session]:

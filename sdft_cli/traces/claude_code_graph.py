@@ -103,10 +103,10 @@ def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
             content = text_field(line.data, "content")
             named = (i for i, w in enumerate(waiting) if content and w.data.get("content") == content)
             prompt = waiting.pop(next(named, 0))
-            words = text_field(prompt.data, "content")
-            if operation == "remove" and attached[words] > 0:
-                attached[words] -= 1
-            elif operation == "remove" and words.strip():
+            text = text_field(prompt.data, "content")
+            if operation == "remove" and attached[text] > 0:
+                attached[text] -= 1
+            elif operation == "remove" and text.strip():
                 shown.append((line.number, prompt))
     return shown
 

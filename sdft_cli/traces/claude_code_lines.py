@@ -12,18 +12,18 @@ from typing import Any
 
 import msgspec
 
-from sdft_cli.traces.jsonl import read_lines
+from sdft_cli.traces.rows import read_lines
 from sdft_cli.traces.types import ReadReport
 
 Block = dict[str, Any]
 
 _INTERRUPTS = ("[Request interrupted by user]", "[Request interrupted by user for tool use]")
-_SYSTEM = {
+_KIND_OF_SYSTEM_SUBTYPE = {
     "compact_boundary": "boundary",
     "microcompact_boundary": "microcompact",
     "stop_hook_summary": "hook_summary",
 }
-_OTHER_TYPES = {
+_KIND_OF_OTHER_TYPE = {
     "progress": "progress",
     "summary": "summary",
     "queue-operation": "queue",
@@ -38,8 +38,8 @@ _OTHER_TYPES = {
         "bookkeeping",
     ),
 }
-_KNOWN_TYPES = frozenset({"user", "assistant", "system", "attachment", *_OTHER_TYPES})
-_ATTACHMENT_WORDS: dict[str, tuple[str, ...]] = {
+_KNOWN_TYPES = frozenset({"user", "assistant", "system", "attachment", *_KIND_OF_OTHER_TYPE})
+_ATTACHMENT_TEXT: dict[str, tuple[str, ...]] = {
     "queued_command": ("prompt",),
     "file": ("content", "file", "content"),
     "directory": ("content",),
@@ -50,7 +50,7 @@ _ATTACHMENT_WORDS: dict[str, tuple[str, ...]] = {
     "hook_blocking_error": ("blockingError", "blockingError"),
     "hook_success": ("content",),
 }
-"""Where the words of an attachment stand that the model was shown. Other types hold none of their own."""
+"""Where the text of an attachment stands that the model was shown. Other types hold none of their own."""
 _HOOKS_SHOWN = ("SessionStart", "UserPromptSubmit")
 
 
@@ -86,7 +86,7 @@ def blocks_of(content: Any) -> list[Block]:
 
 @dataclass(slots=True)
 class Line:
-    """One line of a file. `kind` says what it is; `assistant`, `user`, `boundary`, `microcompact` shape contexts.
+    """One line of a file. `kind` says what it is, see `kind_of_line`.
 
     `uuid` is made up from the line number where the line has none. `by_order`: the format of the line has no
     `parentUuid`, so its parent is the line before it.
@@ -140,14 +140,26 @@ class Line:
 def _attachment_blocks(attachment: dict[str, Any]) -> list[Block]:
     kind = text_field(attachment, "type")
     value: Any = attachment
-    for key in _ATTACHMENT_WORDS.get(kind, ()):
+    for key in _ATTACHMENT_TEXT.get(kind, ()):
         value = value.get(key) if isinstance(value, dict) else None
     if value is attachment or (kind == "hook_success" and attachment.get("hookEvent") not in _HOOKS_SHOWN):
         return []
     return [b for b in blocks_of(value) if b.get("type") != "text" or text_field(b, "text").strip()]
 
 
-def _kind_of(data: dict[str, Any]) -> str:
+def kind_of_line(data: dict[str, Any]) -> str:
+    """Decide what a line is: here, and only here, a line gets its kind. A line that is no JSON object has none.
+
+    - `assistant`: a part of a turn. In a context, or on an abandoned branch.
+    - `user`: what the model was shown beside its turns: prompts, tool results, echoes of local commands, attachments
+      with a text of their own. In a context, or on an abandoned branch.
+    - `boundary`, `microcompact`: a compaction; a new context begins.
+    - `api_error`: stands where a turn should be; in no context, and the turn counts as lost.
+    - `queue`: a prompt that waits; shown if the running turn absorbed it.
+    - `replacement`: what was shown instead of large tool results; takes their place.
+    - `attachment` (without text), `virtual`, `empty`, `progress`, `summary`, `hook_summary`, `system`, `snapshot`,
+      `bookkeeping`, `unknown_type`: the model did not see them; counted, and walked through where they carry the chain.
+    """
     kind = text_field(data, "type")
     if kind in ("assistant", "user"):
         message = object_field(data, "message")
@@ -160,10 +172,10 @@ def _kind_of(data: dict[str, Any]) -> str:
         subtype = text_field(data, "subtype")
         if subtype == "local_command" and text_field(data, "content"):
             return "user"  # echoes of local commands reach the model, whichever type of line holds them
-        return _SYSTEM.get(subtype, "system")
+        return _KIND_OF_SYSTEM_SUBTYPE.get(subtype, "system")
     if kind == "attachment":
         return "user" if _attachment_blocks(object_field(data, "attachment")) else "attachment"
-    return _OTHER_TYPES.get(kind, "unknown_type")
+    return _KIND_OF_OTHER_TYPE.get(kind, "unknown_type")
 
 
 class SeenLines:
@@ -222,7 +234,7 @@ def read(path: Path, report: ReadReport) -> list[Line]:
         if uuid:
             seen.add(uuid)
         parent = text_field(data, "parentUuid") or None
-        lines.append(Line(number, data, _kind_of(data), uuid or f"line:{number}", parent, "parentUuid" not in data))
+        lines.append(Line(number, data, kind_of_line(data), uuid or f"line:{number}", parent, "parentUuid" not in data))
     return lines
 
 

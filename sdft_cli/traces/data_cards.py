@@ -12,10 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from sdft_cli.errors import UsageError
 from sdft_cli.resources import resource, resource_text
-from sdft_cli.traces import claude_code, golden, messages
-from sdft_cli.traces.types import OTHER_AGENTS
+from sdft_cli.traces.readers import READERS
 
-READERS = (claude_code.FORMAT, messages.FORMAT, golden.FORMAT, *OTHER_AGENTS)
 MIXED = "mixed"
 
 
@@ -49,8 +47,9 @@ class DataCard(_Facts):
     @field_validator("format")
     @classmethod
     def _is_a_reader(cls, value: str) -> str:
-        if value not in (*READERS, MIXED):
-            raise ValueError(f"format {value!r} is no reader ({', '.join((*READERS, MIXED))})")
+        known = [*(reader.name for reader in READERS), MIXED]
+        if value not in known:
+            raise ValueError(f"format {value!r} is no reader ({', '.join(known)})")
         return value
 
     @property

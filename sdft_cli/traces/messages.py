@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
+from sdft_cli.traces.rows import Rows
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "messages"
@@ -94,10 +95,7 @@ def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
     return Session(session_id, messages, tools, group=session_id, metadata={"format": FORMAT, "file": name})
 
 
-def sessions_of_rows(
-    rows: Iterable[tuple[str, dict[str, Any] | None]],
-    build: Callable[[dict[str, Any], str, ReadReport], Session] = session_of,
-) -> FileSessions:
+def sessions_of_rows(rows: Rows, build: Callable[[dict[str, Any], str, ReadReport], Session]) -> FileSessions:
     """Turn named rows into sessions; a row that is no conversation is counted as broken, with its name."""
     report = ReadReport()
     sessions: list[Session] = []

@@ -21,15 +21,16 @@ from typing import Any
 
 from sdft_cli.errors import DataError, MachineError
 from sdft_cli.records import Message, Rejection, Session, ToolCall, ToolSchema
+from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED
 from sdft_cli.traces.agent_lines import HEADERS, Line, cut_contexts, tree_path, without_rolled_back
 from sdft_cli.traces.agent_texts import Vault, as_object, protected_events
 from sdft_cli.traces.messages import tools_of
+from sdft_cli.traces.rows import Rows
 from sdft_cli.traces.tools import infer_schema
-from sdft_cli.traces.types import OTHER_AGENTS, FileSessions, ReadReport
+from sdft_cli.traces.types import FileSessions, ReadReport
 
-Rows = Iterable[tuple[str, dict[str, Any] | None]]
-"""Named lines (or rows) of a file; None where a line is no JSON object."""
-
+OTHER_AGENTS = {name.lower(): name for name in ("Codex", "Cursor", "Droid", "Hermes", "OpenClaw", "Pi")}
+"""The formats that are read here, with the names of their agents."""
 _CODEX_LINES = ("session_meta", "turn_context", "response_item", "event_msg", "compacted")
 _CODEX_OUTPUTS = ("function_call_output", "custom_tool_call_output")
 _CODEX_ITEMS = ("message", "reasoning", "function_call", "custom_tool_call", *_CODEX_OUTPUTS)
@@ -40,7 +41,7 @@ _KINDS = frozenset(
     | {"hermes_session_meta", "external_session_meta"}
 )
 _ROLES = ("system", "user", "assistant", "tool")
-_STATUS = {"error": "api_error", "aborted": "interrupted"}
+_STATUS = {"error": API_ERROR.key, "aborted": INTERRUPTED.key}
 
 
 def _is_hermes(row: dict[str, Any]) -> bool:
@@ -234,7 +235,9 @@ def _lost_turns(lines: Sequence[Line], base: str, agent: str) -> list[Rejection]
     turns = [
         x for i, x in enumerate(lines) if x.is_assistant and not (agent == "codex" and i and lines[i - 1].is_assistant)
     ]
-    return [Rejection(f"{base}/abandoned-{x.data.get('id') or x.name}", base, None, "abandoned_branch") for x in turns]
+    return [
+        Rejection(f"{base}/abandoned-{x.data.get('id') or x.name}", base, None, ABANDONED_BRANCH.key) for x in turns
+    ]
 
 
 def _group(lines: Sequence[Line], session_id: str) -> str:
@@ -256,7 +259,7 @@ def _without_inactive(line: Line, report: ReadReport) -> Line:
     report.notes["rewound_messages"] += len(messages) - len(active)
     session = str(line.data.get("id") or line.name)
     report.lost_turns += [
-        Rejection(f"{session}/abandoned-{m.get('id') or i}", session, None, "abandoned_branch")
+        Rejection(f"{session}/abandoned-{m.get('id') or i}", session, None, ABANDONED_BRANCH.key)
         for i, m in enumerate(messages)
         if m not in active and m.get("role") == "assistant"
     ]

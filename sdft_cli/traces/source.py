@@ -1,24 +1,21 @@
-"""Where sessions come from: a file, a folder, or a Hub dataset; and which reader a file needs."""
+"""Where sessions come from: a file, a folder, or a Hub dataset. Its files are read one after the other."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from sdft_cli.errors import DataError, MachineError, SdftError
 from sdft_cli.records import Session
-from sdft_cli.traces import claude_code, golden, messages, other_agents
-from sdft_cli.traces.jsonl import read_lines
-from sdft_cli.traces.types import OTHER_AGENTS, FileSessions, ReadReport
+from sdft_cli.traces.claude_code import SeenLines
+from sdft_cli.traces.readers import reader_for
+from sdft_cli.traces.rows import SUFFIXES
+from sdft_cli.traces.types import FileSessions, ReadReport
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_SNIFFED_LINES = 50
 
 
 @dataclass(frozen=True)
@@ -105,95 +102,17 @@ def _download(dataset: str, revision: str | None) -> tuple[Path, str]:
     return Path(folder), str(commit)
 
 
-def _json_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Rows of a `.json` document: a list of objects, or one object."""
-    try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
-        value = None
-    for index, row in enumerate(value if isinstance(value, list) else [value]):
-        yield f"{path.name}[{index}]", row if isinstance(row, dict) else None
+def read_file(path: Path, known_format: str | None = None, seen: SeenLines | None = None) -> FileSessions | None:
+    """Read one trace file with the reader that `reader_for` chooses, or return None if there is none.
 
-
-def _without_nulls(value: Any) -> Any:
-    """Drop the null keys that Parquet's struct columns pad every row with."""
-    if isinstance(value, dict):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, list):
-        return [_without_nulls(item) for item in value]
-    return value
-
-
-def _table_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a Parquet file, or of an Arrow file as `datasets` saves it."""
-    from datasets import Dataset, disable_progress_bars, enable_progress_bars
-
-    disable_progress_bars()
-    try:
-        load = Dataset.from_parquet if path.suffix == ".parquet" else Dataset.from_file
-        rows = load(str(path))
-    except Exception as error:  # datasets wraps pyarrow's errors in several classes of its own
-        raise DataError(f"{path} cannot be read as a table ({type(error).__name__}): check the file.") from error
-    finally:
-        enable_progress_bars()
-    for index, row in enumerate(rows):
-        yield f"{path.name}[{index}]", _without_nulls(row)
-
-
-def rows_of(path: Path) -> Iterator[tuple[str, dict[str, Any] | None]]:
-    """Yield the named rows of a trace file; None for one that is no JSON object.
-
-    Raises:
-        DataError: a table cannot be read.
-    """
-    if path.suffix == ".jsonl":
-        yield from ((f"{path.name}:{number}", row) for number, row in read_lines(path))
-    elif path.suffix == ".json":
-        yield from _json_rows(path)
-    else:
-        yield from _table_rows(path)
-
-
-def detect_format(path: Path) -> str | None:
-    """Name the format of a trace file by its first objects, or None. Our own readers come before teich's.
-
-    A Hermes export has `messages` too, but keeps its system prompt beside them, so it is told apart first.
-    """
-    first = [row for _, row in islice(rows_of(path), _SNIFFED_LINES) if row is not None]
-    if path.suffix == ".jsonl" and claude_code.looks_like(first):
-        return claude_code.FORMAT
-    agent = other_agents.detect(first)
-    if golden.looks_like(first):
-        return golden.FORMAT
-    if messages.looks_like(first) and agent != "hermes":
-        return messages.FORMAT
-    return agent
-
-
-def read_file(
-    path: Path, known_format: str | None = None, seen: claude_code.SeenLines | None = None
-) -> FileSessions | None:
-    """Read one trace file with the reader that its first lines ask for, or return None if no reader knows them.
-
-    Args:
-        path: the file.
-        known_format: what a data card says, used where the first lines tell nothing.
-        seen: the Claude Code lines that earlier files of the source hold.
+    `seen` are the Claude Code lines that earlier files of the source hold.
 
     Raises:
         DataError: the file is damaged as a whole.
         MachineError: the file is another agent's and teich is not installed.
     """
-    found = detect_format(path) or known_format
-    if found == claude_code.FORMAT:
-        return claude_code.read_claude_code(path, seen) if path.suffix == ".jsonl" else None
-    if found == golden.FORMAT:
-        return messages.sessions_of_rows(rows_of(path), golden.session_of)
-    if found == messages.FORMAT:
-        return messages.sessions_of_rows(rows_of(path))
-    if found in OTHER_AGENTS:
-        return other_agents.read_other_agent(path, found, rows_of(path))
-    return None
+    reader = reader_for(path, known_format)
+    return reader.read(path, seen or SeenLines()) if reader else None
 
 
 def _unique(sessions: Sequence[Session], taken: set[str], report: ReadReport) -> Iterator[Session]:
@@ -227,7 +146,7 @@ def read_source(
         DataError: no file holds a session with an assistant turn.
         MachineError: the files are another agent's and teich is not installed.
     """
-    report, taken, seen = ReadReport(), set[str](), claude_code.SeenLines()
+    report, taken, seen = ReadReport(), set[str](), SeenLines()
     failures: list[SdftError] = []
     sessions: list[Session] = []
     unread = sorted(source.files, key=lambda p: p.name.startswith("agent-"))

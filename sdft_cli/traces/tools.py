@@ -13,8 +13,10 @@ from typing import Any
 
 from sdft_cli.records import Session, ToolCall, ToolSchema
 from sdft_cli.resources import resource_text
-from sdft_cli.traces.types import OTHER_AGENTS
 
+_CLAUDE_CODE = "claude_code"
+_CLAUDE_CODE_FORMATS = ("claude-code", "messages", "")
+"""Formats of sessions that may have had Claude Code's built-in tools; plain conversations count as such."""
 _JSON_TYPES: list[tuple[type, str]] = [
     (bool, "boolean"),
     (int, "integer"),
@@ -25,7 +27,7 @@ _JSON_TYPES: list[tuple[type, str]] = [
 ]
 
 
-def declared_tools(agent: str = "claude_code") -> dict[str, ToolSchema]:
+def declared_tools(agent: str = _CLAUDE_CODE) -> dict[str, ToolSchema]:
     """Return the built-in tools of an agent by name, in the order of the data file."""
     document = json.loads(resource_text("templates", "tools", f"{agent}.json"))
     return {
@@ -75,9 +77,9 @@ def _calls_by_name(sessions: Iterable[Session]) -> dict[str, list[ToolCall]]:
 
 
 def _agent(session: Session) -> str:
-    """Name whose built-in tools a session may have had; plain conversations count as Claude Code's."""
+    """Name whose built-in tools a session may have had."""
     name = str(session.metadata.get("format") or "")
-    return name if name in OTHER_AGENTS or name == "golden" else "claude_code"
+    return _CLAUDE_CODE if name in _CLAUDE_CODE_FORMATS else name
 
 
 def with_tools(sessions: Sequence[Session], every_builtin: bool = False) -> list[Session]:
@@ -107,10 +109,10 @@ class _Offer:
     @classmethod
     def of(cls, sessions: Sequence[Session], agent: str, every_builtin: bool) -> _Offer:
         calls = _calls_by_name(sessions)
-        declared = declared_tools() if agent == "claude_code" else {}
+        declared = declared_tools() if agent == _CLAUDE_CODE else {}
         inferred = {name: infer_schema(name, found) for name, found in sorted(calls.items()) if name not in declared}
         builtin = [tool for name, tool in declared.items() if every_builtin or name in calls]
-        if agent != "claude_code":  # its built-in tools are not known, but MCP tools carry their server's name
+        if agent != _CLAUDE_CODE:  # its built-in tools are not known, but MCP tools carry their server's name
             builtin = [tool for name, tool in inferred.items() if not name.startswith("mcp")]
         return cls(tuple(builtin), {n: t for n, t in inferred.items() if t not in builtin})
 

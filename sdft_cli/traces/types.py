@@ -7,16 +7,6 @@ from dataclasses import dataclass, field
 
 from sdft_cli.records import Rejection, Session
 
-OTHER_AGENTS = {
-    "codex": "Codex",
-    "cursor": "Cursor",
-    "droid": "Droid",
-    "hermes": "Hermes",
-    "openclaw": "OpenClaw",
-    "pi": "Pi",
-}
-"""The formats that `traces/other_agents.py` reads, with the names of their agents."""
-
 
 @dataclass
 class ReadReport:

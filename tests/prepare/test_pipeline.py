@@ -9,7 +9,6 @@ import pytest
 
 from sdft_cli.config import PrepareConfig
 from sdft_cli.errors import DataError
-from sdft_cli.prepare.filters import Reason
 from sdft_cli.prepare.pipeline import manifest_of, prepare, write
 from sdft_cli.prepare.reasoning import strip_message, strip_session
 from sdft_cli.prepare.split import validation_groups
@@ -80,13 +79,13 @@ def test_nothing_is_truncated_and_the_cap_that_fails_is_named(tmp_path: Path, pr
 
     over = sum(r.teacher_prompt_tokens > longest - 1 for r in everything.rows)
     assert reasons(max_prompt_tokens=longest) == {}
-    assert reasons(max_prompt_tokens=longest - 1) == {Reason.OVER_PROMPT_CAP: over}
+    assert reasons(max_prompt_tokens=longest - 1) == {"over_prompt_cap": over}
     longest_reference = max(r.reference_tokens for r in everything.rows)
     over = sum(r.reference_tokens == longest_reference for r in everything.rows)
-    assert reasons(max_rollout_tokens=longest_reference - 1) == {Reason.OVER_ROLLOUT_CAP: over}
+    assert reasons(max_rollout_tokens=longest_reference - 1) == {"over_rollout_cap": over}
     both = max(r.teacher_prompt_tokens + r.reference_tokens for r in everything.rows)
     over = sum(r.teacher_prompt_tokens + r.reference_tokens == both for r in everything.rows)
-    assert reasons(max_seq_tokens=both - 1, max_prompt_tokens=longest) == {Reason.OVER_SEQUENCE_CAP: over}
+    assert reasons(max_seq_tokens=both - 1, max_prompt_tokens=longest) == {"over_sequence_cap": over}
     with pytest.raises(DataError, match="over_prompt_cap"):
         reasons(max_prompt_tokens=10)
 

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from sdft_cli.config import PrepareConfig, build
-from sdft_cli.prepare.filters import Reason
 from sdft_cli.prepare.turns import turns_of
 from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer
 from sdft_cli.prompts.incremental import Measurer, record_at
@@ -124,7 +123,7 @@ def test_turns_that_would_begin_differently_are_rejected_by_prepare(smollm2: Pat
     for turn, outcome in found.items():
         if SESSION.messages[turn - 1].role == "tool":
             assert isinstance(outcome, Rejection)
-            assert outcome.reason == Reason.TEMPLATE_ERROR
+            assert outcome.reason == "template_error"
         else:
             assert isinstance(outcome, RecordRow)
 

@@ -56,6 +56,7 @@ def test_the_page_is_well_formed_static_and_escapes_every_name(tmp_path: Path) -
     assert not re.search(r"https?:|url\(|@import", source)
     assert set(NAMES) <= set(page.texts)
     assert SOURCE in page.texts
+    assert "teacher prompt over --max-prompt-tokens" in page.texts
 
 
 def test_bars_of_a_plot() -> None:

@@ -7,12 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sdft_cli.config import PrepareConfig
 from sdft_cli.errors import DataError
-from sdft_cli.prepare.filters import Reason, length_reason
 from sdft_cli.records import Message, RecordRow, Rejection, Session, ToolCall
+from sdft_cli.records.reasons import Candidate, first_reason
 from sdft_cli.report.statistics import (
-    CAP_REASONS,
     CapChoice,
     Histogram,
     Summary,
@@ -70,8 +68,11 @@ def test_every_number_is_in_its_bin(kept: list[int], over: list[int]) -> None:
         assert sum(counts) == len(values)
 
 
-def test_the_reasons_of_caps_are_those_of_prepare() -> None:
-    assert {Reason.OVER_PROMPT_CAP, Reason.OVER_ROLLOUT_CAP, Reason.OVER_SEQUENCE_CAP} == CAP_REASONS
+def over(caps: dict[str, int], row: RecordRow) -> str | None:
+    """Return the reason for which `prepare` rejects a turn of these lengths, if any."""
+    session = Session("s", (Message("user", "a"), Message("assistant", "b")))
+    reason = first_reason(Candidate(session, 1, False, caps, lambda: row))
+    return reason and reason.key
 
 
 LENGTHS = st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 150))
@@ -83,22 +84,22 @@ def test_a_cap_keeps_what_prepare_would_keep(
     lengths: list[tuple[int, int, int]], prompt: int, rollout: int, room: int
 ) -> None:
     caps = {"max_prompt_tokens": prompt, "max_rollout_tokens": rollout, "max_seq_tokens": prompt + room}
-    config = PrepareConfig(source="x", **caps)  # type: ignore[arg-type]
     rows, rejected = [], []
     for index, (student, teacher, reference) in enumerate(lengths):
-        reason = length_reason(config, teacher, reference)
+        row = RecordRow(f"s/{index}", "s", index, student, teacher, reference, False)
+        reason = over(caps, row)
         if reason:
             rejected.append(Rejection(f"s/{index}", "s", index, reason, "", student, teacher, reference))
         else:
-            rows.append(RecordRow(f"s/{index}", "s", index, student, teacher, reference, False))
+            rows.append(row)
     found = statistics_of({"config": caps}, [], rows, rejected)
     assert found.measured == len(lengths)
     for name, choices in found.caps.items():
         assert [c.kept for c in choices if c.current] == [len(rows)]
         assert [c.value for c in choices] == sorted({c.value for c in choices})
         for choice in choices:
-            other = PrepareConfig(source="x", **{**caps, name: choice.value})  # type: ignore[arg-type]
-            assert choice.kept == sum(length_reason(other, t, r) is None for _, t, r in lengths)
+            other = {**caps, name: choice.value}
+            assert choice.kept == sum(over(other, RecordRow("", "s", 1, *x, False)) is None for x in lengths)
 
 
 def test_a_dataset(tmp_path: Path) -> None:

@@ -1,18 +1,29 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from sdft_cli.prepare.filters import Reason, content_reason
+from sdft_cli.records import RecordRow, Session
+from sdft_cli.records.reasons import Candidate, first_reason
 from sdft_cli.traces.claude_code import read_claude_code
+from sdft_cli.traces.claude_code_lines import kind_of_line
 from sdft_cli.traces.examples import write_examples
 from tests.traces.lines import call, line, result, text
 
 Write = Callable[..., Path]
+
+
+def reason_of(session: Session, turn: int) -> str | None:
+    """Return the reason for which a turn is rejected, whatever its length."""
+    row = RecordRow("", session.session_id, turn, 0, 0, 0, False)
+    caps = {"max_prompt_tokens": 1, "max_rollout_tokens": 1, "max_seq_tokens": 1}
+    reason = first_reason(Candidate(session, turn, False, caps, lambda: row))
+    return reason and reason.key
 
 
 def shape(messages: object) -> list[tuple[str, str]]:
@@ -289,7 +300,7 @@ def test_a_turn_that_the_user_cut_off_is_no_reference_but_stays_in_the_context(
     )
     (session,) = read_claude_code(path).sessions
     assert [m.status for m in session.messages if m.role == "assistant"] == [None, "interrupted", None]
-    assert content_reason(session, 3, False) == Reason.INTERRUPTED
+    assert reason_of(session, 3) == "interrupted"
 
 
 @pytest.mark.parametrize("reason", ["max_tokens", "model_context_window_exceeded", "refusal", None])
@@ -311,7 +322,7 @@ def test_a_turn_that_ran_into_a_limit_is_no_reference(write_jsonl: Write, reason
     )
     (session,) = read_claude_code(path).sessions
     assert [m.status for m in session.messages] == [None, "truncated", None, None]
-    assert content_reason(session, 1, False) == Reason.TRUNCATED
+    assert reason_of(session, 1) == "truncated"
 
 
 def test_arguments_that_are_no_object_make_the_turn_no_reference(write_jsonl: Write) -> None:
@@ -595,3 +606,31 @@ def test_every_line_of_the_real_sessions_is_accounted_for(shared_sessions: Path)
             if value["type"] == "assistant":
                 messages.add((path.name, value["message"]["id"]))
     assert turns == len(messages) == 675
+
+
+def test_every_line_gets_its_kind_and_every_kind_is_described() -> None:
+    said = {"content": "hi"}
+    lines = [
+        ({"type": "assistant", "message": said}, "assistant"),
+        ({"type": "assistant", "message": said, "isApiErrorMessage": True}, "api_error"),
+        ({"type": "assistant", "message": said, "isVirtual": True}, "virtual"),
+        ({"type": "assistant", "message": {}}, "empty"),
+        ({"type": "user", "message": said}, "user"),
+        ({"type": "system", "subtype": "local_command", "content": "/clear"}, "user"),
+        ({"type": "system", "subtype": "local_command"}, "system"),
+        ({"type": "system", "subtype": "compact_boundary"}, "boundary"),
+        ({"type": "system", "subtype": "microcompact_boundary"}, "microcompact"),
+        ({"type": "system", "subtype": "stop_hook_summary"}, "hook_summary"),
+        ({"type": "attachment", "attachment": {"type": "directory", "content": "a b"}}, "user"),
+        ({"type": "attachment", "attachment": {"type": "skill_listing", "content": "a b"}}, "attachment"),
+        ({"type": "queue-operation"}, "queue"),
+        ({"type": "content-replacement"}, "replacement"),
+        ({"type": "file-history-snapshot"}, "snapshot"),
+        ({"type": "progress"}, "progress"),
+        ({"type": "summary"}, "summary"),
+        ({"type": "ai-title"}, "bookkeeping"),
+        ({"type": "word"}, "unknown_type"),
+        ({}, "unknown_type"),
+    ]
+    assert [kind_of_line(data) for data, _ in lines] == [kind for _, kind in lines]
+    assert set(re.findall(r"`(\w+)`", str(kind_of_line.__doc__))) == {kind for _, kind in lines}

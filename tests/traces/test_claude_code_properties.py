@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sdft_cli.traces.claude_code import read_claude_code
-from sdft_cli.traces.jsonl import read_lines
+from sdft_cli.traces.rows import read_lines
 from sdft_cli.traces.source import read_source, resolve_source
 from sdft_cli.traces.types import FileSessions
 from tests.traces.lines import call, line, result, text

@@ -11,7 +11,8 @@ import pytest
 
 from sdft_cli.cli.prepare import card_defaults
 from sdft_cli.errors import DataError, UsageError
-from sdft_cli.traces.data_cards import READERS, data_card_names, load_data_card, parse_card
+from sdft_cli.traces.data_cards import data_card_names, load_data_card, parse_card
+from sdft_cli.traces.readers import READERS
 from sdft_cli.traces.source import read_source, resolve_source
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -43,7 +44,7 @@ def test_the_card_of_the_target_run_states_its_caps() -> None:
     assert card.reader == "claude-code"
 
 
-@pytest.mark.parametrize("reader", [*READERS, "mixed"])
+@pytest.mark.parametrize("reader", [*(reader.name for reader in READERS), "mixed"])
 def test_a_card_may_name_any_reader(reader: str) -> None:
     card = parse_card(CARD.replace("pi", reader), "me/it")
     assert card.reader == (None if reader == "mixed" else reader)

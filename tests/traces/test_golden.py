@@ -11,7 +11,8 @@ from datasets import Dataset
 
 from sdft_cli.errors import DataError
 from sdft_cli.records import Message
-from sdft_cli.traces.source import detect_format, read_source, resolve_source
+from sdft_cli.traces.readers import reader_for
+from sdft_cli.traces.source import read_source, resolve_source
 from sdft_cli.traces.tools import with_tools
 
 TOOL_USE: dict[str, Any] = {
@@ -106,4 +107,6 @@ def test_rows_that_cannot_be_used_are_named(write_jsonl: Callable[..., Path]) ->
 
 def test_answered_conversations_stay_conversations(write_jsonl: Callable[..., Path]) -> None:
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    assert detect_format(write_jsonl("m.jsonl", [{"messages": turns, "output_text": "b"}])) == "messages"
+    reader = reader_for(write_jsonl("m.jsonl", [{"messages": turns, "output_text": "b"}]))
+    assert reader is not None
+    assert reader.name == "messages"
