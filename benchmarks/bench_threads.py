@@ -2,8 +2,8 @@
 
     python -m benchmarks.bench_threads DATASET [--steps 3] [--repetitions 3] [--profile cpu-demo]
 
-DATASET is one that `sdft prepare` wrote for the profile's model, e.g. demo/data of `sdft demo`. Every run is a process of
-its own, settings take turns; seconds are those of the optimiser steps, without loading. Run it on an idle machine.
+DATASET is one that `sdft prepare` wrote for the profile's model, e.g. demo/data of `sdft demo`. Every run is a process
+of its own, settings take turns; seconds are those of the optimiser steps, without loading. Run it on an idle machine.
 """
 
 from __future__ import annotations

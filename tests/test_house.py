@@ -160,15 +160,11 @@ def test_help_loads_no_heavy_module() -> None:
 
 
 def test_a_step_is_read_in_four_short_modules() -> None:
-    """The list in docs/design.md is true, short, and has the modules that a plain step goes through."""
-    text = (
-        (ROOT / "docs" / "design.md").read_text(encoding="utf-8").split("## Where to start reading")[1].split("##")[0]
-    )
-    listed = re.findall(r"^\| `(\S+)` \| (\d+) \|", text, re.MULTILINE)
-    assert len(listed) <= 4
-    for name, lines in listed:
-        assert len((ROOT / "sdft_cli" / name).read_text(encoding="utf-8").splitlines()) == int(lines), name
-    assert sum(int(lines) for _, lines in listed) <= 600
+    """Those that docs/design.md names."""
+    text = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| `(\S+\.py)` \|", text.split("## Where to start reading")[1].split("## ")[0], re.MULTILINE)
+    assert 1 <= len(listed) <= 4
+    assert sum(len((ROOT / "sdft_cli" / name).read_text(encoding="utf-8").splitlines()) for name in listed) <= 600
 
 
 def test_every_profile_loads() -> None:

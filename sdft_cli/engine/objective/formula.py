@@ -2,8 +2,9 @@
 
     loss = sum_t w_t D(p_t, q_t)        p = softmax(h_student W^T / T), q = softmax(h_teacher W^T / T)
 
-w_t is the weight of a trajectory's token (`token_weights`), D a divergence (`FORMULAS`). Outcomes o are the tokens of the vocabulary; or the top-k tokens, and one more outcome for all the others. SDFT, arXiv
-2601.19897, eq. 3 (direction: docs/design.md); jsd: GKD, arXiv 2306.13649, eq. 1.
+w_t is the weight of a trajectory's token (`token_weights`), D a divergence (`FORMULAS`). Outcomes o are the tokens of
+the vocabulary; or the top-k tokens, and one more outcome for all the others. SDFT, arXiv 2601.19897, eq. 3 (direction:
+docs/design.md); jsd: GKD, arXiv 2306.13649, eq. 1.
 """
 
 from __future__ import annotations

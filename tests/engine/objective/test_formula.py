@@ -1,4 +1,4 @@
-"""Token weights and the plain formula against numbers worked out in plain Python, and the chunked loss against autograd of it."""
+"""Token weights and the plain formula against numbers worked out in plain Python; the loss without `FUSED`."""
 
 from __future__ import annotations
 
