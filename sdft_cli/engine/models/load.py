@@ -33,7 +33,10 @@ def choose_backend(requested: str, model_type: str) -> tuple[str, str]:
         MachineError: unsloth was asked for and is not installed.
     """
     if requested == "unsloth" and not has_unsloth():
-        raise MachineError("The unsloth backend needs the package unsloth: install it, or use --backend transformers.")
+        raise MachineError(
+            "The unsloth backend needs unsloth, which is not installed: pip install 'sdft-cli[unsloth]', or use "
+            "--backend transformers."
+        )
     if requested != "auto":
         return requested, "as asked"
     if not has_unsloth():
