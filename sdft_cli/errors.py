@@ -5,6 +5,17 @@ Exit codes are stable: 0 ok, 1 failed, 2 usage, 3 data rejected, 4 verification 
 
 from __future__ import annotations
 
+WARNING = "WARNING: "
+"""How every warning begins; the command line prints such a line in bold."""
+EXTRA_OF = {
+    **dict.fromkeys(("accelerate", "numpy", "peft", "safetensors", "scipy", "torch"), "train"),
+    **dict.fromkeys(("trl", "unsloth", "unsloth_zoo"), "unsloth"),
+    "teich": "traces",
+    **dict.fromkeys(("lm_eval", "sacrebleu"), "eval"),
+    "gguf": "demo",
+}
+"""Module -> the extra of `pyproject.toml` that installs it."""
+
 
 class SdftError(Exception):
     """Base of every error that `sdft` raises on purpose. `str(error)` is shown to the user as it is."""
@@ -32,6 +43,13 @@ class VerificationError(SdftError):
 
 class MachineError(SdftError, RuntimeError):
     """This machine lacks something: a GPU, a package, the network, a writable folder."""
+
+
+class MissingPackage(MachineError):
+    """A package of an extra is not installed. `what` needs it, e.g. a command; `module` is a key of `EXTRA_OF`."""
+
+    def __init__(self, what: str, module: str) -> None:
+        super().__init__(f"{what} needs {module}, which is not installed: pip install 'sdft-cli[{EXTRA_OF[module]}]'")
 
 
 class InterruptedBySignal(SdftError, KeyboardInterrupt):

@@ -28,6 +28,7 @@ from sdft_cli.errors import DataError, UsageError
 from sdft_cli.records.json_files import finite, read_json
 
 FORMAT = "sdft-run"
+AGAIN = "the run is not whole, run `sdft train` again"
 
 
 @dataclass(frozen=True)
@@ -63,30 +64,41 @@ def is_run(folder: Path) -> bool:
     return (folder / "run.json").is_file()
 
 
+def read_run_json(folder: Path, name: str = "run.json") -> dict[str, Any]:
+    """Read `run.json` or another JSON file that every run has.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    return read_json(folder / name, AGAIN)
+
+
 def is_unfinished(folder: Path) -> bool:
     """Say whether a folder is a run that was started and not finished."""
-    return is_run(folder) and read_json(folder / "run.json").get("status") == "running"
+    return is_run(folder) and read_run_json(folder).get("status") == "running"
 
 
 def read_run(folder: Path, best: bool = False) -> Run:
     """Read a run folder, with its last adapter or the one that was best on held-out records.
 
     Raises:
-        UsageError: the best adapter is asked for, and the last one is the best, or nothing was held out.
+        UsageError: there is no such folder; or the best adapter is asked for, and the last one is the best, or nothing
+            was held out.
         DataError: a file is missing or was not written by `sdft train`.
     """
-    documents = {name: read_json(folder / name) for name in ("run.json", "config.json")}
+    if not folder.exists():
+        raise UsageError(f"There is no run {folder}: name the folder of one.")
+    info, config = read_run_json(folder), read_run_json(folder, "config.json")
     if not (folder / "adapter" / "adapter_config.json").is_file():
         raise DataError(f"{folder} is no finished run: go on with `sdft train --resume --out {folder}`.")
-    info = documents["run.json"]
     if info.get("format") != FORMAT:
         raise DataError(f"{folder / 'run.json'} was not written by `sdft train`: give a run folder.")
     if not (folder / "adapter" / "adapter_model.safetensors").is_file():
-        raise DataError(f"{folder / 'adapter' / 'adapter_model.safetensors'} is missing: run `sdft train` again.")
+        raise DataError(f"{folder / 'adapter' / 'adapter_model.safetensors'} is missing: {AGAIN}.")
     adapter = folder / ("adapter-best" if best else "adapter")
     if not adapter.is_dir():
         raise UsageError(f"{folder} has no adapter that was better than its last one: leave --best out.")
-    return Run(folder, info, build(TrainConfig, documents["config.json"]), adapter)
+    return Run(folder, info, build(TrainConfig, config), adapter)
 
 
 class JsonLines:
@@ -140,11 +152,12 @@ def read_check_prompts(path: Path, limit: int) -> list[CheckPrompt]:
     """Read check prompts back.
 
     Raises:
-        DataError: the file is missing or empty.
+        DataError: the file is missing, damaged or empty.
     """
-    if not path.is_file():
-        raise DataError(f"{path} is missing: the run is incomplete; run `sdft train` again.")
-    found = [CheckPrompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    try:
+        found = [CheckPrompt(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} is missing or damaged: {AGAIN}.") from error
     if not found:
-        raise DataError(f"{path} is empty: the run is incomplete; run `sdft train` again.")
+        raise DataError(f"{path} is empty: {AGAIN}.")
     return found[:limit]

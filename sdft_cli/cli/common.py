@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from sdft_cli.errors import SdftError, UsageError
+from sdft_cli.errors import EXTRA_OF, WARNING, MissingPackage, SdftError, UsageError
 
 DATA_ROOT = Path("data")
 RUNS_ROOT = Path("runs")
@@ -20,7 +20,7 @@ RUNS_ROOT = Path("runs")
 
 def say(text: str) -> None:
     """Print a notice to stderr, as plain text; a warning in bold where that is a terminal."""
-    loud = text.startswith("WARNING") and sys.stderr.isatty() and "NO_COLOR" not in os.environ
+    loud = text.startswith(WARNING) and sys.stderr.isatty() and "NO_COLOR" not in os.environ
     print(f"\x1b[1;31m{text}\x1b[0m" if loud else text, file=sys.stderr)
 
 
@@ -28,8 +28,16 @@ def _interrupt(signum: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+def _exit(error: SdftError) -> typer.Exit:
+    say(f"sdft: {error}")
+    return typer.Exit(error.exit_code)
+
+
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a command: an `SdftError` is one sentence on stderr and its exit code; Ctrl-C and SIGTERM are 130."""
+    """Wrap a command: an `SdftError` is one sentence on stderr and its exit code; Ctrl-C and SIGTERM are 130.
+
+    A package of an extra that is not installed is such a sentence too; any other missing module is a bug.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -37,8 +45,11 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(*args, **kwargs)
         except SdftError as error:
-            say(f"sdft: {error}")
-            raise typer.Exit(error.exit_code) from None
+            raise _exit(error) from None
+        except ModuleNotFoundError as error:
+            if error.name not in EXTRA_OF:
+                raise
+            raise _exit(MissingPackage(f"sdft {function.__name__.removesuffix('uate')}", error.name)) from None
         except KeyboardInterrupt:
             say("sdft: interrupted; nothing half-written was left behind.")
             raise typer.Exit(130) from None

@@ -48,6 +48,8 @@ def demo(
     """
     import shutil
 
+    import gguf  # noqa: F401  # else the conversion of the model would find out that the extra is missing
+
     from sdft_cli.cli.evaluate import run_evaluation
     from sdft_cli.cli.merge import run_merge
     from sdft_cli.cli.model_card import evaluated_card

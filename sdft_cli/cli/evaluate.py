@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdft_cli.cli.common import command, newest_dataset, newest_run, say
+from sdft_cli.cli.common import RUNS_ROOT, command, newest_dataset, newest_run, say
 
 if TYPE_CHECKING:
     from sdft_cli.config import EvalConfig
@@ -73,6 +73,8 @@ def evaluate(
     from sdft_cli.run_folder import is_run, read_run
 
     of_run = is_run(Path(chosen))
+    if not Path(chosen).exists() and RUNS_ROOT in Path(chosen).parents:
+        raise UsageError(f"There is no run {chosen}: name the folder of one, or a model.")
     if general and not of_run:
         raise UsageError("--general measures a model's drift from its base: give a run, or leave it out.")
     default = Path(chosen) / f"eval{'-best' * best}.json" if of_run else Path(f"eval-{Path(chosen).name}.json")
@@ -142,12 +144,12 @@ def run_evaluation(
     found = read_run(Path(subject), best) if is_run(Path(subject)) else None
     if found is None and (merged or controls):
         raise UsageError("--merged and --control compare with a run: give a run folder, not a model.")
+    others = [read_run(path) for path in controls]
+    checkpoint = _existing(found.path / "merged") if found and merged else None
     model = resolve_model(found.config.model if found else subject, say)
     prompts = open_prompts(model, data.manifest, found.revision if found else None)
     if found:
-        checkpoint = found.path / "merged" if merged else None
-        certificate = check_certified(_existing(checkpoint), found.adapter) if checkpoint else None
-        others = [read_run(path) for path in controls]
+        certificate = check_certified(checkpoint, found.adapter) if checkpoint else None
         for one in [found, *others]:
             _say_whose_records(one, data)
         models = contenders_of(found, model, checkpoint, others, config.prefix_sharing, say)

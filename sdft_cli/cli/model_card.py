@@ -25,14 +25,14 @@ def write_model_card(run: Run, merged: Path, evaluation: dict[str, Any] | None =
     """
     from sdft_cli.engine.models.names import license_of
     from sdft_cli.errors import VerificationError
-    from sdft_cli.merge.certificate import CARD, CERTIFICATE, file_hash, has_passed
+    from sdft_cli.merge.certificate import CARD, file_hash, has_passed, read_certificate
     from sdft_cli.records.json_files import read_json
     from sdft_cli.report.cards import Evaluation, model_card
     from sdft_cli.report.evaluation import values_rows
 
     if not has_passed(merged):
         raise VerificationError(f"{merged} holds no certificate that passed: merge again with --overwrite.")
-    certificate = read_json(merged / CERTIFICATE)
+    certificate = read_certificate(merged)
     adapter = certificate.get("adapter", {"name": "adapter", "sha256": None})
     weights = run.path / adapter["name"] / "adapter_model.safetensors"
     if not weights.is_file() or file_hash(weights) != adapter["sha256"]:
@@ -43,7 +43,7 @@ def write_model_card(run: Run, merged: Path, evaluation: dict[str, Any] | None =
         run.info,
         certificate,
         license=certificate["license"] if "license" in certificate else license_of(merged),
-        vision=read_json(merged / "config.json").get("vision_config") is not None,
+        vision=read_json(merged / "config.json", "merge again with --overwrite").get("vision_config") is not None,
         evaluation=Evaluation.of(found, values_rows(found)) if found else None,
     )
     named = _MODEL_ID.search((merged / CARD).read_text(encoding="utf-8")) if (merged / CARD).is_file() else None
@@ -55,22 +55,21 @@ def write_model_card(run: Run, merged: Path, evaluation: dict[str, Any] | None =
 
 def _write(merged: Path, text: str, own: bool) -> None:
     """Write the card; of one that is sdft's own, note in the certificate what was written."""
-    from sdft_cli.merge.certificate import CARD, CERTIFICATE, file_hash
+    from sdft_cli.merge.certificate import CARD, CERTIFICATE, file_hash, read_certificate
     from sdft_cli.records.folders import new_file
-    from sdft_cli.records.json_files import read_json, write_json
+    from sdft_cli.records.json_files import write_json
 
     with new_file(merged / CARD, overwrite=True) as scratch:
         scratch.write_text(text, encoding="utf-8")
     if own:
-        write_json(merged / CERTIFICATE, read_json(merged / CERTIFICATE) | {"card": file_hash(merged / CARD)})
+        write_json(merged / CERTIFICATE, read_certificate(merged) | {"card": file_hash(merged / CARD)})
 
 
 def is_own_card(merged: Path) -> bool:
     """Say whether the card of a checkpoint that passed is as sdft wrote it, so that it may be written anew."""
-    from sdft_cli.merge.certificate import CARD, CERTIFICATE, file_hash
-    from sdft_cli.records.json_files import read_json
+    from sdft_cli.merge.certificate import CARD, file_hash, read_certificate
 
-    written = read_json(merged / CERTIFICATE).get("card")
+    written = read_certificate(merged).get("card")
     return (merged / CARD).is_file() and written == file_hash(merged / CARD)
 
 
@@ -80,7 +79,7 @@ def _evaluation_of(run: Run, sha256: str | None) -> dict[str, Any] | None:
 
     for name in ("eval.json", "eval-best.json"):
         if (run.path / name).is_file():
-            found: dict[str, Any] = read_json(run.path / name)
+            found: dict[str, Any] = read_json(run.path / name, "run `sdft eval` again, or delete it")
             if sha256 and found.get("adapter", {}).get("sha256") == sha256:
                 return found
     return None
@@ -92,15 +91,13 @@ def evaluated_card(run: Run, evaluation: dict[str, Any]) -> Path | None:
     None: there is no checkpoint of the same adapter, or its card was edited since sdft wrote it, which is said.
     """
     from sdft_cli.cli.common import say
-    from sdft_cli.merge.certificate import CARD, CERTIFICATE, has_passed
-    from sdft_cli.records.json_files import read_json
+    from sdft_cli.merge.certificate import CARD, has_passed, read_certificate
 
     merged = run.path / "merged"
     if not has_passed(merged):
         return None
-    certified = read_json(merged / CERTIFICATE).get("adapter", {}).get("sha256")
-    same = certified is not None and certified == evaluation["adapter"]["sha256"]
-    if not same:
+    certified = read_certificate(merged).get("adapter", {}).get("sha256")
+    if certified is None or certified != evaluation["adapter"]["sha256"]:
         return None
     if (merged / CARD).is_file() and not is_own_card(merged):
         say(f"{merged / CARD} is not as sdft wrote it, so it was left alone; `sdft eval` writes one that is missing.")

@@ -82,7 +82,7 @@ def prepare(
     given = {key: value for key, value in flags.items() if value is not None}
     config = build(PrepareConfig, {"source": source, **card_defaults(source), **given})
     target = out or DATA_ROOT / (
-        Path(source).expanduser().resolve().stem if Path(source).exists() else source.split("/")[-1]
+        Path(source).expanduser().resolve().stem if Path(source).exists() else source.rstrip("/").split("/")[-1]
     )
     manifest, statistics = run_preparation(config, target, overwrite)
 

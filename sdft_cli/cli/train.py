@@ -80,7 +80,7 @@ def _show_profile(path: Path, asked: int) -> None:
     if not path.is_file():
         say(f"No profile was written: the run ended before {asked} steps.")
         return
-    terminal.stdout().print(terminal.profile_table(read_json(path)))
+    terminal.stdout().print(terminal.profile_table(read_json(path, "run again with --profile-steps")))
 
 
 def _new_job(
@@ -115,15 +115,15 @@ def _job_to_resume(
     from sdft_cli.engine.train.run import Job
     from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
-    from sdft_cli.records.json_files import read_json
+    from sdft_cli.run_folder import read_run_json
 
     if profile is not None:
         raise UsageError("--resume takes the run's own profile: leave --profile out.")
     target = out or newest(RUNS_ROOT, "run.json", "run", "run `sdft train` first, or name the run with --out.")
     if not (target / "run.json").is_file():
         raise UsageError(f"{target} is no run: name the folder of one with --out.")
-    info = read_json(target / "run.json")
-    config = resumed_config(read_json(target / "config.json"), overrides, flags)
+    info = read_run_json(target)
+    config = resumed_config(read_run_json(target, "config.json"), overrides, flags)
     done = (info.get("last_step") or {}).get("step", 0)
     if info.get("status") == "finished" and done >= config.optim.max_steps:
         raise UsageError(f"{target} is finished (step {done}): add --max-steps to go on, or start a new run.")

@@ -27,7 +27,7 @@ def read_evaluation(path: Path) -> tuple[str, Document]:
     if not file.is_file():
         what = f"run `sdft eval {path}` first" if is_run(path) else "give run folders, or files of `sdft eval`"
         raise UsageError(f"{file} does not exist: {what}.")
-    document = read_json(file)
+    document = read_json(file, "run `sdft eval` again")
     if document.get("format") != FORMAT or not {"contenders", "dataset", "config"} <= document.keys():
         raise DataError(f"{file} was not written by this version of `sdft eval`: run it again.")
     if path.is_dir():

@@ -17,7 +17,7 @@ from typing import Any
 from sdft_cli.config import EvalConfig
 from sdft_cli.engine.models.device_memory import is_out_of_memory
 from sdft_cli.engine.train.scoring import Role
-from sdft_cli.errors import DataError, SdftError, UsageError
+from sdft_cli.errors import DataError, MissingPackage, SdftError, UsageError
 from sdft_cli.prompts.chat import ChatPrompts
 
 Harness = Callable[[Role], dict[str, Any]]
@@ -31,13 +31,14 @@ def open_harness(config: EvalConfig, prompts: ChatPrompts) -> Harness | None:
     those of its numbers whose mean is the task's number.
 
     Raises:
-        UsageError: the package is missing, or a task is not known or of a kind that is not run here.
+        MachineError: the package is missing.
+        UsageError: a task is not known or of a kind that is not run here.
         DataError: a task cannot be loaded: its data is not to be had, its file is wrong, it needs another package.
     """
     if not config.lm_eval:
         return None
     if find_spec("lm_eval") is None:
-        raise UsageError("--lm-eval needs lm-evaluation-harness: pip install 'sdft-cli[eval]'.")
+        raise MissingPackage("--lm-eval", "lm_eval")
     hint = "tasks whose data is not on this machine need a network; --lm-eval-path DIR takes tasks with local data"
     with _explained(f"could not load {', '.join(config.lm_eval)}", hint):
         manager = _checked(config)

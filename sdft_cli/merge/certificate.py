@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from sdft_cli.engine.models.names import FAILED, known_as
-from sdft_cli.errors import VerificationError
+from sdft_cli.errors import DataError, VerificationError
 from sdft_cli.merge.tensor_check import TEMPLATES
+from sdft_cli.records.json_files import read_json
 
 CERTIFICATE = "merge-certificate.json"
 FORMAT = 3
@@ -38,17 +38,26 @@ def file_hashes(folder: Path) -> dict[str, str]:
     return {name: file_hash(path) for name, path in visible(folder).items() if name not in NOT_HASHED}
 
 
+def read_certificate(folder: Path) -> dict[str, Any]:
+    """Return what a checkpoint's certificate says.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    return read_json(folder / CERTIFICATE, "merge again with --overwrite")
+
+
 def has_passed(folder: Path) -> bool:
     """Say whether a folder holds a certificate of this version that passed, and no mark of a failure.
 
     Files are not looked at.
     """
     try:
-        document = json.loads((folder / CERTIFICATE).read_bytes())
-    except (OSError, ValueError):
+        document = read_certificate(folder)
+    except DataError:
         return False
-    current = isinstance(document, dict) and document.get("format") == FORMAT
-    return current and document["passed"] is True and not (folder / FAILED).exists()
+    passed = document.get("format") == FORMAT and document.get("passed") is True
+    return passed and not (folder / FAILED).exists()
 
 
 def check_certified(
@@ -69,7 +78,7 @@ def check_certified(
         raise VerificationError(
             f"{folder} holds no certificate that passed ({CERTIFICATE}, {FAILED}): merge again with --overwrite."
         )
-    document: dict[str, Any] = json.loads((folder / CERTIFICATE).read_bytes())
+    document = read_certificate(folder)
     problem = _changed(folder, document.get("sha256")) or _another(document, adapter, dtype, base)
     if problem:
         raise VerificationError(f"{folder} is not what its certificate speaks for: {problem}; merge with --overwrite.")

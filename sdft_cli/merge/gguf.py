@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.engine.models.adapters import NOT_LANGUAGE
-from sdft_cli.errors import MachineError, UsageError, VerificationError
+from sdft_cli.errors import MachineError, MissingPackage, UsageError, VerificationError
 from sdft_cli.merge.tensor_check import Tensors
 from sdft_cli.records.folders import new_file
 
@@ -33,7 +33,7 @@ def check_converter(llama_cpp: Path) -> Path:
     if not script.is_file():
         raise UsageError(f"{llama_cpp} holds no {CONVERTER}: give the folder of a llama.cpp checkout as --llama-cpp.")
     if importlib.util.find_spec("gguf") is None:
-        raise MachineError("Checking a GGUF file needs the package gguf: run `pip install gguf`.")
+        raise MissingPackage("Checking a GGUF file", "gguf")
     return script
 
 

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from sdft_cli.errors import DataError, VerificationError
 from sdft_cli.merge.tensor_file import DTYPES, FLOATS, TensorFile, bytes_of, header_of, layout
+from sdft_cli.records.json_files import read_json
 
 _PREFIX = "base_model.model."
 _WEIGHT_SUFFIXES = (
@@ -34,6 +35,7 @@ _TEMPLATES = "additional_chat_templates"
 _INDEX = "model.safetensors.index.json"
 _OURS = ("README.md", "merge-certificate.json", _INDEX)
 """Files that a checkpoint has of its own: its card, its certificate, its index."""
+_GET_AGAIN = "get the model again"
 _QUANTISED = (".absmax", ".quant_map", ".qweight", ".weight_scale", ".weight_scale_inv")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
@@ -97,16 +99,6 @@ def _key(name: str, side: str) -> str:
     return f"{_PREFIX}{name.removesuffix('.weight')}.lora_{side}.weight"
 
 
-def _document(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({type(error).__name__}): get the model again.") from error
-    if not isinstance(found, dict):
-        raise DataError(f"{path} is no JSON object: get the model again.")
-    return found
-
-
 def base_shards(base: Path) -> list[Path]:
     """Return the base's safetensors files in order.
 
@@ -114,9 +106,9 @@ def base_shards(base: Path) -> list[Path]:
         DataError: the folder holds no safetensors weights, or its index is damaged.
     """
     if (base / _INDEX).is_file():
-        listed = _document(base / _INDEX).get("weight_map")
+        listed = read_json(base / _INDEX, _GET_AGAIN).get("weight_map")
         if not isinstance(listed, dict) or not listed:
-            raise DataError(f"{base / _INDEX} names no weight files: get the model again.")
+            raise DataError(f"{base / _INDEX} names no weight files: {_GET_AGAIN}.")
         return [base / name for name in sorted(set(map(str, listed.values())))]
     if (base / "model.safetensors").is_file():
         return [base / "model.safetensors"]
@@ -144,7 +136,7 @@ def check_not_quantised(base: Path) -> None:
     Raises:
         DataError: they are, or a file is damaged.
     """
-    config = _document(base / "config.json")
+    config = read_json(base / "config.json", _GET_AGAIN)
     sections = (config, *(value for value in config.values() if isinstance(value, dict)))
     found = next(("quantization_config in config.json" for s in sections if s.get("quantization_config")), None)
     for shard in base_shards(base):
@@ -181,7 +173,7 @@ def merge_weights(base: Path, adapter: Adapter, out: Path, dtype: torch.dtype = 
             "missing): is this the base that the adapter was trained on?"
         )
     if (base / _INDEX).is_file():
-        index = _document(base / _INDEX)
+        index = read_json(base / _INDEX, _GET_AGAIN)
         index["metadata"] = {**(index.get("metadata") or {}), "total_size": size}  # another one if the dtype is
         (out / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return counts
@@ -244,7 +236,7 @@ def copy_companions(base: Path, out: Path, dtype: str = "bfloat16") -> None:
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
     main = str(DTYPES[main_dtype(base)]).removeprefix("torch.")
-    config = _with_dtype(_document(base / "config.json"), main, dtype)
+    config = _with_dtype(read_json(base / "config.json", _GET_AGAIN), main, dtype)
     config.pop("torch_dtype", None)
     config["dtype"] = dtype
     (out / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

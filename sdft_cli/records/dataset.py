@@ -20,8 +20,9 @@ from typing import Any
 
 import polars as pl
 
-from sdft_cli.errors import DataError
+from sdft_cli.errors import DataError, UsageError
 from sdft_cli.records.folders import new_folder
+from sdft_cli.records.json_files import read_json
 from sdft_cli.records.types import Message, Record, RecordRow, Rejection, Session, ToolCall, ToolSchema
 
 SCHEMA_VERSION = 1
@@ -219,18 +220,18 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Read and check `manifest.json` of a dataset folder.
 
     Raises:
-        DataError: the folder or the manifest is missing, is not JSON, or was not written by `sdft prepare`.
+        UsageError: there is no such folder.
+        DataError: the manifest is missing, is not JSON, or was not written by `sdft prepare`.
     """
     path = folder / "manifest.json"
+    if not folder.exists():
+        raise UsageError(f"There is no dataset {folder}: name the folder of one, or run `sdft prepare` to make it.")
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: give a dataset written by `sdft prepare`.")
     if not path.is_file():
         raise DataError(f"{path} is missing: {folder} is not a dataset folder; run `sdft prepare` to make one.")
-    try:
-        manifest = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON ({error}): run `sdft prepare` again.") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+    manifest = read_json(path, "run `sdft prepare` again")
+    if manifest.get("format") != FORMAT:
         raise DataError(f"{path} was not written by `sdft prepare`: give a folder that was.")
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise DataError(
@@ -262,6 +263,7 @@ def read_dataset(folder: Path) -> Dataset:
     """Read a dataset folder back; what was written compares equal.
 
     Raises:
+        UsageError: there is no such folder.
         DataError: a file is missing, truncated, changed or foreign; the message names the file.
     """
     manifest = read_manifest(folder)

@@ -30,18 +30,22 @@ def write_json(path: Path, document: Any) -> None:
         scratch.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a run folder.
+def read_json(path: Path, advice: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Args:
+        path: the file.
+        advice: what to do where it is missing or damaged, e.g. "run `sdft eval` again".
 
     Raises:
         DataError: it is missing or damaged.
     """
     try:
         found = json.loads(path.read_bytes())
-    except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: the run is incomplete; run `sdft train` again.") from error
-    except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: run `sdft train` again.") from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}): {advice}.") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {advice}.") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path} is no JSON object: run `sdft train` again.")
+        raise DataError(f"{path} is no JSON object: {advice}.")
     return found

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.errors import DataError, MachineError
+from sdft_cli.errors import DataError, MissingPackage
 from sdft_cli.records import Message, Rejection, Session, ToolCall, ToolSchema
 from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED
 from sdft_cli.traces.agent_lines import HEADERS, Line, cut_contexts, tree_path, without_rolled_back
@@ -84,9 +84,7 @@ def _teich(agent: str) -> Callable[[Path], Any]:
     try:
         from teich import convert_trace_to_training_example
     except ImportError as error:
-        raise MachineError(
-            f'This is a session of {OTHER_AGENTS[agent]}, which needs teich: pip install "sdft-cli[traces]"'
-        ) from error
+        raise MissingPackage(f"A session of {OTHER_AGENTS[agent]}", "teich") from error
     return convert_trace_to_training_example  # type: ignore[no-any-return]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.errors import DataError, MachineError, SdftError
+from sdft_cli.errors import DataError, MachineError, SdftError, UsageError
 from sdft_cli.records import Session
 from sdft_cli.traces.claude_code import SeenLines
 from sdft_cli.traces.readers import reader_for
@@ -41,7 +41,8 @@ def resolve_source(name: str, revision: str | None = None) -> Source:
     """Find the trace files behind a path or a Hub dataset id.
 
     Raises:
-        DataError: the path or dataset does not exist, or holds no trace file.
+        UsageError: the path or dataset does not exist.
+        DataError: it holds no trace file.
         MachineError: the Hub cannot be reached.
     """
     path = Path(name).expanduser()
@@ -49,10 +50,10 @@ def resolve_source(name: str, revision: str | None = None) -> Source:
         return Source(name, "file", path, (path,))
     if path.is_dir():
         return _folder(name, "folder", path)
-    if _HUB_ID.fullmatch(name) and not name.startswith((".", "/")):
+    if _HUB_ID.fullmatch(name) and path.suffix not in SUFFIXES:
         root, commit = _download(name, revision)
         return replace(_folder(name, "hub", root), revision=commit)
-    raise DataError(f"{name} is no file, no folder and no Hub dataset id (owner/name): check the name.")
+    raise UsageError(f"{name} is no file, no folder and no Hub dataset id (owner/name): check the name.")
 
 
 def _folder(name: str, kind: str, root: Path) -> Source:
@@ -89,7 +90,7 @@ def _download(dataset: str, revision: str | None) -> tuple[Path, str]:
         commit = HfApi().dataset_info(dataset, revision=revision).sha
         folder = snapshot_download(dataset, repo_type="dataset", revision=commit)
     except RepositoryNotFoundError as error:
-        raise DataError(
+        raise UsageError(
             f"The Hub has no public dataset {dataset} (nor is there a file or folder of that name): check the name, "
             "or log in with `hf auth login` if it is private."
         ) from error

@@ -217,7 +217,7 @@ def test_bad_input_to_prepare_is_one_sentence_with_a_stable_code(sdft: Run, tmp_
         (["nothing"], 3, "holds no trace file"),
         (["garbage.jsonl"], 3, "No session with an assistant turn"),
         (["silent.jsonl"], 3, "No session with an assistant turn"),
-        (["missing/"], 3, "is no file, no folder"),
+        (["missing/"], 2, "is no file, no folder"),
         (["good", "--model", "no-such-model"], 2, "no alias (smollm2-135m)"),
         (["good", "--model", "owner/no-such-model"], 1, "could not be loaded from the Hub"),
         (["good", "--out", "taken"], 2, "--overwrite"),

@@ -30,7 +30,7 @@ def test_report(sdft: Run, tmp_path: Path) -> None:
     assert "<script>" not in (tmp_path / "r.html").read_text()
     assert "--overwrite" in clean(sdft("report", "data/d", "--html", "r.html"), 2)
     clean(sdft("report", "data/d", "--html", "r.html", "--overwrite"), 0)
-    assert "is not a folder" in clean(sdft("report", "nowhere"), 3)
+    assert "There is no dataset" in clean(sdft("report", "nowhere"), 2)
 
 
 def test_export(sdft: Run, tmp_path: Path) -> None:

@@ -109,8 +109,11 @@ def test_a_foreign_table_a_foreign_folder_and_a_newer_schema_are_refused(tmp_pat
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="is missing"):
         read_dataset(tmp_path / "empty")
-    with pytest.raises(DataError, match="is not a folder"):
+    with pytest.raises(UsageError, match="There is no dataset"):
         read_dataset(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="is not a folder"):
+        read_dataset(tmp_path / "file")
     folder = write(tmp_path / "d")
     manifest = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))

@@ -316,7 +316,7 @@ def test_without_teich_the_error_names_the_format_and_the_extra(
     monkeypatch.setattr(builtins, "__import__", without_teich)
     with pytest.raises(MachineError) as caught:
         read_source(resolve_source(str(tmp_path / "d")))
-    assert str(caught.value) == 'This is a session of Codex, which needs teich: pip install "sdft-cli[traces]"'
+    assert str(caught.value) == "A session of Codex needs teich, which is not installed: pip install 'sdft-cli[traces]'"
     write_jsonl("d/m.jsonl", [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}])
     found = read_source(resolve_source(str(tmp_path / "d")))
     assert len(found.sessions) == 1

@@ -13,7 +13,7 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from sdft_cli.errors import DataError
+from sdft_cli.errors import DataError, UsageError
 from sdft_cli.traces.examples import write_examples
 from sdft_cli.traces.source import read_source, resolve_source
 
@@ -54,7 +54,7 @@ def test_a_file_without_sessions_is_refused(tmp_path: Path, content: bytes) -> N
 
 
 def test_a_missing_path_and_an_empty_folder_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no file, no folder"):
+    with pytest.raises(UsageError, match="is no file, no folder"):
         resolve_source(str(tmp_path / "missing"))
     with pytest.raises(DataError, match="holds no trace file"):
         resolve_source(str(tmp_path))
@@ -166,6 +166,6 @@ def test_a_hub_dataset_is_downloaded_at_a_pinned_commit(hub: str, tmp_path: Path
 
 def test_an_unknown_dataset_and_no_network_are_one_sentence(hub: str, tmp_path: Path) -> None:
     unknown = read_from(hub, tmp_path / "home", "me/other")
-    assert unknown.startswith("3 The Hub has no public dataset me/other")
+    assert unknown.startswith("2 The Hub has no public dataset me/other")
     offline = read_from("http://127.0.0.1:9", tmp_path / "home", "me/traces")
     assert offline.startswith("1 The Hub cannot be reached and me/traces is no local path")

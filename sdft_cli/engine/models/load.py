@@ -41,7 +41,8 @@ def choose_backend(requested: str, model_type: str) -> tuple[str, str]:
         missing = backend.package is not None and not has_package(backend.package)
         if requested == name and missing:
             raise MachineError(
-                f"The {name} backend needs the package {backend.package}: install it, or use --backend transformers."
+                f"The {name} backend needs {backend.package}, which is not installed: pip install 'sdft-cli[{name}]', "
+                "or use --backend transformers."
             )
         objection = f"{backend.package} is not installed" if missing else backend.objection(model_type)
         if requested == name:

@@ -15,6 +15,7 @@ from typing import Any
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.errors import MachineError, UsageError
 from sdft_cli.records.folders import new_folder
+from sdft_cli.records.json_files import read_json
 from sdft_cli.resources import resource_text, text_hash
 
 
@@ -112,6 +113,7 @@ _CONVERSION = 1
 def _convert(source: Path, digest: str, template: str, model: PackagedModel, target: Path) -> None:
     """Write a GGUF file as a bf16 safetensors folder with a tools-capable chat template."""
     quiet_libraries()
+    import gguf  # noqa: F401  # transformers reads the file with it, and says in another way that it is missing
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -208,7 +210,7 @@ def license_of(folder: Path) -> dict[str, str]:
         except yaml.YAMLError:  # a card that cannot be read states no licence
             found = None
     if not (isinstance(found, dict) and found.get("license")) and source.is_file():
-        found = json.loads(source.read_bytes())
+        found = read_json(source, "delete its folder, it is converted again")
     if not isinstance(found, dict) or not isinstance(found.get("license"), str):
         return {}
     return {k: found[k] for k in ("license", "license_name", "license_link") if isinstance(found.get(k), str)}

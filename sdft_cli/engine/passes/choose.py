@@ -14,7 +14,7 @@ from sdft_cli.engine.passes.depth_first import depth_first_obstacle
 from sdft_cli.engine.passes.executors import answer_states, student_passes
 from sdft_cli.engine.passes.packed import packing_obstacle
 from sdft_cli.engine.passes.padded import padded_states
-from sdft_cli.errors import UsageError
+from sdft_cli.errors import WARNING, UsageError
 
 CHECK_TOLERANCE = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (3e-2, 1e-1), torch.float16: (3e-2, 1e-1)}
 """Largest relative difference of hidden states, and of the gradient, that counts as rounding, by dtype."""
@@ -50,7 +50,7 @@ def choose_sharing(backend: Backend, requested: str, room: str | None = None) ->
     backend.sharing = "none"
     if requested != "auto":
         raise UsageError(f"prefix_sharing is {requested}, but {errors[0].partition(', since ')[2]}: use auto or none.")
-    return f"WARNING: no prefix sharing, every turn pays for its whole prompt ({'; '.join(errors)})"
+    return f"{WARNING}no prefix sharing, every turn pays for its whole prompt ({'; '.join(errors)})"
 
 
 def sharing_error(backend: Backend, kind: Sharing) -> str | None:

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft_cli.config import TrainConfig
-from sdft_cli.errors import DataError, MachineError, UsageError, VerificationError
+from sdft_cli.errors import WARNING, DataError, MachineError, UsageError, VerificationError
 from sdft_cli.records import Dataset, Record
 from sdft_cli.records.folders import new_folder, replacing_folder
-from sdft_cli.records.json_files import read_json, write_json
-from sdft_cli.run_folder import FORMAT, base_revision, write_check_prompts
+from sdft_cli.records.json_files import write_json
+from sdft_cli.run_folder import FORMAT, base_revision, read_run_json, write_check_prompts
 
 if TYPE_CHECKING:
     from sdft_cli.engine.train.loop import Loop, Observer
@@ -115,9 +115,9 @@ def warnings_of(config: TrainConfig) -> list[str]:
     """Return what is known to go wrong with a configuration."""
     found = []
     if config.objective == "sdft" and config.teacher.kind == "live":
-        found.append("Warning: runs with a live teacher, which follows its student, collapse: use base or ema")
+        found.append(f"{WARNING}runs with a live teacher, which follows its student, collapse: use base or ema")
     if config.optim.learning_rate > 1e-3:
-        found.append(f"Warning: the learning rate {config.optim.learning_rate:g} is above those of LoRA runs (to 1e-3)")
+        found.append(f"{WARNING}the learning rate {config.optim.learning_rate:g} is above those of LoRA runs (to 1e-3)")
     return found
 
 
@@ -217,13 +217,13 @@ def check_same_records(job: Job) -> None:
     Raises:
         DataError: they differ.
     """
-    if read_json(job.folder / "run.json")["dataset"]["records_hash"] != records_hash(job.data.train):
+    if read_run_json(job.folder)["dataset"]["records_hash"] != records_hash(job.data.train):
         raise DataError(f"{job.data.path} is not the dataset that {job.folder} was started with: name that one.")
 
 
 def on_its_base(job: Job) -> Job:
     """Let a resumed run go on with the commit of its base that it was started with."""
-    revision = base_revision(read_json(job.folder / "run.json"), job.config)
+    revision = base_revision(read_run_json(job.folder), job.config)
     return replace(job, config=job.config.model_copy(update={"revision": revision}))
 
 
@@ -315,7 +315,7 @@ def finish_run(job: Job, trainer: Trainer, loop: Loop, say: Say) -> dict[str, An
     progress = loop.progress
     _save_adapter(trainer, job.folder / "adapter")
     _save_best(job, trainer, loop, say)
-    info = read_json(job.folder / "run.json")
+    info = read_run_json(job.folder)
     info |= {
         "status": "finished",
         "last_step": progress.metrics,
