@@ -18,6 +18,9 @@ from sdft_cli.cli.plan import plan
 from sdft_cli.cli.prepare import prepare
 from sdft_cli.cli.report import report
 from sdft_cli.cli.train import train
+from sdft_cli.threads import wait_asleep
+
+wait_asleep()  # before any command imports torch
 
 app = typer.Typer(
     name="sdft",
