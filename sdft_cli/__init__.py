@@ -12,6 +12,7 @@ evaluate/   what was learned and what was forgotten
 report/     tables, cards and pages
 config      one typed configuration per stage
 run_folder  what a training run leaves behind
+metrics     every number of an evaluation: how an item counts, its label, unit and direction
 intervals   confidence intervals over sessions
 resources   templates/ and data_cards/, in a wheel or a checkout
 errors      every error is a sentence with the next step and an exit code

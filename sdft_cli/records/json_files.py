@@ -30,8 +30,8 @@ def write_json(path: Path, document: Any) -> None:
         scratch.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a run folder.
+def read_json(path: Path, advice: str = "run `sdft train` again") -> dict[str, Any]:
+    """Read a JSON object; `advice` ends the sentence of an error.
 
     Raises:
         DataError: it is missing or damaged.
@@ -39,9 +39,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError as error:
-        raise DataError(f"{path} is missing: the run is incomplete; run `sdft train` again.") from error
+        raise DataError(f"{path} is missing: the run is incomplete; {advice}.") from error
     except ValueError as error:
-        raise DataError(f"{path} is not valid JSON: run `sdft train` again.") from error
+        raise DataError(f"{path} is not valid JSON: {advice}.") from error
     if not isinstance(found, dict):
-        raise DataError(f"{path} is no JSON object: run `sdft train` again.")
+        raise DataError(f"{path} is no JSON object: {advice}.")
     return found
