@@ -13,6 +13,7 @@ report/     tables, cards and pages
 choices     divergences and backends: what stands behind their names
 config      one typed configuration per stage
 run_folder  what a training run leaves behind
+metrics     every number of an evaluation: how an item counts, its label, unit and direction
 intervals   confidence intervals over sessions
 threads     how torch's threads wait for each other
 resources   templates/ and data_cards/, in a wheel or a checkout

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from math import sqrt
 from typing import Any
 
@@ -34,6 +35,8 @@ _OUTCOMES = ((1.0, 0.0, 1.0, 0.0), (1.0,) * 4, (0.0, 1.0, 1.0, 0.0), (1.0,) * 4)
 """Half an item for each outcome of a pair: top and bottom of the one side, top and bottom of the other."""
 _BLOCK = 1 << 22
 """Draws of sessions held at once."""
+_KEPT = 1 << 20
+"""Draws that are kept for the next metric: 8 MB, and 64 MB of them at most."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +146,7 @@ def _bootstrap(
     if yes_or_no:
         sums = [np.append(x, extra) for x, extra in zip(sums, _OUTCOMES, strict=True)]
         weights = np.append(weights, [0.5] * 4)
-    found = _resampled(sums, weights, resamples, np.random.default_rng(seed))
+    found = _resampled(sums, weights, resamples, seed)
     if float(np.ptp(found)) <= 1e-12 * max(1.0, abs(value)):
         return Interval(value, value, value, count, degenerate=True)
     low, high, detectable = _bounds(found, value, round(float(weights.sum())), confidence, yes_or_no)
@@ -157,19 +160,23 @@ def _estimates(draws: NDArray[Any], sums: Sequence[NDArray[Any]]) -> NDArray[Any
     return difference
 
 
-def _resampled(
-    sums: Sequence[NDArray[Any]], weights: NDArray[Any], resamples: int, random: np.random.Generator
-) -> NDArray[Any]:
+def _resampled(sums: Sequence[NDArray[Any]], weights: NDArray[Any], resamples: int, seed: int) -> NDArray[Any]:
     """Return the estimates, (resamples,), of as many draws as the weights' sum, by chances like the weights."""
-    draws, rows = round(float(weights.sum())), max(1, _BLOCK // len(weights))
-    return np.concatenate(
-        [
-            _estimates(
-                random.multinomial(draws, weights / weights.sum(), min(rows, resamples - start)).astype(float), sums
-            )
-            for start in range(0, resamples, rows)
-        ]
-    )
+    if resamples * len(weights) <= _KEPT:
+        return _estimates(_kept_draws(tuple(weights), resamples, seed), sums)
+    random, rows = np.random.default_rng(seed), max(1, _BLOCK // len(weights))
+    counts = (min(rows, resamples - start) for start in range(0, resamples, rows))
+    return np.concatenate([_estimates(_draws(random, weights, count), sums) for count in counts])
+
+
+def _draws(random: np.random.Generator, weights: NDArray[Any], count: int) -> NDArray[Any]:
+    return random.multinomial(round(float(weights.sum())), weights / weights.sum(), count).astype(float)
+
+
+@lru_cache(maxsize=8)
+def _kept_draws(weights: tuple[float, ...], count: int, seed: int) -> NDArray[Any]:
+    """Return draws that all metrics of the same sessions share; drawing takes longer than what is done with them."""
+    return _draws(np.random.default_rng(seed), np.asarray(weights), count)
 
 
 def _bounds(

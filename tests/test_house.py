@@ -14,7 +14,7 @@ import pytest
 from sdft_cli.config import load_train_config, profile_names
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "resources", "intervals", "choices", "threads"}
+LEAVES = {"errors", "resources", "intervals", "choices", "metrics", "threads"}
 ENGINE = ("models", "passes", "objective", "plan", "train")
 """The rooms of the engine, each may import those before it."""
 BELOW_ENGINE = {*LEAVES, "config", "records", "run_folder", "prompts"}
@@ -24,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "intervals": set(),
     "choices": set(),
     "threads": set(),
+    "metrics": set(),
     "config": {*LEAVES},
     "records": {*LEAVES},
     "run_folder": {*LEAVES, "config", "records"},
@@ -42,6 +43,8 @@ MAY_IMPORT: dict[str, set[str]] = {
 """Room -> rooms it may import. `cli` may import all, inside its functions."""
 MOST_MODULES = 16
 NO_TORCH = {name for name in MAY_IMPORT if not name.startswith(("engine.", "merge", "evaluate"))} | {"cli"}
+NO_TORCH_MODULES = {f"sdft_cli.evaluate.{name}" for name in ("compare", "differences", "document")}
+"""Of `evaluate`, for `sdft compare`; they may import only each other and rooms without torch."""
 TORCH_FAMILY = {"torch", "peft", "accelerate", "unsloth", "unsloth_zoo", "safetensors", "trl"}
 LAZY_IN_CLI = {"datasets", "transformers", "polars", "huggingface_hub", *TORCH_FAMILY}
 
@@ -81,7 +84,9 @@ def test_rooms_import_one_way(module: str) -> None:
     for name, _ in imports(MODULES[module]):
         if name.startswith("sdft_cli.") and here in MAY_IMPORT and name != "sdft_cli.__version__":
             assert room_of(name) in {*MAY_IMPORT[here], here}, f"{here} imports {name}"
-        if here in NO_TORCH:
+        if module in NO_TORCH_MODULES and name.startswith("sdft_cli."):
+            assert room_of(name) in NO_TORCH or name.rpartition(".")[0] in NO_TORCH_MODULES, f"{module} imports {name}"
+        if here in NO_TORCH or module in NO_TORCH_MODULES:
             assert name.split(".")[0] not in TORCH_FAMILY or here == "cli", f"{here} imports {name}"
 
 

@@ -248,3 +248,15 @@ def test_an_effect_of_the_detectable_size_is_found_in_four_of_five_simulations()
     ]
     assert 0.76 <= np.mean([found.low > 0 for found in results]) <= 0.86  # type: ignore[operator]
     assert np.median([found.detectable for found in results]) == pytest.approx(size, rel=0.05)  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize("yes_or_no", [False, True])
+def test_draws_that_are_kept_are_those_that_are_drawn(monkeypatch: pytest.MonkeyPatch, yes_or_no: bool) -> None:
+    one, other = Ratio([1.0, 0.0, 1.0, 1.0], [1.0] * 4), Ratio([0.0, 0.0, 1.0, 0.0], [1.0] * 4)
+    sessions = ["a", "b", "c", "d"]
+    for seed in (0, 1, 0):
+        kept = paired_interval(one, other, sessions, resamples=500, seed=seed, yes_or_no=yes_or_no)
+        with monkeypatch.context() as patch:
+            patch.setattr("sdft_cli.intervals._KEPT", 0)
+            patch.setattr("sdft_cli.intervals._BLOCK", 4_000)  # all in one block, as those that are kept
+            assert paired_interval(one, other, sessions, resamples=500, seed=seed, yes_or_no=yes_or_no) == kept

@@ -27,8 +27,9 @@ from typing import Any
 
 from benchmarks.bench_backends import prepare_data
 from sdft_cli.config import EvalConfig
-from sdft_cli.evaluate.metrics import BY_KEY, CLUSTER, Measure
+from sdft_cli.evaluate.differences import CLUSTER
 from sdft_cli.intervals import Ratio, paired_interval
+from sdft_cli.metrics import METRICS, Metric, part_of
 from sdft_cli.report.comparison import trade_off_svg
 
 OBJECTIVES = ("sdft", "sft")
@@ -129,16 +130,14 @@ def evaluate_all(runs: dict[str, Path], data: Path, config: EvalConfig) -> dict[
     return evaluate(contenders(), dataset.validation, prompts, config, progress, against="first")
 
 
-def _items(contender: dict[str, Any], measure: Measure) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = (
-        contender["items"] if measure.about == "records" else contender[measure.about]["items"]
-    )
+def _items(contender: dict[str, Any], metric: Metric) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = part_of(contender, metric.about)["items"]
     return found
 
 
-def mean_of_seeds(contenders: Sequence[dict[str, Any]], measure: Measure) -> list[tuple[float, float] | None]:
-    """Return each item's part of a measure, averaged over seeds."""
-    columns = zip(*[[measure.part(i) for i in _items(c, measure)] for c in contenders], strict=True)
+def mean_of_seeds(contenders: Sequence[dict[str, Any]], metric: Metric) -> list[tuple[float, float] | None]:
+    """Return each item's part of a metric, averaged over seeds."""
+    columns = zip(*[[metric.count(i) for i in _items(c, metric)] for c in contenders], strict=True)
     found: list[tuple[float, float] | None] = []
     for column in columns:
         parts = [p for p in column if p is not None]
@@ -148,19 +147,19 @@ def mean_of_seeds(contenders: Sequence[dict[str, Any]], measure: Measure) -> lis
 
 
 def gap(one: Sequence[dict[str, Any]], other: Sequence[dict[str, Any]], key: str, config: EvalConfig) -> dict[str, Any]:
-    """Return the difference of two groups of runs on a measure, and that of each pair of seeds.
+    """Return the difference of two groups of runs on a metric, and that of each pair of seeds.
 
     A group of one, the base, stands against every seed.
     """
-    measure = BY_KEY[key]
-    names = [item[CLUSTER[measure.about]] for item in _items(one[0], measure)]
+    metric = METRICS[key]
+    names = [item[CLUSTER[metric.about]] for item in _items(one[0], metric)]
 
     def difference(some: Sequence[dict[str, Any]], others: Sequence[dict[str, Any]]) -> Any:
-        pairs = zip(mean_of_seeds(some, measure), mean_of_seeds(others, measure), names, strict=True)
+        pairs = zip(mean_of_seeds(some, metric), mean_of_seeds(others, metric), names, strict=True)
         used = [(a, b, name) for a, b, name in pairs if a is not None and b is not None and a[1] and b[1]]
         a, b = (Ratio([u[i][0] for u in used], [u[i][1] for u in used]) for i in (0, 1))
         settings = config.confidence, config.resamples, config.seed
-        return paired_interval(a, b, [name for _, _, name in used], *settings, measure.yes_or_no)
+        return paired_interval(a, b, [name for _, _, name in used], *settings, metric.yes_or_no)
 
     seeds = zip(one, other if len(other) > 1 else [*other] * len(one), strict=True)
     return {**difference(one, other).to_json(), "seeds": [difference([a], [b]).value for a, b in seeds]}
@@ -184,13 +183,11 @@ def study(document: dict[str, Any], arms: Sequence[Arm], config: EvalConfig) -> 
 
 
 def _base_value(base: dict[str, Any], key: str) -> float:
-    measure = BY_KEY[key]
-    summary = base["summary"] if measure.about == "records" else base[measure.about]["summary"]
-    return float(summary[key])
+    return float(part_of(base, METRICS[key].about)["summary"][key])
 
 
 def table(result: dict[str, Any], shown: Mapping[str, str]) -> str:
-    """Return measures as Markdown: each group against the base, then SDFT against SFT."""
+    """Return metrics as Markdown: each group against the base, then SDFT against SFT."""
     lines = ["| | " + " | ".join(shown.values()) + " |", "| --- |" + " ---: |" * len(shown)]
     lines.append("| base | " + " | ".join(f"{result['base'][key]:.3f}" for key in shown) + " |")
     rows = {**result["groups"], **{f"sdft - sft at {rate}": gaps for rate, gaps in result["sdft - sft"].items()}}
@@ -200,7 +197,7 @@ def table(result: dict[str, Any], shown: Mapping[str, str]) -> str:
 
 
 def plot(result: dict[str, Any], skill: str = "tool_named_share", forgetting: str = "drift_kl") -> str:
-    """Return the plot of a measure that should rise against one that should not."""
+    """Return the plot of a metric that should rise against one that should not."""
     points = [{"name": g, "skill": gaps[skill], "forgetting": gaps[forgetting]} for g, gaps in result["groups"].items()]
     return trade_off_svg(points, skill, forgetting)
 

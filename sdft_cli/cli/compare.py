@@ -29,7 +29,8 @@ def compare(
     Example: sdft compare runs/sdft runs/sft --html compare.html
     """
     from sdft_cli.evaluate.compare import compare as put_together
-    from sdft_cli.evaluate.compare import read_evaluation, trade_off
+    from sdft_cli.evaluate.compare import trade_off
+    from sdft_cli.evaluate.document import read_evaluation
     from sdft_cli.report import comparison, evaluation, terminal
 
     found = put_together([read_evaluation(path) for path in runs])

@@ -76,7 +76,7 @@ def evaluate(
     if not Path(chosen).exists() and RUNS_ROOT in Path(chosen).parents:
         raise UsageError(f"There is no run {chosen}: name the folder of one, or a model.")
     if general and not of_run:
-        raise UsageError("--general measures a model's drift from its base: give a run, or leave it out.")
+        raise UsageError("--general evaluates a model's drift from its base: give a run, or leave it out.")
     default = Path(chosen) / f"eval{'-best' * best}.json" if of_run else Path(f"eval-{Path(chosen).name}.json")
     target = writable_file(out or default)
     result = run_evaluation(chosen, data, config, best, merged, control or ())
@@ -159,7 +159,7 @@ def run_evaluation(
     with terminal.progress_reporter() as progress:
         result = run(models, data.validation, prompts, config, progress, harness)
     if result["facts"]["chrf"] != "sacrebleu":
-        say("chrF of prose was not measured: it needs sacrebleu (pip install 'sdft-cli[eval]').")
+        say("chrF of prose was not computed: it needs sacrebleu (pip install 'sdft-cli[eval]').")
     if found:
         adapters = [
             {"name": one.adapter.name, "sha256": file_hash(one.adapter / "adapter_model.safetensors")}
@@ -196,6 +196,6 @@ def _say_whose_records(run: Run, data: Dataset) -> None:
     trained = run.info["dataset"]
     if trained["records_hash"] != records_hash(data.train):
         say(
-            f"Note: {run.path} was trained on {trained['name']} and is measured on another dataset; whether these "
+            f"Note: {run.path} was trained on {trained['name']} and is evaluated on another dataset; whether these "
             "sessions were in its training data is not known here."
         )

@@ -1,47 +1,25 @@
-"""Evaluations of several runs against each other: `sdft compare`. Nothing is run; what `sdft eval` wrote is read."""
+"""Evaluations of several runs against each other: `sdft compare`. No torch.
+
+Nothing is run; what `sdft eval` wrote is read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isclose
-from pathlib import Path
 from typing import Any
 
 from sdft_cli.errors import DataError, UsageError
-from sdft_cli.evaluate.evaluation import FORMAT, differences
-from sdft_cli.evaluate.metrics import BY_KEY, harness_measures
-from sdft_cli.records.json_files import read_json
-from sdft_cli.run_folder import is_run
-
-Document = dict[str, Any]
-
-
-def read_evaluation(path: Path) -> tuple[str, Document]:
-    """Read what `sdft eval` wrote, from a run folder or from the JSON file itself; return a name for it too.
-
-    Raises:
-        UsageError: there is none.
-        DataError: it is damaged, or of another version of sdft.
-    """
-    file = path / "eval.json" if path.is_dir() else path
-    if not file.is_file():
-        what = f"run `sdft eval {path}` first" if is_run(path) else "give run folders, or files of `sdft eval`"
-        raise UsageError(f"{file} does not exist: {what}.")
-    document = read_json(file, "run `sdft eval` again")
-    if document.get("format") != FORMAT or not {"contenders", "dataset", "config"} <= document.keys():
-        raise DataError(f"{file} was not written by this version of `sdft eval`: run it again.")
-    if path.is_dir():
-        return path.resolve().name, document
-    folder = file.resolve().parent.name
-    names = {"eval": folder, "eval-best": f"{folder}-best"}  # as `sdft eval` calls them
-    return names.get(path.stem, path.stem), document
+from sdft_cli.evaluate.differences import differences
+from sdft_cli.evaluate.document import Document
+from sdft_cli.metrics import metrics_of
 
 
 def _base(document: Document) -> str | None:
     return next((name for name, found in document["contenders"].items() if found["kind"] == "base"), None)
 
 
-def _same_measurement(name: str, first: Document, other: Document) -> None:
+def _evaluated_alike(name: str, first: Document, other: Document) -> None:
     """Refuse documents whose numbers do not belong side by side.
 
     Raises:
@@ -56,7 +34,7 @@ def _same_measurement(name: str, first: Document, other: Document) -> None:
 
 
 def _same_base(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Say whether two measurements can be of one base: alike on every record, but for what another machine rounds."""
+    """Say whether two results can be of one base: alike on every record, but for what another machine rounds."""
     pairs = list(zip(one["items"], other["items"], strict=True))
     return all(a["record_id"] == b["record_id"] and isclose(a["nll"], b["nll"], rel_tol=0.01) for a, b in pairs)
 
@@ -65,20 +43,20 @@ def compare(documents: Sequence[tuple[str, Document]]) -> Document:
     """Put the models of several evaluations side by side: each against the base, and against the first of them.
 
     Args:
-        documents: as `read_evaluation` returns them.
+        documents: as `document.read_evaluation` returns them.
 
     Returns `{"config", "records", "facts", "contenders", "differences"}`, as an evaluation of all of them in one run
     would have; models are named by their document where that is needed to tell them apart.
 
     Raises:
-        DataError: they were not measured alike.
+        DataError: they were not evaluated alike.
         UsageError: fewer than two models.
     """
     _, first = documents[0]
     base = _base(first)
     found: dict[str, Any] = {base: first["contenders"][base]} if base else {}
     for name, document in documents:
-        _same_measurement(name, first, document)
+        _evaluated_alike(name, first, document)
         models = {k: v for k, v in document["contenders"].items() if v["kind"] != "base"}
         for model, results in models.items():
             label = name if len(models) == 1 else f"{name}: {model}"
@@ -101,25 +79,20 @@ def compare(documents: Sequence[tuple[str, Document]]) -> Document:
 
 def trade_off(comparison: Mapping[str, Any], skill: str, forgetting: str) -> list[dict[str, Any]]:
     """Return each tuned model's gain in skill and loss in forgetting over the base, with intervals; higher is better,
-    and more forgotten, whatever way the measures run.
+    and more forgotten, whatever way the metrics run.
 
     Raises:
-        UsageError: a measure is unknown, has no better side, or was not taken.
+        UsageError: a metric is unknown, has no better side, or was not evaluated.
     """
     names = list(comparison["contenders"])
     points = []
     for name in names[1:]:
         gaps = comparison["differences"][f"{name} - {names[0]}"]
-        better = _better_sides(comparison["contenders"][name])
+        metrics = metrics_of(comparison["contenders"][name])
+        better = {m.key: m.better for m in metrics if m.better != "neither" and not m.whole}
         skilled, forgot = _gain(gaps, better, skill, 1), _gain(gaps, better, forgetting, -1)
         points.append({"name": name, "skill": skilled, "forgetting": forgot})
     return points
-
-
-def _better_sides(contender: Mapping[str, Any]) -> dict[str, str]:
-    """Return which way is better, by measure, where one is."""
-    tasks = harness_measures(contender["harness"]) if "harness" in contender else []
-    return {m.key: m.better for m in [*BY_KEY.values(), *tasks] if m.better != "neither"}
 
 
 def _gain(gaps: Mapping[str, Any], better: Mapping[str, str], key: str, sign: int) -> dict[str, Any]:
@@ -128,7 +101,7 @@ def _gain(gaps: Mapping[str, Any], better: Mapping[str, str], key: str, sign: in
         raise UsageError(f"{key} cannot be plotted: use one of {usable}.")
     gap = gaps.get(key)
     if gap is None:
-        raise UsageError(f"{key} was not measured: run `sdft eval` without leaving that part out.")
+        raise UsageError(f"{key} was not evaluated: run `sdft eval` without leaving that part out.")
     if better[key] == "lower":
         sign = -sign
     ends = sorted((sign * gap[k] for k in ("low", "high")) if gap["low"] is not None else [])

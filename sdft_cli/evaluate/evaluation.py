@@ -1,6 +1,6 @@
 """`sdft eval` as a function: models against each other on the same held-out records and the same general prompts.
 
-All answer greedily, on the same records in the same passes; the divergence is measured on rollouts that each model
+All answer greedily, on the same records in the same passes; the divergence is that on rollouts that each model
 samples (on-policy, the same seeds for all), against the base model with the reference in its prompt. The same settings
 give the same document, and a model against itself differs by exactly 0.
 """
@@ -14,18 +14,18 @@ from math import isfinite
 from typing import Any, Literal
 
 from sdft_cli.config import EvalConfig
-from sdft_cli.engine.train.scoring import Item, Role, choose_records, encode, group_of, measure, plan
+from sdft_cli.engine.train.scoring import Item, Role, choose_records, encode, group_of, plan, score_records
 from sdft_cli.errors import VerificationError
-from sdft_cli.evaluate.answers import prose_scorer, score
+from sdft_cli.evaluate.differences import differences
+from sdft_cli.evaluate.document import FORMAT, of_drift, of_questions, of_records
 from sdft_cli.evaluate.forgetting import BaseAnswers, ask, base_answers, drift, general_prompts, questions
 from sdft_cli.evaluate.harness import Harness
-from sdft_cli.evaluate.leaks import context_text, expert_text, unknown_paths
-from sdft_cli.evaluate.metrics import MEASURES, by_group, difference, harness_measures, p95, summary
+from sdft_cli.prompts.answers import prose_scorer
 from sdft_cli.prompts.chat import ChatPrompts
+from sdft_cli.prompts.leaks import context_text, expert_text, unknown_paths
 from sdft_cli.prompts.tool_calls import comes_back
 from sdft_cli.records import Record
 
-FORMAT = 3
 SEEDS = 1_000_003
 """Seeds of rollouts lie this far apart for two seeds of an evaluation, so that no passes share one."""
 Progress = Callable[[str, int, int], None]
@@ -33,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Contender:
-    """A model under test, and the base model that is its teacher; both stay loaded while it is measured.
+    """A model under test, and the base model that is its teacher; both stay loaded while it is evaluated.
 
     `kind`: base, tuned, merged, control, or model.
     """
@@ -53,13 +53,13 @@ def evaluate(
     harness: Harness | None = None,
     against: Literal["all", "first"] = "all",
 ) -> dict[str, Any]:
-    """Measure every contender on the same things, and each against those before it.
+    """Evaluate every contender on the same things, and compare each with those before it.
 
     Args:
         contenders: the first is the base (or the only model); taken one after the other, so that a generator can load
             one when it is its turn.
         records: validation records.
-        harness: measures a contender on tasks of lm-evaluation-harness (`open_harness`).
+        harness: evaluates a contender on tasks of lm-evaluation-harness (`open_harness`).
         against: each contender is compared with all before it, or with the first only.
 
     Returns `{"format", "config", "records", "facts", "contenders": {name: ...}, "differences": {"a - b": ...}}`.
@@ -101,27 +101,20 @@ def _caps(config: EvalConfig) -> tuple[int, int]:
 def _on_records(
     contender: Contender, records: Sequence[Record], prompts: ChatPrompts, config: EvalConfig, progress: Progress
 ) -> dict[str, Any]:
-    """Measure a contender on the held-out records."""
+    """Evaluate a contender on the held-out records."""
     items: dict[str, Item] = {}
-    what = f"{contender.name}: held-out records"
+    what, prose = f"{contender.name}: held-out records", prose_scorer()
     passes = plan(contender.teacher.backend, records, prompts, config.max_new_tokens, *_caps(config))
     for number, rows in enumerate(passes):
         progress(what, len(items), len(records))
         batch = encode([records[i] for i in rows], prompts)
         seed = config.seed * SEEDS + number
-        measured = measure(contender.student, contender.teacher, batch, prompts, config.max_new_tokens, seed=seed)
-        _check_finite(contender.name, [(item.record_id, item.nll + item.kl) for item in measured])
-        items.update((item.record_id, item) for item in measured)
+        cap = config.max_new_tokens
+        scored = score_records(contender.student, contender.teacher, batch, prompts, cap, seed=seed, prose=prose)
+        _check_finite(contender.name, [(item.record_id, item.nll + item.kl) for item in scored])
+        items.update((item.record_id, item) for item in scored)
     progress(what, len(items), len(records))
-    prose = prose_scorer()
-    rows_found = [{**asdict(items[r.record_id]), **asdict(score(r, items[r.record_id].text, prose))} for r in records]
-    tool_rows = [row for row in rows_found if row["flags"]]
-    return {
-        "summary": {"records": len(records), "tool_turns": len(tool_rows), **summary(rows_found, "records")},
-        "by_tool": by_group(tool_rows, "tools"),
-        "by_position": by_group(rows_found, "position"),
-        "items": rows_found,
-    }
+    return of_records([items[record.record_id].to_json() for record in records])
 
 
 def _check_finite(name: str, values: Sequence[tuple[str, float]]) -> None:
@@ -152,50 +145,21 @@ def _base_answers(base: Contender, prompts: ChatPrompts, config: EvalConfig, pro
 def _on_general(
     contender: Contender, base: BaseAnswers | None, prompts: ChatPrompts, config: EvalConfig, progress: Progress
 ) -> dict[str, Any]:
-    """Measure a contender's drift from the base, and ask it questions."""
+    """Evaluate a contender's drift from the base, and ask it questions."""
     found: dict[str, Any] = {}
     if base is not None:
         progress(f"{contender.name}: drift", 0, len(base.prompts))
         head = contender.teacher.backend.head
         prompt_rows = [asdict(d) for d in drift(contender.student, base, head, prompts.turn_end_id, _caps(config))]
         _check_finite(contender.name, [(row["prompt_id"], row["kl"] + row["entropy"]) for row in prompt_rows])
-        tokens = [kl for row in prompt_rows for kl in row.pop("token_kl")]
-        found["drift"] = {
-            "summary": {
-                "prompts": len(prompt_rows),
-                **summary(prompt_rows, "drift"),
-                "kl_p95_of_tokens": p95(tokens),
-                "kl_p95_of_prompts": p95([row["kl"] / row["tokens"] for row in prompt_rows]),
-                "entropy_p95_of_prompts": p95([row["entropy"] / row["tokens"] for row in prompt_rows]),
-            },
-            "items": prompt_rows,
-        }
+        found["drift"] = of_drift(prompt_rows)
         progress(f"{contender.name}: drift", len(base.prompts), len(base.prompts))
     if config.questions:
         asked = questions(config.questions)
         progress(f"{contender.name}: questions", 0, len(asked))
         replies = [asdict(r) for r in ask(contender.student, prompts, asked, config.question_tokens, _caps(config))]
-        found["questions"] = {"summary": {"questions": len(asked), **summary(replies, "questions")}, "items": replies}
+        found["questions"] = of_questions(replies)
         progress(f"{contender.name}: questions", len(asked), len(asked))
-    return found
-
-
-def _items(contender: dict[str, Any], about: str) -> list[dict[str, Any]] | None:
-    if about == "records":
-        return list(contender["items"])
-    return list(contender[about]["items"]) if about in contender else None
-
-
-def differences(
-    a: dict[str, Any], b: dict[str, Any], confidence: float, resamples: int, seed: int
-) -> dict[str, dict[str, Any] | None]:
-    """Return a - b on every measure that both have: the value with its interval, and how many items differ."""
-    found: dict[str, dict[str, Any] | None] = {}
-    for one in [*MEASURES, *(harness_measures(a["harness"]) if "harness" in a else [])]:
-        rows, others = _items(a, one.about), _items(b, one.about)
-        if rows is not None and others is not None:
-            gap = difference(one, rows, others, confidence, resamples, seed)
-            found[one.key] = gap.to_json() if gap else None
     return found
 
 

@@ -24,9 +24,9 @@ Harness = Callable[[Role], dict[str, Any]]
 
 
 def open_harness(config: EvalConfig, prompts: ChatPrompts) -> Harness | None:
-    """Return what measures a model on `config.lm_eval`; None where no task is asked for.
+    """Return what evaluates a model on `config.lm_eval`; None where no task is asked for.
 
-    The result of a measurement is `{"version", "documents", "summary", "higher_is_better", "items"}`; keys of numbers
+    The result is `{"version", "documents", "summary", "higher_is_better", "items"}`; keys of numbers
     are `task/metric`, and `task/metric,filter` for a filter other than the harness's `none`. An item is a document with
     those of its numbers whose mean is the task's number.
 

@@ -7,4 +7,6 @@ incremental     token counts of every turn of a session, each distinct text once
 control_tokens  no text of a session becomes a control token
 tool_calls      tool calls parsed out of text: Hermes JSON and Qwen3.5 XML
 tool_scores     an answer's tool calls against the expert's
+leaks           copies of the reference in an answer, and paths out of nowhere
+answers         an answer against the expert's turn: calls, prose, copies
 """

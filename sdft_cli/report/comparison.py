@@ -6,9 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
 from markupsafe import Markup
 from rich.console import Group, RenderableType
 
@@ -16,6 +15,9 @@ from sdft_cli.records.folders import new_file
 from sdft_cli.report.evaluation import difference_table, values_rows
 from sdft_cli.report.terminal import table
 from sdft_cli.resources import resource_text
+
+if TYPE_CHECKING:
+    import jinja2
 
 WIDTH, HEIGHT = 560.0, 340.0
 """The plot area in SVG units; labels stand outside it."""
@@ -116,6 +118,8 @@ def report(comparison: Mapping[str, Any], points: Sequence[Point], skill: str, f
 
 
 def _template(name: str) -> jinja2.Template:
+    import jinja2  # only a page needs it
+
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
     )

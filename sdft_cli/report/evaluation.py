@@ -9,95 +9,40 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from sdft_cli.metrics import METRICS, About, Metric, metrics_of, part_of
 from sdft_cli.report.terminal import table
-
-Form = str
-SECTIONS: tuple[tuple[str, str, tuple[tuple[str, str, Form], ...]], ...] = (
-    (
-        "Did it learn?",
-        "summary",
-        (
-            ("expert NLL, nats per token", "expert_nll_per_token", ".3f"),
-            ("KL(student||teacher), nats per token", "kl_per_token", ".3f"),
-            ("rollout length, tokens", "rollout_length", ".1f"),
-            ("finished within the cap", "finished_share", ".1%"),
-            ("tool turns: calls all closed", "tool_terminated_share", ".1%"),
-            ("tool turns: call parses", "tool_parsed_share", ".1%"),
-            ("tool turns: right tool", "tool_named_share", ".1%"),
-            ("  and required arguments", "tool_required_share", ".1%"),
-            ("  and no unknown argument", "tool_known_share", ".1%"),
-            ("  and arguments valid", "tool_valid_share", ".1%"),
-            ("  and the expert's arguments", "tool_exact_share", ".1%"),
-            ("other turns: chrF of the text", "prose_chrf", ".1f"),
-            ("other turns: call not asked for", "unasked_call_share", ".1%"),
-        ),
-    ),
-    (
-        "Did it forget?",
-        "drift",
-        (
-            ("KL(base||model), nats per token", "drift_kl", ".4f"),
-            ("  95th percentile of tokens", "kl_p95_of_tokens", ".4f"),
-            ("same likeliest word as the base", "drift_same_top", ".1%"),
-            ("entropy, nats per token", "entropy", ".3f"),
-        ),
-    ),
-    ("", "questions", (("questions right", "questions_right", ".1%"),)),
-    (
-        "Does it copy or make things up?",
-        "summary",
-        (
-            ("speaks of a reference it never saw", "mentions_reference_share", ".1%"),
-            ("runs of 6 words from the expert's turn only", "copied_share", ".1%"),
-            ("names a path that the context has not", "unknown_path_share", ".1%"),
-        ),
-    ),
-)
-
-
-def _sections(result: Mapping[str, Any]) -> list[tuple[str, str, tuple[tuple[str, str, Form], ...]]]:
-    """Return the sections, with the tasks of lm-evaluation-harness that were run."""
-    first = next(iter(result["contenders"].values()))
-    tasks = first.get("harness", {}).get("summary", {})
-    return [*SECTIONS, ("lm-evaluation-harness", "harness", tuple((key, key, ".3f") for key in tasks))]
-
-
-def _summary(contender: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    found = contender if part == "summary" else contender.get(part, {})
-    summary: Mapping[str, Any] = found.get("summary", {})
-    return summary
-
-
-def _cell(value: float | None, form: Form) -> str:
-    return "-" if value is None else format(value, form)
-
-
-def _signed(value: float, form: Form) -> str:
-    """A difference; that of two shares is in percentage points."""
-    return format(value, "+" + form).replace("%", " pp")
 
 
 def summaries(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return the numbers of an evaluation without its items."""
-    parts = ("summary", "drift", "questions", "harness")
+    parts: tuple[About, ...] = ("records", "drift", "questions", "harness")
+
+    def of(found: Mapping[str, Any]) -> dict[str, Any]:
+        some = {part: part_of(found, part).get("summary") for part in parts}
+        return {"summary" if part == "records" else part: values for part, values in some.items() if values}
+
     return {
-        "contenders": {
-            name: {"kind": found["kind"]} | {part: _summary(found, part) for part in parts if _summary(found, part)}
-            for name, found in result["contenders"].items()
-        },
+        "contenders": {name: {"kind": found["kind"], **of(found)} for name, found in result["contenders"].items()},
         "differences": result["differences"],
         "facts": result["facts"],
     }
 
 
+def _shown(result: Mapping[str, Any]) -> list[Metric]:
+    """Return the metrics that stand in a report, in its order."""
+    return [metric for metric in metrics_of(next(iter(result["contenders"].values()))) if metric.label]
+
+
 def values_rows(result: Mapping[str, Any]) -> list[tuple[str, dict[str, str]]]:
-    """Return (label, {model: value as text}) for every number that some model has, in the order of the report."""
+    """Return (label, {model: value as text}) for every metric that some model has, in the order of the report."""
     rows = []
-    for _, part, lines in _sections(result):
-        for label, key, form in lines:
-            cells = {name: _summary(found, part).get(key) for name, found in result["contenders"].items()}
-            if any(value is not None for value in cells.values()):
-                rows.append((label, {name: _cell(value, form) for name, value in cells.items()}))
+    for metric in _shown(result):
+        summaries = {
+            name: part_of(found, metric.about).get("summary", {}) for name, found in result["contenders"].items()
+        }
+        values = {name: summary.get(metric.key) for name, summary in summaries.items()}
+        if any(value is not None for value in values.values()):
+            rows.append((metric.label, {name: metric.cell(value) for name, value in values.items()}))
     return rows
 
 
@@ -131,17 +76,16 @@ def difference_table(result: Mapping[str, Any], key: str) -> RenderableType:
     gaps = result["differences"][key]
     confidence = result["config"]["confidence"]
     rows, equal, few = [], [], []
-    for _, part, lines in _sections(result):
-        for label, name, form in lines:
-            gap, plain = gaps.get(name), label.strip().removeprefix("and ")
-            if gap is None:
-                continue
-            if gap["discordant"]:
-                rows.append((label, *_difference_cells(gap, form)))
-            else:
-                equal.append(plain + (f" (n shows {_detectable(gap, form)})" if gap["detectable"] else ""))
-            if part == "summary" and gap["few_sessions"] and gap["sessions"] < result["facts"]["groups"]:
-                few.append(f"{plain} ({gap['sessions']})")
+    for metric in _shown(result):
+        gap, plain = gaps.get(metric.key), metric.label.strip().removeprefix("and ")
+        if gap is None:
+            continue
+        if gap["discordant"]:
+            rows.append((metric.label, *_difference_cells(gap, metric)))
+        else:
+            equal.append(plain + (f" (n shows {_detectable(gap, metric)})" if gap["detectable"] else ""))
+        if metric.about == "records" and gap["few_sessions"] and gap["sessions"] < result["facts"]["groups"]:
+            few.append(f"{plain} ({gap['sessions']})")
     columns = ["", f"difference [{confidence:.0%} interval]", "differ", "n shows"]
     return table(
         f"{key}, paired by item, resampled by session",
@@ -154,17 +98,17 @@ def difference_table(result: Mapping[str, Any], key: str) -> RenderableType:
     )
 
 
-def _detectable(gap: Mapping[str, Any], form: Form) -> str:
-    return "-" if gap["detectable"] is None else _signed(gap["detectable"], form)[1:]
+def _detectable(gap: Mapping[str, Any], metric: Metric) -> str:
+    return "-" if gap["detectable"] is None else metric.signed(gap["detectable"])[1:]
 
 
-def _difference_cells(gap: Mapping[str, Any], form: Form) -> tuple[str, ...]:
+def _difference_cells(gap: Mapping[str, Any], metric: Metric) -> tuple[str, ...]:
     differ = f"{gap['discordant']}/{gap['items']}"
     if gap["low"] is None:
-        return f"{_signed(gap['value'], form)}, one session only", differ, "-"
-    value, low, high = (_signed(gap[key], form).removesuffix(" pp") for key in ("value", "low", "high"))
-    unit, mark = " pp" * form.endswith("%"), " " if gap["low"] <= 0 <= gap["high"] else "*"
-    return f"{value} [{low}, {high}]{unit} {mark}", differ, _detectable(gap, form)
+        return f"{metric.signed(gap['value'])}, one session only", differ, "-"
+    value, low, high = (metric.signed(gap[key]).removesuffix(" pp") for key in ("value", "low", "high"))
+    unit, mark = " pp" * metric.form.endswith("%"), " " if gap["low"] <= 0 <= gap["high"] else "*"
+    return f"{value} [{low}, {high}]{unit} {mark}", differ, _detectable(gap, metric)
 
 
 def notes(result: Mapping[str, Any]) -> list[str]:
@@ -196,11 +140,11 @@ def notes(result: Mapping[str, Any]) -> list[str]:
 def _group_table(result: Mapping[str, Any], part: str, title: str) -> RenderableType:
     contenders = result["contenders"]
     groups: Sequence[str] = sorted({name for found in contenders.values() for name in found[part]})
-    shown = (("NLL", "expert_nll_per_token", ".3f"), ("right tool", "tool_named_share", ".0%"))
+    shown = [METRICS[key] for key in ("expert_nll_per_token", "tool_named_share")]
     rows = []
     for group in groups:
         counted = next(iter(contenders.values()))[part][group]["records"]
-        cells = [_cell(found[part][group].get(key), form) for found in contenders.values() for _, key, form in shown]
-        rows.append((group, counted, *cells))
-    columns = [title, "records", *(f"{name}: {label}" for name in contenders for label, _, _ in shown)]
+        values = [(metric, found[part][group].get(metric.key)) for found in contenders.values() for metric in shown]
+        rows.append((group, counted, *(metric.cell(value) for metric, value in values)))
+    columns = [title, "records", *(f"{name}: {metric.brief[0]}" for name in contenders for metric in shown)]
     return table(f"By {title}", columns, rows)

@@ -11,6 +11,7 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from sdft_cli.metrics import METRICS
 from sdft_cli.report.terminal import stderr
 
 
@@ -22,16 +23,14 @@ class View(Protocol):
     def notice(self, text: str) -> None: ...
 
 
-def _share(value: float | None) -> str:
-    return "-" if value is None else f"{value:.0%}"
+def _briefly(metrics: Mapping[str, Any], *keys: str) -> list[str]:
+    return [METRICS[key].in_brief(metrics[key]) for key in keys]
 
 
 def divergence(metrics: Mapping[str, Any]) -> str:
     """Name and write the mean divergence (or, of the control arm, the likelihood) per token of a step."""
-    for key, name in (("kl_per_token", "KL"), ("jsd_per_token", "JSD"), ("nll_per_token", "NLL")):
-        if key in metrics:
-            return f"{name} {metrics[key]:.4f}"
-    return ""
+    name = next((key for key in metrics if key.endswith("_per_token")), None)  # kl, jsd, nll: a step has one of them
+    return f"{name.removesuffix('_per_token').upper()} {metrics[name]:.4f}" if name else ""
 
 
 def step_line(metrics: Mapping[str, Any]) -> str:
@@ -39,9 +38,7 @@ def step_line(metrics: Mapping[str, Any]) -> str:
     parts = [
         f"loss {metrics['loss']:.4f}",
         divergence(metrics),
-        f"length {metrics['rollout_length']:.1f}",
-        f"finished {_share(metrics['finished_share'])}",
-        f"valid calls {_share(metrics['tool_valid_share'])}",
+        *_briefly(metrics, "rollout_length", "finished_share", "tool_valid_share"),
         f"{metrics['tokens_per_second']:,.0f} tok/s",
         f"lr {metrics['learning_rate']:.1e}",
     ]
@@ -60,11 +57,8 @@ def phases_line(metrics: Mapping[str, Any]) -> str:
 
 def heldout_line(metrics: Mapping[str, Any]) -> str:
     """Write a held-out evaluation."""
-    return (
-        f"held out after step {metrics['step']}: KL {metrics['kl_per_token']:.4f}  "
-        f"expert NLL {metrics['expert_nll_per_token']:.4f}  valid calls {_share(metrics['tool_valid_share'])}  "
-        f"length {metrics['rollout_length']:.1f}"
-    )
+    shown = _briefly(metrics, "kl_per_token", "expert_nll_per_token", "tool_valid_share", "rollout_length")
+    return f"held out after step {metrics['step']}: {'  '.join(shown)}"
 
 
 class PlainView:

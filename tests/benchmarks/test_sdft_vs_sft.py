@@ -8,7 +8,7 @@ pytest.importorskip("torch")
 
 from benchmarks.sdft_vs_sft.__main__ import FORGOTTEN, LEARNED, SHOWN, Arm, gap, mean_of_seeds, plot, study, table
 from sdft_cli.config import EvalConfig
-from sdft_cli.evaluate.metrics import BY_KEY
+from sdft_cli.metrics import METRICS
 from tests.evaluate.documents import contender
 
 CONFIG = EvalConfig(resamples=200)
@@ -27,9 +27,9 @@ FOUND = DOCUMENT["contenders"]
 
 def test_seeds_are_averaged_item_by_item() -> None:
     two = [FOUND["sdft-1e-3-0"], FOUND["sdft-1e-3-1"]]
-    found = mean_of_seeds(two, BY_KEY["expert_nll_per_token"])
+    found = mean_of_seeds(two, METRICS["expert_nll_per_token"])
     assert found[3] == pytest.approx((sum(c["items"][3]["nll"] for c in two) / 2, 10.0))
-    named = mean_of_seeds(two, BY_KEY["tool_named_share"])
+    named = mean_of_seeds(two, METRICS["tool_named_share"])
     assert named[1] is None  # no tool turn
     assert {part[0] for part in named if part} <= {0.0, 0.5, 1.0}
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import random
+from dataclasses import fields
 from itertools import combinations
 from typing import Any
 
 from sdft_cli.config import EvalConfig
-from sdft_cli.evaluate.answers import TOOL_FLAGS
-from sdft_cli.evaluate.evaluation import FORMAT, differences
-from sdft_cli.evaluate.metrics import by_group, p95, summary
+from sdft_cli.evaluate.differences import differences
+from sdft_cli.evaluate.document import FORMAT, of_drift, of_questions, of_records
+from sdft_cli.prompts.tool_scores import ToolScore
 
+TOOL_FLAGS = [field.name for field in fields(ToolScore)]
 CONFIG = EvalConfig(resamples=300).model_dump(mode="json")
 
 
@@ -31,7 +33,7 @@ def contender(kind: str, quality: float, seed: int, records: int = 24) -> dict[s
                 "kl": 2.0 - quality,
                 "rollout_tokens": 8,
                 "finished": True,
-                "text": "<b>answer</b>",
+                "text": "<b>answer</b>" + "." * (i % 4) * round(10 * quality),
                 "flags": dict.fromkeys(TOOL_FLAGS, good) if tool else {},
                 "chrf": None if tool else 30.0 + 10 * quality,
                 "calls_unasked": False,
@@ -46,18 +48,9 @@ def contender(kind: str, quality: float, seed: int, records: int = 24) -> dict[s
         {"prompt_id": f"p{i}", "kind": "k", "tokens": 5, "kl": quality * (i + 1) / 10, "same_top": 5, "entropy": 3.0}
         for i in range(6)
     ]
+    drift = [{**row, "token_kl": [row["kl"] / 5]} for row in drift]
     replies = [{"question_id": f"q{i}", "kind": "k", "correct": i % 2 == 0, "text": "x"} for i in range(4)]
-    tools = [i for i in items if i["flags"]]
-    spread = {"kl_p95_of_tokens": p95([d["kl"] / 5 for d in drift]), "kl_p95_of_prompts": 0.0}
-    return {
-        "kind": kind,
-        "summary": {"records": records, "tool_turns": len(tools), **summary(items, "records")},
-        "by_tool": by_group(tools, "tools"),
-        "by_position": by_group(items, "position"),
-        "items": items,
-        "drift": {"summary": {"prompts": 6, **summary(drift, "drift"), **spread}, "items": drift},
-        "questions": {"summary": {"questions": 4, **summary(replies, "questions")}, "items": replies},
-    }
+    return {"kind": kind, **of_records(items), "drift": of_drift(drift), "questions": of_questions(replies)}
 
 
 def document(**models: tuple[str, float]) -> dict[str, Any]:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("torch")
-
 from sdft_cli.errors import DataError, UsageError
-from sdft_cli.evaluate.compare import compare, read_evaluation, trade_off
+from sdft_cli.evaluate.compare import compare, trade_off
+from tests.conftest import ROOT
 from tests.evaluate.documents import document
 
 
@@ -40,7 +42,7 @@ def test_gains_and_losses_have_their_signs() -> None:
     shares = trade_off(found, "tool_named_share", "questions_right")
     assert shares[0]["skill"]["value"] == found["differences"]["a - base"]["tool_named_share"]["value"]
     assert shares[0]["forgetting"]["value"] == 0
-    for key in ("nothing", "entropy"):
+    for key in ("nothing", "entropy", "kl_p95_of_tokens"):
         with pytest.raises(UsageError, match="cannot be plotted"):
             trade_off(found, key, "drift_kl")
 
@@ -78,27 +80,21 @@ def test_two_models_and_two_names_are_needed() -> None:
         compare([("a", one), ("a", one)])
 
 
-def test_files_and_folders_are_read(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run.mkdir()
-    (run / "eval.json").write_text(json.dumps(document(tuned=("tuned", 0.2))))
-    (tmp_path / "other.json").write_text(json.dumps(document(tuned=("tuned", 0.3))))
-    assert read_evaluation(run)[0] == read_evaluation(run / "eval.json")[0] == "run"
-    assert read_evaluation(tmp_path / "other.json")[0] == "other"
-    (run / "eval-best.json").write_text(json.dumps(document(tuned=("tuned", 0.3))))
-    assert read_evaluation(run / "eval-best.json")[0] == "run-best"
-    (tmp_path / "study.json").write_text(json.dumps({k: v for k, v in document().items() if k != "dataset"}))
-    with pytest.raises(DataError, match="this version"):
-        read_evaluation(tmp_path / "study.json")
-    with pytest.raises(UsageError, match="give run folders"):
-        read_evaluation(tmp_path / "nothing")
-    (run / "run.json").write_text("{}")
-    (run / "eval.json").unlink()
-    with pytest.raises(UsageError, match="run `sdft eval"):
-        read_evaluation(run)
-    (tmp_path / "old.json").write_text("{}")
-    with pytest.raises(DataError, match="this version"):
-        read_evaluation(tmp_path / "old.json")
-    (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(DataError, match="not valid JSON"):
-        read_evaluation(tmp_path / "broken.json")
+def test_the_command_loads_no_torch(tmp_path: Path) -> None:
+    for name, quality in (("a", 0.2), ("b", 0.6)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "eval.json").write_text(json.dumps(document(tuned=("tuned", quality))))
+    heavy = ["torch", "transformers", "peft", "datasets", "accelerate", "huggingface_hub", "pyarrow", "pandas"]
+    code = (
+        "import sys\nfrom sdft_cli.cli.main import app\n"
+        "try: app(['compare', 'a', 'b', '--html', 'page.html'])\nexcept SystemExit as e: assert e.code == 0\n"
+        f"print([m for m in {heavy} if m in sys.modules], file=sys.stderr)"
+    )
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = {**os.environ, "COLUMNS": "120", "PYTHONPATH": path}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert "gain: expert_nll_per_token" in done.stdout
+    assert (tmp_path / "page.html").is_file()

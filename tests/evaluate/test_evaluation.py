@@ -13,7 +13,7 @@ from sdft_cli.engine.models.backend import Backend  # noqa: E402
 from sdft_cli.engine.train.scoring import Role  # noqa: E402
 from sdft_cli.errors import VerificationError  # noqa: E402
 from sdft_cli.evaluate.evaluation import Contender, evaluate  # noqa: E402
-from sdft_cli.evaluate.metrics import BY_KEY  # noqa: E402
+from sdft_cli.metrics import METRICS  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
 from tests.engine.prepared import adapted, prepared  # noqa: E402
@@ -52,7 +52,7 @@ def test_a_zero_adapter_differs_by_exactly_nothing(
     for key, gap in gaps(result).items():
         if gap is not None:
             assert (gap["value"], gap["discordant"]) == (0.0, 0), key
-            assert gap["low"] in (0.0, None) or (BY_KEY[key].yes_or_no and gap["low"] < 0 < gap["high"]), key
+            assert gap["low"] in (0.0, None) or (METRICS[key].yes_or_no and gap["low"] < 0 < gap["high"]), key
     drift = result["contenders"]["tuned"]["drift"]["summary"]
     assert (drift["drift_kl"], drift["drift_same_top"], drift["kl_p95_of_tokens"]) == (0.0, 1.0, 0.0)
 

@@ -5,9 +5,6 @@ import io
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-
-pytest.importorskip("torch")
-
 from rich.console import Console
 
 from sdft_cli.evaluate.compare import compare, trade_off

@@ -40,6 +40,7 @@ def test_lines_hold_the_numbers() -> None:
     )
     assert divergence({"jsd_per_token": 0.5}) == "JSD 0.5000"
     assert divergence({"nll_per_token": 0.5}) == "NLL 0.5000"
+    assert divergence({"loss": 0.5}) == ""
 
 
 def test_without_a_terminal_each_step_is_a_line() -> None:

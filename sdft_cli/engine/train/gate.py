@@ -1,7 +1,7 @@
 """The teacher-lift gate: does the expert's turn in the teacher's prompt teach anything?
 
 Self-distillation needs a teacher that is better than the student only through the reference in its prompt (SDFT, arXiv
-2601.19897, sec. 3). So before step 1 the base model (adapter off) is measured on held-out records, with three prompts:
+2601.19897, sec. 3). So before step 1 the base model (adapter off) is scored on held-out records, with three prompts:
 
     without   the student's prompt
     with      the teacher's prompt, which shows the record's own reference
@@ -47,7 +47,7 @@ REMEDY = "use another teacher template or a larger model, or set gate.action=war
 
 @dataclass(frozen=True)
 class GateItem:
-    """What was measured on one record. NLL is that of the expert's turn, in nats, summed over its tokens."""
+    """One record under the three prompts. NLL is that of the expert's turn, in nats, summed over its tokens."""
 
     record_id: str
     session_id: str
@@ -114,9 +114,9 @@ class GateResult:
 
 
 def gate_records(dataset: Dataset, count: int) -> tuple[list[Record], str]:
-    """Choose the records to measure and name their split: validation, or train if few sessions are held out.
+    """Choose the records to score and name their split: validation, or train if few sessions are held out.
 
-    Few are fewer independent ones than `FEW` and than there are in train. The gate measures the base model, which has
+    Few are fewer independent ones than `FEW` and than there are in train. The gate scores the base model, which has
     seen neither.
 
     Raises:
@@ -177,7 +177,7 @@ def run_gate(
     shuffle: bool = False,
     progress: Progress = lambda what, done, total: None,
 ) -> GateResult:
-    """Measure the base model on records and judge it. Draws no number from torch's generators and leaves no trace.
+    """Score the base model on records and judge it. Draws no number from torch's generators and leaves no trace.
 
     Args:
         backend: a model; its adapter, if it has one, is off in here.
@@ -276,7 +276,7 @@ def _nll(
 def judge(
     items: Sequence[GateItem], settings: GateSettings, *, split: str = "validation", shuffled: bool = False, seed: int
 ) -> GateResult:
-    """Judge what was measured; pure arithmetic.
+    """Judge scored records; pure arithmetic.
 
     Raises:
         VerificationError: a log-likelihood is not finite.

@@ -12,23 +12,14 @@ from typing import Any
 from sdft_cli.config import HeldoutSettings
 from sdft_cli.engine.models.adapters import EmaAdapter, Weights
 from sdft_cli.engine.models.backend import Backend
-from sdft_cli.engine.train.scoring import Item, Role, choose_records, encode, measure, plan, summarise
+from sdft_cli.engine.train.scoring import Item, Role, choose_records, encode, plan, score_records
+from sdft_cli.metrics import HELDOUT, METRICS
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import Record
 
-METRICS = (
-    "records",
-    "kl_per_token",
-    "expert_nll_per_token",
-    "tool_valid_share",
-    "tool_named_share",
-    "rollout_length",
-    "finished_share",
-)
-
 
 class HeldOut:
-    """A fixed set of validation records, encoded once, and the student and teacher to measure on them."""
+    """A fixed set of validation records, encoded once, and the student and teacher that are evaluated on them."""
 
     def __init__(
         self,
@@ -78,14 +69,15 @@ class HeldOut:
         return self.on and self.settings.every is not None and step % self.settings.every == 0
 
     def evaluate(self) -> dict[str, Any]:
-        """Measure the student as it is now.
+        """Evaluate the student as it is now.
 
-        Returns `METRICS`: KL(student||teacher) and the expert's NLL in nats per token, shares in [0, 1], the mean
-        length of an answer in tokens. Shares of tool turns are None if no record is one.
+        Returns the number of records and the metrics `HELDOUT`: KL(student||teacher) and the expert's NLL in nats per
+        token, shares in [0, 1], the mean length of an answer in tokens. Shares of tool turns are None if no record is
+        one.
         """
         items: list[Item] = []
         for batch in self.passes:
-            items += measure(
+            items += score_records(
                 self.student,
                 self.teacher,
                 batch,
@@ -93,5 +85,5 @@ class HeldOut:
                 self.settings.max_new_tokens,
                 self.max_decode_tokens,
             )
-        summary = summarise(items)
-        return {name: summary[name] for name in METRICS}
+        rows = [item.to_json() for item in items]
+        return {"records": len(rows), **{key: METRICS[key].of(rows) for key in HELDOUT}}

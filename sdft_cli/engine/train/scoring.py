@@ -1,15 +1,15 @@
 """What a model does on records: its own answers, how far it is from the teacher there, the expert's likelihood.
 
-`sdft eval`, the held-out evaluation while training and the teacher-lift gate all measure through this module.
+`sdft eval`, the held-out evaluation while training and the teacher-lift gate all score a model through this module.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -22,9 +22,8 @@ from sdft_cli.engine.objective.loss import distillation_loss, token_log_likeliho
 from sdft_cli.engine.passes.decode import Rollout, generate, seeded, stop_tokens
 from sdft_cli.engine.passes.executors import answer_states, plan_passes
 from sdft_cli.engine.passes.padded import padded_passes
+from sdft_cli.prompts.answers import Score, score
 from sdft_cli.prompts.chat import ChatPrompts
-from sdft_cli.prompts.tool_calls import parse_turn
-from sdft_cli.prompts.tool_scores import score_tool_turn
 from sdft_cli.records import Record
 
 
@@ -45,7 +44,7 @@ class Role:
         """These weights are on, without gradient and in eval mode; every module's mode is restored."""
         model = self.backend.model
         training = [module for module in model.modules() if module.training]
-        model.eval()  # no dropout: a measurement repeats exactly and draws no random number
+        model.eval()  # no dropout: an evaluation repeats exactly and draws no random number
         try:
             with torch.no_grad(), weights(model, case, self.ema):
                 yield
@@ -66,26 +65,29 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Item:
-    """What was measured on one record. Sums are over tokens, in nats.
+    """One record under one student, which the metrics of records count. Sums are over tokens, in nats.
 
-    `group`: as `group_of`. `kl`, `rollout_tokens` and `finished` are of the rollout, `text` and what is said of its
-    calls of the greedy answer; without sampling the two are one.
+    `group`: as `group_of`. `kl`, `rollout_tokens` and `finished` are of the rollout, `text` and its score of the greedy
+    answer; without sampling the two are one.
     """
 
     record_id: str
     session_id: str
     group: str
-    is_tool_turn: bool
     kl: float
     rollout_tokens: int
     finished: bool
     nll: float
     reference_tokens: int
-    parsed: bool
-    named: bool
-    valid: bool
-    calls_unasked: bool
     text: str
+    score: Score
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it flat, as it stands in eval.json; three flags stand beside `flags` too."""
+        row = asdict(self)
+        row |= row.pop("score")
+        shown = {flag: row["flags"].get(flag, False) for flag in ("parsed", "named", "valid")}
+        return {**row, "is_tool_turn": bool(row["flags"]), **shown}
 
 
 def group_of(record: Record) -> str:
@@ -131,7 +133,7 @@ def plan(
     max_tokens: int,
     max_records: int | None = None,
 ) -> list[list[int]]:
-    """Cut records into passes of at most `max_tokens` tokens as `measure` runs them: lists of indices."""
+    """Cut records into passes of at most `max_tokens` tokens as `score_records` runs them: lists of indices."""
     answer = [prompts.turn_end_id]  # stands for the tokens that follow a prompt, whichever they will be
     longest = [prompts.teacher_ids(r) + answer * max(r.row.reference_tokens, max_new_tokens) for r in records]
     prompts.encoder.forget()
@@ -175,7 +177,7 @@ def log_likelihood(states: Tensor, backend: Backend, answers: Sequence[Sequence[
     return [float(n.sum()) for n in found.split([len(ids) for ids in answers])]
 
 
-def measure(
+def score_records(
     student: Role,
     teacher: Role,
     batch: Sequence[Encoded],
@@ -183,11 +185,12 @@ def measure(
     max_new_tokens: int,
     max_decode_tokens: int | None = None,
     seed: int | None = None,
+    prose: Callable[[str, str], float] | None = None,
 ) -> list[Item]:
-    """Measure a student on records that fit into one pass.
+    """Score a student on records that fit into one pass.
 
     The answers are the student's own, decoded greedily. The divergence KL(student||teacher), with the expert's turn in
-    the teacher's prompt, is measured on the student's rollouts: what it samples with `seed`, or without one, its greedy
+    the teacher's prompt, is that on the student's rollouts: what it samples with `seed`, or without one, its greedy
     answers. The likelihood is that of the expert's turn under the student's prompt.
 
     Args:
@@ -195,6 +198,7 @@ def measure(
         batch: encoded records; `plan` cuts them into passes.
         max_new_tokens: cap on an answer.
         max_decode_tokens, seed: as `decode`.
+        prose: as `answers.score`.
     """
     pad = prompts.turn_end_id
     students, references = [e.student for e in batch], [e.reference for e in batch]
@@ -211,7 +215,7 @@ def measure(
     kl = _reverse_kl(own, scored, student.backend.head).split([len(i) for i in ids])
     likelihoods = log_likelihood(expert, student.backend, references)
     return [
-        _item(e, answer, rollout, float(k.sum()), -n, prompts)
+        _item(e, answer_text(answer, prompts), rollout, float(k.sum()), -n, prose)
         for e, answer, rollout, k, n in zip(batch, answers, rollouts, kl, likelihoods, strict=True)
     ]
 
@@ -222,47 +226,24 @@ def _reverse_kl(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
     return distillation_loss(student, teacher, head, ones, DistillSettings()).per_token
 
 
-def _item(encoded: Encoded, answer: Rollout, rollout: Rollout, kl: float, nll: float, prompts: ChatPrompts) -> Item:
-    record, text = encoded.record, answer_text(answer, prompts)
-    turn = parse_turn(text, record.tools)
-    expert = record.reference
-    score = score_tool_turn(turn, expert, record.tools) if expert.tool_calls else None
+def _item(
+    encoded: Encoded,
+    text: str,
+    rollout: Rollout,
+    kl: float,
+    nll: float,
+    prose: Callable[[str, str], float] | None,
+) -> Item:
+    record = encoded.record
     return Item(
         record_id=record.record_id,
         session_id=record.row.session_id,
         group=group_of(record),
-        is_tool_turn=score is not None,
         kl=kl,
         rollout_tokens=len(rollout.ids),
         finished=rollout.finished,
         nll=nll,
         reference_tokens=len(encoded.reference),
-        parsed=score is not None and score.parsed,
-        named=score is not None and score.named,
-        valid=score is not None and score.valid,
-        calls_unasked=score is None and bool(turn.calls or turn.errors),
         text=text,
+        score=score(record, text, prose),
     )
-
-
-def share(flags: Sequence[bool]) -> float | None:
-    """Return the share of true flags; None if there is no flag."""
-    return sum(flags) / len(flags) if flags else None
-
-
-def summarise(items: Sequence[Item]) -> dict[str, Any]:
-    """Average the items of one student; shares of tool turns are None where there is no tool turn."""
-    tool = [item for item in items if item.is_tool_turn]
-    prose = [item for item in items if not item.is_tool_turn]
-    return {
-        "records": len(items),
-        "tool_turns": len(tool),
-        "kl_per_token": sum(i.kl for i in items) / max(1, sum(i.rollout_tokens for i in items)),
-        "expert_nll_per_token": sum(i.nll for i in items) / max(1, sum(i.reference_tokens for i in items)),
-        "rollout_length": sum(i.rollout_tokens for i in items) / max(1, len(items)),
-        "finished_share": share([i.finished for i in items]),
-        "tool_parsed_share": share([i.parsed for i in tool]),
-        "tool_named_share": share([i.named for i in tool]),
-        "tool_valid_share": share([i.valid for i in tool]),
-        "unasked_call_share": share([i.calls_unasked for i in prose]),
-    }

@@ -12,8 +12,9 @@ torch = pytest.importorskip("torch")
 from sdft_cli.config import HeldoutSettings  # noqa: E402
 from sdft_cli.engine.models.adapters import EmaAdapter  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
-from sdft_cli.engine.train.heldout import METRICS, HeldOut  # noqa: E402
+from sdft_cli.engine.train.heldout import HeldOut  # noqa: E402
 from sdft_cli.engine.train.scoring import choose_records  # noqa: E402
+from sdft_cli.metrics import HELDOUT  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
 from tests.engine.prepared import adapted, prepared, state_of  # noqa: E402
@@ -69,7 +70,7 @@ def test_metrics_are_plain_numbers_of_the_chosen_records(tiny_model: Path, promp
     chosen = {r.record_id for r in choose_records(data.validation, 4)}
     assert {e.record.record_id for batch in evaluation.passes for e in batch} == chosen
     found = evaluation.evaluate()
-    assert tuple(found) == METRICS
+    assert tuple(found) == ("records", *HELDOUT)
     assert found["records"] == 4
     assert all(isinstance(value, (int, float)) for value in found.values())
     assert found["kl_per_token"] > 0

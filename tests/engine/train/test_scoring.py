@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
-from sdft_cli.engine.train.scoring import Item, Role, choose_records, decode, encode, measure, plan, summarise  # noqa: E402
+from sdft_cli.engine.train.scoring import Item, Role, choose_records, decode, encode, plan, score_records  # noqa: E402
+from sdft_cli.prompts.answers import Score, score  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
 from tests.engine.prepared import adapted, prepared, state_of  # noqa: E402
@@ -45,7 +45,7 @@ def test_the_numbers_are_those_of_plain_logits(
     batch = encode(data.validation[:4], prompts)
     student, teacher = Role(backend, "adapter", "merged"), Role(backend, "base", "base")
     answers = decode(student, [e.student for e in batch], prompts, 5)
-    items = measure(student, teacher, batch, prompts, 5)
+    items = score_records(student, teacher, batch, prompts, 5)
     assert [i.rollout_tokens for i in items] == [len(a.ids) for a in answers]
     for e, answer, item in zip(batch, answers, items, strict=True):
         assert item.record_id == e.record.record_id
@@ -60,7 +60,8 @@ def test_the_numbers_are_those_of_plain_logits(
         assert item.kl == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-4, abs=1e-4)
         assert item.nll == pytest.approx(-float(expert.gather(-1, torch.tensor(e.reference)[:, None]).sum()), rel=1e-4)
         assert item.reference_tokens == len(e.reference)
-        assert item.is_tool_turn == e.record.row.has_tool_call
+        assert bool(item.score.flags) == e.record.row.has_tool_call
+        assert item.score == score(e.record, item.text, None)
 
 
 def test_the_divergence_is_measured_on_what_the_student_samples(
@@ -70,11 +71,11 @@ def test_the_divergence_is_measured_on_what_the_student_samples(
     batch = encode(data.validation[:4], prompts)
     student, teacher = Role(backend, "adapter", "merged"), Role(backend, "base", "base")
     state = torch.get_rng_state()
-    items = measure(student, teacher, batch, prompts, 5, seed=3)
+    items = score_records(student, teacher, batch, prompts, 5, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
-    assert items == measure(student, teacher, batch, prompts, 5, seed=3)
+    assert items == score_records(student, teacher, batch, prompts, 5, seed=3)
     rollouts = decode(student, [e.student for e in batch], prompts, 5, seed=3)
-    greedy = measure(student, teacher, batch, prompts, 5)
+    greedy = score_records(student, teacher, batch, prompts, 5)
     assert [i.text for i in items] == [i.text for i in greedy]  # the calls are those of the greedy answers
     assert [i.nll for i in items] == [i.nll for i in greedy]
     assert all(item.kl != one.kl for item, one in zip(items, greedy, strict=True))
@@ -158,20 +159,28 @@ def test_the_choice_is_spread_over_sessions_and_always_the_same(data: Dataset) -
     assert len({r.row.turn_index for r in one_each}) > 1  # not every session's first turn
 
 
-def test_averages_by_hand() -> None:
-    item = Item("a", "s", "g", True, 3.0, 4, True, 6.0, 2, True, True, False, False, "")
-    prose = replace(item, is_tool_turn=False, kl=1.0, rollout_tokens=1, finished=False, nll=1.0, reference_tokens=5)
-    assert summarise([item, replace(prose, calls_unasked=True), replace(item, parsed=False, named=False)]) == {
-        "records": 3,
-        "tool_turns": 2,
-        "kl_per_token": 7 / 9,
-        "expert_nll_per_token": 13 / 9,
-        "rollout_length": 3.0,
-        "finished_share": 2 / 3,
-        "tool_parsed_share": 0.5,
-        "tool_named_share": 0.5,
-        "tool_valid_share": 0.0,
-        "unasked_call_share": 1.0,
+def test_an_item_is_flat_as_in_the_evaluation_file() -> None:
+    flags = dict.fromkeys(("terminated", "parsed", "named", "required", "known", "valid", "exact"), True)
+    score = Score("Read", "first turn", flags | {"valid": False, "exact": False})
+    found = Item("a", "s", "g", 3.0, 4, True, 6.0, 2, "text", score).to_json()
+    numbers = {"kl": 3.0, "rollout_tokens": 4, "finished": True, "nll": 6.0, "reference_tokens": 2, "text": "text"}
+    assert found == {
+        "record_id": "a",
+        "session_id": "s",
+        "group": "g",
+        **numbers,
+        "tools": "Read",
+        "position": "first turn",
+        "flags": score.flags,
+        "chrf": None,
+        "calls_unasked": False,
+        "mentions_reference": False,
+        "copied_share": 0.0,
+        "unknown_paths": [],
+        "is_tool_turn": True,
+        "parsed": True,
+        "named": True,
+        "valid": False,
     }
-    only_prose = summarise([prose])
-    assert [only_prose[f"tool_{name}_share"] for name in ("parsed", "named", "valid")] == [None] * 3
+    prose = Item("a", "s", "g", 3.0, 4, True, 6.0, 2, "text", Score("", "first turn")).to_json()
+    assert [prose[key] for key in ("is_tool_turn", "parsed", "named", "valid", "flags")] == [False] * 4 + [{}]

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from sdft_cli.evaluate.answers import TOOL_FLAGS, position_of, prose_scorer, score
+from sdft_cli.prompts.answers import position_of, prose_scorer, score
 from sdft_cli.records import Message, ToolCall, ToolSchema
-from tests.evaluate.test_leaks import record_of
+from tests.prompts.test_leaks import record_of
 
 READ = ToolSchema(
     "Read",
@@ -45,7 +45,7 @@ def call(**arguments: object) -> str:
 )
 def test_each_flag_of_a_tool_turn(answer: str, true: set[str]) -> None:
     found = score(TOOL_TURN, answer, None)
-    assert {flag for flag in TOOL_FLAGS if found.flags[flag]} == true
+    assert {flag for flag, holds in found.flags.items() if holds} == true
     assert found.chrf is None
     assert found.tools == "Read"
     assert not found.calls_unasked
@@ -103,7 +103,8 @@ def test_a_copy_is_whole_and_paths_are_themselves_in_each_syntax(answer: str) ->
 def test_a_copy_that_was_cut_off_is_found_too(answer: str, share: float) -> None:
     record = record_of([Message("user", "open src/main.py")], WRITING, (EDIT,))
     found = score(record, answer[: answer.index("it", answer.index("turn"))], None)
-    assert found.flags == dict.fromkeys(TOOL_FLAGS, False)
+    assert len(found.flags) == 7
+    assert not any(found.flags.values())
     assert found.copied_share == share  # by hand; the syntax's own words are in the way of the other runs
     assert found.unknown_paths == ["/etc/passwd"]
 

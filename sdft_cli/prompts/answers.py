@@ -1,13 +1,13 @@
-"""An answer against the expert's turn, from its text alone: tool calls, prose, copies. No torch."""
+"""An answer against the expert's turn, from its text alone: tool calls, prose, copies."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-from sdft_cli.evaluate.leaks import (
+from sdft_cli.prompts.leaks import (
     context_text,
     copied_share,
     expert_text,
@@ -19,7 +19,6 @@ from sdft_cli.prompts.tool_calls import parse_turn
 from sdft_cli.prompts.tool_scores import score_tool_turn
 from sdft_cli.records import Record
 
-TOOL_FLAGS = ("terminated", "parsed", "named", "required", "known", "valid", "exact")
 POSITIONS = ((0, "first turn"), (1, "turns 2 to 4"), (4, "turns 5 to 9"), (9, "turns 10 and later"))
 
 
@@ -30,7 +29,7 @@ class Score:
     Attributes:
         tools: names of the tools that the expert called, joined by `+`; empty for a turn of prose.
         position: which part of its session the turn stands in.
-        flags: of a tool turn, `TOOL_FLAGS` as in `ToolScore`.
+        flags: of a tool turn, those of `ToolScore`.
         chrf: of a turn of prose, chrF (Popovic 2015) against the expert's text, 0 to 100; None without sacrebleu.
         calls_unasked: a turn of prose was answered with a call.
         mentions_reference, copied_share, unknown_paths: see `leaks`.
@@ -71,7 +70,7 @@ def score(record: Record, text: str, prose: Callable[[str, str], float] | None) 
     return Score(
         tools="+".join(sorted(call.name for call in expert.tool_calls)),
         position=position_of(record),
-        flags={flag: getattr(found, flag) for flag in TOOL_FLAGS} if found else {},
+        flags=asdict(found) if found else {},
         chrf=prose(turn.content, expert.content) if prose and not is_tool_turn else None,
         calls_unasked=not is_tool_turn and bool(turn.calls or turn.errors),
         mentions_reference=mentions_reference(decoded, context),

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sdft_cli.evaluate.leaks import (
+from sdft_cli.prompts.leaks import (
     NGRAM,
     context_text,
     copied_share,
