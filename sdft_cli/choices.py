@@ -12,10 +12,9 @@ from dataclasses import dataclass
 class Divergence:
     """How a divergence is called; what it computes stands in `engine/objective/formula.py`.
 
-    `short`: in the live view. `metric`: its mean per token in `metrics.jsonl`. `symbol`, `phrase`: in model cards.
+    `metric`: its mean per token in `metrics.jsonl`, named `..._per_token`. `symbol`, `phrase`: in model cards.
     """
 
-    short: str
     metric: str
     symbol: str
     phrase: str
@@ -23,14 +22,12 @@ class Divergence:
 
 DIVERGENCES = {
     "reverse_kl": Divergence(
-        "KL", "kl_per_token", "KL(student || teacher)", "the reverse KL divergence KL(student || teacher)"
+        "kl_per_token", "KL(student || teacher)", "the reverse KL divergence KL(student || teacher)"
     ),
     "forward_kl": Divergence(
-        "KL", "kl_per_token", "KL(teacher || student)", "the forward KL divergence KL(teacher || student)"
+        "kl_per_token", "KL(teacher || student)", "the forward KL divergence KL(teacher || student)"
     ),
-    "jsd": Divergence(
-        "JSD", "jsd_per_token", "JSD(student, teacher)", "the Jensen-Shannon divergence of student and teacher"
-    ),
+    "jsd": Divergence("jsd_per_token", "JSD(student, teacher)", "the Jensen-Shannon divergence of student and teacher"),
 }
 
 BACKENDS = {
