@@ -140,19 +140,8 @@ def train_a_step(copy: Path, tiny_model: Path, folder: Path, *options: str) -> t
     data = prepared(tiny_model, folder, 12, 0.0)
     settings = ["optim.max_steps=1", "optim.turns_per_step=2", "rollout.max_new_tokens=4", "gate.action=off"]
     sets = [word for setting in settings for word in ("--set", setting)]
-    sdft(
-        copy,
-        "train",
-        data.path,
-        "--profile",
-        "cpu-demo",
-        "--model",
-        tiny_model,
-        "--out",
-        folder / "run",
-        *sets,
-        *options,
-    )
+    run = folder / "run"
+    sdft(copy, "train", data.path, "--profile", "cpu-demo", "--model", tiny_model, "--out", run, *sets, *options)
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return json.loads((run / "run.json").read_text(encoding="utf-8")), json.loads(lines[0])
 
