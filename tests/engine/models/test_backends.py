@@ -12,7 +12,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.config import load_train_config  # noqa: E402
-from sdft_cli.engine.models import backend as backend  # noqa: E402
+from sdft_cli.engine.models import load as backend  # noqa: E402
 from sdft_cli.errors import MachineError, UsageError  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,6 +102,7 @@ def test_the_choice_of_backend_is_explained(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_target_profile_names_what_it_needs() -> None:
     with pytest.raises(MachineError, match=r"needs a CUDA GPU with at least 70 GB .* try --profile cpu-demo"):
         backend.check_machine(load_train_config("qwen3.5-9b-64k"))
+    backend.check_machine(load_train_config("qwen3.5-9b-64k", ["min_gpu_gb=null"]))
 
 
 def test_models_are_found_or_refused_by_name(tmp_path: Path) -> None:
