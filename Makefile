@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCKS := requirements/cpu.txt requirements/no-deps.txt
 
-.PHONY: demo test check lock clean
+.PHONY: demo test check settings lock clean
 
 demo: $(STAMP)  ## prepare, train, merge and evaluate on example sessions, about 12 minutes on two cores
 	$(BIN)/sdft demo --out demo --overwrite
@@ -17,6 +17,9 @@ test: $(STAMP)  ## lint, types, tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: test
+
+settings: $(STAMP)  ## docs/settings.md, from the configuration
+	$(BIN)/python docs/make_settings.py
 
 # Built once; a second run reuses it. A changed lock file or pyproject.toml installs again.
 $(STAMP): $(LOCKS) pyproject.toml

@@ -1,5 +1,6 @@
 """One pydantic model per stage. Unknown keys are refused; every constant that shapes a result is here.
 
+Help and `docs/settings.md` (`make settings`) are made of the descriptions: no capital, no period, null last.
 Profiles are YAML files in `templates/profiles/`; command-line flags and `--set key=value` override them. The resolved
 configuration is written into the manifest or the run folder, and later stages read it from there. No torch here.
 """
@@ -7,12 +8,16 @@ configuration is written into the manifest or the run folder, and later stages r
 from __future__ import annotations
 
 import contextlib
+import inspect
+import re
 from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from sdft_cli.choices import BACKENDS, DIVERGENCES
 from sdft_cli.errors import UsageError
@@ -28,7 +33,6 @@ if TYPE_CHECKING:
 else:
     DivergenceName = Literal[tuple(DIVERGENCES)]
     BackendName = Literal["auto", *BACKENDS]
-DEFAULT_PROFILE = "qwen3.5-9b-64k"
 
 
 class _Config(BaseModel):
@@ -38,10 +42,15 @@ class _Config(BaseModel):
 class PrepareConfig(_Config):
     """How sessions become records."""
 
-    source: str
-    revision: str | None = Field(None, description="Hub revision; the resolved commit goes into the manifest")
-    model: str = Field("unsloth/Qwen3.5-9B", description="folder, Hub id or alias whose tokenizer and template count")
-    max_seq_tokens: int = Field(65_536, gt=0, description="cap on teacher prompt + rollout cap's reference, tokens")
+    source: str = Field(description="a trace file, a folder of them, or a Hub dataset id (owner/name)")
+    revision: str | None = Field(
+        None, description="Hub revision of the source, whose commit is recorded; null: the main branch"
+    )
+    model: str = Field(
+        "unsloth/Qwen3.5-9B",
+        description="the model that will be trained, for its tokenizer and template: folder, Hub id or smollm2-135m",
+    )
+    max_seq_tokens: int = Field(65_536, gt=0, description="cap on the teacher's prompt and the expert's turn, tokens")
     max_prompt_tokens: int = Field(57_344, gt=0, description="cap on the teacher's prompt, tokens")
     max_rollout_tokens: int = Field(8_192, gt=0, description="cap on the expert's turn, tokens")
     validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of session groups held out")
@@ -50,10 +59,14 @@ class PrepareConfig(_Config):
     )
     redact: bool = Field(True, description="replace secrets, e-mail addresses and user names by pseudonyms")
     workers: int = Field(1, ge=1, description="processes that measure sessions; the output is the same for any number")
-    seed: int = Field(0, ge=0)
-    limit_sessions: int | None = Field(None, gt=0)
-    tools: Literal["observed", "all"] = Field("observed", description="which built-in tools a session is offered")
-    teacher_template: str = "expert_reference"
+    seed: int = Field(0, ge=0, description="seed of the split")
+    limit_sessions: int | None = Field(None, gt=0, description="read at most this many sessions; null: all")
+    tools: Literal["observed", "all"] = Field(
+        "observed", description="built-in tools in the prompts: those observed in the source, or all"
+    )
+    teacher_template: str = Field(
+        "expert_reference", description="the teacher's wording: a name in templates/teacher/, or a .txt file"
+    )
 
     @model_validator(mode="after")
     def _caps_fit(self) -> PrepareConfig:
@@ -67,18 +80,20 @@ class PrepareConfig(_Config):
 class LoraSettings(_Config):
     """The adapter: which modules it sits on, and its size."""
 
-    rank: int = Field(64, gt=0)
-    alpha: int = Field(128, gt=0)
-    dropout: float = Field(0.0, ge=0, lt=1, description="0 keeps student log-probabilities deterministic")
+    rank: int = Field(64, gt=0, description="rank of the two factors of an update")
+    alpha: int = Field(128, gt=0, description="an update is scaled by alpha / rank")
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="on the adapter's input; 0 keeps student log-probabilities deterministic"
+    )
     target_modules: tuple[str, ...] = Field(min_length=1, description="module names; language trunk only")
 
 
 class RolloutSettings(_Config):
     """How the student samples."""
 
-    max_new_tokens: int = Field(8_192, gt=0)
-    temperature: float = Field(0.8, gt=0)
-    top_p: float = Field(0.95, gt=0, le=1)
+    max_new_tokens: int = Field(8_192, gt=0, description="cap on a rollout, tokens")
+    temperature: float = Field(0.8, gt=0, description="logits are divided by it before sampling")
+    top_p: float = Field(0.95, gt=0, le=1, description="sample from the likeliest tokens with this much probability")
     per_record: int = Field(1, gt=0, description="rollouts of each record of a step")
     weights: Literal["auto", "merged", "adapter"] = Field(
         "auto", description="sample from a merged second copy of the adapted weights (faster); auto: if memory allows"
@@ -87,7 +102,9 @@ class RolloutSettings(_Config):
         65_536, gt=0, description="prompts are decoded together up to this many padded tokens"
     )
     gap_every: int | None = Field(
-        10, gt=0, description="every so many steps, compare the sampler's log-probabilities with the trainer's"
+        10,
+        gt=0,
+        description="every so many steps, compare the sampler's log-probabilities with the trainer's; null: never",
     )
 
 
@@ -99,12 +116,16 @@ class DistillSettings(_Config):
     )
     jsd_beta: float = Field(0.5, gt=0, lt=1, description="jsd only: weight of the teacher in the mixture")
     support: Literal["full", "top_k"] = Field("full", description="words that count: all, or the top_k at each token")
-    top_k: int = Field(100, gt=0)
-    top_k_of: Literal["student", "teacher"] = "student"
+    top_k: int = Field(100, gt=0, description="support top_k only: how many words")
+    top_k_of: Literal["student", "teacher"] = Field(
+        "student", description="support top_k only: whose likeliest words they are"
+    )
     top_k_tail: bool = Field(
         True, description="the other words count together as one; false: the top_k are renormalised"
     )
-    kl_temperature: float = Field(1.0, gt=0)
+    kl_temperature: float = Field(
+        1.0, gt=0, description="logits of student and teacher are divided by it before the divergence"
+    )
     lambda_on_policy: float = Field(
         1.0, ge=0, le=1, description="share of records trained on the student's rollout, the rest on the expert's turn"
     )
@@ -112,7 +133,9 @@ class DistillSettings(_Config):
         "tokens", description="each token of the step weighs the same, or each trajectory does"
     )
     skip_first_tokens: int = Field(0, ge=0, description="tokens at a trajectory's start without loss")
-    max_loss_tokens: int | None = Field(None, gt=0, description="only so many tokens of a trajectory have loss")
+    max_loss_tokens: int | None = Field(
+        None, gt=0, description="only so many tokens of a trajectory have loss; null: all"
+    )
     truncated_rollouts: Literal["keep", "mask"] = Field(
         "keep", description="mask: a rollout that was cut by max_new_tokens has no loss"
     )
@@ -131,16 +154,16 @@ class TeacherSettings(_Config):
 class OptimSettings(_Config):
     """AdamW with a linear warm-up, then a constant or falling rate."""
 
-    learning_rate: float = Field(1e-5, gt=0)
-    warmup_steps: int = Field(20, ge=0)
+    learning_rate: float = Field(1e-5, gt=0, description="rate after the warm-up")
+    warmup_steps: int = Field(20, ge=0, description="steps in which the rate rises linearly from 0")
     schedule: Literal["constant", "linear"] = Field(
         "constant", description="after the warm-up: constant, or falling linearly to 0 behind the last step"
     )
-    weight_decay: float = Field(0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay of AdamW's averages of gradient and square")
+    eps: float = Field(1e-8, gt=0, description="added to the denominator of AdamW")
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient's norm; null: never")
-    max_steps: int = Field(600, gt=0)
+    max_steps: int = Field(600, gt=0, description="optimiser steps")
     turns_per_step: int = Field(1, gt=0, description="records of one optimiser step (the batch size)")
     group_by: Literal["none", "session"] = Field(
         "none", description="session: the turns of a step are of one session, so that they share prefixes"
@@ -182,13 +205,13 @@ class StopSettings(_Config):
 
     not_finite: Action = Field("stop", description="the loss or the gradient is NaN or infinite")
     length_collapse: Action = Field("warn", description="held-out rollouts are shorter than length_share of the first")
-    length_share: float = Field(0.1, gt=0, lt=1)
+    length_share: float = Field(0.1, gt=0, lt=1, description="see length_collapse")
     validity_collapse: Action = Field(
         "warn", description="the share of valid tool calls is below validity_share of the best one before"
     )
-    validity_share: float = Field(0.5, gt=0, lt=1)
+    validity_share: float = Field(0.5, gt=0, lt=1, description="see validity_collapse")
     kl_rising: Action = Field("warn", description="held-out KL rose kl_rising_evaluations times in a row")
-    kl_rising_evaluations: int = Field(3, gt=0)
+    kl_rising_evaluations: int = Field(3, gt=0, description="see kl_rising")
     sampler_gap: Action = Field("stop", description="sampler and trainer disagree by more than max_sampler_gap")
     max_sampler_gap: float = Field(
         0.1, gt=0, description="mean |log p(sampler) - log p(trainer)| of sampled tokens, nats"
@@ -198,45 +221,50 @@ class StopSettings(_Config):
 class GateSettings(_Config):
     """The teacher-lift gate: does the reference teach anything? Measured on held-out records before step 1."""
 
-    action: Action = "stop"
+    action: Action = Field(
+        "stop", description="what is done if the teacher has nothing to teach; off: it is not measured"
+    )
     records: int = Field(
         32, gt=0, description="validation records, spread over the sessions; training records if few are held out"
     )
     max_new_tokens: int = Field(256, gt=0, description="cap on a rollout, tokens; decoded greedily")
-    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")
-    resamples: int = Field(2_000, gt=0, description="of the bootstrap over sessions")
+    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals")
+    resamples: int = Field(2_000, gt=0, description="draws of the bootstrap over sessions")
 
 
 class TrainConfig(_Config):
     """A whole training run."""
 
-    profile: str
+    profile: str = Field(description="name of the profile; if it is left out, the file's path")
     objective: Literal["sdft", "sft"] = Field(
-        "sdft", description="sft: the control arm, cross-entropy on the expert's turn; all else is the same"
+        "sdft", description="what is trained: sdft, or its control arm sft (cross-entropy on the expert's turn)"
     )
-    model: str
-    revision: str | None = None
-    backend: BackendName = "auto"
-    device: Literal["cuda", "cpu", "any"] = Field("any", description="what the profile needs; checked before loading")
-    min_gpu_gb: float | None = Field(None, gt=0, description="GPU memory that the profile needs")
-    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and of the compute")
+    model: str = Field(description="the model to train: folder, Hub id or alias")
+    revision: str | None = Field(None, description="Hub revision of the model; null: the main branch")
+    backend: BackendName = Field(
+        "auto", description="what runs the model; auto: unsloth where it is installed and supports the model"
+    )
+    min_gpu_gb: float | None = Field(
+        None, gt=0, description="GB of memory of the CUDA GPU that is needed; null: no GPU is needed"
+    )
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and the arithmetic")
     load_in_4bit: bool = Field(False, description="frozen weights in 4 bits (NF4); the unsloth backend on a GPU only")
     fast_inference: bool = Field(False, description="sample rollouts with unsloth's vLLM engine (CUDA, package vllm)")
     fast_inference_memory: float = Field(
         0.5, gt=0, lt=1, description="share of the GPU's memory for that engine: weights (the trainer's too) and cache"
     )
-    max_seq_tokens: int = Field(65_536, gt=0)
-    max_prompt_tokens: int = Field(57_344, gt=0, description="records with a longer teacher prompt are refused")
-    gradient_checkpointing: bool = True
+    max_seq_tokens: int = Field(65_536, gt=0, description="cap on the teacher's prompt and the rollout, tokens")
+    max_prompt_tokens: int = Field(57_344, gt=0, description="cap on the teacher's prompt; longer ones are refused")
+    gradient_checkpointing: bool = Field(True, description="compute activations again backwards; saves memory")
     prefix_sharing: PrefixSharing = Field(
         "auto", description="compute the turns' common prefixes once; auto: as is exact on this model and fits"
     )
     segment_tokens: int = Field(2_048, ge=16, description="depth_first: most tokens of a pass; smaller saves memory")
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="seed of adapter, order and rollouts")
     samples_every: int = Field(10, gt=0, description="save sampled rollouts every so many steps")
     rehearse: bool = Field(True, description="run the longest step once before step 1, without an update")
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
-        (), description="besides metrics.jsonl, which is always written"
+        (), description="where metrics are logged, besides metrics.jsonl"
     )
     lora: LoraSettings
     rollout: RolloutSettings = RolloutSettings()
@@ -273,24 +301,96 @@ class EvalConfig(_Config):
     max_records_per_pass: int = Field(16, gt=0, description="records decoded and scored together, at most")
     max_tokens_per_pass: int = Field(16_384, gt=0, description="the same in padded tokens; smaller saves memory")
     prefix_sharing: PrefixSharing = Field("auto", description="as in training")
-    limit: int | None = Field(None, gt=0, description="at most this many validation records, spread over the sessions")
+    limit: int | None = Field(
+        None, gt=0, description="use at most this many validation records, spread over the sessions; null: all"
+    )
     general: int = Field(240, ge=0, description="general prompts on which drift from the base is measured; 0: none")
     drift_tokens: int = Field(32, gt=0, description="tokens of the base's answer to each of them, at most")
     questions: int = Field(120, ge=0, description="questions with exact answers; 0: none")
     question_tokens: int = Field(16, gt=0, description="cap on the reply to a question, tokens")
-    lm_eval: list[str] = Field([], description="tasks of lm-evaluation-harness")
-    lm_eval_path: str | None = Field(None, description="a folder with more of its tasks")
-    lm_eval_limit: int | None = Field(None, gt=0, description="at most this many documents of each of them")
-    confidence: float = Field(0.95, gt=0, lt=1, description="of the intervals")
-    resamples: int = Field(2_000, gt=0, description="of the bootstrap over sessions")
-    seed: int = Field(0, ge=0, description="of the rollouts and of the bootstrap; answers are greedy")
+    lm_eval: list[str] = Field([], description="tasks of lm-evaluation-harness to measure, too")
+    lm_eval_path: str | None = Field(None, description="folder with lm_eval tasks of your own; null: none")
+    lm_eval_limit: int | None = Field(
+        None, gt=0, description="use only the first so many documents of each lm_eval task; null: all"
+    )
+    confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals")
+    resamples: int = Field(2_000, gt=0, description="draws of the bootstrap over sessions")
+    seed: int = Field(0, ge=0, description="seed of rollouts and intervals; answers are greedy")
 
 
-def explain(error: ValidationError) -> str:
-    """Say in one line what is wrong with a configuration."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"]) or "configuration"
-    return f"{where}: {first['msg'].removeprefix('Value error, ')}"
+MODELS: dict[str, type[BaseModel]] = {"prepare": PrepareConfig, "train": TrainConfig, "eval": EvalConfig}
+"""Command -> its settings. `plan` and `gate` take those of `train`."""
+
+REMOVED = {"device": "min_gpu_gb says whether a GPU is needed"}
+"""Settings of earlier versions -> what there is instead."""
+
+
+def sections_of(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
+    """Return the sections of a model by their names."""
+    kinds = {name: field.annotation for name, field in kind.model_fields.items()}
+    return {name: kind for name, kind in kinds.items() if inspect.isclass(kind) and issubclass(kind, _Config)}
+
+
+def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
+    """Return the values of a model and of its sections: dotted key -> field."""
+    sections = sections_of(kind)
+    found = {name: field for name, field in kind.model_fields.items() if name not in sections}
+    for section, inner in sections.items():
+        found |= {f"{section}.{key}": field for key, field in fields_of(inner).items()}
+    return found
+
+
+def _likeness(key: str, candidate: str, description: str) -> float:
+    """Say how likely an unknown key means a setting: about 1 for its name or initials, about 0 for nothing alike."""
+    (section, _, name), (own_section, _, own) = key.rpartition("."), candidate.rpartition(".")
+    asked, words = name.split("_"), own.split("_")
+    if name == own or (len(words) > 1 and name == "".join(word[0] for word in words)):  # lr
+        score = 1.0
+    elif all(any(word.startswith(part) for word in words) for part in asked):  # temp, max_tok
+        score = 0.9 if words[0].startswith(asked[0]) else 0.85
+    elif f" {' '.join(asked)} " in f" {re.sub('[^a-z]', ' ', description)} ":  # batch_size
+        score = 0.74
+    else:
+        score = SequenceMatcher(None, name, own).ratio()
+        if not section:  # lora_alpha
+            score = max(score, SequenceMatcher(None, key, candidate).ratio())
+    return score + (0.15 if section and section == own_section else 0.0)
+
+
+def nearest_keys(key: str, kind: type[BaseModel]) -> list[str]:
+    """Return up to three settings that an unknown dotted key may mean, the likeliest first; empty if none is alike.
+
+    Alike are: the same name in another section or in none, initials, beginnings of words, words of the description,
+    and a similar spelling.
+    """
+    scores = {one: _likeness(key, one, field.description or "") for one, field in fields_of(kind).items()}
+    least = max(0.7, max(scores.values()) - 0.1)
+    return sorted((one for one in scores if scores[one] >= least), key=lambda one: -scores[one])[:3]
+
+
+def _unknown(key: str, kind: type[BaseModel]) -> str:
+    """Say of an unknown key what to write instead."""
+    if key in REMOVED:
+        return f"{key} is no setting any more: leave it out; {REMOVED[key]}."
+    if near := nearest_keys(key, kind):
+        return f"{key} is no setting: did you mean {' or '.join(near)}?"
+    section = key.partition(".")[0]
+    names = sections_of(kind).get(section, kind).model_fields
+    return f"{key} is no setting, nor like one: choose of {', '.join(names)}."
+
+
+def explain(error: ValidationError, kind: type[BaseModel]) -> str:
+    """Say in one sentence what is wrong with the settings of a model: an unknown key first, with the nearest ones."""
+    found = error.errors()
+    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    where = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        return _unknown(next(iter(_leaves({where: first["input"]})), where), kind)  # of a section, its first value
+    if first["type"] == "model_type" and where:
+        one = next(key for key in fields_of(kind) if key.startswith(f"{where}."))
+        return f"{where} is a section: name one of its values, as in {one}=VALUE."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where or 'configuration'}: {message}: correct the option or the profile."
 
 
 def profile_names() -> list[str]:
@@ -314,11 +414,20 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
 
 
 def _set(document: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
+    for depth, key in enumerate(keys[:-1], start=1):
         document = document.setdefault(key, {})
         if not isinstance(document, dict):
-            raise UsageError(f"--set {'.'.join(keys)}: {key} is a value, not a section.")
+            value_key = ".".join(keys[:depth])
+            raise UsageError(f"{'.'.join(keys)}: {value_key} is a value, not a section: write {value_key}=VALUE.")
     document[keys[-1]] = value
+
+
+def _override(document: dict[str, Any], overrides: Sequence[str], flags: Mapping[str, Any]) -> None:
+    for override in overrides:
+        _set(document, *_parse_override(override))
+    for key, value in flags.items():
+        if value is not None:
+            _set(document, key.split("."), value)
 
 
 def load_train_config(
@@ -350,11 +459,7 @@ def load_train_config(
     if not isinstance(document, dict):
         raise UsageError(f"Profile {profile} is not a YAML mapping: correct the file.")
     document.setdefault("profile", profile)
-    for override in overrides:
-        _set(document, *_parse_override(override))
-    for key, value in (flags or {}).items():
-        if value is not None:
-            _set(document, key.split("."), value)
+    _override(document, overrides, flags or {})
     return build(TrainConfig, document)
 
 
@@ -363,7 +468,15 @@ def build(kind: type[T], document: Mapping[str, Any]) -> T:
     try:
         return kind.model_validate(document)
     except ValidationError as error:
-        raise UsageError(f"{explain(error)}: correct the option or the profile.") from error
+        raise UsageError(explain(error, kind)) from error
+
+
+def stored_config(stored: Mapping[str, Any]) -> TrainConfig:
+    """Read the configuration of a run folder, also of an earlier version: settings that are no more are dropped."""
+    known = {key: value for key, value in stored.items() if key not in REMOVED}
+    if stored.get("device", "cuda") != "cuda":  # which said that no GPU is needed, whatever min_gpu_gb was
+        known["min_gpu_gb"] = None
+    return build(TrainConfig, known)
 
 
 RESUMABLE = ("stop", "checkpoint", "heldout", "gate", "trackers", "samples_every", "rehearse")
@@ -383,13 +496,9 @@ def resumed_config(stored: Mapping[str, Any], overrides: Sequence[str], flags: M
     Raises:
         UsageError: another value is to change; the message names it.
     """
-    before = build(TrainConfig, stored)
+    before = stored_config(stored)
     document = before.model_dump(mode="json")
-    for override in overrides:
-        _set(document, *_parse_override(override))
-    for key, value in flags.items():
-        if value is not None:
-            _set(document, key.split("."), value)
+    _override(document, overrides, flags)
     after = build(TrainConfig, document)
     old, new = _leaves(before.model_dump(mode="json")), _leaves(after.model_dump(mode="json"))
     free = {*RESUMABLE, *(("optim.max_steps",) if after.optim.schedule == "constant" else ())}

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.config import TrainConfig, build
+from sdft_cli.config import TrainConfig, stored_config
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.records.json_files import finite, read_json
 
@@ -98,7 +98,7 @@ def read_run(folder: Path, best: bool = False) -> Run:
     adapter = folder / ("adapter-best" if best else "adapter")
     if not adapter.is_dir():
         raise UsageError(f"{folder} has no adapter that was better than its last one: leave --best out.")
-    return Run(folder, info, build(TrainConfig, config), adapter)
+    return Run(folder, info, stored_config(config), adapter)
 
 
 class JsonLines:

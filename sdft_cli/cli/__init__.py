@@ -1,6 +1,7 @@
 """One thin file per command: parse, build a configuration, call one function, render. No torch at import time.
 
 main        the `sdft` command
+options     options and their help: settings described by the configuration, defaults, groups
 common      errors -> one sentence and an exit code; the newest dataset or run
 prepare     `sdft prepare`
 plan        `sdft plan`

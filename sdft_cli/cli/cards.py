@@ -12,7 +12,7 @@ from sdft_cli.cli.common import command
 
 @command
 def cards(
-    name: Annotated[str | None, typer.Argument(help="A dataset (owner/name); without it, all are listed.")] = None,
+    name: Annotated[str | None, typer.Argument(help="A dataset (owner/name).", show_default="all are listed")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show the data cards: datasets that `sdft prepare` knows, with their format, licence and defaults.

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from sdft_cli.cli.common import command, say
+from sdft_cli.cli.options import option
 
 
 @command
@@ -18,7 +19,7 @@ def compare(
         "expert_nll_per_token"
     ),
     forgetting: Annotated[str, typer.Option(help="What is forgotten, for the plot.")] = "drift_kl",
-    html: Annotated[Path | None, typer.Option(help="Write tables and plot as one page.")] = None,
+    html: Annotated[Path | None, option(help="Write tables and plot as one page.", left_out="no page")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers and differences as JSON.")] = False,
 ) -> None:

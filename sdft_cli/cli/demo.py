@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdft_cli.cli.common import command, say
+from sdft_cli.cli.options import option
 
 if TYPE_CHECKING:
     from sdft_cli.records import Dataset
@@ -31,16 +32,18 @@ QUICK_EVALUATION = {"max_new_tokens": 24, "general": 12, "questions": 6}
 @command
 def demo(
     out: Annotated[Path, typer.Option(help="The folder to create.")] = Path("demo"),
-    steps: Annotated[int | None, typer.Option(help="Optimiser steps. [default: the profile's]")] = None,
-    sessions: Annotated[int | None, typer.Option(min=12, help="Number of example sessions. [default: 72]")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing demo folder.")] = False,
+    steps: Annotated[int | None, option(help="Optimiser steps.", left_out="the profile's", panel="Size")] = None,
+    sessions: Annotated[
+        int | None, option(min=12, metavar="N", help="Number of example sessions.", left_out=str(SESSIONS))
+    ] = None,
+    seed: Annotated[int, option(help="Seed of everything.")] = 0,
     control: Annotated[
-        bool, typer.Option("--control", help="Train the control arm (--objective sft) too, and compare the two.")
+        bool, option("--control", help="Train the control arm (--objective sft) too, and compare the two.")
     ] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="One step on 12 sessions and a small evaluation: does all of it run here?")
+        bool, option("--quick", help="One step on 12 sessions and a small evaluation: does all of it run here?")
     ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing demo folder.")] = False,
 ) -> None:
     """Prepare, train, merge and evaluate on made-up sessions with SmolLM2-135M; a few minutes on two cores.
 

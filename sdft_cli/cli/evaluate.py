@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdft_cli.cli.common import RUNS_ROOT, command, newest_dataset, newest_run, say
+from sdft_cli.cli.options import DatasetPath, given_settings, option, setting
 
 if TYPE_CHECKING:
     from sdft_cli.config import EvalConfig
@@ -19,31 +20,43 @@ if TYPE_CHECKING:
 
 @command
 def evaluate(
+    context: typer.Context,
     subject: Annotated[
-        str | None, typer.Argument(metavar="[RUN|MODEL]", help="A run folder, or a model. [default: the newest run]")
+        str | None,
+        typer.Argument(metavar="[RUN|MODEL]", help="A run folder, or a model.", show_default="the newest run"),
     ] = None,
-    dataset: Annotated[Path | None, typer.Argument(help="A dataset folder. [default: the newest under data/]")] = None,
-    out: Annotated[Path | None, typer.Option(help="The JSON file to write. [default: <run>/eval.json]")] = None,
-    best: Annotated[
-        bool, typer.Option("--best", help="Measure the run's adapter that was best on held-out records, not the last.")
-    ] = False,
-    merged: Annotated[bool, typer.Option("--merged", help="Measure the run's merged checkpoint too.")] = False,
-    control: Annotated[
-        list[Path] | None,
-        typer.Option(help="Measure the tuned model of this run too, e.g. one of --objective sft; may be repeated."),
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Cap on an evaluation rollout. [default: 512]")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use N validation records, spread over the sessions.")] = None,
-    general: Annotated[int | None, typer.Option(help="General prompts for drift; 0: none. [default: 240, all]")] = None,
-    questions: Annotated[int | None, typer.Option(help="Questions; 0: none. [default: 120, all]")] = None,
-    lm_eval: Annotated[
-        str | None, typer.Option(metavar="TASKS", help="Tasks of lm-evaluation-harness too, e.g. arc_easy,hellaswag.")
-    ] = None,
-    lm_eval_path: Annotated[Path | None, typer.Option(help="A folder with tasks of your own for --lm-eval.")] = None,
-    lm_eval_limit: Annotated[int | None, typer.Option(help="Use only the first N documents of each task.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of rollouts and intervals. [default: 0]")] = None,
+    dataset: DatasetPath = None,
+    out: Annotated[Path | None, option(help="The JSON file to write.", left_out="<run>/eval.json")] = None,
     details: Annotated[bool, typer.Option("--details", help="Show results by tool and by position too.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summaries and differences as JSON.")] = False,
+    best: Annotated[
+        bool,
+        option(
+            "--best", help="Measure the run's adapter that was best on held-out records, not the last.", panel="Models"
+        ),
+    ] = False,
+    merged: Annotated[bool, option("--merged", help="Measure the run's merged checkpoint too.")] = False,
+    control: Annotated[
+        list[Path] | None,
+        option(
+            help="Measure the tuned model of this run too, e.g. one of --objective sft. Repeatable.", left_out="none"
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int | None, setting("eval.max_new_tokens", panel="Settings")] = None,
+    limit: Annotated[int | None, setting("eval.limit")] = None,
+    general: Annotated[int | None, setting("eval.general")] = None,
+    questions: Annotated[int | None, setting("eval.questions")] = None,
+    seed: Annotated[int | None, setting("eval.seed")] = None,
+    lm_eval: Annotated[
+        str | None,
+        setting(
+            "eval.lm_eval",
+            panel="lm-evaluation-harness",
+            help="Tasks of lm-evaluation-harness too, e.g. arc_easy,hellaswag.",
+        ),
+    ] = None,
+    lm_eval_path: Annotated[Path | None, setting("eval.lm_eval_path")] = None,
+    lm_eval_limit: Annotated[int | None, setting("eval.lm_eval_limit")] = None,
 ) -> None:
     """Measure what was learned and what was forgotten: base against tuned, with intervals.
 
@@ -57,14 +70,7 @@ def evaluate(
     from sdft_cli.records import read_dataset
 
     chosen = subject or str(newest_run())
-    given = {
-        "max_new_tokens": max_new_tokens,
-        "limit": limit,
-        "general": general,
-        "questions": questions,
-        "seed": seed,
-    }
-    config = _config_of(given, lm_eval, lm_eval_path, lm_eval_limit)
+    config = _config_of(given_settings(context), lm_eval, lm_eval_path, lm_eval_limit)
     data = read_dataset(dataset or newest_dataset())
 
     from sdft_cli.records.folders import writable_file

@@ -8,13 +8,14 @@ from typing import Annotated, Literal
 import typer
 
 from sdft_cli.cli.common import command, newest_dataset, say
+from sdft_cli.cli.options import DatasetPath
 
 
 @command
 def export(
     file_format: Annotated[Literal["trl", "openai", "sharegpt"], typer.Option("--format", help="Whose rows to write.")],
     out: Annotated[Path, typer.Option(help="The file to create: JSON Lines, or Parquet if it ends in .parquet.")],
-    dataset: Annotated[Path | None, typer.Argument(help="A dataset folder. [default: the newest under data/]")] = None,
+    dataset: DatasetPath = None,
     split: Annotated[Literal["train", "validation", "all"], typer.Option(help="Which records.")] = "train",
     tool_turns: Annotated[
         bool, typer.Option("--tool-turns", help="trl: write prompts that end in a tool result, too; TRL refuses them.")

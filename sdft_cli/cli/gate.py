@@ -8,6 +8,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdft_cli.cli.common import command, newest_dataset, say
+from sdft_cli.cli.options import (
+    DEFAULT_PROFILE,
+    DatasetPath,
+    Model,
+    Overrides,
+    Profile,
+    given_settings,
+    option,
+    setting,
+)
 
 if TYPE_CHECKING:
     from sdft_cli.config import TrainConfig
@@ -17,20 +27,19 @@ if TYPE_CHECKING:
 
 @command
 def gate(
-    dataset: Annotated[Path | None, typer.Argument(help="A dataset folder. [default: the newest under data/]")] = None,
-    profile: Annotated[str, typer.Option(help="A shipped profile, or a YAML file.")] = "qwen3.5-9b-64k",
-    model: Annotated[str | None, typer.Option(help="Measure this model instead of the profile's.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a profile value: section.key=value. Repeatable.")
+    context: typer.Context,
+    dataset: DatasetPath = None,
+    json_file: Annotated[
+        Path | None, option("--json", help="Write every number and answer to this file.", left_out="none")
     ] = None,
-    records: Annotated[int | None, typer.Option(help="Validation records to measure. [default: the profile's]")] = None,
     shuffle: Annotated[
         bool,
         typer.Option("--shuffle-references", help="Show each record another one's reference: the gate should fail."),
     ] = False,
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write every number and answer to this file.")
-    ] = None,
+    profile: Profile = None,
+    model: Model = None,
+    records: Annotated[int | None, setting("train.gate.records")] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Measure the teacher's lift before training; exit code 4 if there is none.
 
@@ -42,7 +51,7 @@ def gate(
     from sdft_cli.config import load_train_config
     from sdft_cli.records import read_dataset
 
-    config = load_train_config(profile, overrides or (), {"model": model, "gate.records": records})
+    config = load_train_config(profile or DEFAULT_PROFILE, overrides or (), given_settings(context))
     result = measure_gate(config, read_dataset(dataset or newest_dataset()), shuffle)
 
     from sdft_cli.errors import VerificationError

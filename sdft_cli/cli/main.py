@@ -14,6 +14,7 @@ from sdft_cli.cli.evaluate import evaluate
 from sdft_cli.cli.export import export
 from sdft_cli.cli.gate import gate
 from sdft_cli.cli.merge import merge
+from sdft_cli.cli.options import Command
 from sdft_cli.cli.plan import plan
 from sdft_cli.cli.prepare import prepare
 from sdft_cli.cli.report import report
@@ -46,17 +47,17 @@ def root(
     """Turn recorded coding-agent sessions into a better open model: prepare, train, merge, eval."""
 
 
-app.command()(prepare)
-app.command()(gate)
-app.command()(plan)
-app.command()(train)
-app.command()(merge)
-app.command("eval")(evaluate)
-app.command()(compare)
-app.command()(report)
-app.command()(export)
-app.command()(demo)
-app.command()(cards)
+app.command(cls=Command)(prepare)
+app.command(cls=Command)(gate)
+app.command(cls=Command)(plan)
+app.command(cls=Command)(train)
+app.command(cls=Command)(merge)
+app.command("eval", cls=Command)(evaluate)
+app.command(cls=Command)(compare)
+app.command(cls=Command)(report)
+app.command(cls=Command)(export)
+app.command(cls=Command)(demo)
+app.command(cls=Command)(cards)
 
 
 if __name__ == "__main__":

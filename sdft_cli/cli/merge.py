@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdft_cli.cli.common import command, newest_run, say
+from sdft_cli.cli.options import option
 from sdft_cli.errors import UsageError
 
 if TYPE_CHECKING:
@@ -16,31 +17,46 @@ if TYPE_CHECKING:
 
 @command
 def merge(
-    run: Annotated[Path | None, typer.Argument(help="A run folder. [default: the newest under runs/]")] = None,
-    bf16: Annotated[bool, typer.Option("--bf16", help="Write bfloat16 weights.")] = False,
+    run: Annotated[Path | None, typer.Argument(help="A run folder.", show_default="the newest under runs/")] = None,
+    out: Annotated[Path | None, option(help="The checkpoint folder to create.", left_out="<run>/merged")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint folder.")] = False,
+    prompts: Annotated[
+        int, typer.Option(min=1, max=8, metavar="N", help="Number of the run's check prompts to compare on.")
+    ] = 8,
+    bf16: Annotated[bool, option("--bf16", help="Write bfloat16 weights.", panel="What is merged")] = False,
     dtype: Annotated[
-        str | None, typer.Option(help="Write these weights instead: float32 keeps every bit of the update.")
+        str | None,
+        option(
+            help="Write these weights instead: float32 keeps every bit of the update.",
+            left_out="none; say this or --bf16",
+        ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The checkpoint folder to create. [default: <run>/merged]")] = None,
-    prompts: Annotated[int, typer.Option(min=1, max=8, help="Number of the run's check prompts to compare on.")] = 8,
     best: Annotated[
-        bool, typer.Option("--best", help="Take the adapter that was best on held-out records, not the last one.")
+        bool, option("--best", help="Take the adapter that was best on held-out records, not the last one.")
     ] = False,
     base: Annotated[
-        str | None, typer.Option(help="Merge into this model instead of the run's own: the 16-bit form of a 4-bit one.")
+        str | None, option(help="Merge into this model: the 16-bit form of a 4-bit one.", left_out="the run's own base")
     ] = None,
     push: Annotated[
         str | None,
-        typer.Option(metavar="REPO", help="Upload the certified checkpoint to this Hub repository, private."),
+        option(
+            metavar="REPO",
+            help="Upload the certified checkpoint to this Hub repository, private.",
+            left_out="not uploaded",
+            panel="Upload and GGUF",
+        ),
     ] = None,
-    public: Annotated[bool, typer.Option("--public", help="With --push: make the repository public.")] = False,
+    public: Annotated[bool, option("--public", help="With --push: make the repository public.")] = False,
     gguf: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also convert it to this GGUF file, and check the file.")
+        Path | None,
+        option(metavar="FILE", help="Also convert it to this GGUF file, and check the file.", left_out="not converted"),
     ] = None,
     llama_cpp: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="With --gguf: your llama.cpp checkout, whose converter is run.")
+        Path | None,
+        option(
+            metavar="PATH", help="Your llama.cpp checkout, whose converter is run.", left_out="none; --gguf needs it"
+        ),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint folder.")] = False,
 ) -> None:
     """Merge the adapter into its base: standalone safetensors, config, tokenizer, chat template, card, certificate.
 

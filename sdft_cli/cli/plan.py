@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from sdft_cli.cli.common import command, newest_dataset, say
+from sdft_cli.cli.options import DEFAULT_PROFILE, DatasetPath, Model, Overrides, Profile, given_settings, option
 
 
 @command
 def plan(
-    dataset: Annotated[Path | None, typer.Argument(help="A dataset folder. [default: the newest under data/]")] = None,
-    profile: Annotated[str, typer.Option(help="A shipped profile, or a YAML file.")] = "qwen3.5-9b-64k",
-    model: Annotated[str | None, typer.Option(help="Plan for this model instead of the profile's.")] = None,
-    gpu: Annotated[
-        str | None, typer.Option(help="A card (h100-80gb) or a size (80GB). [default: this machine's]")
-    ] = None,
+    context: typer.Context,
+    dataset: DatasetPath = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
     rollout_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Rollout length for hours. [default: mean of the experts' turns]")
+        int | None, option(min=1, metavar="N", help="Rollout length for hours.", left_out="mean of the experts' turns")
+    ] = None,
+    gpu: Annotated[
+        str | None, option(help="A card (h100-80gb) or a size (80GB).", left_out="this machine's", panel="GPU")
     ] = None,
     utilisation: Annotated[
-        float, typer.Option(min=0.01, max=1, help="Share of the card's peak arithmetic that is reached; assumed.")
+        float,
+        option(min=0.01, max=1, metavar="N", help="Share of the card's peak arithmetic that is reached; assumed."),
     ] = 0.35,
     fused: Annotated[
-        bool, typer.Option("--fused/--no-fused", help="Does linear attention have fused kernels on the card?")
+        bool, option("--fused/--no-fused", help="Does linear attention have fused kernels on the card?")
     ] = True,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a profile value: section.key=value. Repeatable.")
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
+    profile: Profile = None,
+    model: Model = None,
+    overrides: Overrides = None,
 ) -> None:
     """Predict memory by part, operations, hours and lost records of a training run; nothing is loaded or run.
 
@@ -43,7 +43,7 @@ def plan(
     from sdft_cli.report import terminal
     from sdft_cli.report.statistics import cap_losses
 
-    config = load_train_config(profile, overrides or (), {"model": model})
+    config = load_train_config(profile or DEFAULT_PROFILE, overrides or (), given_settings(context))
     data = read_dataset(dataset or newest_dataset())
     rows = [r.row for r in data.train if r.row.teacher_prompt_tokens <= config.max_prompt_tokens]
     if not rows:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdft_cli.cli.common import DATA_ROOT, command, say
+from sdft_cli.cli.options import given_settings, option, setting
 
 if TYPE_CHECKING:
     from sdft_cli.config import PrepareConfig
@@ -20,67 +21,34 @@ if TYPE_CHECKING:
 @command
 def prepare(
     source: Annotated[str, typer.Argument(help="A trace file, a folder of them, or a Hub dataset id (owner/name).")],
-    out: Annotated[
-        Path | None, typer.Option(help="The dataset folder to create. [default: data/<source name>]")
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", "--tokenizer", help="The model that will be trained: folder, Hub id or alias smollm2-135m."
-        ),
-    ] = None,
-    max_seq_tokens: Annotated[
-        int | None, typer.Option(help="Cap on teacher prompt + expert turn. [default: 65536]")
-    ] = None,
-    max_prompt_tokens: Annotated[int | None, typer.Option(help="Cap on the teacher's prompt. [default: 57344]")] = None,
-    max_rollout_tokens: Annotated[int | None, typer.Option(help="Cap on the expert's turn. [default: 8192]")] = None,
-    validation_fraction: Annotated[
-        float | None, typer.Option(help="Share of sessions held out. [default: 0.05]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the split. [default: 0]")] = None,
-    limit_sessions: Annotated[int | None, typer.Option(help="Read at most this many sessions.")] = None,
-    tools: Annotated[
-        str | None,
-        typer.Option(help="Built-in tools in prompts: observed (in this source) or all. [default: observed]"),
-    ] = None,
-    teacher_template: Annotated[str | None, typer.Option(help="A name in templates/teacher/, or a .txt file.")] = None,
-    split_by: Annotated[str | None, typer.Option(help="Held out whole: session or project. [default: session]")] = None,
-    redact: Annotated[
-        bool | None,
-        typer.Option(
-            "--redact/--no-redact", help="Replace secrets and personal names by pseudonyms. [default: redact]"
-        ),
-    ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Processes that measure sessions. [default: 1]")] = None,
-    revision: Annotated[str | None, typer.Option(help="Hub revision of the source; the commit is pinned.")] = None,
+    context: typer.Context,
+    out: Annotated[Path | None, option(help="The dataset folder to create.", left_out="data/<source name>")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the funnel as JSON.")] = False,
+    revision: Annotated[str | None, setting("prepare.revision", panel="Source")] = None,
+    limit_sessions: Annotated[int | None, setting("prepare.limit_sessions")] = None,
+    redact: Annotated[bool | None, setting("prepare.redact", "--redact/--no-redact")] = None,
+    workers: Annotated[int | None, setting("prepare.workers")] = None,
+    model: Annotated[str | None, setting("prepare.model", "--model", "--tokenizer", panel="Records")] = None,
+    max_seq_tokens: Annotated[int | None, setting("prepare.max_seq_tokens")] = None,
+    max_prompt_tokens: Annotated[int | None, setting("prepare.max_prompt_tokens")] = None,
+    max_rollout_tokens: Annotated[int | None, setting("prepare.max_rollout_tokens")] = None,
+    tools: Annotated[str | None, setting("prepare.tools")] = None,
+    teacher_template: Annotated[str | None, setting("prepare.teacher_template")] = None,
+    validation_fraction: Annotated[float | None, setting("prepare.validation_fraction", panel="Held out")] = None,
+    split_by: Annotated[str | None, setting("prepare.split_by")] = None,
+    seed: Annotated[int | None, setting("prepare.seed")] = None,
 ) -> None:
     """Turn recorded sessions into per-assistant-turn records.
 
     Every assistant turn becomes a record, or a rejection with a reason; nothing is truncated. Reasoning is stripped.
+    The data card of a source (`sdft cards`) may set other defaults.
 
     Example: sdft prepare armand0e/claude-fable-5-claude-code
     """
     from sdft_cli.config import PrepareConfig, build
 
-    flags = {
-        "model": model,
-        "max_seq_tokens": max_seq_tokens,
-        "max_prompt_tokens": max_prompt_tokens,
-        "max_rollout_tokens": max_rollout_tokens,
-        "validation_fraction": validation_fraction,
-        "seed": seed,
-        "limit_sessions": limit_sessions,
-        "tools": tools,
-        "teacher_template": teacher_template,
-        "split_by": split_by,
-        "redact": redact,
-        "workers": workers,
-        "revision": revision,
-    }
-    given = {key: value for key, value in flags.items() if value is not None}
-    config = build(PrepareConfig, {"source": source, **card_defaults(source), **given})
+    config = build(PrepareConfig, {"source": source, **card_defaults(source), **given_settings(context)})
     target = out or DATA_ROOT / (
         Path(source).expanduser().resolve().stem if Path(source).exists() else source.rstrip("/").split("/")[-1]
     )

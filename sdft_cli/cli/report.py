@@ -9,13 +9,16 @@ from typing import Annotated
 import typer
 
 from sdft_cli.cli.common import command, newest_dataset, say
+from sdft_cli.cli.options import DatasetPath, option
 
 
 @command
 def report(
-    dataset: Annotated[Path | None, typer.Argument(help="A dataset folder. [default: the newest under data/]")] = None,
+    dataset: DatasetPath = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
-    html: Annotated[Path | None, typer.Option(help="Write a page of its own: one file, no scripts.")] = None,
+    html: Annotated[
+        Path | None, option(help="Write a page of its own: one file, no scripts.", left_out="no page")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing HTML file.")] = False,
 ) -> None:
     """Show a dataset: funnel, lengths against the caps, sessions, tools, and what other caps would keep.

@@ -9,60 +9,53 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sdft_cli.cli.common import RUNS_ROOT, command, newest, newest_dataset, say
+from sdft_cli.cli.options import (
+    DEFAULT_PROFILE,
+    DatasetPath,
+    Model,
+    Overrides,
+    Profile,
+    given_settings,
+    option,
+    setting,
+)
 
 if TYPE_CHECKING:
     from sdft_cli.engine.train.run import Job
 
-DEFAULT_PROFILE = "qwen3.5-9b-64k"
-
 
 @command
 def train(
-    dataset: Annotated[Path | None, typer.Argument(help="A dataset folder. [default: the newest under data/]")] = None,
-    profile: Annotated[
-        str | None, typer.Option(help=f"A shipped profile, or a YAML file. [default: {DEFAULT_PROFILE}]")
-    ] = None,
-    model: Annotated[str | None, typer.Option(help="Train this model instead of the profile's.")] = None,
-    backend: Annotated[str | None, typer.Option(help="auto, transformers or unsloth.")] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="sdft, or sft: the control arm, cross-entropy on the expert's turns.")
-    ] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimiser steps.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The run folder to create. [default: runs/<dataset>-<profile>]")
-    ] = None,
+    context: typer.Context,
+    dataset: DatasetPath = None,
+    out: Annotated[Path | None, option(help="The run folder to create.", left_out="runs/<dataset>-<profile>")] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint of --out, or of the newest run.")
     ] = False,
-    gate: Annotated[
-        str | None,
-        typer.Option(help="If the teacher has nothing to teach: stop, warn, or off (not measured)."),
-    ] = None,
-    track: Annotated[
-        list[str] | None, typer.Option(help="Log to tensorboard, trackio or wandb as well. Repeatable.")
-    ] = None,
-    profile_steps: Annotated[
-        int, typer.Option(min=0, help="Write where the time of the first N steps goes to profile.json, and print it.")
-    ] = 0,
-    seed: Annotated[int | None, typer.Option(help="Seed of adapter, order and rollouts.")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", help="Override a profile value: section.key=value. Repeatable.")
-    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
+    profile_steps: Annotated[
+        int,
+        typer.Option(
+            min=0, metavar="N", help="Write where the time of the first N steps goes to profile.json, and print it."
+        ),
+    ] = 0,
+    profile: Profile = None,
+    model: Model = None,
+    backend: Annotated[str | None, setting("train.backend")] = None,
+    objective: Annotated[str | None, setting("train.objective")] = None,
+    max_steps: Annotated[int | None, setting("train.optim.max_steps")] = None,
+    seed: Annotated[int | None, setting("train.seed")] = None,
+    gate: Annotated[str | None, setting("train.gate.action")] = None,
+    track: Annotated[
+        list[str] | None, setting("train.trackers", "--track", help="Log here too, besides metrics.jsonl. Repeatable.")
+    ] = None,
+    overrides: Overrides = None,
 ) -> None:
     """Train an adapter by Self-Distillation Fine-Tuning (arXiv 2601.19897).
 
     Example: sdft train data/my-sessions --profile cpu-demo --max-steps 30
     """
-    flags = {
-        "model": model,
-        "backend": backend,
-        "objective": objective,
-        "optim.max_steps": max_steps,
-        "gate.action": gate,
-        "trackers": track or None,
-        "seed": seed,
-    }
+    flags = given_settings(context)
     if resume:
         job = _job_to_resume(dataset, profile, out, overrides or [], flags)
     else:

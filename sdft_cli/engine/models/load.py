@@ -88,15 +88,15 @@ def check_machine(config: TrainConfig) -> None:
             "fast_inference samples with vLLM, which is not installed: pip install vllm, or leave it out "
             "(--set fast_inference=false), and unsloth's own generate samples."
         )
-    if config.device != "cuda":
+    if config.min_gpu_gb is None:
         return
-    need = f" with at least {config.min_gpu_gb:g} GB" if config.min_gpu_gb else ""
+    need = f" with at least {config.min_gpu_gb:g} GB"
     if not torch.cuda.is_available():
         raise MachineError(
             f"Profile {config.profile} needs a CUDA GPU{need} and this machine has none: try --profile cpu-demo."
         )
     memory = torch.cuda.get_device_properties(0).total_memory / 1e9
-    if config.min_gpu_gb and memory < config.min_gpu_gb:
+    if memory < config.min_gpu_gb:
         raise MachineError(
             f"Profile {config.profile} needs a CUDA GPU{need} and this one has {memory:.0f} GB: use a larger card, or "
             "lower max_seq_tokens and set min_gpu_gb in a profile of your own."

@@ -102,6 +102,7 @@ def test_the_choice_of_backend_is_explained(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_target_profile_names_what_it_needs() -> None:
     with pytest.raises(MachineError, match=r"needs a CUDA GPU with at least 70 GB .* try --profile cpu-demo"):
         backend.check_machine(load_train_config("qwen3.5-9b-64k"))
+    backend.check_machine(load_train_config("qwen3.5-9b-64k", ["min_gpu_gb=null"]))
 
 
 def test_models_are_found_or_refused_by_name(tmp_path: Path) -> None:
