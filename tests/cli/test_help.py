@@ -107,7 +107,7 @@ def test_every_setting_of_an_option_is_one_of_the_tables_above() -> None:
 
 def test_choices_stand_in_help() -> None:
     rows = shown("train", 80)
-    assert rows["--backend"].endswith("[default: the profile's (auto); or transformers, unsloth]")
+    assert rows["--backend"].endswith("[default: the profile's (auto); or unsloth, transformers]")
     assert rows["--track"].endswith("; or tensorboard, trackio, wandb]")
     assert shown("prepare", 80)["--split-by"].endswith("[default: session; or project]")
 
