@@ -8,7 +8,7 @@ from __future__ import annotations
 WARNING = "WARNING: "
 """How every warning begins; the command line prints such a line in bold."""
 EXTRA_OF = {
-    **dict.fromkeys(("accelerate", "numpy", "peft", "safetensors", "scipy", "torch"), "train"),
+    **dict.fromkeys(("accelerate", "peft", "safetensors", "torch"), "train"),
     **dict.fromkeys(("trl", "unsloth", "unsloth_zoo"), "unsloth"),
     "teich": "traces",
     **dict.fromkeys(("lm_eval", "sacrebleu"), "eval"),

@@ -26,6 +26,7 @@ WORKS = [
     "report data",
     "export data --format openai --out rows.jsonl",
     "cards",
+    "compare run other",
 ]
 NEEDS = {
     "plan data --profile cpu-demo": ("sdft plan", "train"),
@@ -34,7 +35,6 @@ NEEDS = {
     "train --resume --out run": ("sdft train", "train"),
     "merge run --bf16": ("sdft merge", "train"),
     "eval run data": ("sdft eval", "train"),
-    "compare run other": ("sdft compare", "train"),
     "demo": ("sdft demo", "demo"),
     "prepare codex.jsonl --model {model}": ("A session of Codex", "traces"),
 }
@@ -90,11 +90,11 @@ def test_another_missing_module_is_a_bug_with_its_traceback(name: str, message: 
 
 def test_a_missing_package_ends_a_command_with_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     def evaluate() -> None:
-        raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+        raise ModuleNotFoundError("No module named 'peft'", name="peft")
 
     with pytest.raises(typer.Exit) as caught:
         command(evaluate)()
     assert caught.value.exit_code == 1
     assert capsys.readouterr().err == (
-        "sdft: sdft eval needs scipy, which is not installed: pip install 'sdft-cli[train]'\n"
+        "sdft: sdft eval needs peft, which is not installed: pip install 'sdft-cli[train]'\n"
     )
