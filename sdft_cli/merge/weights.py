@@ -14,7 +14,6 @@ import math
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +37,6 @@ _OURS = ("README.md", "merge-certificate.json", _INDEX)
 _GET_AGAIN = "get the model again"
 _QUANTISED = (".absmax", ".quant_map", ".qweight", ".weight_scale", ".weight_scale_inv")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-@dataclass
-class MergeCounts:
-    """What the merge did."""
-
-    adapted: set[str] = field(default_factory=set)
-    untouched: int = 0
 
 
 class Adapter:
@@ -152,7 +143,7 @@ def check_not_quantised(base: Path) -> None:
         )
 
 
-def merge_weights(base: Path, adapter: Adapter, out: Path, dtype: torch.dtype = torch.bfloat16) -> MergeCounts:
+def merge_weights(base: Path, adapter: Adapter, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the base's files with the adapter added into `out`, and their index if the base has one.
 
     Raises:
@@ -160,28 +151,24 @@ def merge_weights(base: Path, adapter: Adapter, out: Path, dtype: torch.dtype = 
         DataError: the base is quantised, or one of its files is damaged.
     """
     check_not_quantised(base)
-    counts = MergeCounts()
-    size = 0
-    main = main_dtype(base)
+    size, main = 0, main_dtype(base)
+    missing = set(adapter.names)
     for shard in base_shards(base):
         with TensorFile(shard) as file:
-            size += _merge_file(file, adapter, out / shard.name, main, dtype, counts)
-    missing = sorted(set(adapter.names) - counts.adapted)
+            size += _merge_file(file, adapter, out / shard.name, main, dtype)
+            missing -= file.entries.keys()
     if missing:
         raise VerificationError(
-            f"The base holds no tensor {missing[0]} ({len(missing)} of {len(adapter.names)} adapted tensors are "
+            f"The base holds no tensor {min(missing)} ({len(missing)} of {len(adapter.names)} adapted tensors are "
             "missing): is this the base that the adapter was trained on?"
         )
     if (base / _INDEX).is_file():
         index = read_json(base / _INDEX, _GET_AGAIN)
         index["metadata"] = {**(index.get("metadata") or {}), "total_size": size}  # another one if the dtype is
         (out / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return counts
 
 
-def _merge_file(
-    file: TensorFile, adapter: Adapter, target: Path, main: str, dtype: torch.dtype, counts: MergeCounts
-) -> int:
+def _merge_file(file: TensorFile, adapter: Adapter, target: Path, main: str, dtype: torch.dtype) -> int:
     """Write one file of the checkpoint; return the bytes of its tensors."""
     wanted = set(adapter.names)
     new = {
@@ -195,11 +182,9 @@ def _merge_file(
         for name, _, _ in ordered:
             if name in wanted:
                 out.write(bytes_of(_adapted(file, name, adapter, dtype)))
-                counts.adapted.add(name)
             else:
                 for piece in _untouched(file, name, DTYPES[new[name]]):
                     out.write(piece)
-                counts.untouched += 1
         return out.tell() - len(header)
 
 

@@ -79,8 +79,7 @@ def test_the_file_is_what_the_library_would_write_of_the_same_tensors(
     base = base_at(tmp_path / "base", tensors)
     adapter = adapter_at(tmp_path / "adapter", {W: (6, 10)})
     (tmp_path / "out").mkdir()
-    counts = merge_weights(base, Adapter(adapter), tmp_path / "out", dtype)
-    assert (counts.adapted, counts.untouched) == ({W}, len(tensors) - 1)
+    merge_weights(base, Adapter(adapter), tmp_path / "out", dtype)
 
     lora = load_file(adapter / "adapter_model.safetensors")
     module = "base_model.model." + W.removesuffix(".weight")
