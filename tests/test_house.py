@@ -172,6 +172,23 @@ def test_a_step_is_read_in_four_short_modules() -> None:
     assert sum(len((ROOT / "sdft_cli" / name).read_text(encoding="utf-8").splitlines()) for name in listed) <= 600
 
 
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md")))])
+def test_modules_and_folders_that_pages_name_exist(page: str) -> None:
+    """As `engine/train/` or `sdft_cli/config.py`: from the root, or inside the package."""
+    named = re.findall(r"`([\w./-]+(?:\.py|/))`", (ROOT / page).read_text(encoding="utf-8"))
+    assert [name for name in named if not any((ROOT / top / name).exists() for top in ("", "sdft_cli"))] == []
+
+
+def test_the_readme_lists_every_file_and_room() -> None:
+    tree = (ROOT / "README.md").read_text(encoding="utf-8").split("## The files\n")[1]
+    listed = {indent: set(re.findall(rf"^ {{{indent}}}(\S+)", tree, re.MULTILINE)) for indent in (4, 6)}
+    assert [name for name in listed[4] if not (ROOT / name).exists()] == []
+    rooms = {f"{folder.relative_to(ROOT / 'sdft_cli')}/" for folder in ROOMS} - {"./", "engine/"}
+    modules = {path.name for path in FILES if path.parent.name == "sdft_cli"} - {"__init__.py", "__main__.py"}
+    assert listed[6] == rooms | modules
+    assert {f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")} <= listed[4]
+
+
 def test_every_profile_loads() -> None:
     assert profile_names() == ["cpu-demo", "qwen3.5-9b-64k"]
     for name in profile_names():
