@@ -18,17 +18,15 @@ import accelerate
 import accelerate.optimizer
 import accelerate.scheduler  # noqa: F401
 import peft.tuners.lora  # noqa: F401
-import sdft_cli.engine.backend_transformers
-import sdft_cli.engine.gate
-import sdft_cli.engine.heldout
-import sdft_cli.engine.rehearsal
-import sdft_cli.engine.start
-import sdft_cli.engine.tracking
 import torch
 import transformers.models.llama.modeling_llama
 import transformers.models.llama.tokenization_llama  # noqa: F401
 
-import sdft_cli.engine.train  # noqa: F401
+import sdft_cli.engine.models.backend_transformers
+import sdft_cli.engine.train.gate
+import sdft_cli.engine.train.heldout
+import sdft_cli.engine.train.rehearsal
+import sdft_cli.engine.train.trackers  # noqa: F401
 from sdft_cli.config import load_train_config
 from sdft_cli.engine.train.loop import Silent
 from sdft_cli.engine.train.run import Job, start_training
