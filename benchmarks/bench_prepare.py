@@ -20,7 +20,7 @@ from typing import Any
 
 from sdft_cli.engine.models.names import resolve_model
 from sdft_cli.prepare.reasoning import strip_session
-from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer, template_message, template_tool
+from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer, template_message
 from sdft_cli.prompts.incremental import Lengths, Measured, Measurer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Message, Session
@@ -59,7 +59,7 @@ def plain_ids(prompts: ChatPrompts, session: Session, turn: int) -> Measured:
         found: list[int] = tokenizer.encode(text, add_special_tokens=False)
         return found
 
-    tools = [template_tool(t) for t in session.tools] or None
+    tools = [t.as_openai() for t in session.tools] or None
     context = [template_message(m) for m in session.messages[:turn]]
     reference = prompts.reference_text(session.messages[turn])
     last = template_message(prompts.teacher.message(reference))
@@ -102,7 +102,7 @@ def spells_control_tokens(prompts: ChatPrompts, session: Session, turn: int) -> 
     """Say whether the text up to a turn spells an added token, which the plain way takes for the token itself."""
     control = prompts.encoder.control
     shown: list[Any] = [template_message(m) for m in session.messages[: turn + 1]]
-    text = json.dumps([*shown, *(template_tool(t) for t in session.tools)], ensure_ascii=False)
+    text = json.dumps([*shown, *(t.as_openai() for t in session.tools)], ensure_ascii=False)
     return any(token in text for token in control.tokens)
 
 

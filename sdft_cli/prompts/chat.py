@@ -10,7 +10,6 @@ type `str` all the same; only `encoder.encode` and `encoder.control.restore` kno
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os.path import commonprefix
@@ -54,23 +53,8 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
 
 
 def template_message(message: Message) -> dict[str, Any]:
-    """Return a message in the form that chat templates read; tool arguments are objects, as templates expect."""
-    found: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        found["tool_calls"] = [
-            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.parsed_arguments()}}
-            for c in message.tool_calls
-        ]
-    if message.role == "tool":
-        found["tool_call_id"] = message.tool_call_id
-        found["name"] = message.name
-    return found
-
-
-def template_tool(tool: ToolSchema) -> dict[str, Any]:
-    """Return a tool in the form that chat templates read."""
-    function = {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)}
-    return {"type": "function", "function": function}
+    """Return a message in the form that chat templates read: OpenAI's, with the name of the tool beside its result."""
+    return message.as_openai() | ({"name": message.name} if message.role == "tool" else {})
 
 
 class ChatPrompts:
@@ -110,7 +94,7 @@ class ChatPrompts:
         from jinja2 import TemplateError as JinjaError
 
         if tools not in self._tools:
-            self._tools[tools] = self._guard([template_tool(tool) for tool in tools])
+            self._tools[tools] = self._guard([tool.as_openai() for tool in tools])
         try:
             text = self.tokenizer.apply_chat_template(
                 list(messages),
@@ -179,14 +163,6 @@ class ChatPrompts:
         last = self.teacher_message(self.reference(shown or record.reference))
         return self._prompt([*(self.guarded(m) for m in record.context), last], record.tools)
 
-    def student_text(self, record: Record) -> str:
-        """Return the student's prompt for a reader."""
-        return self.encoder.control.restore(self.student(record))
-
-    def teacher_text(self, record: Record) -> str:
-        """Return the teacher's prompt for a reader."""
-        return self.encoder.control.restore(self.teacher_prompt(record))
-
     def reference_text(self, message: Message) -> str:
         """Return an assistant turn as the model would write it, for a reader."""
         return self.encoder.control.restore(self.reference(message))
@@ -209,7 +185,7 @@ class ChatPrompts:
 
 
 def open_prompts(model: str, manifest: Mapping[str, Any], revision: str | None = None) -> ChatPrompts:
-    """Return the prompts of a dataset for a model, with the teacher template that the dataset was measured with.
+    """Return the prompts of a dataset for a model, with the teacher template that its tokens were counted with.
 
     Raises:
         DataError: the dataset was prepared with another tokenizer, chat template or teacher template, so its token

@@ -13,17 +13,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import read_json
-from sdft_cli.records.types import Message, Record, RecordRow, Rejection, Session, ToolCall, ToolSchema
+from sdft_cli.records.types import Record, RecordRow, Rejection, Session
 
 SCHEMA_VERSION = 1
 FORMAT = "sdft-dataset"
@@ -41,15 +42,9 @@ _MESSAGE = pl.Struct(
     }
 )
 _TOOL = pl.Struct({"name": pl.String, "description": pl.String, "parameters": pl.String, "origin": pl.String})
-_RECORD_COLUMNS: dict[str, Any] = {
-    "record_id": pl.String,
-    "session_id": pl.String,
-    "turn_index": pl.Int64,
-    "prompt_tokens": pl.Int64,
-    "teacher_prompt_tokens": pl.Int64,
-    "reference_tokens": pl.Int64,
-    "has_tool_call": pl.Boolean,
-}
+_POINTER = {"record_id": pl.String, "session_id": pl.String, "turn_index": pl.Int64}
+_LENGTHS = {"prompt_tokens": pl.Int64, "teacher_prompt_tokens": pl.Int64, "reference_tokens": pl.Int64}
+_RECORD_COLUMNS: dict[str, Any] = {**_POINTER, **_LENGTHS, "has_tool_call": pl.Boolean}
 COLUMNS: dict[str, dict[str, Any]] = {
     "sessions": {
         "session_id": pl.String,
@@ -60,16 +55,7 @@ COLUMNS: dict[str, dict[str, Any]] = {
     },
     "train": _RECORD_COLUMNS,
     "validation": _RECORD_COLUMNS,
-    "rejected": {
-        "record_id": pl.String,
-        "session_id": pl.String,
-        "turn_index": pl.Int64,
-        "reason": pl.String,
-        "detail": pl.String,
-        "prompt_tokens": pl.Int64,
-        "teacher_prompt_tokens": pl.Int64,
-        "reference_tokens": pl.Int64,
-    },
+    "rejected": {**_POINTER, "reason": pl.String, "detail": pl.String, **_LENGTHS},
 }
 
 
@@ -90,64 +76,39 @@ class Dataset:
 
 
 def _session_row(session: Session) -> dict[str, Any]:
-    def message(m: Message) -> dict[str, Any]:
-        return {
-            "role": m.role,
-            "content": m.content,
-            "tool_calls": [asdict(call) for call in m.tool_calls],
-            "tool_call_id": m.tool_call_id,
-            "name": m.name,
-            "status": m.status,
-        }
-
-    return {
-        "session_id": session.session_id,
-        "group": session.group,
-        "messages": [message(m) for m in session.messages],
-        "tools": [asdict(tool) for tool in session.tools],
-        "metadata": json.dumps(dict(session.metadata), ensure_ascii=False, sort_keys=True),
-    }
+    row: dict[str, Any] = msgspec.to_builtins(replace(session, metadata={}))
+    for message in row["messages"]:
+        del message["reasoning"]
+    return {**row, "metadata": json.dumps(dict(session.metadata), ensure_ascii=False, sort_keys=True)}
 
 
 def _session_of(row: Mapping[str, Any]) -> Session:
-    messages = tuple(
-        Message(
-            role=m["role"],
-            content=m["content"],
-            tool_calls=tuple(ToolCall(**call) for call in m["tool_calls"] or ()),
-            tool_call_id=m["tool_call_id"],
-            name=m["name"],
-            status=m["status"],
-        )
-        for m in row["messages"]
-    )
-    return Session(
-        session_id=row["session_id"],
-        messages=messages,
-        tools=tuple(ToolSchema(**tool) for tool in row["tools"]),
-        group=row["group"],
-        metadata=json.loads(row["metadata"]),
-    )
+    return msgspec.convert({**row, "metadata": json.loads(row["metadata"])}, Session)
 
 
-ROW_GROUP_BYTES, ROW_GROUP_ROWS = 16 << 20, 100_000
+ROW_GROUP_CHARACTERS, ROW_GROUP_ROWS = 16 << 20, 100_000
 """A row group of a table is closed at so much text or so many rows, so that writing needs the memory of one."""
 
 
-def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Cut rows into groups that fit into memory."""
+def row_groups(
+    rows: Iterable[dict[str, Any]], characters_of: Callable[[dict[str, Any]], int], most: int = ROW_GROUP_CHARACTERS
+) -> Iterator[list[dict[str, Any]]]:
+    """Cut rows into groups that fit into memory, each closed at `most` characters of text."""
     group: list[dict[str, Any]] = []
     size = 0
     for row in rows:
         group.append(row)
-        size += sum(
-            len(m["content"]) + sum(len(c["arguments"]) for c in m["tool_calls"]) for m in row.get("messages", ())
-        )
-        if size >= ROW_GROUP_BYTES or len(group) >= ROW_GROUP_ROWS:
+        size += characters_of(row)
+        if size >= most or len(group) >= ROW_GROUP_ROWS:
             yield group
             group, size = [], 0
     if group:
         yield group
+
+
+def _characters_of(row: Mapping[str, Any]) -> int:
+    messages = row.get("messages", ())
+    return sum(len(m["content"]) + sum(len(call["arguments"]) for call in m["tool_calls"]) for m in messages)
 
 
 def _write_table(path: Path, table: str, rows: Iterable[dict[str, Any]]) -> int:
@@ -160,7 +121,7 @@ def _write_table(path: Path, table: str, rows: Iterable[dict[str, Any]]) -> int:
 
     count = 0
     with pq.ParquetWriter(path, arrow([]).schema, compression="zstd") as writer:
-        for group in _row_groups(rows):
+        for group in row_groups(rows, _characters_of):
             writer.write_table(arrow(group))
             count += len(group)
     return count

@@ -14,6 +14,7 @@ from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer
 from sdft_cli.prompts.incremental import Measurer, record_at
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Message, RecordRow, Rejection, Session, ToolCall, ToolSchema
+from tests.prompts.texts import student_text, teacher_text
 
 EMPTY_BLOCK = "<think>\n\n</think>\n\n"
 GENERATION = f"<|im_start|>assistant\n{EMPTY_BLOCK}"
@@ -95,7 +96,7 @@ def test_the_teacher_sees_the_same_history_but_for_empty_think_blocks(
     assert history.count(EMPTY_BLOCK) == behind
     assert history.replace(EMPTY_BLOCK, "") == teachers
     if turn > 2:  # what a session says about thinking is text, and never taken for a block to drop
-        for role in (prompts.student_text(record), prompts.teacher_text(record)):
+        for role in (student_text(prompts, record), teacher_text(prompts, record)):
             assert "a <think> in <think>the text</think> itself" in role
 
 
