@@ -152,7 +152,7 @@ def make_records(
         raise DataError(f"No turn of {source.name} can be kept ({reasons}): raise the cap that is named.")
     redacted = sum((t.redacted for t in turns), Counter[str]()) if job.redact is not None else None
     return Prepared(
-        sessions, rows, rejected, held_out_sessions, near, redacted, job.measurer.local, funnel, found.report
+        sessions, rows, rejected, held_out_sessions, near, redacted, job.counter.local, funnel, found.report
     )
 
 
