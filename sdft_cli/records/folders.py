@@ -178,6 +178,12 @@ def new_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
             yield scratch
 
 
+def write_text(target: Path, text: str, overwrite: bool = False) -> None:
+    """Write a text file as UTF-8, in one rename; raises as `new_file`."""
+    with new_file(target, overwrite) as scratch:
+        scratch.write_text(text, encoding="utf-8")
+
+
 def writable_file(path: Path) -> Path:
     """Return `path` after making its folder.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.errors import DataError
-from sdft_cli.records.folders import new_file
+from sdft_cli.records.folders import write_text
 
 
 def finite(document: Any) -> Any:
@@ -26,8 +26,7 @@ def finite(document: Any) -> Any:
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON document, readable and with sorted keys, in one rename."""
     text = json.dumps(finite(document), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    with new_file(path, overwrite=True) as scratch:
-        scratch.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n", overwrite=True)
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:

@@ -37,6 +37,13 @@ class Summary:
     max: int
 
 
+def cells_of(summary: Summary | None) -> tuple[str, ...]:
+    """Return minimum, median, 90th percentile and maximum for a table."""
+    if summary is None:
+        return ("-",) * 4
+    return tuple(f"{number:,}" for number in (summary.min, summary.median, summary.p90, summary.max))
+
+
 @dataclass(frozen=True)
 class Histogram:
     """Counts in bins whose borders are powers of two: bin i holds `edges[i] < x <= edges[i + 1]`; 0 counts as 1."""
