@@ -21,7 +21,7 @@ from typing import Any
 from sdft_cli.engine.models.names import resolve_model
 from sdft_cli.prepare.reasoning import strip_session
 from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer, template_message
-from sdft_cli.prompts.incremental import Lengths, TokenCounter, TurnIds
+from sdft_cli.prompts.incremental import TokenCounter, TurnIds, TurnLengths
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Message, Session
 from sdft_cli.traces.source import read_source, resolve_source
@@ -70,7 +70,7 @@ def plain_ids(prompts: ChatPrompts, session: Session, turn: int) -> TurnIds:
     )
 
 
-def plain_lengths(prompts: ChatPrompts, session: Session, turn: int) -> Lengths:
+def plain_lengths(prompts: ChatPrompts, session: Session, turn: int) -> TurnLengths:
     """Count a turn the plain way."""
     return plain_ids(prompts, session, turn).lengths
 
@@ -105,7 +105,7 @@ def spells_control_tokens(prompts: ChatPrompts, session: Session, turn: int) -> 
     return any(token in text for token in control.tokens)
 
 
-def ours(counter: TokenCounter, sessions: list[Session]) -> tuple[float, dict[tuple[str, int], Lengths]]:
+def ours(counter: TokenCounter, sessions: list[Session]) -> tuple[float, dict[tuple[str, int], TurnLengths]]:
     """Count every turn by sums; return seconds and counts."""
     start, found = time.perf_counter(), {}
     for session in sessions:

@@ -79,17 +79,20 @@ class Prepared:
     report: ReadReport
 
 
-def prepare(source: Source, job: Job, progress: OnProgress = lambda what, done, total: None) -> Prepared:
-    """Read a source and turn its sessions into records; see `read` and `make_records`."""
-    return make_records(source, read(job.config, source, progress), job, progress)
+def prepare(source: Source, job: Job) -> Prepared:
+    """Read a source and turn its sessions into records, silently; see `read` and `make_records`."""
+    silent: OnProgress = lambda what, done, total: None  # noqa: E731
+    return make_records(source, read(job.config, source, silent), job, silent)
 
 
-def read(config: PrepareConfig, source: Source, progress: OnProgress = lambda what, done, total: None) -> FileSessions:
+def read(config: PrepareConfig, source: Source, progress: OnProgress) -> FileSessions:
     """Read the sessions of a source; raises `DataError` if there are none."""
     done = iter(range(len(source.files)))
-    found = read_source(source, config.limit_sessions, lambda path: progress("Reading", next(done), len(source.files)))
+    sessions = read_source(
+        source, config.limit_sessions, lambda path: progress("Reading", next(done), len(source.files))
+    )
     progress("Reading", len(source.files), len(source.files))
-    return found
+    return sessions
 
 
 def _outcomes(turns: Sequence[SessionTurns], lost: Sequence[Rejection]) -> tuple[list[RecordRow], list[Rejection]]:
@@ -112,16 +115,8 @@ def _near(
     return near_copies(*sketches)
 
 
-def make_records(
-    source: Source, found: FileSessions, job: Job, progress: OnProgress = lambda what, done, total: None
-) -> Prepared:
-    """Turn sessions into records.
-
-    Every assistant turn of every session becomes a record or a rejection with a reason.
-
-    Raises:
-        DataError: no turn can be kept.
-    """
+def make_records(source: Source, found: FileSessions, job: Job, progress: OnProgress) -> Prepared:
+    """Make a record or a rejection of every assistant turn; raises `DataError` if no turn can be kept."""
     config = job.config
     offered = with_tools(found.sessions, every_builtin=config.tools == "all")
     turns = list(map_sessions(job, offered, progress))

@@ -36,7 +36,6 @@ class SessionTurns:
 
 
 def _row(counted: SessionCounter, turn: int) -> RecordRow:
-    """Count the tokens of one turn; raises `TemplateError`."""
     session, lengths = counted.session, counted.lengths(turn)
     name, has_call = record_id_of(session.session_id, turn), bool(session.messages[turn].tool_calls)
     return RecordRow(name, session.session_id, turn, lengths.student, lengths.teacher, lengths.reference, has_call)

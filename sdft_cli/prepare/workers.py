@@ -27,8 +27,7 @@ OnProgress = Callable[[str, int, int], None]
 class Job:
     """What every session goes through. Pickled once for all worker processes.
 
-    Raises:
-        ValueError: `config.redact` asks for redaction and `redact` is missing, or the other way round.
+    Raises ValueError if `config.redact` asks for redaction and `redact` is missing, or the other way round.
     """
 
     config: PrepareConfig

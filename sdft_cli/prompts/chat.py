@@ -86,11 +86,7 @@ class ChatPrompts:
     def render(
         self, messages: Sequence[dict[str, Any]], tools: tuple[ToolSchema, ...] = (), generation: bool = True
     ) -> str:
-        """Return the guarded text of a conversation of guarded messages, ready for the next turn if `generation`.
-
-        Raises:
-            TemplateError: the template refuses the conversation.
-        """
+        """Return the guarded text of guarded messages, up to the next turn if `generation`; raises `TemplateError`."""
         from jinja2 import TemplateError as JinjaError
 
         if tools not in self._tools:
@@ -129,10 +125,9 @@ class ChatPrompts:
         return text
 
     def reference(self, message: Message) -> str:
-        """Return the guarded text of an assistant turn as the model itself would write it, its end token left out.
+        """Return the guarded text of an assistant turn as the model would write it, its end token left out.
 
-        Raises:
-            TemplateError: the template does not write the turn after its own generation prompt.
+        Raises `TemplateError` where the template does not write the turn after its own generation prompt.
         """
         question, prompt = self._question
         whole = self.render([question, self.guarded(message)], generation=False)
@@ -145,20 +140,13 @@ class ChatPrompts:
         return template_message(self.teacher.message(reference))
 
     def student(self, record: Record) -> str:
-        """Return the guarded text of the student's prompt: the conversation before the turn.
-
-        Raises:
-            TemplateError: the template refuses it, or begins this turn in another way than others.
-        """
+        """Return the guarded text of the student's prompt, the conversation before the turn; raises `TemplateError`."""
         return self._prompt([self.guarded(m) for m in record.context], record.tools)
 
     def teacher_prompt(self, record: Record, shown: Message | None = None) -> str:
-        """Return the guarded text of the teacher's prompt: the student's plus the expert's turn in its block.
+        """Return the guarded text of the teacher's prompt: the student's, then the expert's turn (or `shown`) in its block.
 
-        With `shown`, that turn stands in the block instead of the record's own.
-
-        Raises:
-            TemplateError: as `student` and `reference`.
+        Raises `TemplateError`, as `student` and `reference`.
         """
         last = self.teacher_message(self.reference(shown or record.reference))
         return self._prompt([*(self.guarded(m) for m in record.context), last], record.tools)

@@ -59,11 +59,7 @@ class ControlTokens:
         return guarded
 
     def restore(self, text: str) -> str:
-        """Return the text with markers replaced by what they stand for.
-
-        Raises:
-            DataError: a chat template cut a marker apart.
-        """
+        """Return the text its markers stand for; raises `DataError` where a chat template cut a marker apart."""
         if SENTINEL not in text:
             return text
         restored = _MARKER.sub(self._meaning, text)

@@ -31,7 +31,7 @@ class NotLocalError(Exception):
 
 
 @dataclass(frozen=True)
-class Lengths:
+class TurnLengths:
     """The numbers of tokens of one turn's two prompts and its reference (end of turn included)."""
 
     student: int
@@ -48,8 +48,8 @@ class TurnIds:
     reference: list[int]
 
     @property
-    def lengths(self) -> Lengths:
-        return Lengths(len(self.student), len(self.teacher), len(self.reference))
+    def lengths(self) -> TurnLengths:
+        return TurnLengths(len(self.student), len(self.teacher), len(self.reference))
 
 
 def record_at(session: Session, turn: int) -> Record:
@@ -145,12 +145,12 @@ class _Sums:
         message = self.prompts.render([self.windows.stub, self.prompts.teacher_message(reference)], generation=False)
         return self.encode(self.windows.after(message)), [*self.encode(reference), self.prompts.turn_end_id]
 
-    def lengths(self, turn: int) -> Lengths:
+    def lengths(self, turn: int) -> TurnLengths:
         """Count the tokens of a turn; turns come in order."""
         head, (message, reference) = self._grow(turn), self._ends(turn)
         shared = len(head) + len(self.generation)
         live = self.live_tokens[-1] - self.live_tokens[self.live_from]
-        return Lengths(
+        return TurnLengths(
             student=shared + self.past_tokens[self.live_from] + live,
             teacher=shared + self.past_tokens[-1] + len(message),
             reference=len(reference),
@@ -173,12 +173,8 @@ class SessionCounter:
         self.in_full = windows is None
         self._sums = None if windows is None else _Sums(windows, session)
 
-    def lengths(self, turn: int) -> Lengths:
-        """Return the token counts of a turn that has a user message before it.
-
-        Raises:
-            TemplateError: the chat template refuses the conversation.
-        """
+    def lengths(self, turn: int) -> TurnLengths:
+        """Return the token counts of a turn that has a user message before it; raises `TemplateError`."""
         if self._sums is not None and not self.in_full:
             with suppress(NotLocalError, TemplateError):
                 return self._sums.lengths(turn)

@@ -155,7 +155,7 @@ def _call_of(value: Any) -> ParsedCall | str:
 
 
 @dataclass(slots=True)
-class _Turn:
+class _TurnSoFar:
     """What was found up to a position of the text."""
 
     content: list[str] = field(default_factory=list)
@@ -174,7 +174,7 @@ class _Turn:
             self.failed.append(raw)
 
 
-def _read_call(text: str, start: int, tools: dict[str, ToolSchema], turn: _Turn) -> int:
+def _read_call(text: str, start: int, tools: dict[str, ToolSchema], turn: _TurnSoFar) -> int:
     """Read the call whose opening tag ends at `start`; return where the text goes on."""
     json_start = re.compile(r"\s*").match(text, start).end()  # type: ignore[union-attr]
     closes = opens = start
@@ -205,7 +205,7 @@ def _read_call(text: str, start: int, tools: dict[str, ToolSchema], turn: _Turn)
 def parse_turn(text: str, tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
     """Take an assistant turn apart into prose, calls and failed calls."""
     by_name = {tool.name: tool for tool in tools}
-    turn, position = _Turn(), 0
+    turn, position = _TurnSoFar(), 0
     while mark := _MARK.search(text, position):
         turn.content.append(text[position : mark.start()])
         if mark[0] == "<think>":
@@ -213,7 +213,7 @@ def parse_turn(text: str, tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
             turn.thought.append(text[mark.end() : end if end >= 0 else None])
             position = len(text) if end < 0 else end + len("</think>")
         elif mark[0] == "</think>":  # the prompt began the block: all so far was thought
-            turn, position = _Turn(thought=[text[: mark.start()]]), mark.end()
+            turn, position = _TurnSoFar(thought=[text[: mark.start()]]), mark.end()
         else:
             position = _read_call(text, mark.end(), by_name, turn)
     turn.content.append(text[position:])

@@ -112,7 +112,6 @@ def _characters_of(row: Mapping[str, Any]) -> int:
 
 
 def _write_table(path: Path, table: str, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows as Parquet, group by group; return how many there were."""
     import pyarrow.parquet as pq
 
     def arrow(group: list[dict[str, Any]]) -> Any:
@@ -142,7 +141,7 @@ def write_dataset(
     extra_files: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a dataset folder, all of it or nothing.
+    """Write a dataset folder, all of it or nothing; raises as `new_folder`.
 
     Args:
         target: the folder to create; refused if it exists, unless `overwrite`.
@@ -152,9 +151,6 @@ def write_dataset(
         manifest: what the caller knows (source, config, hashes, funnel); format, schema version, row counts and file
             hashes are added here.
         extra_files: name -> text, e.g. the data card.
-
-    Raises:
-        UsageError, MachineError: as `new_folder`.
     """
     rows: dict[str, Iterable[dict[str, Any]]] = {
         "sessions": map(_session_row, sessions),

@@ -71,8 +71,7 @@ def plain_turn(message: Message) -> str:
 def trl_row(record: Record, render: Renderer = plain_turn, tool_turns: bool = False) -> Row:
     """Return `{"prompt", "privileged_context", "tools"}`.
 
-    Raises:
-        NotExpressibleError: the prompt does not end in a user message (TRL 1.15 refuses it) and not `tool_turns`.
+    Raises `NotExpressibleError` if the prompt does not end in a user message (TRL 1.15 refuses it), unless `tool_turns`.
     """
     if not tool_turns and [m.role for m in record.context[-1:]] != ["user"]:
         raise NotExpressibleError("prompt does not end in a user message")
@@ -130,10 +129,9 @@ def _joined(entries: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
 
 
 def sharegpt_row(record: Record) -> Row:
-    """Return `{"conversations", "tools"}`; `tools` is JSON text of a list of functions, or empty.
+    """Return `{"conversations", "tools"}` (`tools`: JSON text of a list of functions, or empty).
 
-    Raises:
-        NotExpressibleError: the conversation does not alternate between user or tool and assistant.
+    Raises `NotExpressibleError` where the conversation does not alternate between user or tool and assistant.
     """
     conversation = _joined(_entries([*_one_turn_each(record.context), record.reference]))
     turns = conversation[1:] if conversation[0]["from"] == "system" else conversation
@@ -212,11 +210,8 @@ def export(
     """Write the records of a split as self-contained rows, all of them or no file.
 
     Args:
-        dataset: what `read_dataset` returned.
-        file_format: see the module's docstring.
+        dataset, file_format, split: which records, and as what; see the module's docstring.
         out: JSON Lines, or Parquet where the name ends in `.parquet`.
-        split: which records.
-        overwrite: replace an existing file.
         render: `trl` only: how the expert's turn becomes text.
         tool_turns: `trl` only: write prompts that end in a tool result, too.
 

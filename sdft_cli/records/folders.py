@@ -15,7 +15,6 @@ from sdft_cli.errors import MachineError, UsageError
 
 @contextmanager
 def _failing_as(what: str, advice: str) -> Iterator[None]:
-    """Turn an OSError into a `MachineError`."""
     try:
         yield
     except OSError as error:
@@ -23,12 +22,9 @@ def _failing_as(what: str, advice: str) -> Iterator[None]:
 
 
 def check_output_folder(target: Path, marker: str, overwrite: bool) -> None:
-    """Refuse a target that exists (unless `overwrite`) or whose parent cannot be written.
+    """Refuse a folder that exists (unless `overwrite`) or whose parent cannot be written.
 
-    Args:
-        target: the folder to write.
-        marker: the file that every folder of this kind holds: `overwrite` replaces no other folder.
-        overwrite: replace what is there.
+    `marker` is the file that every folder of this kind holds: `overwrite` replaces no other folder.
 
     Raises:
         UsageError: the folder exists and `overwrite` is false, or it is of another kind, or the path is a file.
@@ -185,11 +181,7 @@ def write_text(target: Path, text: str, overwrite: bool = False) -> None:
 
 
 def writable_file(path: Path) -> Path:
-    """Return `path` after making its folder.
-
-    Raises:
-        MachineError: the file cannot be written there.
-    """
+    """Return `path` after making its folder; raises `MachineError` where it cannot be written."""
     with _failing_as(f"Cannot write {path}", "choose another --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()

@@ -30,15 +30,7 @@ def write_json(path: Path, document: Any) -> None:
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: the file.
-        advice: what to do where it is missing or damaged, e.g. "run `sdft eval` again".
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
+    """Read a JSON object; raises `DataError` with `advice` ("run `sdft eval` again") if it is missing or damaged."""
     try:
         found = json.loads(path.read_bytes())
     except OSError as error:

@@ -107,6 +107,11 @@ class RecordRow:
     reference_tokens: int
     has_tool_call: bool
 
+    @property
+    def sequence_tokens(self) -> int:
+        """Tokens of the longest sequence that training makes of the record: teacher's prompt and expert's turn."""
+        return self.teacher_prompt_tokens + self.reference_tokens
+
 
 @dataclass(frozen=True, slots=True)
 class Rejection:

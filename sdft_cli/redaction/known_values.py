@@ -129,10 +129,8 @@ def redaction_key(environment: Mapping[str, str] = os.environ) -> bytes:
     """Return this machine's secret key for pseudonyms; the first call makes it.
 
     It is 32 random bytes in `redaction.key` (mode 0600) in the folder `$SDFT_CONFIG`, or `~/.config/sdft`. It is not
-    part of any dataset: without it, nobody can try values until one gives a published pseudonym.
-
-    Raises:
-        MachineError: the file cannot be made or read, or is not 32 bytes.
+    part of any dataset: without it, nobody can try values until one gives a published pseudonym. Raises `MachineError`
+    if the file cannot be made or read, or is not 32 bytes.
     """
     folder = Path(environment.get("SDFT_CONFIG") or Path.home() / ".config" / "sdft")
     path = folder / "redaction.key"

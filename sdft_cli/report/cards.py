@@ -174,7 +174,6 @@ def _share(on_policy: float) -> str:
 def _settings(
     config: Mapping[str, Any], run: Mapping[str, Any], certificate: Mapping[str, Any], sdft: bool
 ) -> list[tuple[str, str]]:
-    """Return the table of settings: label and Markdown."""
     lora, optim, rollout, distill = (config[key] for key in ("lora", "optim", "rollout", "distill"))
     frozen = "4 bits (NF4)" if config["load_in_4bit"] else config["dtype"]
     rows: list[tuple[str, Any]] = [

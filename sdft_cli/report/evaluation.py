@@ -1,4 +1,4 @@
-"""Tables of an evaluation: every model's numbers, and each pair's differences with what can be said of them."""
+"""Tables of an evaluation: every model's metrics, and each pair's differences with what can be said of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def summaries(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(result: Mapping[str, Any]) -> list[Metric]:
-    """Return the metrics that stand in a report, in its order."""
     return [metric for metric in metrics_of(next(iter(result["contenders"].values()))) if metric.label]
 
 
@@ -69,9 +68,9 @@ def report(result: Mapping[str, Any], details: bool = False) -> RenderableType:
 
 
 def difference_table(result: Mapping[str, Any], key: str) -> RenderableType:
-    """Differences of a pair; those whose interval leaves 0 out are marked, those that are 0 are told in a line.
+    """Differences of a pair; those whose interval leaves 0 out are marked, those that are 0 are named in a line.
 
-    Numbers that only a few of the sessions have are told too.
+    Metrics that only a few of the sessions have are named too.
     """
     gaps = result["differences"][key]
     confidence = result["config"]["confidence"]

@@ -67,11 +67,7 @@ def plot_of(length: Length) -> Plot:
 
 
 def render_page(dataset: Dataset) -> str:
-    """Return the page of a dataset; every name in it is escaped.
-
-    Raises:
-        DataError: as `dataset_statistics`.
-    """
+    """Return the page of a dataset, every name in it escaped; raises as `dataset_statistics`."""
     statistics = dataset_statistics(dataset)
     return render(
         "report/dataset.html.jinja",

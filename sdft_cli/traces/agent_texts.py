@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdft_cli.traces.agent_lines import HEADERS, Line
+from sdft_cli.traces.agent_lines import HEADERS, AgentLine
 from sdft_cli.traces.claude_code import IMAGE_PLACEHOLDER
 
 _TEXTS = ("text", "thinking", "content", "output", "reasoning_content", "reasoning")
@@ -36,13 +36,13 @@ class Vault:
 
     notes: Counter[str]
     values: list[Any] = field(default_factory=list)
-    owners: list[Line] = field(default_factory=list)
+    owners: list[AgentLine] = field(default_factory=list)
     reasoning: set[int] = field(default_factory=set)
     used: set[int] = field(default_factory=set)
     known: dict[tuple[int, str], int] = field(default_factory=dict)
-    result_lines: dict[str, Line] = field(default_factory=dict)
+    result_lines: dict[str, AgentLine] = field(default_factory=dict)
 
-    def keep(self, value: Any, line: Line, reasoning: bool = False) -> str:
+    def keep(self, value: Any, line: AgentLine, reasoning: bool = False) -> str:
         """Store a text (or the arguments of a call) and return its token; a line's equal texts share one."""
         key = (id(line), value if isinstance(value, str) else f"arguments {len(self.values)}")
         number = self.known.setdefault(key, len(self.values))
@@ -62,7 +62,7 @@ class Vault:
         """Put the texts back into a string of tokens."""
         return _TOKEN.sub(lambda match: str(self.value(match)), text)
 
-    def lines(self, text: str) -> list[Line]:
+    def lines(self, text: str) -> list[AgentLine]:
         """Return the lines that the tokens of a string came from."""
         return [self.owners[int(number)] for number in _TOKEN.findall(text)]
 
@@ -90,7 +90,7 @@ def as_object(value: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _kept_arguments(value: Any, line: Line, vault: Vault) -> Any:
+def _kept_arguments(value: Any, line: AgentLine, vault: Vault) -> Any:
     found = as_object(value)
     if found is None:
         return value
@@ -98,7 +98,7 @@ def _kept_arguments(value: Any, line: Line, vault: Vault) -> Any:
     return json.dumps(kept) if isinstance(value, str) else kept
 
 
-def _markup(text: str, tags: re.Pattern[str], line: Line, vault: Vault) -> str:
+def _markup(text: str, tags: re.Pattern[str], line: AgentLine, vault: Vault) -> str:
     """Keep the parts of a Hermes text in which reasoning (and calls and results) are marked with tags."""
 
     def part(match: re.Match[str]) -> str:
@@ -120,7 +120,7 @@ def _markup(text: str, tags: re.Pattern[str], line: Line, vault: Vault) -> str:
     return "".join(vault.keep(p, line) if i % 2 == 0 and p.strip() else p for i, p in enumerate(parts))
 
 
-def _protect(value: Any, line: Line, vault: Vault, reasoning: bool = False) -> Any:
+def _protect(value: Any, line: AgentLine, vault: Vault, reasoning: bool = False) -> Any:
     """Return a copy of a line's conversation in which every text is a token."""
     if isinstance(value, list):
         return [_protect(item, line, vault, reasoning) for item in value]
@@ -166,7 +166,7 @@ def _split_results(data: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**data, "message": {**message, "content": part}} for part in (results, others)]
 
 
-def protected_events(lines: Sequence[Line], vault: Vault) -> list[dict[str, Any]]:
+def protected_events(lines: Sequence[AgentLine], vault: Vault) -> list[dict[str, Any]]:
     """Return what teich is given: the lines with their texts replaced."""
     found = []
     for line in lines:

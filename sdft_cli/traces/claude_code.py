@@ -22,13 +22,10 @@ from sdft_cli.traces.claude_code_lines import (
     blocks_of,
     chains,
     group_of,
-    looks_like,
     read,
     text_field,
 )
 from sdft_cli.traces.types import FileSessions, ReadReport
-
-__all__ = ["FORMAT", "SeenLines", "looks_like", "read_claude_code"]
 
 FORMAT = "claude-code"
 IMAGE_PLACEHOLDER = "[image]"
@@ -38,7 +35,7 @@ CLEARED_RESULT = "[Old tool result content cleared]"
 _CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 
 
-class _Writer:
+class _Messages:
     """Writes nodes down as messages, with the notes and the replaced tool results of one file."""
 
     def __init__(self, notes: Counter[str], replaced: dict[str, str]) -> None:
@@ -169,8 +166,6 @@ class _Writer:
 
 
 class _TurnParts:
-    """The parts of one assistant turn."""
-
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.reasoning: list[str] = []
@@ -224,7 +219,7 @@ def _errors(lines: list[Line], base: str) -> list[Rejection]:
     return [Rejection(f"{base}/error-{line.uuid}", base, None, API_ERROR.key) for line in errors]
 
 
-def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadReport, writer: _Writer) -> list[Session]:
+def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadReport, writer: _Messages) -> list[Session]:
     """Read one chain of a file: the main one (`agent` is ""), or a subagent's."""
     group = group_of(lines, path.stem)
     base = f"{group}/agent-{agent}" if agent else group
@@ -259,17 +254,15 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
     continuation (`<id>#2`, ...), each subagent (`<id>/agent-<key>`). All share one `group`. `report.fates` says what
     became of every non-blank line, and `report.lines` counts that.
 
-    Args:
-        path: a `.jsonl` file.
-        seen: the lines of the files of the same source that were read before. Turns that one of them holds are not
-            counted again: they are context only (`status` is "repeated"), and `seen` joins the groups.
+    `seen`: the lines of the files of the same source that were read before. Turns that one of them holds are not
+    counted again: they are context only (`status` is "repeated"), and `seen` joins the groups.
     """
     report = ReadReport()
     lines = read(path, report)
     if seen is not None:
         for line in lines:
             line.repeats = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)
-    writer = _Writer(report.notes, _replaced_results(lines))
+    writer = _Messages(report.notes, _replaced_results(lines))
     sessions = [
         session
         for agent, chain in chains(lines).items()

@@ -71,10 +71,8 @@ def _prompt(row: dict[str, Any], name: str, report: ReadReport) -> tuple[Message
 def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
     """Turn one row into a session whose last message is the expert's answer.
 
-    Rows with the same prompt share a group, so that they never straddle the split.
-
-    Raises:
-        ValueError, TypeError, KeyError: the row has no prompt, no answer, or a wrong shape.
+    Rows with the same prompt share a group, so that they never straddle the split. Raises ValueError, TypeError or
+    KeyError if the row has no prompt, no answer, or a wrong shape.
     """
     prompt = _prompt(row, name, report)
     session_id = str(row.get("session_id") or row.get("id") or name)
