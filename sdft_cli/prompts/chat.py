@@ -80,8 +80,8 @@ class ChatPrompts:
 
     def guarded(self, message: Message) -> dict[str, Any]:
         """Return a message as chat templates read it, its text guarded."""
-        found: dict[str, Any] = self._guard(template_message(message))
-        return found
+        message_dict: dict[str, Any] = self._guard(template_message(message))
+        return message_dict
 
     def render(
         self, messages: Sequence[dict[str, Any]], tools: tuple[ToolSchema, ...] = (), generation: bool = True
@@ -144,7 +144,7 @@ class ChatPrompts:
         return self._prompt([self.guarded(m) for m in record.context], record.tools)
 
     def teacher_prompt(self, record: Record, shown: Message | None = None) -> str:
-        """Return the guarded text of the teacher's prompt: the student's, then the expert's turn (or `shown`) in its block.
+        """Return the guarded text of the teacher's prompt: the student's and the expert's turn (or `shown`).
 
         Raises `TemplateError`, as `student` and `reference`.
         """
@@ -180,8 +180,8 @@ def open_prompts(model: str, manifest: Mapping[str, Any], revision: str | None =
             counts and caps do not hold.
     """
     prompts = ChatPrompts(load_tokenizer(model, revision), load_teacher_template(str(manifest["teacher_template"])))
-    expected, found = manifest["fingerprint"], prompts.fingerprint()
-    differing = [name for name in found if found[name] != expected.get(name)]
+    expected, actual = manifest["fingerprint"], prompts.fingerprint()
+    differing = [name for name in actual if actual[name] != expected.get(name)]
     if differing:
         raise DataError(
             f"The dataset was prepared for {manifest['config']['model']}: "

@@ -56,10 +56,10 @@ class PieceEncoder:
         ids: list[int] = []
         for piece in self._starts.split(text):
             if piece:
-                found = self._pieces.get(piece)
-                if found is None:
-                    found = self._pieces[piece] = self._encode(piece)
-                ids.extend(found)
+                known = self._pieces.get(piece)
+                if known is None:
+                    known = self._pieces[piece] = self._encode(piece)
+                ids.extend(known)
         return ids
 
     def _encode(self, text: str) -> list[int]:

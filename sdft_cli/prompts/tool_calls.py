@@ -66,10 +66,10 @@ def _referred(reference: str, root: Any) -> Any:
     """Follow a reference inside a schema; None, which says nothing, if it leads out of it or nowhere."""
     if reference.partition("/")[0] != "#":
         return None
-    found = root
+    schema = root
     for step in unquote(reference).split("/")[1:]:
-        found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
-    return found
+        schema = schema.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(schema, dict) else None
+    return schema
 
 
 def _admits_text(schema: Any, root: Any, seen: dict[str, bool]) -> bool:
@@ -134,10 +134,10 @@ def _parse_xml(body: str, tools: dict[str, ToolSchema]) -> ParsedCall | str:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise ValueError("a key twice")
-    return found
+    return mapping
 
 
 def _no_constant(name: str) -> Any:
@@ -165,12 +165,12 @@ class _TurnSoFar:
     failed: list[str] = field(default_factory=list)
     thought: list[str] = field(default_factory=list)
 
-    def add(self, found: ParsedCall | str, raw: str, begun: str | None = None) -> None:
+    def add(self, outcome: ParsedCall | str, raw: str, begun: str | None = None) -> None:
         self.begun = begun
-        if isinstance(found, ParsedCall):
-            self.calls.append(found)
+        if isinstance(outcome, ParsedCall):
+            self.calls.append(outcome)
         else:
-            self.errors.append(found)
+            self.errors.append(outcome)
             self.failed.append(raw)
 
 
@@ -247,10 +247,10 @@ def comes_back(text: str, message: Message, tools: Sequence[ToolSchema]) -> bool
     in it, or a number where the schema allows a text too. No answer can equal such a turn. White space around the
     prose does not count: chat templates trim it.
     """
-    found = parse_turn(text, tools)
+    turn = parse_turn(text, tools)
     expected = [canonical(call.name, call.parsed_arguments()) for call in message.tool_calls]
-    calls = [canonical(call.name, call.arguments) for call in found.calls]
-    return not found.errors and calls == expected and found.content == message.content.strip()
+    calls = [canonical(call.name, call.arguments) for call in turn.calls]
+    return not turn.errors and calls == expected and turn.content == message.content.strip()
 
 
 def same_calls(answer: ParsedTurn, message: Message) -> bool:

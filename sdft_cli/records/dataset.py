@@ -30,32 +30,27 @@ SCHEMA_VERSION = 1
 FORMAT = "sdft-dataset"
 TABLES = ("sessions", "train", "validation", "rejected")
 
-_TOOL_CALL = pl.Struct({"id": pl.String, "name": pl.String, "arguments": pl.String})
-_MESSAGE = pl.Struct(
-    {
-        "role": pl.String,
-        "content": pl.String,
-        "tool_calls": pl.List(_TOOL_CALL),
-        "tool_call_id": pl.String,
-        "name": pl.String,
-        "status": pl.String,
-    }
-)
-_TOOL = pl.Struct({"name": pl.String, "description": pl.String, "parameters": pl.String, "origin": pl.String})
-_POINTER = {"record_id": pl.String, "session_id": pl.String, "turn_index": pl.Int64}
+
+def _texts(*names: str) -> dict[str, Any]:
+    return dict.fromkeys(names, pl.String)
+
+
+_CALLS = pl.List(pl.Struct(_texts("id", "name", "arguments")))
+_MESSAGE = pl.Struct({**_texts("role", "content"), "tool_calls": _CALLS, **_texts("tool_call_id", "name", "status")})
+_TOOL = pl.Struct(_texts("name", "description", "parameters", "origin"))
+_POINTER = {**_texts("record_id", "session_id"), "turn_index": pl.Int64}
 _LENGTHS = {"prompt_tokens": pl.Int64, "teacher_prompt_tokens": pl.Int64, "reference_tokens": pl.Int64}
 _RECORD_COLUMNS: dict[str, Any] = {**_POINTER, **_LENGTHS, "has_tool_call": pl.Boolean}
 COLUMNS: dict[str, dict[str, Any]] = {
     "sessions": {
-        "session_id": pl.String,
-        "group": pl.String,
+        **_texts("session_id", "group"),
         "messages": pl.List(_MESSAGE),
         "tools": pl.List(_TOOL),
         "metadata": pl.String,
     },
     "train": _RECORD_COLUMNS,
     "validation": _RECORD_COLUMNS,
-    "rejected": {**_POINTER, "reason": pl.String, "detail": pl.String, **_LENGTHS},
+    "rejected": {**_POINTER, **_texts("reason", "detail"), **_LENGTHS},
 }
 
 
@@ -228,7 +223,7 @@ def read_dataset(folder: Path) -> Dataset:
     sessions = {row["session_id"]: _session_of(row) for row in frames["sessions"].iter_rows(named=True)}
 
     def records(table: str) -> list[Record]:
-        found = []
+        records = []
         for row in frames[table].iter_rows(named=True):
             pointer = RecordRow(**row)
             session = sessions.get(pointer.session_id)
@@ -237,8 +232,8 @@ def read_dataset(folder: Path) -> Dataset:
                     f"{folder / table}.parquet points to {pointer.record_id}, which sessions.parquet does not hold: "
                     "run `sdft prepare` again."
                 )
-            found.append(Record(pointer, session))
-        return found
+            records.append(Record(pointer, session))
+        return records
 
     rejected = [Rejection(**row) for row in frames["rejected"].iter_rows(named=True)]
     return Dataset(folder, manifest, sessions, records("train"), records("validation"), rejected)

@@ -71,7 +71,7 @@ def plain_turn(message: Message) -> str:
 def trl_row(record: Record, render: Renderer = plain_turn, tool_turns: bool = False) -> Row:
     """Return `{"prompt", "privileged_context", "tools"}`.
 
-    Raises `NotExpressibleError` if the prompt does not end in a user message (TRL 1.15 refuses it), unless `tool_turns`.
+    Raises `NotExpressibleError` unless the prompt ends in a user message (TRL 1.15 refuses others) or `tool_turns`.
     """
     if not tool_turns and [m.role for m in record.context[-1:]] != ["user"]:
         raise NotExpressibleError("prompt does not end in a user message")

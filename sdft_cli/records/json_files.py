@@ -32,11 +32,11 @@ def write_json(path: Path, document: Any) -> None:
 def read_json(path: Path, advice: str) -> dict[str, Any]:
     """Read a JSON object; raises `DataError` with `advice` ("run `sdft eval` again") if it is missing or damaged."""
     try:
-        found = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): {advice}.") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {advice}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise DataError(f"{path} is no JSON object: {advice}.")
-    return found
+    return document

@@ -31,12 +31,12 @@ def kinds_in(path: Path, redactor: Redactor) -> Counter[str]:
         document = _without_vocabulary(document)
         text = json.dumps(document, ensure_ascii=False)
     try:
-        found = redactor.kinds(text)
+        counts = redactor.kinds(text)
         for value, name in set(_strings(document, "")):
-            found |= redactor.kinds(value, name)  # the same find, read with its key or without
+            counts |= redactor.kinds(value, name)  # the same find, read with its key or without
     except Exception as error:  # whatever the scanner's library raises: unsearched is not clean
         raise VerificationError(f"{cannot} ({type(error).__name__}): the scanner failed.") from error
-    return found
+    return counts
 
 
 def _without_vocabulary(document: Any) -> Any:

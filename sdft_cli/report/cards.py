@@ -25,19 +25,19 @@ def hub_metadata(manifest: Mapping[str, Any], license_id: str | None = None) -> 
     """Return the metadata that the Hub reads from the top of the card; `configs` is what `datasets` loads."""
     funnel, source = manifest["funnel"], manifest["source"]
     splits = [split for split in ("train", "validation") if funnel[split]]
-    found: dict[str, Any] = {"license": license_id} if license_id else {}
-    found["pretty_name"] = f"Per-turn records from {source['name']}"
+    metadata: dict[str, Any] = {"license": license_id} if license_id else {}
+    metadata["pretty_name"] = f"Per-turn records from {source['name']}"
     if source["kind"] == "hub":
-        found["source_datasets"] = [source["name"]]
-    found["task_categories"] = ["text-generation"]
-    found["tags"] = ["agent-traces", "tool-use", "sdft"]
-    found["size_categories"] = [next((name for limit, name in _SIZES if funnel["kept"] < limit), _LARGEST)]
-    found["configs"] = [
+        metadata["source_datasets"] = [source["name"]]
+    metadata["task_categories"] = ["text-generation"]
+    metadata["tags"] = ["agent-traces", "tool-use", "sdft"]
+    metadata["size_categories"] = [next((name for limit, name in _SIZES if funnel["kept"] < limit), _LARGEST)]
+    metadata["configs"] = [
         _config("records", {split: f"{split}.parquet" for split in splits}, default=True),
         _config("sessions", {"train": "sessions.parquet"}),
         _config("rejected", {"train": "rejected.parquet"}),
     ]
-    return found
+    return metadata
 
 
 def dataset_card(
@@ -93,14 +93,14 @@ def model_metadata(
 ) -> dict[str, Any]:
     """Return the metadata that the Hub reads from the top of a model card; names that it does not know are left out."""
     source = run["dataset"]["source"]
-    found: dict[str, Any] = {**license, "library_name": "transformers"}
-    found["pipeline_tag"] = "image-text-to-text" if vision else "text-generation"
+    metadata: dict[str, Any] = {**license, "library_name": "transformers"}
+    metadata["pipeline_tag"] = "image-text-to-text" if vision else "text-generation"
     if certificate["base_kind"] == "hub":
-        found |= {"base_model": certificate["base"], "base_model_relation": "finetune"}
+        metadata |= {"base_model": certificate["base"], "base_model_relation": "finetune"}
     if source["kind"] == "hub":
-        found["datasets"] = [source["name"]]
-    found["tags"] = ["agent-traces", "tool-use", "sft" if run.get("objective") == "sft" else "sdft"]
-    return found
+        metadata["datasets"] = [source["name"]]
+    metadata["tags"] = ["agent-traces", "tool-use", "sft" if run.get("objective") == "sft" else "sdft"]
+    return metadata
 
 
 def model_card(

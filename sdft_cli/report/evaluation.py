@@ -112,28 +112,28 @@ def _difference_cells(gap: Mapping[str, Any], metric: Metric) -> tuple[str, ...]
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """Return what a reader has to know before believing the numbers."""
-    facts, found = result["facts"], []
+    facts, notes = result["facts"], []
     cut, calls = facts["turns_over_the_cap"], facts["tool_turns_over_the_cap"]
     if cut:
-        found.append(
+        notes.append(
             f"{cut} of the expert's turns, {calls} of them with calls, are longer than the cap of "
             f"{result['config']['max_new_tokens']} tokens: no answer can equal them (--max-new-tokens)."
         )
     lost = facts["tool_turns_that_the_syntax_cannot_represent"]
     if lost:
-        found.append(
+        notes.append(
             f"{lost} of {facts['tool_turns']} expert's calls cannot be told apart in the model's syntax: no answer can "
             "equal them."
         )
     if facts["expert_unknown_path_share"]:
-        found.append(f"The expert names a new path in {facts['expert_unknown_path_share']:.1%} of these turns.")
+        notes.append(f"The expert names a new path in {facts['expert_unknown_path_share']:.1%} of these turns.")
     if facts["groups"] < facts["sessions"]:
-        found.append(
+        notes.append(
             f"Some of the {facts['sessions']} sessions share text: {facts['groups']} groups of them are resampled."
         )
     if facts["groups"] < 10:
-        found.append(f"{facts['groups']} independent sessions are few: read the intervals as rough.")
-    return found
+        notes.append(f"{facts['groups']} independent sessions are few: read the intervals as rough.")
+    return notes
 
 
 def _group_table(result: Mapping[str, Any], part: str, title: str) -> RenderableType:

@@ -91,10 +91,10 @@ def as_object(value: Any) -> dict[str, Any] | None:
 
 
 def _kept_arguments(value: Any, line: AgentLine, vault: Vault) -> Any:
-    found = as_object(value)
-    if found is None:
+    as_dict = as_object(value)
+    if as_dict is None:
         return value
-    kept = {_ARGUMENTS: vault.keep(found, line)}
+    kept = {_ARGUMENTS: vault.keep(as_dict, line)}
     return json.dumps(kept) if isinstance(value, str) else kept
 
 
@@ -103,11 +103,11 @@ def _markup(text: str, tags: re.Pattern[str], line: AgentLine, vault: Vault) -> 
 
     def part(match: re.Match[str]) -> str:
         tag, inner = match.groups()
-        found = as_object(inner)
-        if tag == "tool_call" and found is not None:
-            inner = json.dumps({**found, "arguments": _kept_arguments(found.get("arguments") or {}, line, vault)})
-        elif tag == "tool_response" and found is not None and isinstance(found.get("content"), str):
-            inner = json.dumps({**found, "content": vault.keep(found["content"], line)})
+        body = as_object(inner)
+        if tag == "tool_call" and body is not None:
+            inner = json.dumps({**body, "arguments": _kept_arguments(body.get("arguments") or {}, line, vault)})
+        elif tag == "tool_response" and body is not None and isinstance(body.get("content"), str):
+            inner = json.dumps({**body, "content": vault.keep(body["content"], line)})
         elif inner.strip():
             inner = vault.keep(inner, line, tag == "think")
         return f"<{tag}>{inner}</{tag}>"
@@ -135,22 +135,22 @@ def _protect(value: Any, line: AgentLine, vault: Vault, reasoning: bool = False)
             vault.result_lines[value[key]] = line
     if kind.endswith("_output") and isinstance(value.get("call_id"), str):
         vault.result_lines[value["call_id"]] = line
-    found: dict[str, Any] = {}
+    protected: dict[str, Any] = {}
     for key, item in value.items():
         hidden = reasoning or kind in _REASONING or key in _REASONING
         if kind == "custom_tool_call" and key == "input" and isinstance(item, str):
-            found[key] = vault.keep(item, line)
+            protected[key] = vault.keep(item, line)
         elif key in ("arguments", "input"):
-            found[key] = _kept_arguments(item, line, vault)
+            protected[key] = _kept_arguments(item, line, vault)
         elif key == "value" and "from" in value and isinstance(item, str):
-            found[key] = _markup(item, _MARKUP, line, vault)
+            protected[key] = _markup(item, _MARKUP, line, vault)
         elif key == "content" and value.get("role") == "assistant" and isinstance(item, str) and "<think>" in item:
-            found[key] = _markup(item, _THINKING, line, vault)
+            protected[key] = _markup(item, _THINKING, line, vault)
         elif key in _TEXTS and isinstance(item, str):
-            found[key] = vault.keep(item, line, hidden) if item.strip() else item
+            protected[key] = vault.keep(item, line, hidden) if item.strip() else item
         else:
-            found[key] = _protect(item, line, vault, hidden) if key in _CONTAINERS else item
-    return found
+            protected[key] = _protect(item, line, vault, hidden) if key in _CONTAINERS else item
+    return protected
 
 
 def _split_results(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -168,11 +168,11 @@ def _split_results(data: dict[str, Any]) -> list[dict[str, Any]]:
 
 def protected_events(lines: Sequence[AgentLine], vault: Vault) -> list[dict[str, Any]]:
     """Return what teich is given: the lines with their texts replaced."""
-    found = []
+    events = []
     for line in lines:
         data = line.data
         if data.get("type") in ("event_msg", "turn_context") or data.get("type") in HEADERS:
-            found.append(data)
+            events.append(data)
         elif line.body.get("visibility") != "user_only":  # Droid shows these to its user, not to the model
-            found += [_protect(part, line, vault) for part in _split_results(data)]
-    return found
+            events += [_protect(part, line, vault) for part in _split_results(data)]
+    return events

@@ -31,7 +31,6 @@ class _LineWriter:
     lines: list[dict[str, Any]] = field(default_factory=list)
     last: str | None = None
     seconds: int = 0
-    messages: int = 0
 
     def _uuid(self) -> str:
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
@@ -62,7 +61,6 @@ class _LineWriter:
 
     def assistant(self, *blocks: dict[str, Any]) -> list[str]:
         """One API message: each block on a line of its own, all with the same `message.id`."""
-        self.messages += 1
         message_id = f"msg_{self.rng.getrandbits(96):024x}"
         base = {"model": "claude-example-1", "id": message_id, "type": "message", "role": "assistant"}
         return [
@@ -105,11 +103,8 @@ def _names(rng: random.Random) -> _Names:
 
 def _find(w: _LineWriter, n: _Names) -> None:
     w.user(w.rng.choice([f"Where is {n.function} defined?", f"Find the definition of {n.function}."]))
-    w.use(
-        "I search for it.",
-        w.call("Grep", pattern=f"def {n.function}"),
-        f"{n.path}:{w.rng.randrange(5, 200)}:def {n.function}(x):",
-    )
+    search = w.call("Grep", pattern=f"def {n.function}")
+    w.use("I search for it.", search, f"{n.path}:{w.rng.randrange(5, 200)}:def {n.function}(x):")
     w.say(f"`{n.function}` is defined in `{n.path}`.")
 
 
@@ -143,11 +138,8 @@ def _list(w: _LineWriter, n: _Names) -> None:
 
 def _create(w: _LineWriter, n: _Names) -> None:
     w.user(f"Create {n.path} with a function {n.function} that returns 1.")
-    w.use(
-        "I write it.",
-        w.call("Write", file_path=n.path, content=f"def {n.function}():\n    return 1\n"),
-        "File created.",
-    )
+    write = w.call("Write", file_path=n.path, content=f"def {n.function}():\n    return 1\n")
+    w.use("I write it.", write, "File created.")
     w.say(f"I created `{n.path}`.")
 
 

@@ -103,20 +103,20 @@ def _convert(agent: str, events: Sequence[dict[str, Any]], name: str) -> Any:
                 f"{name} looks like a session of {OTHER_AGENTS[agent]} but cannot be read ({type(error).__name__}): "
                 "check the file, or leave it out."
             ) from error
-    found = str(example.metadata.get("trace_type")).replace("_", "-")
-    if found != agent:
+    trace_type = str(example.metadata.get("trace_type")).replace("_", "-")
+    if trace_type != agent:
         raise DataError(
-            f"{name} looks like a session of {OTHER_AGENTS[agent]} but teich reads it as {found}: leave it out."
+            f"{name} looks like a session of {OTHER_AGENTS[agent]} but teich reads it as {trace_type}: leave it out."
         )
     return example
 
 
 def _call(raw: dict[str, Any], vault: Vault) -> ToolCall:
     arguments = vault.arguments(raw["function"].get("arguments"))
-    found = as_object(arguments)
-    if found is None:
+    value = as_object(arguments)
+    if value is None:
         vault.notes["non_object_arguments"] += 1
-    return ToolCall(str(raw.get("id")), str(raw["function"]["name"]), json.dumps(found or {}, ensure_ascii=False))
+    return ToolCall(str(raw.get("id")), str(raw["function"]["name"]), json.dumps(value or {}, ensure_ascii=False))
 
 
 def _message(raw: dict[str, Any], vault: Vault) -> Message | None:
@@ -154,7 +154,7 @@ def _pair(messages: Sequence[Message], notes: Counter[str]) -> list[Message]:
     """
     taken: Counter[str] = Counter()
     waiting: list[tuple[str, ToolCall]] = []
-    found: list[Message] = []
+    paired: list[Message] = []
     for message in messages:
         if message.role == "tool":
             raw = message.tool_call_id
@@ -164,47 +164,47 @@ def _pair(messages: Sequence[Message], notes: Counter[str]) -> list[Message]:
                 notes["orphan_tool_results"] += 1
                 continue
             waiting.remove(match)
-            found.append(replace(message, tool_call_id=match[1].id, name=match[1].name, status=None))
+            paired.append(replace(message, tool_call_id=match[1].id, name=match[1].name, status=None))
             continue
         calls = []
         for call in message.tool_calls:
             taken[call.id] += 1
             calls.append(call if taken[call.id] == 1 else replace(call, id=f"{call.id}~{taken[call.id]}"))
             waiting.append((call.id, calls[-1]))
-        found.append(replace(message, tool_calls=tuple(calls)))
+        paired.append(replace(message, tool_calls=tuple(calls)))
     notes["unanswered_calls"] += len(waiting)
-    return found
+    return paired
 
 
 def _messages(example: Any, agent: str, vault: Vault) -> list[Message]:
     """Return the messages of a context; leading system messages are joined, since templates take one."""
-    found = [m for m in (_message(raw, vault) for raw in example.messages) if m is not None]
+    messages = [m for m in (_message(raw, vault) for raw in example.messages) if m is not None]
     prompt = example.system or (example.metadata.get("system_prompt") if agent == "hermes" else None)
-    if isinstance(prompt, str) and prompt.strip() and not any(m.role == "system" for m in found[:1]):
-        found.insert(0, Message("system", prompt))
-    leading = next((i for i, m in enumerate(found) if m.role != "system"), len(found))
+    if isinstance(prompt, str) and prompt.strip() and not any(m.role == "system" for m in messages[:1]):
+        messages.insert(0, Message("system", prompt))
+    leading = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
     if leading > 1:
         vault.notes["joined_system_messages"] += leading
-        found[:leading] = [Message("system", "\n\n".join(m.content for m in found[:leading]))]
-    return _pair(found, vault.notes)
+        messages[:leading] = [Message("system", "\n\n".join(m.content for m in messages[:leading]))]
+    return _pair(messages, vault.notes)
 
 
 def _given_tools(
     lines: Sequence[AgentLine], messages: Sequence[Message], notes: Counter[str]
 ) -> tuple[ToolSchema, ...]:
     """Return the tools that the trace itself lists, completed by those that are called; empty if it lists none."""
-    found: dict[str, ToolSchema] = {}
+    tools: dict[str, ToolSchema] = {}
     for line in lines:
         data = line.data
         for holder in (data, data.get("payload"), data.get("data"), data.get("metadata")):
             for key in ("tools", "available_tools"):
                 raw = holder.get(key) if isinstance(holder, dict) else None
-                found.update((tool.name, tool) for tool in tools_of(raw if isinstance(raw, list) else ()))
+                tools.update((tool.name, tool) for tool in tools_of(raw if isinstance(raw, list) else ()))
     calls = [call for m in messages for call in m.tool_calls]
-    for name in sorted({c.name for c in calls} - set(found)) if found else ():
+    for name in sorted({c.name for c in calls} - set(tools)) if tools else ():
         notes["tools_called_but_not_listed"] += 1
-        found[name] = infer_schema(name, [c for c in calls if c.name == name])
-    return tuple(found.values())
+        tools[name] = infer_schema(name, [c for c in calls if c.name == name])
+    return tuple(tools.values())
 
 
 def _reason(line: AgentLine, vaults: Sequence[Vault], used: set[int]) -> str:

@@ -91,7 +91,7 @@ def _table_rows(path: Path) -> Rows:
 
 
 def rows_of(path: Path) -> Rows:
-    """Yield a file's named rows, None for what is no JSON object; raises `DataError` for a table that cannot be read."""
+    """Yield the named rows of a file, None for what is no JSON object; raises `DataError` for an unreadable table."""
     if path.suffix == ".jsonl":
         yield from ((f"{path.name}:{number}", row) for number, row in read_lines(path))
     elif path.suffix == ".json":

@@ -144,18 +144,18 @@ def read_source(
         path = unread.pop(0)
         progress(path)
         try:
-            found = read_file(path, source.format, seen)
+            read = read_file(path, source.format, seen)
         except (DataError, MachineError) as error:
             failures.append(error)
             report.notes["unreadable_files"] += 1
             report.broken.append(f"{path.name} ({error})")
             continue
-        if found is None:
+        if read is None:
             report.notes["unrecognised_files"] += 1
             report.broken.append(path.name)
             continue
-        report.merge(found.report)
-        sessions.extend(_unique(found.sessions, taken, report))
+        report.merge(read.report)
+        sessions.extend(_unique(read.sessions, taken, report))
     sessions = [replace(s, group=seen.root(s.group)) for s in sessions]
     if limit is not None:
         report.notes["sessions_over_limit"] += max(0, len(sessions) - limit)
