@@ -49,7 +49,7 @@ def countable(session: Session) -> list[int]:
 
 
 def plain_ids(prompts: ChatPrompts, session: Session, turn: int) -> TurnIds:
-    """Encode a turn the plain way: transformers' template and tokenizer, nothing of ours, nothing remembered."""
+    """Encode a turn plainly: transformers' template and tokenizer, nothing of ours, nothing remembered."""
     tokenizer = prompts.tokenizer
 
     def ids(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
@@ -71,7 +71,7 @@ def plain_ids(prompts: ChatPrompts, session: Session, turn: int) -> TurnIds:
 
 
 def plain_lengths(prompts: ChatPrompts, session: Session, turn: int) -> TurnLengths:
-    """Count a turn the plain way."""
+    """Count a turn plainly."""
     return plain_ids(prompts, session, turn).lengths
 
 
@@ -98,7 +98,7 @@ def differing_ids(counter: TokenCounter, sessions: list[Session], every: int) ->
 
 
 def spells_control_tokens(prompts: ChatPrompts, session: Session, turn: int) -> bool:
-    """Say whether the text up to a turn spells an added token, which the plain way takes for the token itself."""
+    """Say whether the text up to a turn spells an added token, which plain encoding takes for the token itself."""
     control = prompts.encoder.control
     shown: list[Any] = [template_message(m) for m in session.messages[: turn + 1]]
     text = json.dumps([*shown, *(t.as_openai() for t in session.tools)], ensure_ascii=False)

@@ -1,7 +1,7 @@
 """No text of a session becomes a control token.
 
 A tokenizer turns the text `<|im_end|>` into the token that ends a turn, wherever it stands. In a chat template's own
-words that is right; in a user's message, a tool's output or a file that an agent read, it would let the text speak as
+text that is right; in a user's message, a tool's output or a file that an agent read, it would let the text speak as
 the system. So text of a session is guarded before it is rendered: each added token that it spells is replaced by a
 marker that no tokenizer knows, and `PieceEncoder` encodes what the marker stands for as ordinary text. A conversation
 that spells none is rendered and encoded as if nothing had happened.

@@ -54,7 +54,7 @@ class DataCard(_Facts):
 
     @property
     def reader(self) -> str | None:
-        """The reader for files whose first lines tell no format; None where the card cannot say."""
+        """The reader for files whose first lines show no format; None where the card cannot say."""
         return None if self.format == MIXED else self.format
 
 

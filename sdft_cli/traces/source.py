@@ -29,7 +29,7 @@ class Source:
     ignored: tuple[str, ...] = ()
     revision: str | None = None
     format: str | None = None
-    """The format that a data card names, for files whose first lines tell none."""
+    """The format that a data card names, for files whose first lines show none."""
 
     def describe(self) -> dict[str, Any]:
         """Return what the manifest records; no path of this machine is in it."""
