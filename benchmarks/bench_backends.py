@@ -1,4 +1,4 @@
-"""Backends and ways to share prefixes on the demo: the loss of each step on the same rollouts, and the time.
+"""Backends and kinds of prefix sharing on the demo: the loss of each step on the same rollouts, and the time.
 
     python -m benchmarks.bench_backends [--side NAME ...] [--steps 5] [--records 8] [--sessions 72] [--threads 1]
                                         [--json FILE]

@@ -42,14 +42,14 @@ MIN_SPEEDUP, MAX_MEMORY = 1.8, 0.1
 """What is asked of reverse_kl on the default sizes."""
 
 
-def make_inputs(rows: int, words: int, hidden: int) -> tuple[Any, Any, Any, Any]:
+def make_inputs(rows: int, vocabulary: int, hidden: int) -> tuple[Any, Any, Any, Any]:
     """Make states of student and teacher, a head (logits of standard deviation 3), and token weights."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(rows, hidden, generator=generator)
     teacher = student + torch.randn(rows, hidden, generator=generator).mul_(0.3)
-    weight = torch.randn(words, hidden, generator=generator).mul_(3 / hidden**0.5)
+    weight = torch.randn(vocabulary, hidden, generator=generator).mul_(3 / hidden**0.5)
     return student.requires_grad_(), teacher, weight, torch.full((rows,), 1 / rows)
 
 

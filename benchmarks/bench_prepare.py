@@ -20,8 +20,8 @@ from typing import Any
 
 from sdft_cli.engine.models.names import resolve_model
 from sdft_cli.prepare.reasoning import strip_session
-from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer, template_message, template_tool
-from sdft_cli.prompts.incremental import Lengths, Measured, Measurer
+from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer, template_message
+from sdft_cli.prompts.incremental import TokenCounter, TurnIds, TurnLengths
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Message, Session
 from sdft_cli.traces.source import read_source, resolve_source
@@ -42,14 +42,14 @@ def open_prompts(template: str) -> ChatPrompts:
     return ChatPrompts(tokenizer, load_teacher_template())
 
 
-def measurable(session: Session) -> list[int]:
+def countable(session: Session) -> list[int]:
     """Return the assistant turns that have a user message before them."""
     first = next((i for i, m in enumerate(session.messages) if m.role == "user"), len(session.messages))
     return [turn for turn in session.assistant_turns() if turn > first]
 
 
-def plain_ids(prompts: ChatPrompts, session: Session, turn: int) -> Measured:
-    """Encode a turn the plain way: transformers' template and tokenizer, nothing of ours, nothing remembered."""
+def plain_ids(prompts: ChatPrompts, session: Session, turn: int) -> TurnIds:
+    """Encode a turn plainly: transformers' template and tokenizer, nothing of ours, nothing remembered."""
     tokenizer = prompts.tokenizer
 
     def ids(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None) -> list[int]:
@@ -59,67 +59,66 @@ def plain_ids(prompts: ChatPrompts, session: Session, turn: int) -> Measured:
         found: list[int] = tokenizer.encode(text, add_special_tokens=False)
         return found
 
-    tools = [template_tool(t) for t in session.tools] or None
+    tools = [t.as_openai() for t in session.tools] or None
     context = [template_message(m) for m in session.messages[:turn]]
     reference = prompts.reference_text(session.messages[turn])
     last = template_message(prompts.teacher.message(reference))
-    return Measured(
+    return TurnIds(
         ids(context, tools),
         ids([*context, last], tools),
         [*tokenizer.encode(reference, add_special_tokens=False), prompts.turn_end_id],
     )
 
 
-def plain_lengths(prompts: ChatPrompts, session: Session, turn: int) -> Lengths:
-    """Count a turn the plain way."""
-    found = plain_ids(prompts, session, turn)
-    return Lengths(len(found.student), len(found.teacher), len(found.reference))
+def plain_lengths(prompts: ChatPrompts, session: Session, turn: int) -> TurnLengths:
+    """Count a turn plainly."""
+    return plain_ids(prompts, session, turn).lengths
 
 
-def differing_ids(measurer: Measurer, sessions: list[Session], every: int) -> dict[str, int]:
+def differing_ids(counter: TokenCounter, sessions: list[Session], every: int) -> dict[str, int]:
     """Compare the token ids of every N-th turn; where a control token is spelled, with our own full rendering."""
     found = Counter[str]()
     for session in sessions:
-        measure = measurer.session(session)
-        for number, turn in enumerate(measurable(session)):
+        counted = counter.session(session)
+        for number, turn in enumerate(countable(session)):
             try:
-                measure.lengths(turn)
+                counted.lengths(turn)
             except TemplateError:
                 continue
             if number % every:
                 continue
             found["turns"] += 1
-            spelled = spells_control_tokens(measurer.prompts, session, turn)
+            spelled = spells_control_tokens(counter.prompts, session, turn)
             found["with_a_spelled_control_token"] += spelled
-            found["differ_from_own_full_rendering"] += not measure.holds_at(turn)
+            found["differ_from_own_full_rendering"] += not counted.holds_at(turn)
             if not spelled:
-                found["differ_from_plain"] += measure.measured(turn) != plain_ids(measurer.prompts, session, turn)
-        measurer.prompts.encoder.forget()
+                found["differ_from_plain"] += counted.ids(turn) != plain_ids(counter.prompts, session, turn)
+        counter.prompts.encoder.forget()
     return dict(found)
 
 
 def spells_control_tokens(prompts: ChatPrompts, session: Session, turn: int) -> bool:
-    """Say whether the text up to a turn spells an added token, which the plain way takes for the token itself."""
+    """Say whether the text up to a turn spells an added token, which plain encoding takes for the token itself."""
     control = prompts.encoder.control
     shown: list[Any] = [template_message(m) for m in session.messages[: turn + 1]]
-    text = json.dumps([*shown, *(template_tool(t) for t in session.tools)], ensure_ascii=False)
+    text = json.dumps([*shown, *(t.as_openai() for t in session.tools)], ensure_ascii=False)
     return any(token in text for token in control.tokens)
 
 
-def ours(measurer: Measurer, sessions: list[Session]) -> tuple[float, dict[tuple[str, int], Lengths]]:
+def ours(counter: TokenCounter, sessions: list[Session]) -> tuple[float, dict[tuple[str, int], TurnLengths]]:
     """Count every turn by sums; return seconds and counts."""
     start, found = time.perf_counter(), {}
     for session in sessions:
-        measure, last = measurer.session(session), None
-        for turn in measurable(session):
+        counted, last = counter.session(session), None
+        for turn in countable(session):
             try:
-                found[session.session_id, turn] = measure.lengths(turn)
+                found[session.session_id, turn] = counted.lengths(turn)
                 last = turn
             except TemplateError:
                 continue
-        if last is not None and not measure.holds_at(last):
+        if last is not None and not counted.holds_at(last):
             raise SystemExit(f"{session.session_id}: the sums do not hold")
-        measurer.prompts.encoder.forget()
+        counter.prompts.encoder.forget()
     return time.perf_counter() - start, found
 
 
@@ -142,7 +141,7 @@ def floor(paths: list[Path], prompts: ChatPrompts, sessions: list[Session]) -> d
     return {"parse_s": parsed - start, "encode_s": time.perf_counter() - parsed, "characters": characters}
 
 
-def growth(measurer: Measurer, turns: int) -> dict[str, float]:
+def growth(counter: TokenCounter, turns: int) -> dict[str, float]:
     """Time one session and another with twice its turns; the best of 3."""
 
     def session(count: int) -> Session:
@@ -152,7 +151,7 @@ def growth(measurer: Measurer, turns: int) -> dict[str, float]:
             messages += [Message("assistant", f"Step {i}. {words}"), Message("user", f"Go on, {i}. {words}")]
         return Session("growth", tuple(messages))
 
-    seconds = {n: min(ours(measurer, [session(n)])[0] for _ in range(3)) for n in (turns, 2 * turns)}
+    seconds = {n: min(ours(counter, [session(n)])[0] for _ in range(3)) for n in (turns, 2 * turns)}
     return {"turns": turns, "seconds": seconds[turns], "seconds_doubled": seconds[2 * turns]}
 
 
@@ -162,7 +161,7 @@ def main() -> None:
     parser.add_argument("sessions", type=Path)
     parser.add_argument("--template", default="smollm2")
     parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--turns", type=int, default=400, help="of the session for the growth measurement")
+    parser.add_argument("--turns", type=int, default=400, help="of the session for the growth")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     prompts = open_prompts(arguments.template)
@@ -170,9 +169,9 @@ def main() -> None:
     sessions = [strip_session(s, Counter())[0] for s in with_tools(read_source(source).sessions)]
     sessions = [replace(s, metadata={}) for s in sessions]
     start = time.perf_counter()
-    measurer = Measurer(prompts)
+    counter = TokenCounter(prompts)
     probe = time.perf_counter() - start
-    seconds, counts = ours(measurer, sessions)
+    seconds, counts = ours(counter, sessions)
     chosen = list(counts)[:: arguments.every]
     by_id = {s.session_id: s for s in sessions}
     start = time.perf_counter()
@@ -182,7 +181,7 @@ def main() -> None:
     spelled = [key for key in differing if spells_control_tokens(prompts, by_id[key[0]], key[1])]
     result = {
         "template": arguments.template,
-        "local": measurer.local,
+        "local": counter.local,
         "probe_s": probe,
         "records": len(counts),
         "prompt_tokens": sum(c.student + c.teacher for c in counts.values()),
@@ -194,9 +193,9 @@ def main() -> None:
         "ratio": (len(counts) / seconds) / (len(chosen) / plain_seconds),
         "differing": len(differing),
         "differing_where_no_control_token_is_spelled": len(differing) - len(spelled),
-        "ids": differing_ids(measurer, sessions, arguments.every),
+        "ids": differing_ids(counter, sessions, arguments.every),
         "floor": floor(list(source.files), prompts, sessions),
-        "growth": growth(measurer, arguments.turns),
+        "growth": growth(counter, arguments.turns),
     }
     result["growth"]["ratio"] = result["growth"]["seconds_doubled"] / result["growth"]["seconds"]
     print(json.dumps(result, indent=2))

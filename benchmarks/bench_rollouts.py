@@ -3,7 +3,7 @@
     python -m benchmarks.bench_rollouts [--prompts 16] [--tokens 48] [--repetitions 3] [--dtype float32] [--json FILE]
 
 SmolLM2-135M with a LoRA adapter on all seven projections whose B is random, the project's example sessions as prompts,
-greedy decoding of exactly so many tokens (no stop token). A repetition runs every way once; medians over repetitions.
+greedy decoding of exactly so many tokens (no stop token). Each repetition runs all of them; medians over repetitions.
 Merging the weights is part of the time. Processor seconds are for a busy machine. Also: how many tokens differ from one
 prompt at a time with the adapter on, and the gap between the log-probabilities of sampler and trainer.
 """
@@ -45,8 +45,8 @@ LENGTHS = (100, 400)
 
 
 @dataclass(frozen=True)
-class Way:
-    """One way to decode the same prompts."""
+class Decoding:
+    """How the same prompts are decoded."""
 
     batch: int
     case: SamplingWeights
@@ -84,15 +84,15 @@ def load(model: str, dtype: str) -> Backend:
 
 
 def run(
-    backend: Backend, prompts: Sequence[Sequence[int]], way: Way, tokens: int
+    backend: Backend, prompts: Sequence[Sequence[int]], decoding: Decoding, tokens: int
 ) -> tuple[float, float, list[list[int]]]:
     """Decode `tokens` tokens of each prompt; return seconds, processor seconds and ids."""
-    backend.sharing = "packed" if way.packed else "none"
+    backend.sharing = "packed" if decoding.packed else "none"
     found: list[list[int]] = []
     start, busy = time.perf_counter(), time.process_time()
-    with weights(backend.model, way.case):
-        for first in range(0, len(prompts), way.batch):
-            batch = prompts[first : first + way.batch]
+    with weights(backend.model, decoding.case):
+        for first in range(0, len(prompts), decoding.batch):
+            batch = prompts[first : first + decoding.batch]
             found += [r.ids for r in generate(backend, batch, tokens, [], pad_id=2)]
     return time.perf_counter() - start, time.process_time() - busy, found
 
@@ -108,38 +108,40 @@ def gap(backend: Backend, prompts: Sequence[Sequence[int]], case: SamplingWeight
 
 
 def measure(backend: Backend, prompts: Sequence[Sequence[int]], tokens: int, repetitions: int) -> dict[str, Any]:
-    """Run every way `repetitions` times, in turn."""
+    """Run every decoding `repetitions` times, in turn."""
     together = len(prompts)
-    one_by_one, merged = Way(1, "adapter"), Way(together, "merged", packed=True)
-    ways = [
+    one_by_one, merged = Decoding(1, "adapter"), Decoding(together, "merged", packed=True)
+    decodings = [
         one_by_one,
-        Way(1, "merged"),
-        *(Way(together, case, packed) for case in ("adapter", "merged") for packed in (False, True)),
+        Decoding(1, "merged"),
+        *(Decoding(together, case, packed) for case in ("adapter", "merged") for packed in (False, True)),
     ]
-    seconds: dict[Way, list[float]] = {way: [] for way in ways}
-    processor: dict[Way, list[float]] = {way: [] for way in ways}
-    answers: dict[Way, list[list[int]]] = {}
-    for way in ways:
-        run(backend, prompts[: way.batch], way, 2)  # warm-up
+    seconds: dict[Decoding, list[float]] = {decoding: [] for decoding in decodings}
+    processor: dict[Decoding, list[float]] = {decoding: [] for decoding in decodings}
+    answers: dict[Decoding, list[list[int]]] = {}
+    for decoding in decodings:
+        run(backend, prompts[: decoding.batch], decoding, 2)  # warm-up
     for _ in range(repetitions):
-        for way in ways:
-            took, busy, answers[way] = run(backend, prompts, way, tokens)
-            seconds[way].append(took)
-            processor[way].append(busy)
-    rate = {way: together * tokens / statistics.median(seconds[way]) for way in ways}
+        for decoding in decodings:
+            took, busy, answers[decoding] = run(backend, prompts, decoding, tokens)
+            seconds[decoding].append(took)
+            processor[decoding].append(busy)
+    rate = {decoding: together * tokens / statistics.median(seconds[decoding]) for decoding in decodings}
     reference = [token for ids in answers[one_by_one] for token in ids]
     return {
-        "tokens_per_second": {str(way): round(rate[way], 2) for way in ways},
-        "seconds": {str(way): [round(s, 2) for s in seconds[way]] for way in ways},
-        "processor_seconds": {str(way): [round(s, 2) for s in processor[way]] for way in ways},
+        "tokens_per_second": {str(decoding): round(rate[decoding], 2) for decoding in decodings},
+        "seconds": {str(decoding): [round(s, 2) for s in seconds[decoding]] for decoding in decodings},
+        "processor_seconds": {str(decoding): [round(s, 2) for s in processor[decoding]] for decoding in decodings},
         "differing_tokens": {
-            str(way): sum(a != b for a, b in zip(reference, (t for ids in answers[way] for t in ids), strict=True))
-            for way in ways
+            str(decoding): sum(
+                a != b for a, b in zip(reference, (t for ids in answers[decoding] for t in ids), strict=True)
+            )
+            for decoding in decodings
         },
         "tokens_compared": len(reference),
         "ratio_merged_together_to_adapter_one_by_one": rate[merged] / rate[one_by_one],
         "ratio_in_processor_seconds": statistics.median(processor[one_by_one]) / statistics.median(processor[merged]),
-        "ratio_without_shared_prefill": rate[Way(together, "merged")] / rate[one_by_one],
+        "ratio_without_shared_prefill": rate[Decoding(together, "merged")] / rate[one_by_one],
     }
 
 

@@ -1,18 +1,19 @@
 """Seconds and peak memory of a step against prompt length and turns: prefix-shared, and turn by turn; the gradient.
 
     python -m benchmarks.bench_scaling [--prompts 2048 8192] [--turns 32] [--length 2048] [--answer 32]
-        [--reference 32] [--segment 1024] [--threads 2] [--dtype float32] [--repetitions 3] [--only WAY]
+        [--reference 32] [--segment 1024] [--threads 2] [--dtype float32] [--repetitions 3] [--only EXECUTOR]
         [--checkpointed] [--float64] [--json FILE]
 
-SmolLM2-135M, LoRA of rank 64 on all seven projections with random weights, made-up ids. Turn i of G has the first
-(i + 1) / G of the session as its prompt and an answer of its own; the teacher (adapter off) sees a reference more. A
-step is the teacher's states, the trainer's loss (reverse KL) and the backward pass. The ways: depth-first; packed; each
+SmolLM2-135M, LoRA of rank 64 on all seven projections with random weights, made-up ids. Turn i of G has the first (i +
+1) / G of the session as its prompt and an answer of its own; the teacher (adapter off) sees a reference more. A step is
+the teacher's states, the trainer's loss (reverse KL) and the backward pass. The executors: depth-first; packed; each
 turn alone, keeping all activations; with `--checkpointed`, also each turn alone with gradient checkpointing.
 
 First part: one turn, a prompt of each length (packed has nothing to share there). Second part: G turns. Each case runs
-in a fresh process after a short step, the ways take turns; memory is the peak resident size above that after loading
-(Linux; glibc with MALLOC_MMAP_THRESHOLD_=65536). The gradient of each way is compared with that of the turns alone, or,
-with `--float64`, all are compared with that of the turns alone in float64 (but for the loss, which is fp32).
+in a fresh process after a short step, the executors take turns; memory is the peak resident size above that after
+loading (Linux; glibc with MALLOC_MMAP_THRESHOLD_=65536). The gradient of each executor is compared with that of the
+turns alone, or, with `--float64`, all are compared with that of the turns alone in float64 (but for the loss, which is
+fp32).
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from sdft_cli.engine.passes.executors import response_states
 
 MODULE = "benchmarks.bench_scaling"
 CHECKPOINTED = "alone, checkpointed"
-WAYS = ("depth-first", "packed", "alone")
+EXECUTORS = ("depth-first", "packed", "alone")
 
 CHILD = {
     "TOKENIZERS_PARALLELISM": "false",
@@ -57,9 +58,9 @@ CHILD = {
 
 @dataclass(frozen=True)
 class Case:
-    """One process: a way to run a step of so many turns; lengths in tokens."""
+    """One process: an executor and a step of so many turns; lengths in tokens."""
 
-    way: str
+    executor: str
     turns: int
     length: int
     answer: int
@@ -74,7 +75,7 @@ FROM_OPTIONS = ("answer", "reference", "segment", "dtype", "threads")
 
 def load(case: Case) -> Backend:
     """Load the model with an adapter that looks trained."""
-    checkpointing = str(case.way == CHECKPOINTED).lower()
+    checkpointing = str(case.executor == CHECKPOINTED).lower()
     wide = case.dtype == "float64"
     settings = [
         f"dtype={'float32' if wide else case.dtype}",
@@ -115,16 +116,16 @@ def step(case: Case, backend: Backend) -> dict[str, float]:
         return distillation_loss(states, targets, backend.head, share, DistillSettings()).loss
 
     start = time.perf_counter()
-    if case.way == "depth-first":
+    if case.executor == "depth-first":
         with weights(backend.model, "base"):
             teacher = depth_first_states(backend, shown, answers, case.segment).split(case.answer)
         seconds["teacher"] = time.perf_counter() - start
         for (i,), states in depth_first_passes(backend, prompts, answers, case.segment):
             loss(states, teacher[i]).backward()  # type: ignore[no-untyped-call]
     else:
-        if case.way == "packed":
+        if case.executor == "packed":
             choose_sharing(backend, "packed")
-        passes = [range(case.turns)] if case.way == "packed" else [[i] for i in range(case.turns)]
+        passes = [range(case.turns)] if case.executor == "packed" else [[i] for i in range(case.turns)]
         for some in passes:
             before = time.perf_counter()
             replies = [answers[i] for i in some]
@@ -170,41 +171,43 @@ def in_child(case: Case, gradient: Path) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
-def measure(case: Case, ways: Sequence[str], repetitions: int, judge: bool) -> dict[str, dict[str, Any]]:
-    """Run all ways so often, in turns; return each one's seconds, peak memory and distance from the turns alone.
+def measure(case: Case, executors: Sequence[str], repetitions: int, judge: bool) -> dict[str, dict[str, Any]]:
+    """Run all executors so often, in turns; return each one's seconds, peak memory and distance from the turns alone.
 
     `judge`: the distance is that from the turns alone in float64.
     """
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    runs: dict[str, list[dict[str, Any]]] = {executor: [] for executor in executors}
     gradients: dict[str, torch.Tensor] = {}
     with tempfile.TemporaryDirectory() as scratch:
         for _ in range(repetitions):
-            for way in ways:
-                runs[way].append(in_child(replace(case, way=way), Path(scratch) / "gradient.pt"))
-                gradients[way] = torch.load(Path(scratch) / "gradient.pt")
+            for executor in executors:
+                runs[executor].append(in_child(replace(case, executor=executor), Path(scratch) / "gradient.pt"))
+                gradients[executor] = torch.load(Path(scratch) / "gradient.pt")
         if judge:
-            in_child(replace(case, way="alone", dtype="float64"), Path(scratch) / "gradient.pt")
+            in_child(replace(case, executor="alone", dtype="float64"), Path(scratch) / "gradient.pt")
             gradients["judge"] = torch.load(Path(scratch) / "gradient.pt")
     plain = gradients.get("judge", gradients.get("alone"))
     return {
-        way: {
+        executor: {
             "seconds": spread([run["seconds"] for run in found]),
             "peak_MB": spread([run["peak_MB"] for run in found]),
-            "gradient_difference": None if plain is None else float((gradients[way] - plain).norm() / plain.norm()),
+            "gradient_difference": None
+            if plain is None
+            else float((gradients[executor] - plain).norm() / plain.norm()),
             "runs": found,
         }
-        for way, found in runs.items()
+        for executor, found in runs.items()
     }
 
 
 def report(turns: int, length: int, found: dict[str, dict[str, Any]]) -> None:
-    """Print a line for each way, with its ratios to the turns alone."""
+    """Print a line for each executor, with its ratios to the turns alone."""
     print(f"\n{turns} turn(s), prompts of up to {length} tokens")
     print(f"  {'':<20} {'s min':>8} {'median':>8} {'max':>8} {'peak MB':>8} {'speed':>7} {'memory':>7} {'gradient':>9}")
     alone = found.get("alone")
-    for way, line in found.items():
+    for executor, line in found.items():
         seconds, peak = line["seconds"], line["peak_MB"]["median"]
-        text = f"  {way:<20} {seconds['min']:8.1f} {seconds['median']:8.1f} {seconds['max']:8.1f} {peak:8.0f}"
+        text = f"  {executor:<20} {seconds['min']:8.1f} {seconds['median']:8.1f} {seconds['max']:8.1f} {peak:8.0f}"
         if alone:
             line["speed_over_alone"] = alone["seconds"]["median"] / seconds["median"]
             line["memory_over_alone"] = peak / alone["peak_MB"]["median"]
@@ -221,7 +224,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, nargs="*", default=[2048, 8192], help="lengths of the first part")
     parser.add_argument("--turns", type=int, nargs="*", default=[32], help="numbers of turns of the second part")
-    parser.add_argument("--only", action="append", choices=WAYS, help="a way; may be given more than once")
+    parser.add_argument("--only", action="append", choices=EXECUTORS, help="an executor; may be given more than once")
     parser.add_argument("--float64", action="store_true", help="compare gradients with those of float64")
     parser.add_argument("--checkpointed", action="store_true", help="also each turn alone with gradient checkpointing")
     for name, value in (("length", 2048), ("answer", 32), ("reference", 32), ("segment", 1024), ("repetitions", 3)):
@@ -233,21 +236,24 @@ def main() -> None:
     settings = {k: v for k, v in vars(arguments).items() if k != "json"}
     print(f"smollm2-135m, {settings}")
     extra = (CHECKPOINTED,) if arguments.checkpointed else ()
-    chosen = [way for way in (*WAYS, *extra) if way in (arguments.only or (*WAYS, *extra))]
-    parts = [(1, length, [way for way in chosen if way != "packed"]) for length in arguments.prompts]
+    every = (*EXECUTORS, *extra)
+    chosen = [executor for executor in every if executor in (arguments.only or every)]
+    parts = [(1, length, [executor for executor in chosen if executor != "packed"]) for length in arguments.prompts]
     parts += [(count, arguments.length, chosen) for count in arguments.turns]
     cases = []
-    for turns, length, ways in parts:
+    for turns, length, executors in parts:
         case = Case("", turns, length, *(getattr(arguments, name) for name in FROM_OPTIONS))
-        found = measure(case, ways, arguments.repetitions, arguments.float64)
+        found = measure(case, executors, arguments.repetitions, arguments.float64)
         report(turns, length, found)
         cases.append({"turns": turns, "length": length, "ways": found})
     single = {case["length"]: case["ways"] for case in cases if case["turns"] == 1}
     short, long = min(single, default=0), max(single, default=0)
     growth = {}
     if short < long:
-        medians = {n: {way: line["peak_MB"]["median"] for way, line in single[n].items()} for n in (short, long)}
-        growth = {way: medians[long][way] / medians[short][way] for way in medians[long]}
+        medians = {
+            n: {executor: line["peak_MB"]["median"] for executor, line in single[n].items()} for n in (short, long)
+        }
+        growth = {executor: medians[long][executor] / medians[short][executor] for executor in medians[long]}
         print(f"\npeak memory, prompt of {long} / of {short}: {', '.join(f'{w} {r:.2f}' for w, r in growth.items())}")
     if arguments.json:
         found = {"model": "smollm2-135m", **settings, "cases": cases, "peak_growth": growth}

@@ -13,7 +13,7 @@ attention  attention behind a path against one call of torch that is causal from
 delta      the gated delta rule that is bound against the reference in fp32: values and all gradients
 lora       one adapted matrix: fp32 adapter, the same with TF32, the same under autocast
 load       the model, its adapter, the trainer
-sharing    which way of sharing is chosen; how far it is from turns alone, and two unshared ways from each other
+sharing    which executor is chosen; how far it is from turns alone, and two unshared executors from each other
 step       teacher and student of one turn: seconds by phase, speed, peak memory, what `sdft plan` predicts
 rollout    prefill, and decoding steps with the adapter and with merged weights
 shared     turns of one session in one step, and each alone, with the gradients compared
@@ -78,7 +78,7 @@ from torch import Tensor  # noqa: E402
 
 KERNEL_PACKAGES = ("fla", "causal_conv1d")
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
-"""Largest distance of two ways to compute the same: bf16 rounds to 2^-8 in every layer, fp32 differs in order only."""
+"""Largest distance of two computations of the same: bf16 rounds to 2^-8 in every layer, fp32 differs in order only."""
 CEILING_SIZE = 8192
 SEQUENCE = 96
 """Tokens that the turns of `sharing` are cut from."""
@@ -238,7 +238,7 @@ class Check:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.cuda = self.device.type == "cuda"
         self.dtype = torch.bfloat16 if self.cuda or options.bf16 else torch.float32
-        self.words: int = self.size.text["vocab_size"]
+        self.vocabulary: int = self.size.text["vocab_size"]
         self.ceiling = math.nan
         self.config = self.backend = self.trainer = self.shape = None  # type: Any
         self.failures = 0
@@ -294,7 +294,7 @@ class Check:
     def ids(self, count: int, seed: int) -> Ids:
         """Return made-up token ids, none of them a control token."""
         generator = torch.Generator().manual_seed(seed)
-        drawn: Ids = torch.randint(10, min(self.words, 240_000) - 1, (count,), generator=generator).tolist()
+        drawn: Ids = torch.randint(10, min(self.vocabulary, 240_000) - 1, (count,), generator=generator).tolist()
         return drawn
 
     def run(self, name: str, needs: float, stage: Callable[[Check], None]) -> None:
@@ -514,7 +514,7 @@ def load(check: Check) -> None:
     check.backend = TransformersBackend(adapted, check.device)
     check.backend.segment_tokens = config.segment_tokens
     check.shape = shape_of(base.config, config)
-    prompts: Any = types.SimpleNamespace(turn_end_id=check.words - 3)
+    prompts: Any = types.SimpleNamespace(turn_end_id=check.vocabulary - 3)
     accelerator = Accelerator(cpu=not check.cuda, mixed_precision="no")
     check.trainer = Trainer(config, check.backend, prompts, accelerator, "adapter")
     text = base.config.get_text_config()
@@ -531,7 +531,7 @@ def load(check: Check) -> None:
 
 @contextlib.contextmanager
 def shared_as(check: Check, kind: str, segment: int | None = None) -> Iterator[None]:
-    """Run the backend another way for the while."""
+    """Run the backend with another executor for the while."""
     backend = check.backend
     own = backend.sharing, backend.segment_tokens
     backend.sharing, backend.segment_tokens = kind, segment or own[1]
@@ -542,12 +542,12 @@ def shared_as(check: Check, kind: str, segment: int | None = None) -> Iterator[N
 
 
 def sharing(check: Check) -> None:
-    """Let the engine choose, then measure how far its ways are from each other; a guard below that refuses rounding."""
+    """Let the engine choose; then, how far the executors are from each other; a guard below it refuses."""
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.passes.executors import answer_states
 
     seconds = check.timed(lambda: check.tell("sharing", says=choose_sharing(check.backend, "auto", None)))
-    ids = [(7919 * i + 101) % check.words for i in range(SEQUENCE)]
+    ids = [(7919 * i + 101) % check.vocabulary for i in range(SEQUENCE)]
     # uneven turns: one extends another, two have the same prompt, one shares nothing
     prompts = [ids[:70], ids[:40], ids[:40], [*ids[:60], *ids[80:85]], ids[90:93]]
     answers = [ids[70:76], ids[40:55], ids[3:4], ids[1:9], ids[7:11]]
@@ -663,7 +663,7 @@ def gradient_of(check: Check) -> Tensor:
 
 
 def shared(check: Check) -> None:
-    """Run a session's turns in one step; then some of them in one step, and each alone in two ways if time allows.
+    """Run a session's turns in one step; then some of them in one step, and each alone by two executors if time allows.
 
     Gradients: answers are equally long, so a turn in a step of N has 1/N of the weight that it has alone.
     """
@@ -713,7 +713,9 @@ def rollout(check: Check, lengths: Sequence[int], new: int, case: Any, record: b
         for tokens in (4, 4 + new):
             wanted = {"max_new_tokens": tokens, "max_tokens_per_pass": 10_000_000}
             settings = check.config.rollout.model_copy(update=wanted)
-            sample = partial(sample_rollouts, check.backend, prompts, settings, [], check.words - 3, 0, case, record)
+            sample = partial(
+                sample_rollouts, check.backend, prompts, settings, [], check.vocabulary - 3, 0, case, record
+            )
             seconds.append(check.timed(sample))
     per_step = (seconds[1] - seconds[0]) / new
     check.tell(

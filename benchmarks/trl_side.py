@@ -45,7 +45,7 @@ from typing import Any
 from benchmarks.engine_side import SHARED
 from benchmarks.side_by_side import Job, Watch
 from benchmarks.turns import read_turns
-from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer, open_prompts, template_tool
+from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer, open_prompts
 from sdft_cli.records import Record, read_dataset
 
 MAX_DIFFERENCE = 16
@@ -220,7 +220,7 @@ def open_trainer(job: Job, watch: Watch | None = None) -> tuple[Any, Any, list[R
     trainer = make_trainer(
         job["model"],
         [row(prompts, hello)] * len(rows) + rows,
-        [template_tool(tool) for tool in records[0].tools],
+        [tool.as_openai() for tool in records[0].tools],
         turns=len(rows),
         batch=job["batch"],
         decoded=job["decoded"],

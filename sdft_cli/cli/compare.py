@@ -32,6 +32,7 @@ def compare(
     from sdft_cli.evaluate.compare import compare as put_together
     from sdft_cli.evaluate.compare import trade_off
     from sdft_cli.evaluate.document import read_evaluation
+    from sdft_cli.records.folders import write_text
     from sdft_cli.report import comparison, evaluation, terminal
 
     found = put_together([read_evaluation(path) for path in runs])
@@ -41,4 +42,5 @@ def compare(
     else:
         terminal.stdout().print(comparison.report(found, points, skill, forgetting))
     if html:
-        say(f"Page written to {comparison.write_page(found, points, skill, forgetting, html, overwrite)}")
+        write_text(html, comparison.render_page(found, points, skill, forgetting), overwrite)
+        say(f"Page written to {html}")

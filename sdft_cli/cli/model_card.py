@@ -56,11 +56,10 @@ def write_model_card(run: Run, merged: Path, evaluation: dict[str, Any] | None =
 def _write(merged: Path, text: str, own: bool) -> None:
     """Write the card; of one that is sdft's own, note in the certificate what was written."""
     from sdft_cli.merge.certificate import CARD, CERTIFICATE, file_hash, read_certificate
-    from sdft_cli.records.folders import new_file
+    from sdft_cli.records.folders import write_text
     from sdft_cli.records.json_files import write_json
 
-    with new_file(merged / CARD, overwrite=True) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+    write_text(merged / CARD, text, overwrite=True)
     if own:
         write_json(merged / CERTIFICATE, read_certificate(merged) | {"card": file_hash(merged / CARD)})
 

@@ -26,16 +26,19 @@ def report(
     Example: sdft report data/my-sessions --html report.html
     """
     from sdft_cli.records import read_dataset
+    from sdft_cli.records.folders import write_text
     from sdft_cli.report import terminal
-    from sdft_cli.report.page import write_page
+    from sdft_cli.report.page import render_page
     from sdft_cli.report.statistics import dataset_statistics
 
     data = read_dataset(dataset or newest_dataset())
     if html:
-        write_page(data, html, overwrite)
+        write_text(html, render_page(data), overwrite)
         say(f"Report written to {html}")
     if as_json:
         document = {"funnel": data.manifest["funnel"], **dataset_statistics(data).as_dict()}
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
     elif not html:
-        terminal.stdout().print(terminal.dataset_report(data, full=True))
+        terminal.stdout().print(
+            terminal.statistics_report(data.manifest["funnel"], dataset_statistics(data), full=True)
+        )

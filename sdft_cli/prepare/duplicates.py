@@ -7,10 +7,11 @@ import heapq
 import json
 import re
 import zlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+from sdft_cli.prepare.split import joined
 from sdft_cli.records import Message, RecordRow, Rejection, Session
 from sdft_cli.records.reasons import DUPLICATE
 
@@ -24,13 +25,13 @@ def _message_bytes(message: Message) -> bytes:
 def turn_hashes(session: Session) -> dict[int, str]:
     """Return, for each assistant turn, the hash of its context and itself. Tools are not part of it."""
     chain = hashlib.sha256()
-    found: dict[int, str] = {}
+    hashes: dict[int, str] = {}
     for index, message in enumerate(session.messages):
         data = _message_bytes(message)
         chain.update(len(data).to_bytes(8, "big") + data)
         if message.role == "assistant":
-            found[index] = chain.hexdigest()
-    return found
+            hashes[index] = chain.hexdigest()
+    return hashes
 
 
 def joined_groups(sessions: Sequence[Session], hashes: Sequence[Mapping[int, str]]) -> list[str]:
@@ -38,22 +39,13 @@ def joined_groups(sessions: Sequence[Session], hashes: Sequence[Mapping[int, str
 
     A group is named after its smallest member, so the names do not depend on the order of files.
     """
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        parent.setdefault(name, name)
-        while parent[name] != name:
-            parent[name] = parent[parent[name]]
-            name = parent[name]
-        return name
-
     beginnings: dict[str, str] = {}
+    pairs = []
     for session, turns in zip(sessions, hashes, strict=True):
         first = next(iter(turns.values()), None)
-        other = beginnings.setdefault(first, session.group) if first else session.group
-        low, high = sorted((root(session.group), root(other)))
-        parent[high] = low
-    return [root(session.group) for session in sessions]
+        pairs.append((session.group, beginnings.setdefault(first, session.group) if first else session.group))
+    smallest = joined(pairs)
+    return [smallest[session.group] for session in sessions]
 
 
 def first_of_each(
@@ -115,15 +107,12 @@ def near_copies(
     for name, hashes in train.items():
         for value in hashes:
             holders[value].append(name)
-    found: list[tuple[str, str, float]] = []
+    copies: list[tuple[str, str, float]] = []
     for name, hashes in validation.items():
-        shared: dict[str, int] = defaultdict(int)
-        for value in hashes:
-            for holder in holders.get(value, ()):
-                shared[holder] += 1
+        shared = Counter(holder for value in hashes for holder in holders.get(value, ()))
         candidates = [h for h, count in shared.items() if count >= NEAR * len(hashes) / 2]
         scored = [(similarity(hashes, train[h]), h) for h in candidates]
         best: tuple[float, Any] = max(scored, default=(0.0, ""))
         if best[0] >= NEAR:
-            found.append((name, best[1], round(best[0], 3)))
-    return found
+            copies.append((name, best[1], round(best[0], 3)))
+    return copies

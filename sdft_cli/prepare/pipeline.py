@@ -79,17 +79,19 @@ class Prepared:
     report: ReadReport
 
 
-def prepare(source: Source, job: Job, progress: OnProgress = lambda what, done, total: None) -> Prepared:
-    """Read a source and turn its sessions into records; see `read` and `make_records`."""
-    return make_records(source, read(job.config, source, progress), job, progress)
+def prepare(source: Source, job: Job) -> Prepared:
+    """Read a source and turn its sessions into records, silently; see `read` and `make_records`."""
+    silent: OnProgress = lambda what, done, total: None  # noqa: E731
+    return make_records(source, read(job.config, source, silent), job, silent)
 
 
-def read(config: PrepareConfig, source: Source, progress: OnProgress = lambda what, done, total: None) -> FileSessions:
+def read(config: PrepareConfig, source: Source, progress: OnProgress) -> FileSessions:
     """Read the sessions of a source; raises `DataError` if there are none."""
-    done = iter(range(len(source.files)))
-    found = read_source(source, config.limit_sessions, lambda path: progress("Reading", next(done), len(source.files)))
-    progress("Reading", len(source.files), len(source.files))
-    return found
+    total = len(source.files)
+    done = iter(range(total))
+    sessions = read_source(source, config.limit_sessions, lambda path: progress("Reading", next(done), total))
+    progress("Reading", total, total)
+    return sessions
 
 
 def _outcomes(turns: Sequence[SessionTurns], lost: Sequence[Rejection]) -> tuple[list[RecordRow], list[Rejection]]:
@@ -112,48 +114,39 @@ def _near(
     return near_copies(*sketches)
 
 
-def make_records(
-    source: Source, found: FileSessions, job: Job, progress: OnProgress = lambda what, done, total: None
-) -> Prepared:
-    """Turn sessions into records.
-
-    Every assistant turn of every session becomes a record or a rejection with a reason.
-
-    Raises:
-        DataError: no turn can be kept.
-    """
-    config = job.config
-    offered = with_tools(found.sessions, every_builtin=config.tools == "all")
+def make_records(source: Source, read_sessions: FileSessions, job: Job, progress: OnProgress) -> Prepared:
+    """Make a record or a rejection of every assistant turn; raises `DataError` if no turn can be kept."""
+    config, report = job.config, read_sessions.report
+    offered = with_tools(read_sessions.sessions, every_builtin=config.tools == "all")
     turns = list(map_sessions(job, offered, progress))
     groups = joined_groups([t.session for t in turns], [t.hashes for t in turns])
     sessions = [replace(t.session, group=group) for t, group in zip(turns, groups, strict=True)]
-    rows, rejected = _outcomes(turns, found.report.lost_turns)
+    rows, rejected = _outcomes(turns, report.lost_turns)
     keys = split_keys(sessions, config.split_by)
     held_out = validation_groups((keys[r.session_id] for r in rows), config.validation_fraction, config.seed)
     held_out_sessions = {s.session_id for s in sessions if keys[s.session_id] in held_out}
     near = _near(turns, rows, held_out_sessions)
 
-    funnel = Funnel(sessions=len(sessions))
-    funnel.turns = len(found.report.lost_turns) + sum(len(s.assistant_turns()) for s in sessions)
-    funnel.rejected.update(str(r.reason) for r in rejected)
-    funnel.validation = sum(r.session_id in held_out_sessions for r in rows)
-    funnel.train = len(rows) - funnel.validation
-    funnel.validation_sessions = len(held_out_sessions)
-    funnel.notes.update(found.report.notes)
-    for t in turns:
-        funnel.notes.update(t.counts)
+    validation = sum(r.session_id in held_out_sessions for r in rows)
+    funnel = Funnel(
+        sessions=len(sessions),
+        turns=len(report.lost_turns) + sum(len(s.assistant_turns()) for s in sessions),
+        rejected=Counter(str(r.reason) for r in rejected),
+        train=len(rows) - validation,
+        validation=validation,
+        validation_sessions=len(held_out_sessions),
+        notes=sum((t.counts for t in turns), report.notes.copy()),
+        lines=report.lines,
+    )
     funnel.notes["files_ignored"] += len(source.ignored)
     funnel.notes["sessions_rendered_turn_by_turn"] += sum(t.in_full for t in turns)
     funnel.notes["near_copies_across_split"] += len(near)
-    funnel.lines.update(found.report.lines)
     funnel.check()
     if not rows:
         reasons = ", ".join(f"{reason} {count}" for reason, count in funnel.rejected.most_common())
         raise DataError(f"No turn of {source.name} can be kept ({reasons}): raise the cap that is named.")
     redacted = sum((t.redacted for t in turns), Counter[str]()) if job.redact is not None else None
-    return Prepared(
-        sessions, rows, rejected, held_out_sessions, near, redacted, job.measurer.local, funnel, found.report
-    )
+    return Prepared(sessions, rows, rejected, held_out_sessions, near, redacted, job.counter.local, funnel, report)
 
 
 def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, prepared: Prepared) -> dict[str, Any]:

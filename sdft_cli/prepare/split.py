@@ -8,6 +8,23 @@ from collections.abc import Iterable, Sequence
 from sdft_cli.records import Session
 
 
+def joined(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Return, for each name in some pairs, the smallest of all names that the pairs join it with."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        parent.setdefault(name, name)
+        while parent[name] != name:
+            parent[name] = parent[parent[name]]
+            name = parent[name]
+        return name
+
+    for one, other in pairs:
+        low, high = sorted((root(one), root(other)))
+        parent[high] = low
+    return {name: root(name) for name in list(parent)}
+
+
 def split_keys(sessions: Sequence[Session], split_by: str) -> dict[str, str]:
     """Return, for each session id, the name of what must not straddle the split.
 
@@ -16,21 +33,11 @@ def split_keys(sessions: Sequence[Session], split_by: str) -> dict[str, str]:
     """
     if split_by == "session":
         return {s.session_id: s.group for s in sessions}
-    of_group: dict[str, str] = {}
-    joined: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while joined.get(name, name) != name:
-            name = joined[name]
-        return name
-
-    for session in sessions:
-        project = session.metadata.get("project")
-        name = f"project {project}" if project else f"group {session.group}"
-        joined.setdefault(name, name)
-        low, high = sorted((root(name), root(of_group.setdefault(session.group, name))))
-        joined[high] = low
-    return {s.session_id: root(of_group[s.group]) for s in sessions}
+    projects = [s.metadata.get("project") for s in sessions]
+    names = [f"project {p}" if p else f"group {s.group}" for s, p in zip(sessions, projects, strict=True)]
+    first: dict[str, str] = {}
+    smallest = joined((name, first.setdefault(s.group, name)) for s, name in zip(sessions, names, strict=True))
+    return {s.session_id: smallest[first[s.group]] for s in sessions}
 
 
 def validation_groups(groups: Iterable[str], fraction: float, seed: int) -> set[str]:

@@ -10,7 +10,7 @@ from sdft_cli.config import PrepareConfig
 from sdft_cli.prepare.duplicates import turn_hashes, turn_sketch
 from sdft_cli.prepare.reasoning import strip_session
 from sdft_cli.prompts.chat import TemplateError
-from sdft_cli.prompts.incremental import Measurer, SessionMeasure
+from sdft_cli.prompts.incremental import SessionCounter, TokenCounter
 from sdft_cli.records import RecordRow, Rejection, Session
 from sdft_cli.records.reasons import REASON_OF_CAP, TEMPLATE_ERROR, Candidate, first_reason
 from sdft_cli.records.types import record_id_of
@@ -35,19 +35,18 @@ class SessionTurns:
     redacted: Counter[str] = field(default_factory=Counter)
 
 
-def _row(measure: SessionMeasure, turn: int) -> RecordRow:
-    """Count the tokens of one turn; raises `TemplateError`."""
-    session, lengths = measure.session, measure.lengths(turn)
+def _row(counted: SessionCounter, turn: int) -> RecordRow:
+    session, lengths = counted.session, counted.lengths(turn)
     name, has_call = record_id_of(session.session_id, turn), bool(session.messages[turn].tool_calls)
     return RecordRow(name, session.session_id, turn, lengths.student, lengths.teacher, lengths.reference, has_call)
 
 
 def _outcome(
-    measure: SessionMeasure, turn: int, reasoning_only: bool, caps: Mapping[str, int]
+    counted: SessionCounter, turn: int, reasoning_only: bool, caps: Mapping[str, int]
 ) -> RecordRow | Rejection:
     """Keep one turn, or reject it for the first reason that holds."""
-    session = measure.session
-    candidate = Candidate(session, turn, reasoning_only, caps, lambda: _row(measure, turn))
+    session = counted.session
+    candidate = Candidate(session, turn, reasoning_only, caps, lambda: _row(counted, turn))
     name = record_id_of(session.session_id, turn)
     try:
         reason = first_reason(candidate)
@@ -59,16 +58,16 @@ def _outcome(
 
 
 def _outcomes(
-    measure: SessionMeasure, reasoning_only: set[int], config: PrepareConfig
+    counted: SessionCounter, reasoning_only: set[int], config: PrepareConfig
 ) -> tuple[list[RecordRow | Rejection], int | None]:
     """Return the outcome of each turn, and the last turn whose tokens were counted."""
     caps = {name: int(getattr(config, name)) for name in REASON_OF_CAP}
-    outcomes = [_outcome(measure, turn, turn in reasoning_only, caps) for turn in measure.session.assistant_turns()]
-    counted = [o.turn_index for o in outcomes if isinstance(o, RecordRow) or o.prompt_tokens is not None]
-    return outcomes, counted[-1] if counted else None
+    outcomes = [_outcome(counted, turn, turn in reasoning_only, caps) for turn in counted.session.assistant_turns()]
+    known = [o.turn_index for o in outcomes if isinstance(o, RecordRow) or o.prompt_tokens is not None]
+    return outcomes, known[-1] if known else None
 
 
-def turns_of(session: Session, measurer: Measurer, config: PrepareConfig, redact: Redact | None) -> SessionTurns:
+def turns_of(session: Session, counter: TokenCounter, config: PrepareConfig, redact: Redact | None) -> SessionTurns:
     """Strip and redact one session, and count the tokens of its turns.
 
     The last counted turn is compared with its full rendering; if it differs, all turns are rendered in full.
@@ -77,19 +76,19 @@ def turns_of(session: Session, measurer: Measurer, config: PrepareConfig, redact
     session, reasoning_only = strip_session(session, counts)
     if redact is not None:
         session = redact(session, redacted)
-    measure = measurer.session(session)
-    outcomes, last = _outcomes(measure, reasoning_only, config)
-    if last is not None and not measure.holds_at(last):
-        measure = measurer.session_in_full(session)
-        outcomes, _ = _outcomes(measure, reasoning_only, config)
-    measurer.prompts.encoder.forget()
+    counted = counter.session(session)
+    outcomes, last = _outcomes(counted, reasoning_only, config)
+    if last is not None and not counted.holds_at(last):
+        counted = counter.session(session, in_full=True)
+        outcomes, _ = _outcomes(counted, reasoning_only, config)
+    counter.prompts.encoder.forget()
     kept = [o.turn_index for o in outcomes if isinstance(o, RecordRow)]
     return SessionTurns(
         session,
         outcomes,
         turn_hashes(session),
         {turn: turn_sketch(session, turn) for turn in kept},
-        measure.in_full,
+        counted.in_full,
         counts,
         redacted,
     )

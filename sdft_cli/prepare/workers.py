@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from sdft_cli.config import PrepareConfig
 from sdft_cli.prepare.turns import Redact, SessionTurns, turns_of
 from sdft_cli.prompts.chat import ChatPrompts
-from sdft_cli.prompts.incremental import Measurer
+from sdft_cli.prompts.incremental import TokenCounter
 from sdft_cli.records import Session
 
 OnProgress = Callable[[str, int, int], None]
@@ -27,8 +27,7 @@ OnProgress = Callable[[str, int, int], None]
 class Job:
     """What every session goes through. Pickled once for all worker processes.
 
-    Raises:
-        ValueError: `config.redact` asks for redaction and `redact` is missing, or the other way round.
+    Raises ValueError if `config.redact` asks for redaction and `redact` is missing, or the other way round.
     """
 
     config: PrepareConfig
@@ -40,12 +39,12 @@ class Job:
             raise ValueError("config.redact and redact disagree")
 
     @cached_property
-    def measurer(self) -> Measurer:
-        return Measurer(self.prompts)
+    def counter(self) -> TokenCounter:
+        return TokenCounter(self.prompts)
 
     def run(self, session: Session) -> SessionTurns:
         """Strip and redact one session, and count the tokens of its turns."""
-        return turns_of(session, self.measurer, self.config, self.redact)
+        return turns_of(session, self.counter, self.config, self.redact)
 
 
 _job: Job | None = None

@@ -7,14 +7,7 @@ from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from typing import Any
 
-from sdft_cli.prompts.leaks import (
-    context_text,
-    copied_share,
-    expert_text,
-    mentions_reference,
-    turn_text,
-    unknown_paths,
-)
+from sdft_cli.prompts.leaks import context_text, copied_share, expert_text, mentions_reference, turn_text, unknown_paths
 from sdft_cli.prompts.tool_calls import parse_turn
 from sdft_cli.prompts.tool_scores import score_tool_turn
 from sdft_cli.records import Record
@@ -65,12 +58,12 @@ def score(record: Record, text: str, prose: Callable[[str, str], float] | None) 
     """Score the text of an answer, without the token that ended it."""
     turn, expert, context = parse_turn(text, record.tools), record.reference, context_text(record)
     is_tool_turn = bool(expert.tool_calls)
-    found = score_tool_turn(turn, expert, record.tools) if is_tool_turn else None
+    tool_score = score_tool_turn(turn, expert, record.tools) if is_tool_turn else None
     decoded = turn_text(turn)
     return Score(
         tools="+".join(sorted(call.name for call in expert.tool_calls)),
         position=position_of(record),
-        flags=asdict(found) if found else {},
+        flags=asdict(tool_score) if tool_score else {},
         chrf=prose(turn.content, expert.content) if prose and not is_tool_turn else None,
         calls_unasked=not is_tool_turn and bool(turn.calls or turn.errors),
         mentions_reference=mentions_reference(decoded, context),

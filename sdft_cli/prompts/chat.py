@@ -10,7 +10,6 @@ type `str` all the same; only `encoder.encode` and `encoder.control.restore` kno
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from os.path import commonprefix
@@ -54,23 +53,8 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
 
 
 def template_message(message: Message) -> dict[str, Any]:
-    """Return a message in the form that chat templates read; tool arguments are objects, as templates expect."""
-    found: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        found["tool_calls"] = [
-            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.parsed_arguments()}}
-            for c in message.tool_calls
-        ]
-    if message.role == "tool":
-        found["tool_call_id"] = message.tool_call_id
-        found["name"] = message.name
-    return found
-
-
-def template_tool(tool: ToolSchema) -> dict[str, Any]:
-    """Return a tool in the form that chat templates read."""
-    function = {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)}
-    return {"type": "function", "function": function}
+    """Return a message in the form that chat templates read: OpenAI's, with the name of the tool beside its result."""
+    return message.as_openai() | ({"name": message.name} if message.role == "tool" else {})
 
 
 class ChatPrompts:
@@ -96,21 +80,17 @@ class ChatPrompts:
 
     def guarded(self, message: Message) -> dict[str, Any]:
         """Return a message as chat templates read it, its text guarded."""
-        found: dict[str, Any] = self._guard(template_message(message))
-        return found
+        message_dict: dict[str, Any] = self._guard(template_message(message))
+        return message_dict
 
     def render(
         self, messages: Sequence[dict[str, Any]], tools: tuple[ToolSchema, ...] = (), generation: bool = True
     ) -> str:
-        """Return the guarded text of a conversation of guarded messages, ready for the next turn if `generation`.
-
-        Raises:
-            TemplateError: the template refuses the conversation.
-        """
+        """Return the guarded text of guarded messages, up to the next turn if `generation`; raises `TemplateError`."""
         from jinja2 import TemplateError as JinjaError
 
         if tools not in self._tools:
-            self._tools[tools] = self._guard([template_tool(tool) for tool in tools])
+            self._tools[tools] = self._guard([tool.as_openai() for tool in tools])
         try:
             text = self.tokenizer.apply_chat_template(
                 list(messages),
@@ -145,10 +125,9 @@ class ChatPrompts:
         return text
 
     def reference(self, message: Message) -> str:
-        """Return the guarded text of an assistant turn as the model itself would write it, its end token left out.
+        """Return the guarded text of an assistant turn as the model would write it, its end token left out.
 
-        Raises:
-            TemplateError: the template does not write the turn after its own generation prompt.
+        Raises `TemplateError` where the template does not write the turn after its own generation prompt.
         """
         question, prompt = self._question
         whole = self.render([question, self.guarded(message)], generation=False)
@@ -161,31 +140,16 @@ class ChatPrompts:
         return template_message(self.teacher.message(reference))
 
     def student(self, record: Record) -> str:
-        """Return the guarded text of the student's prompt: the conversation before the turn.
-
-        Raises:
-            TemplateError: the template refuses it, or begins this turn in another way than others.
-        """
+        """Return the guarded text of the student's prompt, the conversation before the turn; raises `TemplateError`."""
         return self._prompt([self.guarded(m) for m in record.context], record.tools)
 
     def teacher_prompt(self, record: Record, shown: Message | None = None) -> str:
-        """Return the guarded text of the teacher's prompt: the student's plus the expert's turn in its block.
+        """Return the guarded text of the teacher's prompt: the student's and the expert's turn (or `shown`).
 
-        With `shown`, that turn stands in the block instead of the record's own.
-
-        Raises:
-            TemplateError: as `student` and `reference`.
+        Raises `TemplateError`, as `student` and `reference`.
         """
         last = self.teacher_message(self.reference(shown or record.reference))
         return self._prompt([*(self.guarded(m) for m in record.context), last], record.tools)
-
-    def student_text(self, record: Record) -> str:
-        """Return the student's prompt for a reader."""
-        return self.encoder.control.restore(self.student(record))
-
-    def teacher_text(self, record: Record) -> str:
-        """Return the teacher's prompt for a reader."""
-        return self.encoder.control.restore(self.teacher_prompt(record))
 
     def reference_text(self, message: Message) -> str:
         """Return an assistant turn as the model would write it, for a reader."""
@@ -209,15 +173,15 @@ class ChatPrompts:
 
 
 def open_prompts(model: str, manifest: Mapping[str, Any], revision: str | None = None) -> ChatPrompts:
-    """Return the prompts of a dataset for a model, with the teacher template that the dataset was measured with.
+    """Return the prompts of a dataset for a model, with the teacher template that its tokens were counted with.
 
     Raises:
         DataError: the dataset was prepared with another tokenizer, chat template or teacher template, so its token
             counts and caps do not hold.
     """
     prompts = ChatPrompts(load_tokenizer(model, revision), load_teacher_template(str(manifest["teacher_template"])))
-    expected, found = manifest["fingerprint"], prompts.fingerprint()
-    differing = [name for name in found if found[name] != expected.get(name)]
+    expected, actual = manifest["fingerprint"], prompts.fingerprint()
+    differing = [name for name in actual if actual[name] != expected.get(name)]
     if differing:
         raise DataError(
             f"The dataset was prepared for {manifest['config']['model']}: "

@@ -1,7 +1,7 @@
 """No text of a session becomes a control token.
 
 A tokenizer turns the text `<|im_end|>` into the token that ends a turn, wherever it stands. In a chat template's own
-words that is right; in a user's message, a tool's output or a file that an agent read, it would let the text speak as
+text that is right; in a user's message, a tool's output or a file that an agent read, it would let the text speak as
 the system. So text of a session is guarded before it is rendered: each added token that it spells is replaced by a
 marker that no tokenizer knows, and `PieceEncoder` encodes what the marker stands for as ordinary text. A conversation
 that spells none is rendered and encoded as if nothing had happened.
@@ -59,11 +59,7 @@ class ControlTokens:
         return guarded
 
     def restore(self, text: str) -> str:
-        """Return the text with markers replaced by what they stand for.
-
-        Raises:
-            DataError: a chat template cut a marker apart.
-        """
+        """Return the text its markers stand for; raises `DataError` where a chat template cut a marker apart."""
         if SENTINEL not in text:
             return text
         restored = _MARKER.sub(self._meaning, text)

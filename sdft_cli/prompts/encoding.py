@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -21,10 +22,7 @@ class PieceEncoder:
 
     `encode(text)` equals `tokenizer.encode(text, add_special_tokens=False)` for every text without guarded parts. Where
     the conditions of the module docstring do not hold, `exact_pieces` is False and every such text is encoded in full.
-    Guarded parts (`control_tokens.py`) are encoded as ordinary text.
-
-    Raises:
-        UsageError: the tokenizer is not a fast one.
+    Guarded parts (`control_tokens.py`) are encoded as ordinary text. Raises `UsageError` if the tokenizer is not fast.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -33,20 +31,18 @@ class PieceEncoder:
             raise UsageError("The model has no fast tokenizer (tokenizer.json): convert it with transformers first.")
         added = tokenizer.added_tokens_decoder
         self._added_ids = {token.content: index for index, token in added.items()}
-        self._unknown: int | None = self._added_ids.get(
-            str(json.loads(self._backend.to_str())["model"].get("unk_token"))
-        )
+        self._control_ids = frozenset(added)
+        document = json.loads(self._backend.to_str())
+        self._unknown: int | None = self._added_ids.get(str(document["model"].get("unk_token")))
         self.control = ControlTokens(list(self._added_ids))
         self.boundaries = [
             token.content
             for token in added.values()
             if token.special and not (token.normalized or token.lstrip or token.rstrip or token.single_word)
         ]
-        self.exact_pieces = bool(self.boundaries) and _segments_are_independent(self._backend)
-        starts = "|".join(map(re.escape, self.boundaries))
-        self._split = re.compile(f"(?={starts})") if starts else None
-        markers = sorted(self._added_ids, key=len, reverse=True)
-        self._markers = re.compile(f"({'|'.join(map(re.escape, markers))})") if markers else None
+        self.exact_pieces = bool(self.boundaries) and _segments_are_independent(document)
+        self._starts = re.compile(f"(?={_any_of(self.boundaries)})")
+        self._added = re.compile(f"({_any_of(sorted(self._added_ids, key=len, reverse=True))})")
         self._pieces: dict[str, list[int]] = {}
 
     def forget(self) -> None:
@@ -55,15 +51,15 @@ class PieceEncoder:
 
     def encode(self, text: str) -> list[int]:
         """Return the token ids of `text`, without any token that the text does not spell out."""
-        if self._split is None or not self.exact_pieces:
+        if not self.exact_pieces:
             return self._encode(text)
         ids: list[int] = []
-        for piece in self._split.split(text):
+        for piece in self._starts.split(text):
             if piece:
-                found = self._pieces.get(piece)
-                if found is None:
-                    found = self._pieces[piece] = self._encode(piece)
-                ids.extend(found)
+                known = self._pieces.get(piece)
+                if known is None:
+                    known = self._pieces[piece] = self._encode(piece)
+                ids.extend(known)
         return ids
 
     def _encode(self, text: str) -> list[int]:
@@ -75,7 +71,7 @@ class PieceEncoder:
     def _encode_guarded(self, text: str) -> list[int]:
         """Encode text with guarded parts: the template's own tokens by name, all between them as ordinary text."""
         ids: list[int] = []
-        for part in self._markers.split(text) if self._markers else [text]:
+        for part in self._added.split(text):
             if part in self._added_ids:
                 ids.append(self._added_ids[part])
             elif part:
@@ -86,21 +82,17 @@ class PieceEncoder:
         """Encode text in which nothing is an added token, whatever it spells.
 
         A vocabulary that lacks bytes writes its unknown token for them, and in some (SmolLM2) that is a control token:
-        letters without an encoding become U+FFFD, the replacement character.
+        characters without an encoding become U+FFFD, the replacement character.
         """
         ids = list(self._plain.encode(text, add_special_tokens=False).ids)
         if self._unknown in ids:
-            letters = {x for x in set(text) if self._unknown in self._plain.encode(x, add_special_tokens=False).ids}
-            text = text.translate({ord(letter): "\ufffd" for letter in letters})
+            unknown = {x for x in set(text) if self._unknown in self._plain.encode(x, add_special_tokens=False).ids}
+            text = text.translate({ord(character): "\ufffd" for character in unknown})
             ids = list(self._plain.encode(text, add_special_tokens=False).ids)
         if self._control_ids.isdisjoint(ids):
             return ids
-        # A vocabulary whose merges build an added token out of its letters: keep the letters apart.
-        return [i for letter in text for i in self._plain.encode(letter, add_special_tokens=False).ids]
-
-    @cached_property
-    def _control_ids(self) -> frozenset[int]:
-        return frozenset(self._added_ids.values())
+        # A vocabulary whose merges build an added token out of its characters: keep the characters apart.
+        return [i for character in text for i in self._plain.encode(character, add_special_tokens=False).ids]
 
     @cached_property
     def _plain(self) -> Any:
@@ -110,12 +102,15 @@ class PieceEncoder:
         return Tokenizer.from_str(json.dumps({**json.loads(self._backend.to_str()), "added_tokens": []}))
 
 
-def _segments_are_independent(backend: Any) -> bool:
+def _any_of(texts: Sequence[str]) -> str:
+    return "|".join(map(re.escape, texts)) or "(?!)"  # of no texts: matches nowhere
+
+
+def _segments_are_independent(document: dict[str, Any]) -> bool:
     """Say whether text between added tokens is tokenised without regard to what stands outside it.
 
     Metaspace treats the first segment of a text differently (`prepend_scheme: first`), and so do some normalisers
     that prepend; byte-level BPE does not.
     """
-    document = json.loads(backend.to_str())
     text = json.dumps([document.get("pre_tokenizer"), document.get("normalizer")])
     return "Metaspace" not in text and "Prepend" not in text

@@ -2,21 +2,24 @@
 
 Rendering and encoding each turn's prompt alone costs turns x length. But the prompts of one session are made of the
 same blocks: the head (everything before the first answer), then one block for each assistant turn with what follows it.
-A template that is *local* writes a block in one of two ways: `live`, when no user message stands behind it, or `past`,
+A template that is *local* writes a block in one of two forms: `live`, when no user message stands behind it, or `past`,
 when one does (Qwen3.5 drops the think block of turns before the last user query). So each block is rendered twice, in a
 window of its own, and the prompts of a turn are sums over the blocks before it:
 
     student = head + past of blocks before the last one with a user message + live of the rest + generation prompt
     teacher = head + past of all blocks + teacher's message + generation prompt
 
-Whether a template is local is found out, not believed: `Measurer` compares sums with full renderings over made-up
-conversations, and every session compares its last measured turn. Where they differ, every turn is rendered in full.
+Whether a template is local is found out, not believed: `TokenCounter` compares sums with full renderings over made-up
+conversations, and every session compares its last counted turn. Where they differ, every turn is rendered in full.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 from typing import Any
 
 from sdft_cli.prompts.chat import ChatPrompts, TemplateError
@@ -28,40 +31,36 @@ class NotLocalError(Exception):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """The token ids of one turn's two prompts and its reference (end of turn included)."""
-
-    student: list[int]
-    teacher: list[int]
-    reference: list[int]
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """The same in numbers of tokens."""
+class TurnLengths:
+    """The numbers of tokens of one turn's two prompts and its reference (end of turn included)."""
 
     student: int
     teacher: int
     reference: int
 
 
+@dataclass(frozen=True)
+class TurnIds:
+    """The same as token ids."""
+
+    student: list[int]
+    teacher: list[int]
+    reference: list[int]
+
+    @property
+    def lengths(self) -> TurnLengths:
+        return TurnLengths(len(self.student), len(self.teacher), len(self.reference))
+
+
 def record_at(session: Session, turn: int) -> Record:
-    """Return a record of a turn before it is measured."""
+    """Return a record of a turn before its tokens are counted."""
     return Record(RecordRow("", session.session_id, turn, 0, 0, 0, False), session)
 
 
-def measure_in_full(prompts: ChatPrompts, session: Session, turn: int) -> Measured:
+def ids_in_full(prompts: ChatPrompts, session: Session, turn: int) -> TurnIds:
     """Render and encode one turn alone. Raises `TemplateError` where the template refuses it."""
     record = record_at(session, turn)
-    return Measured(prompts.student_ids(record), prompts.teacher_ids(record), prompts.reference_ids(record))
-
-
-@dataclass
-class _Block:
-    """One assistant turn and what follows it, as token ids in both ways of writing it."""
-
-    live: list[int]
-    past: list[int]
+    return TurnIds(prompts.student_ids(record), prompts.teacher_ids(record), prompts.reference_ids(record))
 
 
 class _Windows:
@@ -105,7 +104,9 @@ class _Sums:
         # Also turns that are no candidates: wherever an answer stands, it is written live or as past.
         self.starts = [i for i, m in enumerate(session.messages) if m.role == "assistant" and i > first_user]
         self.head: list[int] | None = None
-        self.blocks: list[_Block] = []
+        self.live: list[list[int]] = []
+        self.past: list[list[int]] = []
+        """The blocks as token ids, in both forms."""
         self.live_from = 0
         """The last block with a user message: it and the blocks behind it are written live."""
         self.live_tokens, self.past_tokens = [0], [0]
@@ -120,21 +121,21 @@ class _Sums:
         if self.head is None:
             messages = [self.prompts.guarded(m) for m in self.session.messages[: self.starts[0]]]
             self.head = self.encode(self.prompts.render(messages, self.session.tools, generation=False))
-        while self.starts[len(self.blocks)] < turn:
+        while self.starts[len(self.live)] < turn:
             self._add_block()
         return self.head
 
     def _add_block(self) -> None:
-        number = len(self.blocks)
+        number = len(self.live)
         messages = self.session.messages[self.starts[number] : self.starts[number + 1]]
         guarded = [self.prompts.guarded(m) for m in messages]
         has_user = any(m.role == "user" for m in messages)
         live = self.windows.live(guarded)
         past = live if has_user else self.windows.past(guarded)  # its own user message makes it past
-        ids = self.encode(live)
-        self.blocks.append(_Block(ids, ids if live == past else self.encode(past)))
-        self.live_tokens.append(self.live_tokens[-1] + len(ids))
-        self.past_tokens.append(self.past_tokens[-1] + len(self.blocks[-1].past))
+        self.live.append(self.encode(live))
+        self.past.append(self.live[-1] if live == past else self.encode(past))
+        self.live_tokens.append(self.live_tokens[-1] + len(self.live[-1]))
+        self.past_tokens.append(self.past_tokens[-1] + len(self.past[-1]))
         if has_user:
             self.live_from = number
 
@@ -144,31 +145,27 @@ class _Sums:
         message = self.prompts.render([self.windows.stub, self.prompts.teacher_message(reference)], generation=False)
         return self.encode(self.windows.after(message)), [*self.encode(reference), self.prompts.turn_end_id]
 
-    def lengths(self, turn: int) -> Lengths:
+    def lengths(self, turn: int) -> TurnLengths:
         """Count the tokens of a turn; turns come in order."""
         head, (message, reference) = self._grow(turn), self._ends(turn)
         shared = len(head) + len(self.generation)
         live = self.live_tokens[-1] - self.live_tokens[self.live_from]
-        return Lengths(
+        return TurnLengths(
             student=shared + self.past_tokens[self.live_from] + live,
             teacher=shared + self.past_tokens[-1] + len(message),
             reference=len(reference),
         )
 
-    def measured(self, turn: int) -> Measured:
+    def ids(self, turn: int) -> TurnIds:
         """Return the ids of the turn that was counted last."""
         head, (message, reference) = self._grow(turn), self._ends(turn)
-        past = [b.past for b in self.blocks]
-        live = [b.live for b in self.blocks[self.live_from :]]
-        return Measured(
-            student=[i for part in (head, *past[: self.live_from], *live, self.generation) for i in part],
-            teacher=[i for part in (head, *past, message, self.generation) for i in part],
-            reference=reference,
-        )
+        student = (head, *self.past[: self.live_from], *self.live[self.live_from :], self.generation)
+        teacher = (head, *self.past, message, self.generation)
+        return TurnIds([*chain(*student)], [*chain(*teacher)], reference)
 
 
-class SessionMeasure:
-    """Measures the turns of one session, in order. `in_full` says that each turn is rendered and encoded alone."""
+class SessionCounter:
+    """Counts the tokens of a session's turns, in order; `in_full`: each turn is rendered and encoded alone."""
 
     def __init__(self, prompts: ChatPrompts, session: Session, windows: _Windows | None) -> None:
         self.prompts = prompts
@@ -176,39 +173,30 @@ class SessionMeasure:
         self.in_full = windows is None
         self._sums = None if windows is None else _Sums(windows, session)
 
-    def lengths(self, turn: int) -> Lengths:
-        """Return the token counts of a turn that has a user message before it.
-
-        Raises:
-            TemplateError: the chat template refuses the conversation.
-        """
+    def lengths(self, turn: int) -> TurnLengths:
+        """Return the token counts of a turn that has a user message before it; raises `TemplateError`."""
         if self._sums is not None and not self.in_full:
-            try:
+            with suppress(NotLocalError, TemplateError):
                 return self._sums.lengths(turn)
-            except (NotLocalError, TemplateError):
-                found = measure_in_full(self.prompts, self.session, turn)  # the template's own refusal, if it is one
-                self.in_full = True
-        else:
-            found = measure_in_full(self.prompts, self.session, turn)
-        return Lengths(len(found.student), len(found.teacher), len(found.reference))
+        ids = ids_in_full(self.prompts, self.session, turn)  # raises the template's own refusal, if it is one
+        self.in_full = True
+        return ids.lengths
 
-    def measured(self, turn: int) -> Measured:
-        """Return the token ids of the turn that was measured last."""
+    def ids(self, turn: int) -> TurnIds:
+        """Return the token ids of the turn that was counted last."""
         if self._sums is None or self.in_full:
-            return measure_in_full(self.prompts, self.session, turn)
-        return self._sums.measured(turn)
+            return ids_in_full(self.prompts, self.session, turn)
+        return self._sums.ids(turn)
 
     def holds_at(self, turn: int) -> bool:
-        """Compare the sums of the turn that was measured last with its full rendering.
+        """Compare the sums of the turn that was counted last with its full rendering.
 
         False, too, if a later turn could not be summed: the turns before it were, and nothing vouches for them.
         """
-        if self._sums is None:
-            return True
-        if self.in_full:
-            return False
+        if self._sums is None or self.in_full:
+            return self._sums is None
         try:
-            return self.measured(turn) == measure_in_full(self.prompts, self.session, turn)
+            return self.ids(turn) == ids_in_full(self.prompts, self.session, turn)
         except TemplateError:  # the sums did not foresee it; turn by turn, it is the turn's reason
             return False
 
@@ -239,19 +227,19 @@ def _agrees(windows: _Windows, session: Session) -> bool:
     """Compare sums with full renderings at every turn of a probe; where the template refuses one, both must."""
     prompts, sums = windows.prompts, _Sums(windows, session)
     for turn in sums.starts:
-        found: list[Measured | None] = []
-        for measure in (sums.measured, lambda t: measure_in_full(prompts, session, t)):
+        both: list[TurnIds | None] = []
+        for ids_of in (sums.ids, partial(ids_in_full, prompts, session)):
             try:
-                found.append(measure(turn))
+                both.append(ids_of(turn))
             except TemplateError:
-                found.append(None)
-        if found[0] != found[1]:
+                both.append(None)
+        if both[0] != both[1]:
             return False
     return True
 
 
-class Measurer:
-    """Measures sessions with one model's prompts; `local` says whether its template is local."""
+class TokenCounter:
+    """Counts the tokens of sessions with one model's prompts; `local` says whether its template is local."""
 
     def __init__(self, prompts: ChatPrompts) -> None:
         self.prompts = prompts
@@ -271,10 +259,6 @@ class Measurer:
         except (NotLocalError, TemplateError):
             return None
 
-    def session(self, session: Session) -> SessionMeasure:
-        """Start to measure a session."""
-        return SessionMeasure(self.prompts, session, self._windows)
-
-    def session_in_full(self, session: Session) -> SessionMeasure:
-        """Measure a session turn by turn, each rendered alone."""
-        return SessionMeasure(self.prompts, session, None)
+    def session(self, session: Session, in_full: bool = False) -> SessionCounter:
+        """Start to count a session; `in_full`: turn by turn, each rendered alone, whatever the template."""
+        return SessionCounter(self.prompts, session, None if in_full else self._windows)

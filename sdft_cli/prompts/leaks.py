@@ -104,5 +104,5 @@ def copied_share(answer: str, expert: str, context: str) -> float:
 
 def unknown_paths(answer: str, context: str) -> list[str]:
     """Return the file paths of an answer that occur nowhere in its context, each once, in order."""
-    found = (match.rstrip(".") for match in _PATH.findall(answer))
-    return [path for path in dict.fromkeys(found) if path not in context]
+    paths = (match.rstrip(".") for match in _PATH.findall(answer))
+    return [path for path in dict.fromkeys(paths) if path not in context]

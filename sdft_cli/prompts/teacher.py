@@ -44,11 +44,7 @@ class TeacherTemplate:
 
 
 def load_teacher_template(name: str = DEFAULT) -> TeacherTemplate:
-    """Load a teacher template: a name in `templates/teacher/`, or the path of a text file.
-
-    Raises:
-        UsageError: there is no such template or file, or it has no slot.
-    """
+    """Load a teacher template, a name in `templates/teacher/` or the path of a text file; raises `UsageError`."""
     path = Path(name)
     if path.suffix == ".txt":
         if not path.is_file():

@@ -66,10 +66,10 @@ def _referred(reference: str, root: Any) -> Any:
     """Follow a reference inside a schema; None, which says nothing, if it leads out of it or nowhere."""
     if reference.partition("/")[0] != "#":
         return None
-    found = root
+    schema = root
     for step in unquote(reference).split("/")[1:]:
-        found = found.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
-    return found
+        schema = schema.get(step.replace("~1", "/").replace("~0", "~")) if isinstance(schema, dict) else None
+    return schema
 
 
 def _admits_text(schema: Any, root: Any, seen: dict[str, bool]) -> bool:
@@ -134,10 +134,10 @@ def _parse_xml(body: str, tools: dict[str, ToolSchema]) -> ParsedCall | str:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) < len(pairs):
         raise ValueError("a key twice")
-    return found
+    return mapping
 
 
 def _no_constant(name: str) -> Any:
@@ -155,7 +155,7 @@ def _call_of(value: Any) -> ParsedCall | str:
 
 
 @dataclass(slots=True)
-class _Turn:
+class _TurnSoFar:
     """What was found up to a position of the text."""
 
     content: list[str] = field(default_factory=list)
@@ -165,16 +165,16 @@ class _Turn:
     failed: list[str] = field(default_factory=list)
     thought: list[str] = field(default_factory=list)
 
-    def add(self, found: ParsedCall | str, raw: str, begun: str | None = None) -> None:
+    def add(self, outcome: ParsedCall | str, raw: str, begun: str | None = None) -> None:
         self.begun = begun
-        if isinstance(found, ParsedCall):
-            self.calls.append(found)
+        if isinstance(outcome, ParsedCall):
+            self.calls.append(outcome)
         else:
-            self.errors.append(found)
+            self.errors.append(outcome)
             self.failed.append(raw)
 
 
-def _read_call(text: str, start: int, tools: dict[str, ToolSchema], turn: _Turn) -> int:
+def _read_call(text: str, start: int, tools: dict[str, ToolSchema], turn: _TurnSoFar) -> int:
     """Read the call whose opening tag ends at `start`; return where the text goes on."""
     json_start = re.compile(r"\s*").match(text, start).end()  # type: ignore[union-attr]
     closes = opens = start
@@ -205,7 +205,7 @@ def _read_call(text: str, start: int, tools: dict[str, ToolSchema], turn: _Turn)
 def parse_turn(text: str, tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
     """Take an assistant turn apart into prose, calls and failed calls."""
     by_name = {tool.name: tool for tool in tools}
-    turn, position = _Turn(), 0
+    turn, position = _TurnSoFar(), 0
     while mark := _MARK.search(text, position):
         turn.content.append(text[position : mark.start()])
         if mark[0] == "<think>":
@@ -213,7 +213,7 @@ def parse_turn(text: str, tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
             turn.thought.append(text[mark.end() : end if end >= 0 else None])
             position = len(text) if end < 0 else end + len("</think>")
         elif mark[0] == "</think>":  # the prompt began the block: all so far was thought
-            turn, position = _Turn(thought=[text[: mark.start()]]), mark.end()
+            turn, position = _TurnSoFar(thought=[text[: mark.start()]]), mark.end()
         else:
             position = _read_call(text, mark.end(), by_name, turn)
     turn.content.append(text[position:])
@@ -247,10 +247,10 @@ def comes_back(text: str, message: Message, tools: Sequence[ToolSchema]) -> bool
     in it, or a number where the schema allows a text too. No answer can equal such a turn. White space around the
     prose does not count: chat templates trim it.
     """
-    found = parse_turn(text, tools)
+    turn = parse_turn(text, tools)
     expected = [canonical(call.name, call.parsed_arguments()) for call in message.tool_calls]
-    calls = [canonical(call.name, call.arguments) for call in found.calls]
-    return not found.errors and calls == expected and found.content == message.content.strip()
+    calls = [canonical(call.name, call.arguments) for call in turn.calls]
+    return not turn.errors and calls == expected and turn.content == message.content.strip()
 
 
 def same_calls(answer: ParsedTurn, message: Message) -> bool:

@@ -13,63 +13,44 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import polars as pl
 
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import read_json
-from sdft_cli.records.types import Message, Record, RecordRow, Rejection, Session, ToolCall, ToolSchema
+from sdft_cli.records.types import Record, RecordRow, Rejection, Session
 
 SCHEMA_VERSION = 1
 FORMAT = "sdft-dataset"
 TABLES = ("sessions", "train", "validation", "rejected")
 
-_TOOL_CALL = pl.Struct({"id": pl.String, "name": pl.String, "arguments": pl.String})
-_MESSAGE = pl.Struct(
-    {
-        "role": pl.String,
-        "content": pl.String,
-        "tool_calls": pl.List(_TOOL_CALL),
-        "tool_call_id": pl.String,
-        "name": pl.String,
-        "status": pl.String,
-    }
-)
-_TOOL = pl.Struct({"name": pl.String, "description": pl.String, "parameters": pl.String, "origin": pl.String})
-_RECORD_COLUMNS: dict[str, Any] = {
-    "record_id": pl.String,
-    "session_id": pl.String,
-    "turn_index": pl.Int64,
-    "prompt_tokens": pl.Int64,
-    "teacher_prompt_tokens": pl.Int64,
-    "reference_tokens": pl.Int64,
-    "has_tool_call": pl.Boolean,
-}
+
+def _texts(*names: str) -> dict[str, Any]:
+    return dict.fromkeys(names, pl.String)
+
+
+_CALLS = pl.List(pl.Struct(_texts("id", "name", "arguments")))
+_MESSAGE = pl.Struct({**_texts("role", "content"), "tool_calls": _CALLS, **_texts("tool_call_id", "name", "status")})
+_TOOL = pl.Struct(_texts("name", "description", "parameters", "origin"))
+_POINTER = {**_texts("record_id", "session_id"), "turn_index": pl.Int64}
+_LENGTHS = {"prompt_tokens": pl.Int64, "teacher_prompt_tokens": pl.Int64, "reference_tokens": pl.Int64}
+_RECORD_COLUMNS: dict[str, Any] = {**_POINTER, **_LENGTHS, "has_tool_call": pl.Boolean}
 COLUMNS: dict[str, dict[str, Any]] = {
     "sessions": {
-        "session_id": pl.String,
-        "group": pl.String,
+        **_texts("session_id", "group"),
         "messages": pl.List(_MESSAGE),
         "tools": pl.List(_TOOL),
         "metadata": pl.String,
     },
     "train": _RECORD_COLUMNS,
     "validation": _RECORD_COLUMNS,
-    "rejected": {
-        "record_id": pl.String,
-        "session_id": pl.String,
-        "turn_index": pl.Int64,
-        "reason": pl.String,
-        "detail": pl.String,
-        "prompt_tokens": pl.Int64,
-        "teacher_prompt_tokens": pl.Int64,
-        "reference_tokens": pl.Int64,
-    },
+    "rejected": {**_POINTER, **_texts("reason", "detail"), **_LENGTHS},
 }
 
 
@@ -90,68 +71,42 @@ class Dataset:
 
 
 def _session_row(session: Session) -> dict[str, Any]:
-    def message(m: Message) -> dict[str, Any]:
-        return {
-            "role": m.role,
-            "content": m.content,
-            "tool_calls": [asdict(call) for call in m.tool_calls],
-            "tool_call_id": m.tool_call_id,
-            "name": m.name,
-            "status": m.status,
-        }
-
-    return {
-        "session_id": session.session_id,
-        "group": session.group,
-        "messages": [message(m) for m in session.messages],
-        "tools": [asdict(tool) for tool in session.tools],
-        "metadata": json.dumps(dict(session.metadata), ensure_ascii=False, sort_keys=True),
-    }
+    row: dict[str, Any] = msgspec.to_builtins(replace(session, metadata={}))
+    for message in row["messages"]:
+        del message["reasoning"]
+    return {**row, "metadata": json.dumps(dict(session.metadata), ensure_ascii=False, sort_keys=True)}
 
 
 def _session_of(row: Mapping[str, Any]) -> Session:
-    messages = tuple(
-        Message(
-            role=m["role"],
-            content=m["content"],
-            tool_calls=tuple(ToolCall(**call) for call in m["tool_calls"] or ()),
-            tool_call_id=m["tool_call_id"],
-            name=m["name"],
-            status=m["status"],
-        )
-        for m in row["messages"]
-    )
-    return Session(
-        session_id=row["session_id"],
-        messages=messages,
-        tools=tuple(ToolSchema(**tool) for tool in row["tools"]),
-        group=row["group"],
-        metadata=json.loads(row["metadata"]),
-    )
+    return msgspec.convert({**row, "metadata": json.loads(row["metadata"])}, Session)
 
 
-ROW_GROUP_BYTES, ROW_GROUP_ROWS = 16 << 20, 100_000
+ROW_GROUP_CHARACTERS, ROW_GROUP_ROWS = 16 << 20, 100_000
 """A row group of a table is closed at so much text or so many rows, so that writing needs the memory of one."""
 
 
-def _row_groups(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-    """Cut rows into groups that fit into memory."""
+def row_groups(
+    rows: Iterable[dict[str, Any]], characters_of: Callable[[dict[str, Any]], int], most: int = ROW_GROUP_CHARACTERS
+) -> Iterator[list[dict[str, Any]]]:
+    """Cut rows into groups that fit into memory, each closed at `most` characters of text."""
     group: list[dict[str, Any]] = []
     size = 0
     for row in rows:
         group.append(row)
-        size += sum(
-            len(m["content"]) + sum(len(c["arguments"]) for c in m["tool_calls"]) for m in row.get("messages", ())
-        )
-        if size >= ROW_GROUP_BYTES or len(group) >= ROW_GROUP_ROWS:
+        size += characters_of(row)
+        if size >= most or len(group) >= ROW_GROUP_ROWS:
             yield group
             group, size = [], 0
     if group:
         yield group
 
 
+def _characters_of(row: Mapping[str, Any]) -> int:
+    messages = row.get("messages", ())
+    return sum(len(m["content"]) + sum(len(call["arguments"]) for call in m["tool_calls"]) for m in messages)
+
+
 def _write_table(path: Path, table: str, rows: Iterable[dict[str, Any]]) -> int:
-    """Write rows as Parquet, group by group; return how many there were."""
     import pyarrow.parquet as pq
 
     def arrow(group: list[dict[str, Any]]) -> Any:
@@ -160,7 +115,7 @@ def _write_table(path: Path, table: str, rows: Iterable[dict[str, Any]]) -> int:
 
     count = 0
     with pq.ParquetWriter(path, arrow([]).schema, compression="zstd") as writer:
-        for group in _row_groups(rows):
+        for group in row_groups(rows, _characters_of):
             writer.write_table(arrow(group))
             count += len(group)
     return count
@@ -181,7 +136,7 @@ def write_dataset(
     extra_files: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Write a dataset folder, all of it or nothing.
+    """Write a dataset folder, all of it or nothing; raises as `new_folder`.
 
     Args:
         target: the folder to create; refused if it exists, unless `overwrite`.
@@ -191,9 +146,6 @@ def write_dataset(
         manifest: what the caller knows (source, config, hashes, funnel); format, schema version, row counts and file
             hashes are added here.
         extra_files: name -> text, e.g. the data card.
-
-    Raises:
-        UsageError, MachineError: as `new_folder`.
     """
     rows: dict[str, Iterable[dict[str, Any]]] = {
         "sessions": map(_session_row, sessions),
@@ -271,7 +223,7 @@ def read_dataset(folder: Path) -> Dataset:
     sessions = {row["session_id"]: _session_of(row) for row in frames["sessions"].iter_rows(named=True)}
 
     def records(table: str) -> list[Record]:
-        found = []
+        records = []
         for row in frames[table].iter_rows(named=True):
             pointer = RecordRow(**row)
             session = sessions.get(pointer.session_id)
@@ -280,8 +232,8 @@ def read_dataset(folder: Path) -> Dataset:
                     f"{folder / table}.parquet points to {pointer.record_id}, which sessions.parquet does not hold: "
                     "run `sdft prepare` again."
                 )
-            found.append(Record(pointer, session))
-        return found
+            records.append(Record(pointer, session))
+        return records
 
     rejected = [Rejection(**row) for row in frames["rejected"].iter_rows(named=True)]
     return Dataset(folder, manifest, sessions, records("train"), records("validation"), rejected)

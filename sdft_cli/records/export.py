@@ -15,12 +15,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from sdft_cli.errors import DataError
-from sdft_cli.records.dataset import Dataset
+from sdft_cli.records.dataset import Dataset, row_groups
 from sdft_cli.records.folders import new_file
-from sdft_cli.records.types import Message, Record, ToolCall, ToolSchema
+from sdft_cli.records.types import Message, Record
 
 Format = Literal["trl", "openai", "sharegpt"]
 Split = Literal["train", "validation", "all"]
@@ -28,12 +28,12 @@ Row = dict[str, Any]
 Renderer = Callable[[Message], str]
 """How the expert's turn becomes the text of `privileged_context`."""
 
-PARQUET_BATCH_CHARS = 16_000_000
-"""Rows of a Parquet file are held back until their text is this long; then they are written as one row group."""
+PARQUET_GROUP_CHARACTERS = 16_000_000
+"""A row group of a Parquet file is closed when its text is this long."""
 
 _RESULTS_JOINT = "\n</tool_response>\n<tool_response>\n"
 """LLaMA-Factory has one observation per turn; this is how it joins the results of parallel calls itself."""
-_CALL_WORDS = ("<tool_call>", "</tool_call>")
+_CALL_MARKS = ("<tool_call>", "</tool_call>")
 """LLaMA-Factory's marks around the calls of a turn that has text, too."""
 
 
@@ -47,37 +47,18 @@ class Exported:
 
     rows: int
     left_out: dict[str, int]
-    """reason -> number of records that the format cannot hold."""
+    """Reason -> number of records that the format cannot hold."""
 
 
 def _text_of(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def _function(tool: ToolSchema) -> dict[str, Any]:
-    return {"name": tool.name, "description": tool.description, "parameters": json.loads(tool.parameters)}
-
-
-def _tools(tools: Sequence[ToolSchema]) -> list[dict[str, Any]]:
-    return [{"type": "function", "function": _function(tool)} for tool in tools]
-
-
-def _message(message: Message, arguments: Callable[[ToolCall], Any]) -> dict[str, Any]:
-    found: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        found["tool_calls"] = [
-            {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments(call)}}
-            for call in message.tool_calls
-        ]
-    if message.role == "tool":
-        found["tool_call_id"] = message.tool_call_id
-    return found
-
-
 def openai_row(record: Record) -> Row:
     """Return `{"messages", "tools"}` with the expert's turn last; no `tools` where there are none, as OpenAI wants."""
-    messages = [_message(m, lambda call: call.arguments) for m in (*record.context, record.reference)]
-    return {"messages": messages, "tools": _tools(record.tools)} if record.tools else {"messages": messages}
+    messages = [m.as_openai(lambda call: call.arguments) for m in (*record.context, record.reference)]
+    tools = [tool.as_openai() for tool in record.tools]
+    return {"messages": messages, "tools": tools} if tools else {"messages": messages}
 
 
 def plain_turn(message: Message) -> str:
@@ -90,13 +71,12 @@ def plain_turn(message: Message) -> str:
 def trl_row(record: Record, render: Renderer = plain_turn, tool_turns: bool = False) -> Row:
     """Return `{"prompt", "privileged_context", "tools"}`.
 
-    Raises:
-        NotExpressibleError: the prompt does not end in a user message (TRL 1.15 refuses it) and not `tool_turns`.
+    Raises `NotExpressibleError` unless the prompt ends in a user message (TRL 1.15 refuses others) or `tool_turns`.
     """
     if not tool_turns and [m.role for m in record.context[-1:]] != ["user"]:
         raise NotExpressibleError("prompt does not end in a user message")
-    prompt = [_message(m, ToolCall.parsed_arguments) for m in record.context]
-    return {"prompt": prompt, "privileged_context": render(record.reference), "tools": _tools(record.tools)}
+    prompt, tools = [m.as_openai() for m in record.context], [tool.as_openai() for tool in record.tools]
+    return {"prompt": prompt, "privileged_context": render(record.reference), "tools": tools}
 
 
 def _function_call(message: Message) -> str:
@@ -105,22 +85,22 @@ def _function_call(message: Message) -> str:
     text = _text_of(calls[0] if len(calls) == 1 else calls).replace("<", "\\u003c")
     if not message.content:
         return text
-    if any(word in message.content for word in _CALL_WORDS):
+    if any(mark in message.content for mark in _CALL_MARKS):
         raise NotExpressibleError("text with tool-call marks beside a call")
-    return f"{message.content}{_CALL_WORDS[0]}{text}{_CALL_WORDS[1]}"
+    return f"{message.content}{_CALL_MARKS[0]}{text}{_CALL_MARKS[1]}"
 
 
 def _one_turn_each(context: Sequence[Message]) -> list[Message]:
     """Join an assistant turn without calls to the assistant turn after it."""
-    found: list[Message] = []
+    joined: list[Message] = []
     for message in context:
-        last = found[-1] if found else None
+        last = joined[-1] if joined else None
         if last and message.role == last.role == "assistant" and not last.tool_calls:
             text = "\n\n".join(part for part in (last.content, message.content) if part)
-            found[-1] = Message("assistant", text, message.tool_calls)
+            joined[-1] = Message("assistant", text, message.tool_calls)
         else:
-            found.append(message)
-    return found
+            joined.append(message)
+    return joined
 
 
 def _entries(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
@@ -138,21 +118,20 @@ def _entries(messages: Sequence[Message]) -> Iterator[tuple[str, str]]:
 
 def _joined(entries: Iterable[tuple[str, str]]) -> list[dict[str, str]]:
     """Join neighbours of one kind where that keeps their meaning: user messages, and results of parallel calls."""
-    found: list[dict[str, str]] = []
+    joined: list[dict[str, str]] = []
     joints = {"human": "\n\n", "observation": _RESULTS_JOINT}
     for kind, value in entries:
-        if found and found[-1]["from"] == kind and kind in joints:
-            found[-1]["value"] += joints[kind] + value
+        if joined and joined[-1]["from"] == kind and kind in joints:
+            joined[-1]["value"] += joints[kind] + value
         else:
-            found.append({"from": kind, "value": value})
-    return found
+            joined.append({"from": kind, "value": value})
+    return joined
 
 
 def sharegpt_row(record: Record) -> Row:
-    """Return `{"conversations", "tools"}`; `tools` is JSON text of a list of functions, or empty.
+    """Return `{"conversations", "tools"}` (`tools`: JSON text of a list of functions, or empty).
 
-    Raises:
-        NotExpressibleError: the conversation does not alternate between user or tool and assistant.
+    Raises `NotExpressibleError` where the conversation does not alternate between user or tool and assistant.
     """
     conversation = _joined(_entries([*_one_turn_each(record.context), record.reference]))
     turns = conversation[1:] if conversation[0]["from"] == "system" else conversation
@@ -162,7 +141,7 @@ def sharegpt_row(record: Record) -> Row:
             raise NotExpressibleError("user message next to a tool result")
         if not asked and not index % 2:
             raise NotExpressibleError("two assistant turns in a row" if index else "conversation starts with an answer")
-    functions = [_function(tool) for tool in record.tools]
+    functions = [tool.as_openai()["function"] for tool in record.tools]
     for function in functions:
         function["parameters"].setdefault("properties", {})  # LLaMA-Factory reads it unasked
     return {"conversations": conversation, "tools": _text_of(functions) if functions else ""}
@@ -180,26 +159,13 @@ def rows_of(records: Iterable[Record], to_row: Callable[[Record], Row], left_out
 
 
 def write_jsonl(path: Path, rows: Iterable[Row]) -> int:
-    """Write one JSON object per line, one at a time; return their number."""
+    """Write one JSON object per line; return their number."""
     count = 0
     with path.open("w", encoding="utf-8", newline="\n") as file:
         for row in rows:
             file.write(_text_of(row) + "\n")
             count += 1
     return count
-
-
-def _batches(rows: Iterable[Row], columns: Sequence[str]) -> Iterator[list[Row]]:
-    batch: list[Row] = []
-    chars = 0
-    for row in rows:
-        batch.append({column: row.get(column, []) for column in columns})
-        chars += len(_text_of(row))
-        if chars >= PARQUET_BATCH_CHARS:
-            yield batch
-            batch, chars = [], 0
-    if batch:
-        yield batch
 
 
 def write_parquet(path: Path, rows: Iterable[Row], file_format: Format) -> int:
@@ -218,11 +184,12 @@ def write_parquet(path: Path, rows: Iterable[Row], file_format: Format) -> int:
         "trl": Features({"prompt": items, "privileged_context": text, "tools": items}),
         "sharegpt": Features({"conversations": List({"from": text, "value": text}), "tools": text}),
     }[file_format]
+    whole = ({column: row.get(column, []) for column in features} for row in rows)
     count = 0
     with pq.ParquetWriter(path, features.arrow_schema) as writer:
-        for batch in _batches(rows, list(features)):
-            writer.write_table(Table.from_list(batch, features=features).data.table)
-            count += len(batch)
+        for group in row_groups(whole, lambda row: len(_text_of(row)), PARQUET_GROUP_CHARACTERS):
+            writer.write_table(Table.from_list(group, features=features).data.table)
+            count += len(group)
     return count
 
 
@@ -243,11 +210,8 @@ def export(
     """Write the records of a split as self-contained rows, all of them or no file.
 
     Args:
-        dataset: what `read_dataset` returned.
-        file_format: see the module's docstring.
+        dataset, file_format, split: which records, and as what; see the module's docstring.
         out: JSON Lines, or Parquet where the name ends in `.parquet`.
-        split: which records.
-        overwrite: replace an existing file.
         render: `trl` only: how the expert's turn becomes text.
         tool_turns: `trl` only: write prompts that end in a tool result, too.
 
@@ -255,7 +219,6 @@ def export(
         DataError: the split is empty, or the format can hold none of its records.
         UsageError, MachineError: as `new_file`.
     """
-    assert file_format in get_args(Format)
     records = records_of(dataset, split)
     if not records:
         raise DataError(f"The dataset has no record in {split}: choose another --split.")

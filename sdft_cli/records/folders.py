@@ -13,13 +13,18 @@ from pathlib import Path
 from sdft_cli.errors import MachineError, UsageError
 
 
-def check_output_folder(target: Path, marker: str, overwrite: bool) -> None:
-    """Refuse a target that exists (unless `overwrite`) or whose parent cannot be written.
+@contextmanager
+def _failing_as(what: str, advice: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MachineError(f"{what} ({error.strerror or error}): {advice}.") from error
 
-    Args:
-        target: the folder to write.
-        marker: the file that every folder of this kind holds: `overwrite` replaces no other folder.
-        overwrite: replace what is there.
+
+def check_output_folder(target: Path, marker: str, overwrite: bool) -> None:
+    """Refuse a folder that exists (unless `overwrite`) or whose parent cannot be written.
+
+    `marker` is the file that every folder of this kind holds: `overwrite` replaces no other folder.
 
     Raises:
         UsageError: the folder exists and `overwrite` is false, or it is of another kind, or the path is a file.
@@ -27,21 +32,20 @@ def check_output_folder(target: Path, marker: str, overwrite: bool) -> None:
     """
     if target.is_file():
         raise UsageError(f"{target} is a file: give --out a folder that does not exist yet.")
-    if target.exists() and any(target.iterdir()) and not overwrite:
-        raise UsageError(f"{target} already exists: choose another --out, or add --overwrite to replace it.")
-    if target.exists() and any(target.iterdir()) and not (target / marker).is_file():
-        raise UsageError(
-            f"{target} is not what this command writes (it holds no {marker}), so --overwrite does not replace it: "
-            "choose another --out."
-        )
+    if target.exists() and any(target.iterdir()):
+        if not overwrite:
+            raise UsageError(f"{target} already exists: choose another --out, or add --overwrite to replace it.")
+        if not (target / marker).is_file():
+            raise UsageError(
+                f"{target} is not what this command writes (it holds no {marker}), so --overwrite does not replace it: "
+                "choose another --out."
+            )
     parent = target.absolute().parent
-    try:
+    with _failing_as(f"Cannot write in {parent}", "choose another --out"):
         parent.mkdir(parents=True, exist_ok=True)
         probe = _hidden(target, "probe")
         probe.mkdir()
         probe.rmdir()
-    except OSError as error:
-        raise MachineError(f"Cannot write in {parent} ({error.strerror}): choose another --out.") from error
 
 
 def _sync_path(path: Path) -> None:
@@ -50,11 +54,6 @@ def _sync_path(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _sync(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        _sync_path(path)
 
 
 def _hidden(target: Path, kind: str) -> Path:
@@ -103,7 +102,8 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     scratch.mkdir()
     try:
         yield scratch
-        _sync(scratch)
+        for path in [*scratch.rglob("*"), scratch]:
+            _sync_path(path)
         old = _move_aside(target)
         try:
             scratch.rename(target)
@@ -115,8 +115,7 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         if old:
             _delete(old)
     finally:
-        if scratch.exists():
-            shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _move_aside(target: Path) -> Path | None:
@@ -135,13 +134,9 @@ def new_folder(target: Path, marker: str, overwrite: bool = False) -> Iterator[P
     too when the disk is full or a write fails.
     """
     check_output_folder(target, marker, overwrite)
-    try:
-        with replacing_folder(target.absolute()) as scratch:
-            yield scratch
-    except OSError as error:
-        raise MachineError(
-            f"Writing {target} failed ({error.strerror or error}): free space or choose another --out."
-        ) from error
+    failed = _failing_as(f"Writing {target} failed", "free space or choose another --out")
+    with failed, replacing_folder(target.absolute()) as scratch:
+        yield scratch
 
 
 @contextmanager
@@ -158,8 +153,7 @@ def replacing_file(target: Path) -> Iterator[Path]:
         scratch.replace(target)
         _sync_path(scratch.parent)
     finally:
-        if scratch.exists():
-            scratch.unlink()
+        scratch.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -174,29 +168,25 @@ def new_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
         raise UsageError(f"{target} is a folder: name a file in it.")
     if target.exists() and not overwrite:
         raise UsageError(f"{target} already exists: choose another name, or add --overwrite to replace it.")
-    try:
+    with _failing_as(f"Writing {target} failed", "free space or choose another name"):
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         with replacing_file(target) as scratch:
             yield scratch
-    except OSError as error:
-        raise MachineError(
-            f"Writing {target} failed ({error.strerror or error}): free space or choose another name."
-        ) from error
+
+
+def write_text(target: Path, text: str, overwrite: bool = False) -> None:
+    """Write a text file as UTF-8, in one rename; raises as `new_file`."""
+    with new_file(target, overwrite) as scratch:
+        scratch.write_text(text, encoding="utf-8")
 
 
 def writable_file(path: Path) -> Path:
-    """Return `path` after making its folder.
-
-    Raises:
-        MachineError: the file cannot be written there.
-    """
-    try:
+    """Return `path` after making its folder; raises `MachineError` where it cannot be written."""
+    with _failing_as(f"Cannot write {path}", "choose another --out"):
         path.parent.mkdir(parents=True, exist_ok=True)
         is_new = not path.exists()
         with path.open("a"):
             pass
         if is_new:  # what it is for may fail
             path.unlink()
-    except OSError as error:
-        raise MachineError(f"Cannot write {path} ({error.strerror}): choose another --out.") from error
     return path

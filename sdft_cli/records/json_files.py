@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.errors import DataError
-from sdft_cli.records.folders import new_file
+from sdft_cli.records.folders import write_text
 
 
 def finite(document: Any) -> Any:
@@ -26,26 +26,17 @@ def finite(document: Any) -> Any:
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON document, readable and with sorted keys, in one rename."""
     text = json.dumps(finite(document), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    with new_file(path, overwrite=True) as scratch:
-        scratch.write_text(text + "\n", encoding="utf-8")
+    write_text(path, text + "\n", overwrite=True)
 
 
 def read_json(path: Path, advice: str) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Args:
-        path: the file.
-        advice: what to do where it is missing or damaged, e.g. "run `sdft eval` again".
-
-    Raises:
-        DataError: it is missing or damaged.
-    """
+    """Read a JSON object; raises `DataError` with `advice` ("run `sdft eval` again") if it is missing or damaged."""
     try:
-        found = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}): {advice}.") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {advice}.") from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise DataError(f"{path} is no JSON object: {advice}.")
-    return found
+    return document

@@ -35,7 +35,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Reason:
-    """A reason: its key in `rejected.parquet` and in the funnel, and its meaning as tables tell it.
+    """A reason: its key in `rejected.parquet` and in the funnel, and its meaning as tables show it.
 
     `rejects` says whether it holds for a turn; None where a look at the turn does not decide it. `cap` names the
     setting that it is about: such reasons come last, so that no tokens are counted of a turn that others reject.
@@ -128,6 +128,6 @@ register(
 register(
     "over_sequence_cap",
     "prompt + expert turn over --max-seq-tokens",
-    lambda turn: turn.row.teacher_prompt_tokens + turn.row.reference_tokens > turn.caps["max_seq_tokens"],
+    lambda turn: turn.row.sequence_tokens > turn.caps["max_seq_tokens"],
     "max_seq_tokens",
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -44,6 +44,18 @@ class Message:
     reasoning: str = ""
     status: str | None = None
 
+    def as_openai(self, arguments: Callable[[ToolCall], Any] = ToolCall.parsed_arguments) -> dict[str, Any]:
+        """Return the message in OpenAI's form; `arguments` writes those of a call: an object, or its JSON text."""
+        written: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.tool_calls:
+            written["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": arguments(call)}}
+                for call in self.tool_calls
+            ]
+        if self.role == "tool":
+            written["tool_call_id"] = self.tool_call_id
+        return written
+
 
 @dataclass(frozen=True, slots=True)
 class ToolSchema:
@@ -53,6 +65,11 @@ class ToolSchema:
     description: str
     parameters: str
     origin: Origin = "given"
+
+    def as_openai(self) -> dict[str, Any]:
+        """Return the tool in OpenAI's form, with the schema as an object."""
+        function = {"name": self.name, "description": self.description, "parameters": json.loads(self.parameters)}
+        return {"type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +106,11 @@ class RecordRow:
     teacher_prompt_tokens: int
     reference_tokens: int
     has_tool_call: bool
+
+    @property
+    def sequence_tokens(self) -> int:
+        """Tokens of the longest sequence that training makes of the record: teacher's prompt and expert's turn."""
+        return self.teacher_prompt_tokens + self.reference_tokens
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,30 +18,25 @@ from sdft_cli.redaction.redactor import Redactor
 def kinds_in(path: Path, redactor: Redactor) -> Counter[str]:
     """Count what a text file gives away, by kind: in its text and, of JSON, in each string with its key.
 
-    The vocabulary and the merges of a `tokenizer.json` are left out: tokens are no prose.
-
-    Raises:
-        VerificationError: it is no UTF-8 text, no JSON under that name, or the search failed.
+    The vocabulary and the merges of a `tokenizer.json` are left out: tokens are no prose. Raises `VerificationError`
+    where it is no UTF-8 text, no JSON under that name, or the search failed.
     """
+    cannot = f"{path.name} cannot be searched for secrets"
     try:
         text = path.read_bytes().decode("utf-8")
         document = json.loads(text) if path.suffix == ".json" else None
     except (OSError, ValueError) as error:
-        raise VerificationError(
-            f"{path.name} cannot be searched for secrets ({type(error).__name__}): it is no text that can be read."
-        ) from error
+        raise VerificationError(f"{cannot} ({type(error).__name__}): it is no text that can be read.") from error
     if path.name == "tokenizer.json":
         document = _without_vocabulary(document)
         text = json.dumps(document, ensure_ascii=False)
     try:
-        found = redactor.kinds(text)
+        counts = redactor.kinds(text)
         for value, name in set(_strings(document, "")):
-            found |= redactor.kinds(value, name)  # the same find, read with its key or without
+            counts |= redactor.kinds(value, name)  # the same find, read with its key or without
     except Exception as error:  # whatever the scanner's library raises: unsearched is not clean
-        raise VerificationError(
-            f"{path.name} cannot be searched for secrets ({type(error).__name__}): the scanner failed."
-        ) from error
-    return found
+        raise VerificationError(f"{cannot} ({type(error).__name__}): the scanner failed.") from error
+    return counts
 
 
 def _without_vocabulary(document: Any) -> Any:

@@ -40,12 +40,12 @@ _DASHED = re.compile(rb"(?:(?<![\w-])-Users-|(?<=[/\\])-home-)([A-Za-z][A-Za-z0-
 
 
 def is_common(name: str) -> bool:
-    """Tell whether a name is generic, or too short to be replaced where it stands alone."""
+    """Say whether a name is generic, or too short to be replaced where it stands alone."""
     return len(name) < 4 or name.lower() in COMMON
 
 
 def is_unusual(name: str) -> bool:
-    """Tell whether a user name may be replaced outside paths too, anywhere in its session.
+    """Say whether a user name may be replaced outside paths too, anywhere in its session.
 
     It must be no common word and have 8 characters, or 5 of which one is a digit or punctuation: `maria` may be a
     word of the conversation, `mgonzalez` and `maria87` are not.
@@ -86,19 +86,19 @@ def known_values() -> dict[str, list[str]]:
     Home folder, user name, host name, the name and e-mail of git's configuration, and the values of environment
     variables whose name contains KEY, TOKEN, SECRET, PASSWORD or CREDENTIAL (8 characters or more, no path).
     """
-    found: dict[str, list[str]] = {"home_folder": [str(Path.home())], "host_name": [socket.gethostname()]}
+    values: dict[str, list[str]] = {"home_folder": [str(Path.home())], "host_name": [socket.gethostname()]}
     try:
-        found["user_name"] = [getpass.getuser()]
+        values["user_name"] = [getpass.getuser()]
     except (KeyError, OSError):  # a container's numeric user has no name, so there is none to hide
-        found["user_name"] = []
+        values["user_name"] = []
     for kind, value in _git_identity():
-        found.setdefault(kind, []).append(value)
-    found["environment_secret"] = [
+        values.setdefault(kind, []).append(value)
+    values["environment_secret"] = [
         value
         for name, value in sorted(os.environ.items())
         if _TOKEN_NAME.search(name) and len(value) >= 8 and not value.startswith(("/", "~", "."))
     ]
-    return found
+    return values
 
 
 def _git_identity() -> Iterator[tuple[str, str]]:
@@ -129,10 +129,8 @@ def redaction_key(environment: Mapping[str, str] = os.environ) -> bytes:
     """Return this machine's secret key for pseudonyms; the first call makes it.
 
     It is 32 random bytes in `redaction.key` (mode 0600) in the folder `$SDFT_CONFIG`, or `~/.config/sdft`. It is not
-    part of any dataset: without it, nobody can try values until one gives a published pseudonym.
-
-    Raises:
-        MachineError: the file cannot be made or read, or is not 32 bytes.
+    part of any dataset: without it, nobody can try values until one gives a published pseudonym. Raises `MachineError`
+    if the file cannot be made or read, or is not 32 bytes.
     """
     folder = Path(environment.get("SDFT_CONFIG") or Path.home() / ".config" / "sdft")
     path = folder / "redaction.key"

@@ -94,20 +94,20 @@ class Redactor:
 
     def _values_of(self, strings: Iterable[tuple[str, str]]) -> _Values:
         """Return what must go everywhere because one string gave it away."""
-        found = (f for text, name in strings for f in self._find(text, name))
-        return _exact((f.kind, f.value) for f in found if _spreads(f))
+        spans = (f for text, name in strings for f in self._find(text, name))
+        return _exact((f.kind, f.value) for f in spans if _spreads(f))
 
     def _replaced(self, text: str, name: str, values: _Values, counts: Counter[str]) -> str:
         """Replace until nothing is found: a replacement can uncover what its neighbour hid. Each round masks more."""
         while True:
-            found = self._find(text, name)
+            spans = self._find(text, name)
             if values:
                 data = mask(_encode(text))
-                found = tuple(_merged([*found, *_exact_matches(data, values)]))
-            if not found:
+                spans = tuple(_merged([*spans, *_exact_matches(data, values)]))
+            if not spans:
                 return text
             data, parts, at = _encode(text), [], 0
-            for item in found:
+            for item in spans:
                 parts += [data[at : item.start], self._pseudonym(item)]
                 at = item.end
                 counts[item.kind] += 1
@@ -119,15 +119,15 @@ class Redactor:
         masked = mask(data)
         prefix = f'{name}="'.encode("utf-8", "replace") if name else b""
         flat = flatten(prefix + data)
-        found = [_Found(*span, flat[span.start : span.end]) for rule in RULES for span in rule(flat)]
-        found += _scanned(flat)
+        spans = [_Found(*span, flat[span.start : span.end]) for rule in RULES for span in rule(flat)]
+        spans += _scanned(flat)
         if prefix:
             shift = len(prefix)
-            found = [f._replace(start=f.start - shift, end=f.end - shift) for f in found if f.start >= shift]
-        found += [
+            spans = [f._replace(start=f.start - shift, end=f.end - shift) for f in spans if f.start >= shift]
+        spans += [
             _Found(start, end, "user_name", masked[start:end]) for start, end in path_names(without_colours(masked))
         ]
-        return tuple(_merged([*found, *_exact_matches(masked, self._known)]))
+        return tuple(_merged([*spans, *_exact_matches(masked, self._known)]))
 
     def _pseudonym(self, found: _Found) -> bytes:
         value = key_material(found.value) if found.kind == "private_key" else found.value
@@ -211,7 +211,7 @@ def _is_searchable(kind: str, value: bytes) -> bool:
 
 
 def _spreads(found: _Found) -> bool:
-    """Tell whether a find is replaced where it stands alone too; e-mail addresses are found everywhere anyway."""
+    """Say whether a find is replaced where it stands alone too; e-mail addresses are found everywhere anyway."""
     if found.kind in _NAMES:
         return is_unusual(found.value.decode("utf-8", "replace"))
     return (
@@ -230,7 +230,7 @@ def _exact_matches(data: bytes, values: _Values) -> Iterator[_Found]:
 
 
 def _is_whole(data: bytes, start: int, end: int) -> bool:
-    """Tell whether no letter or digit touches the bytes from outside; an escape (`\\n`) before them is no letter."""
+    """Say whether no letter or digit touches the bytes from outside; an escape (`\\n`) before them is no letter."""
     before = data[start - 1 : start].isalnum() and not (
         data[start - 1] in b"nrt" and data[start - 2 : start - 1] == b"\\"
     )

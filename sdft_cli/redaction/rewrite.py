@@ -108,7 +108,7 @@ class _Literal(NamedTuple):
 
 @lru_cache(4096)  # tools are the same in many sessions, and every session is walked twice
 def _literals(text: str) -> tuple[_Literal, ...]:
-    found, at, name = [], 0, ""
+    literals, at, name = [], 0, ""
     for match in _LITERAL.finditer(text):
         between = text[at : match.start()]
         if (at and "," in between) or "{" in between or "}" in between:
@@ -116,10 +116,10 @@ def _literals(text: str) -> tuple[_Literal, ...]:
         value = _decoded(match[0])
         at = match.end()
         is_key = text[at : at + 8].lstrip()[:1] == ":"
-        found.append(_Literal(match.start(), at, value, "" if is_key else _context(name)))
+        literals.append(_Literal(match.start(), at, value, "" if is_key else _context(name)))
         if is_key:
             name = mask(value.encode("utf-8", "replace")).decode("utf-8", "replace")
-    return tuple(found)
+    return tuple(literals)
 
 
 def _decoded(literal: str) -> str:

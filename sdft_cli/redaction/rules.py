@@ -91,12 +91,12 @@ _PATH = re.compile(rb"(?:~|\.{1,2}|[A-Za-z]:)?[/\\][\w.@-]+(?:[/\\][\w.@-]*)*")
 
 
 def is_placeholder(value: bytes) -> bool:
-    """Tell whether a value stands for a secret instead of being one (`<token>`, `sk-...`, `xxxx`, `$KEY`)."""
+    """Say whether a value stands for a secret instead of being one (`<token>`, `sk-...`, `xxxx`, `$KEY`)."""
     return bool(_PLACEHOLDER.search(value[:64])) or (len(value) >= 12 and len(set(value[-16:])) <= 4)
 
 
 def is_wordy(value: bytes) -> bool:
-    """Tell whether a value reads as words (an identifier, a label) more than as random characters."""
+    """Say whether a value reads as words (an identifier, a label) more than as random characters."""
     words = [t for t in _TOKENS.findall(value) if len(t) >= 3 and _VOWEL.search(t) and not _CONSONANTS.search(t)]
     if value.upper() != value:  # runs of capitals are words in `MAX_LENGTH`, and chance in `aXKOBq`
         words = [t for t in words if not t.isupper()]
@@ -108,7 +108,7 @@ def _mixed(value: bytes) -> bool:
 
 
 def is_secret_value(value: bytes, quoted: bool) -> bool:
-    """Tell whether the right-hand side of `password=` and similar names is a literal secret.
+    """Say whether the right-hand side of `password=` and similar names is a literal secret.
 
     A literal has a digit and a letter (or, in quotes, a sign) and is no placeholder, path, identifier or code.
     Without quotes it must have 8 characters, with quotes 6.
@@ -206,7 +206,7 @@ def _private_keys(flat: bytes) -> Iterator[RuleSpan]:
 
 
 def has_key_body(body: bytes) -> bool:
-    """Tell whether key material stands between the two lines of a PEM block, and not code or dots."""
+    """Say whether key material stands between the two lines of a PEM block, and not code or dots."""
     return any(len(run) >= 32 and _mixed(run) for run in _PEM_RUN.findall(body)) and b"..." not in body
 
 
@@ -249,7 +249,7 @@ def _assignments(flat: bytes) -> Iterator[RuleSpan]:
 
 
 def _is_option(flat: bytes, keyword: int) -> bool:
-    """Tell whether the word that ends in a keyword is a command-line option (`--db-password`)."""
+    """Say whether the word that ends in a keyword is a command-line option (`--db-password`)."""
     return bool(re.search(rb"(?<![\w-])--[\w-]*$", flat[max(0, keyword - 40) : keyword]))
 
 

@@ -8,5 +8,6 @@ page        a dataset as one HTML page
 evaluation  tables of an evaluation
 comparison  tables, plot and page of a comparison
 cards       the README.md of a dataset and of a merged checkpoint
+templates   the templates of pages and cards, and their filters
 merge_rows  the rows of a merge certificate
 """

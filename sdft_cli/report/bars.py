@@ -1,4 +1,4 @@
-"""A histogram as text bars, as wide as the terminal; it tells kept from rejected by character, not by colour."""
+"""A histogram as text bars, as wide as the terminal; kept and rejected differ by character, not by colour."""
 
 from __future__ import annotations
 

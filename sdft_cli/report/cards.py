@@ -2,49 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jinja2
 import yaml
 
 from sdft_cli.choices import DIVERGENCES
 from sdft_cli.report.merge_rows import merge_rows
-from sdft_cli.report.statistics import Statistics, Summary
-from sdft_cli.resources import resource_text
+from sdft_cli.report.statistics import Statistics, cells_of
+from sdft_cli.report.templates import code_span, render
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGEST = "1M<n<10M"
-
-
-def code_span(value: Any) -> str:
-    """Return a name as code for Markdown, harmless in a heading and in a table cell whatever the name is.
-
-    White space and control characters become blanks. A name of ordinary characters stands between backticks; of any
-    other name each unusual character is an HTML entity, which Markdown never reads as syntax.
-    """
-    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(value)).strip()
-    if re.fullmatch(r"[\w .:/@+-]+", text):
-        return f"`{text}`"
-    return "<code>" + re.sub(r"[^\w ]|_", lambda found: f"&#{ord(found.group())};", text) + "</code>"
-
-
-def cell(value: Any) -> str:
-    """Return a text for a table cell: what could be Markdown or HTML is an entity."""
-    text = re.sub(r"[\s\x00-\x1f\x7f-\x9f]+", " ", str(value)).strip()
-    return re.sub(r"[^\w .:;,%()+/=-]|_", lambda found: f"&#{ord(found.group())};", text)
-
-
-def _number(value: int) -> str:
-    return f"{value:,}"
-
-
-def _cells(summary: Summary | None) -> str:
-    if summary is None:
-        return "- | - | - | -"
-    return " | ".join(map(_number, (summary.min, summary.median, summary.p90, summary.max)))
 
 
 def _config(name: str, files: Mapping[str, str], **more: Any) -> dict[str, Any]:
@@ -55,27 +25,19 @@ def hub_metadata(manifest: Mapping[str, Any], license_id: str | None = None) -> 
     """Return the metadata that the Hub reads from the top of the card; `configs` is what `datasets` loads."""
     funnel, source = manifest["funnel"], manifest["source"]
     splits = [split for split in ("train", "validation") if funnel[split]]
-    found: dict[str, Any] = {"license": license_id} if license_id else {}
-    found["pretty_name"] = f"Per-turn records from {source['name']}"
+    metadata: dict[str, Any] = {"license": license_id} if license_id else {}
+    metadata["pretty_name"] = f"Per-turn records from {source['name']}"
     if source["kind"] == "hub":
-        found["source_datasets"] = [source["name"]]
-    found["task_categories"] = ["text-generation"]
-    found["tags"] = ["agent-traces", "tool-use", "sdft"]
-    found["size_categories"] = [next((name for limit, name in _SIZES if funnel["kept"] < limit), _LARGEST)]
-    found["configs"] = [
+        metadata["source_datasets"] = [source["name"]]
+    metadata["task_categories"] = ["text-generation"]
+    metadata["tags"] = ["agent-traces", "tool-use", "sdft"]
+    metadata["size_categories"] = [next((name for limit, name in _SIZES if funnel["kept"] < limit), _LARGEST)]
+    metadata["configs"] = [
         _config("records", {split: f"{split}.parquet" for split in splits}, default=True),
         _config("sessions", {"train": "sessions.parquet"}),
         _config("rejected", {"train": "rejected.parquet"}),
     ]
-    return found
-
-
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"number": _number, "code": code_span, "cell": cell}
-    return environment.from_string(resource_text("templates", "cards", name))
+    return metadata
 
 
 def dataset_card(
@@ -88,14 +50,15 @@ def dataset_card(
         license_id: the source's licence where it is known.
         statistics: of the same records; without them the card has no table of lengths and of tools.
     """
-    return _template("dataset.md.jinja").render(
+    return render(
+        "cards/dataset.md.jinja",
         metadata=yaml.safe_dump(hub_metadata(manifest, license_id), sort_keys=False),
         manifest=manifest,
         license=license_id,
         funnel=manifest["funnel"],
         config=manifest["config"],
         statistics=statistics,
-        cells=_cells,
+        cells=lambda summary: " | ".join(cells_of(summary)),
     )
 
 
@@ -105,7 +68,7 @@ MODEL_ID = "your-name/your-model"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model card tells of an evaluation. `rows`: a label, and the text of each contender."""
+    """What a model card says of an evaluation. `rows`: a label, and the text of each contender."""
 
     records: int
     sessions: int
@@ -130,14 +93,14 @@ def model_metadata(
 ) -> dict[str, Any]:
     """Return the metadata that the Hub reads from the top of a model card; names that it does not know are left out."""
     source = run["dataset"]["source"]
-    found: dict[str, Any] = {**license, "library_name": "transformers"}
-    found["pipeline_tag"] = "image-text-to-text" if vision else "text-generation"
+    metadata: dict[str, Any] = {**license, "library_name": "transformers"}
+    metadata["pipeline_tag"] = "image-text-to-text" if vision else "text-generation"
     if certificate["base_kind"] == "hub":
-        found |= {"base_model": certificate["base"], "base_model_relation": "finetune"}
+        metadata |= {"base_model": certificate["base"], "base_model_relation": "finetune"}
     if source["kind"] == "hub":
-        found["datasets"] = [source["name"]]
-    found["tags"] = ["agent-traces", "tool-use", "sft" if run.get("objective") == "sft" else "sdft"]
-    return found
+        metadata["datasets"] = [source["name"]]
+    metadata["tags"] = ["agent-traces", "tool-use", "sft" if run.get("objective") == "sft" else "sdft"]
+    return metadata
 
 
 def model_card(
@@ -164,7 +127,8 @@ def model_card(
     rows = evaluation.rows if evaluation else ()
     contenders = list(dict.fromkeys(name for _, values in rows for name in values))
     metadata = model_metadata({**run, "objective": config["objective"]}, certificate, license or {}, vision)
-    return _template("model.md.jinja").render(
+    return render(
+        "cards/model.md.jinja",
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         base=certificate["base"],
         sdft=sdft,
@@ -196,7 +160,7 @@ def _divergence(distill: Mapping[str, Any]) -> tuple[str, str]:
     if distill["support"] == "full":
         return short, f"{long} over the whole vocabulary"
     rest = "the others counted as one" if distill["top_k_tail"] else "renormalised"
-    return short, f"{long} over the {distill['top_k']} likeliest words of the {distill['top_k_of']}, {rest},"
+    return short, f"{long} over the {distill['top_k']} likeliest tokens of the {distill['top_k_of']}, {rest},"
 
 
 def _share(on_policy: float) -> str:
@@ -210,7 +174,6 @@ def _share(on_policy: float) -> str:
 def _settings(
     config: Mapping[str, Any], run: Mapping[str, Any], certificate: Mapping[str, Any], sdft: bool
 ) -> list[tuple[str, str]]:
-    """Return the table of settings: label and Markdown."""
     lora, optim, rollout, distill = (config[key] for key in ("lora", "optim", "rollout", "distill"))
     frozen = "4 bits (NF4)" if config["load_in_4bit"] else config["dtype"]
     rows: list[tuple[str, Any]] = [

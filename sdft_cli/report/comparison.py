@@ -5,19 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 from rich.console import Group, RenderableType
 
-from sdft_cli.records.folders import new_file
 from sdft_cli.report.evaluation import difference_table, values_rows
+from sdft_cli.report.templates import render
 from sdft_cli.report.terminal import table
-from sdft_cli.resources import resource_text
-
-if TYPE_CHECKING:
-    import jinja2
 
 WIDTH, HEIGHT = 560.0, 340.0
 """The plot area in SVG units; labels stand outside it."""
@@ -117,25 +112,15 @@ def report(comparison: Mapping[str, Any], points: Sequence[Point], skill: str, f
     return Group(*parts)
 
 
-def _template(name: str) -> jinja2.Template:
-    import jinja2  # only a page needs it
-
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["coordinate"] = lambda value: f"{value:.1f}"
-    return environment.from_string(resource_text("templates", "report", name))
-
-
 def trade_off_svg(points: Sequence[Point], skill: str, forgetting: str) -> str:
     """Return the plot of new skill against forgetting as an SVG image; every name in it is escaped."""
-    svg = _template("trade_off.svg.jinja")
-    return svg.render(plot=plot_of(points), skill=skill, forgetting=forgetting)
+    return render("report/trade_off.svg.jinja", plot=plot_of(points), skill=skill, forgetting=forgetting)
 
 
 def render_page(comparison: Mapping[str, Any], points: Sequence[Point], skill: str, forgetting: str) -> str:
     """Return the page; every name in it is escaped."""
-    return _template("comparison.html.jinja").render(
+    return render(
+        "report/comparison.html.jinja",
         comparison=comparison,
         names=list(comparison["contenders"]),
         rows=values_rows(comparison),
@@ -145,18 +130,3 @@ def render_page(comparison: Mapping[str, Any], points: Sequence[Point], skill: s
         forgetting=forgetting,
         confidence=f"{comparison['config']['confidence']:.0%}",
     )
-
-
-def write_page(
-    comparison: Mapping[str, Any],
-    points: Sequence[Point],
-    skill: str,
-    forgetting: str,
-    target: Path,
-    overwrite: bool = False,
-) -> Path:
-    """Write the page; raises as `new_file`."""
-    text = render_page(comparison, points, skill, forgetting)
-    with new_file(target, overwrite) as scratch:
-        scratch.write_text(text, encoding="utf-8")
-    return target

@@ -1,4 +1,4 @@
-"""Tables of an evaluation: every model's numbers, and each pair's differences with what can be said of them."""
+"""Tables of an evaluation: every model's metrics, and each pair's differences with what can be said of them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,6 @@ def summaries(result: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _shown(result: Mapping[str, Any]) -> list[Metric]:
-    """Return the metrics that stand in a report, in its order."""
     return [metric for metric in metrics_of(next(iter(result["contenders"].values()))) if metric.label]
 
 
@@ -69,9 +68,9 @@ def report(result: Mapping[str, Any], details: bool = False) -> RenderableType:
 
 
 def difference_table(result: Mapping[str, Any], key: str) -> RenderableType:
-    """Differences of a pair; those whose interval leaves 0 out are marked, those that are 0 are told in a line.
+    """Differences of a pair; those whose interval leaves 0 out are marked, those that are 0 are named in a line.
 
-    Numbers that only a few of the sessions have are told too.
+    Metrics that only a few of the sessions have are named too.
     """
     gaps = result["differences"][key]
     confidence = result["config"]["confidence"]
@@ -113,28 +112,28 @@ def _difference_cells(gap: Mapping[str, Any], metric: Metric) -> tuple[str, ...]
 
 def notes(result: Mapping[str, Any]) -> list[str]:
     """Return what a reader has to know before believing the numbers."""
-    facts, found = result["facts"], []
+    facts, notes = result["facts"], []
     cut, calls = facts["turns_over_the_cap"], facts["tool_turns_over_the_cap"]
     if cut:
-        found.append(
+        notes.append(
             f"{cut} of the expert's turns, {calls} of them with calls, are longer than the cap of "
             f"{result['config']['max_new_tokens']} tokens: no answer can equal them (--max-new-tokens)."
         )
     lost = facts["tool_turns_that_the_syntax_cannot_represent"]
     if lost:
-        found.append(
+        notes.append(
             f"{lost} of {facts['tool_turns']} expert's calls cannot be told apart in the model's syntax: no answer can "
             "equal them."
         )
     if facts["expert_unknown_path_share"]:
-        found.append(f"The expert names a new path in {facts['expert_unknown_path_share']:.1%} of these turns.")
+        notes.append(f"The expert names a new path in {facts['expert_unknown_path_share']:.1%} of these turns.")
     if facts["groups"] < facts["sessions"]:
-        found.append(
+        notes.append(
             f"Some of the {facts['sessions']} sessions share text: {facts['groups']} groups of them are resampled."
         )
     if facts["groups"] < 10:
-        found.append(f"{facts['groups']} independent sessions are few: read the intervals as rough.")
-    return found
+        notes.append(f"{facts['groups']} independent sessions are few: read the intervals as rough.")
+    return notes
 
 
 def _group_table(result: Mapping[str, Any], part: str, title: str) -> RenderableType:

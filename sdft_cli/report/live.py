@@ -16,7 +16,7 @@ from sdft_cli.report.terminal import stderr
 
 
 class View(Protocol):
-    """What is told about a run as it happens."""
+    """What is reported of a run as it happens."""
 
     def step(self, metrics: Mapping[str, Any]) -> None: ...
     def heldout(self, metrics: Mapping[str, Any]) -> None: ...

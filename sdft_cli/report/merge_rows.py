@@ -22,7 +22,7 @@ def merge_rows(check: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("KL(adapter on || merged), mean nats", f"{behaviour['mean_kl']:.2e}"),
         ("KL(adapter on || base), mean nats", f"{behaviour['base_mean_kl']:.2e}{near}"),
         ("largest KL at a position, nats", f"{behaviour['max_kl']:.2e}"),
-        ("same top token", f"{behaviour['top1_agreement']:.2%} of {behaviour['positions']}"),
+        ("same top-1 token", f"{behaviour['top1_agreement']:.2%} of {behaviour['positions']}"),
         ("same greedy answer", f"{behaviour['same_answers']} of {behaviour['answers']}"),
         ("  with a tool call", f"{behaviour['same_answers_with_calls']} of {behaviour['answers_with_calls']}"),
     ]

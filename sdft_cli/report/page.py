@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
-
-import jinja2
 
 from sdft_cli.records import Dataset
-from sdft_cli.records.folders import new_file
-from sdft_cli.records.reasons import meaning_of
-from sdft_cli.report.statistics import Length, dataset_statistics
-from sdft_cli.resources import resource_text
+from sdft_cli.report.statistics import Length, cells_of, dataset_statistics
+from sdft_cli.report.templates import render
 
 WIDTH, HEIGHT = 640.0, 150.0
 """The plot area of a histogram, in SVG units; labels stand outside it."""
@@ -73,33 +67,15 @@ def plot_of(length: Length) -> Plot:
 
 
 def render_page(dataset: Dataset) -> str:
-    """Return the page of a dataset; every name in it is escaped.
-
-    Raises:
-        DataError: as `dataset_statistics`.
-    """
+    """Return the page of a dataset, every name in it escaped; raises as `dataset_statistics`."""
     statistics = dataset_statistics(dataset)
-    environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, autoescape=True, trim_blocks=True, lstrip_blocks=True
+    return render(
+        "report/dataset.html.jinja",
+        manifest=dataset.manifest,
+        funnel=dataset.manifest["funnel"],
+        statistics=statistics,
+        plots=[plot_of(length) for length in statistics.lengths],
+        plot_width=WIDTH,
+        plot_height=HEIGHT,
+        cells=cells_of,
     )
-    environment.filters["meaning"] = meaning_of
-    environment.filters["number"] = lambda value: f"{value:,}"
-    environment.filters["coordinate"] = lambda value: f"{value:.1f}"
-    template = environment.from_string(resource_text("templates", "report", "dataset.html.jinja"))
-    values: dict[str, Any] = {
-        "manifest": dataset.manifest,
-        "funnel": dataset.manifest["funnel"],
-        "statistics": statistics,
-        "plots": [plot_of(length) for length in statistics.lengths],
-        "plot_width": WIDTH,
-        "plot_height": HEIGHT,
-    }
-    return template.render(values)
-
-
-def write_page(dataset: Dataset, target: Path, overwrite: bool = False) -> Path:
-    """Write the page of a dataset; raises as `render_page` and `new_file`."""
-    text = render_page(dataset)
-    with new_file(target, overwrite) as scratch:
-        scratch.write_text(text, encoding="utf-8")
-    return target

@@ -37,6 +37,13 @@ class Summary:
     max: int
 
 
+def cells_of(summary: Summary | None) -> tuple[str, ...]:
+    """Return minimum, median, 90th percentile and maximum for a table."""
+    if summary is None:
+        return ("-",) * 4
+    return tuple(f"{number:,}" for number in (summary.min, summary.median, summary.p90, summary.max))
+
+
 @dataclass(frozen=True)
 class Histogram:
     """Counts in bins whose borders are powers of two: bin i holds `edges[i] < x <= edges[i + 1]`; 0 counts as 1."""
@@ -96,19 +103,6 @@ class Statistics:
         return asdict(self)
 
 
-@dataclass(frozen=True)
-class _CountedTurn:
-    session_id: str
-    prompt_tokens: int
-    teacher_prompt_tokens: int
-    reference_tokens: int
-    kept: bool
-
-    @property
-    def sequence_tokens(self) -> int:
-        return self.teacher_prompt_tokens + self.reference_tokens
-
-
 def summary_of(values: Iterable[int]) -> Summary | None:
     """Return the order statistics of some numbers, or None if there are none."""
     ordered = sorted(values)
@@ -136,27 +130,25 @@ def _bin(value: int) -> int:
     return max(0, value - 1).bit_length()
 
 
-def _turns(rows: Iterable[RecordRow], rejected: Iterable[Rejection]) -> list[_CountedTurn]:
-    found = [
-        _CountedTurn(r.session_id, r.prompt_tokens, r.teacher_prompt_tokens, r.reference_tokens, True) for r in rows
-    ]
+def _over_cap(rejected: Iterable[Rejection]) -> list[RecordRow]:
+    """Return the turns that a cap rejected as the records that a higher one would make of them."""
+    rows = []
     for turn in rejected:
-        if turn.reason in REASON_OF_CAP.values():  # its tokens were counted, and a higher cap would keep it
+        if turn.reason in REASON_OF_CAP.values():
             lengths = (turn.prompt_tokens, turn.teacher_prompt_tokens, turn.reference_tokens)
             if any(length is None for length in lengths):
                 raise DataError(
                     f"{turn.record_id} was rejected by a cap without its lengths: run `sdft prepare` again."
                 )
-            found.append(_CountedTurn(turn.session_id, *lengths, False))  # type: ignore[arg-type]  # checked above
-    return found
+            rows.append(RecordRow(turn.record_id, turn.session_id, -1, *lengths, False))  # type: ignore[arg-type]
+    return rows
 
 
-def _length_of(turn: _CountedTurn, cap_name: str) -> int:
-    """Return the length that a cap is on."""
+def _length_of(turn: RecordRow, cap_name: str) -> int:
     return int(getattr(turn, next(name for name, _, cap in LENGTHS if cap == cap_name)))
 
 
-def cap_choices(turns: Sequence[_CountedTurn], caps: Mapping[str, int], name: str) -> tuple[CapChoice, ...]:
+def cap_choices(turns: Sequence[RecordRow], caps: Mapping[str, int], name: str) -> tuple[CapChoice, ...]:
     """Return candidate values of one cap, and how many of the tokenised turns each would keep.
 
     Candidates are the cap halved and doubled twice and the longest length there is; those that `sdft prepare` refuses
@@ -186,12 +178,6 @@ def _tools(sessions: Iterable[Session], rows: Iterable[RecordRow]) -> tuple[Tool
     return tuple(ToolUse(name, calls[name], in_records[name]) for name in sorted(calls, key=lambda n: (-calls[n], n)))
 
 
-def _length(turns: Sequence[_CountedTurn], name: str, what: str, cap_name: str | None, cap: int | None) -> Length:
-    kept = [getattr(turn, name) for turn in turns if turn.kept]
-    over_cap = [getattr(turn, name) for turn in turns if not turn.kept]
-    return Length(name, what, cap_name, cap, summary_of(kept), histogram_of(kept, over_cap, cap))
-
-
 def _caps_of(manifest: Mapping[str, Any]) -> dict[str, int]:
     config = manifest.get("config", {})
     missing = [name for name in CAPS if not isinstance(config.get(name), int)]
@@ -206,28 +192,27 @@ def statistics_of(
     rows: Sequence[RecordRow],
     rejected: Iterable[Rejection],
 ) -> Statistics:
-    """Compute the statistics of records that need not be on disk yet.
+    """Compute the statistics of records that need not be on disk yet; raises `DataError` if the manifest has no caps.
 
-    Args:
-        manifest: its `config` holds the three caps.
-        sessions: every session that a row or a rejection points into.
-        rows: the records of every split.
-        rejected: every dropped turn.
-
-    Raises:
-        DataError: the manifest has no caps.
+    `sessions`, `rows`, `rejected`: every record and dropped turn, and every session that one of them points into. The
+    manifest's `config` holds the three caps.
     """
     caps = _caps_of(manifest)
     sessions = list(sessions)
-    turns = _turns(rows, rejected)
-    lengths = tuple(_length(turns, name, what, cap, caps[cap] if cap else None) for name, what, cap in LENGTHS)
+    rejected_rows = _over_cap(rejected)
+    turns = [*rows, *rejected_rows]
+    lengths = []
+    for name, what, cap_name in LENGTHS:
+        kept, over_cap = ([getattr(turn, name) for turn in some] for some in (rows, rejected_rows))
+        cap = caps[cap_name] if cap_name else None
+        lengths.append(Length(name, what, cap_name, cap, summary_of(kept), histogram_of(kept, over_cap, cap)))
     session_tokens: dict[str, int] = {}
     for turn in turns:
         tokens = turn.prompt_tokens + turn.reference_tokens
         session_tokens[turn.session_id] = max(tokens, session_tokens.get(turn.session_id, 0))
     return Statistics(
         measured=len(turns),
-        lengths=lengths,
+        lengths=tuple(lengths),
         session_turns=summary_of(len(session.assistant_turns()) for session in sessions),
         session_tokens=summary_of(session_tokens.values()),
         tools=_tools(sessions, rows),
@@ -257,21 +242,17 @@ def cap_losses(dataset: Dataset, profile_caps: Mapping[str, int]) -> tuple[CapLo
     """Count the turns lost to each cap of the dataset, and the training records above each cap of a profile.
 
     A teacher prompt above the profile's cap is a record that training refuses; an expert's turn above its rollout cap
-    is not lost, the student's answer is only cut there.
-
-    Raises:
-        DataError: as `statistics_of`.
+    is not lost, the student's answer is only cut there. Raises as `statistics_of`.
     """
     caps = _caps_of(dataset.manifest)
     rejected = Counter(turn.reason for turn in dataset.rejected)
-    turns = _turns((record.row for record in dataset.train), ())
     return tuple(
         CapLoss(
             name,
             caps[name],
             rejected[REASON_OF_CAP[name]],
             profile_caps[name],
-            sum(_length_of(turn, name) > profile_caps[name] for turn in turns),
+            sum(_length_of(record.row, name) > profile_caps[name] for record in dataset.train),
         )
         for name in CAPS
     )

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from sdft_cli.records import Dataset
 from sdft_cli.records.reasons import meaning_of
 from sdft_cli.report.bars import HistogramBars
 from sdft_cli.report.merge_rows import merge_rows
-from sdft_cli.report.statistics import CapChoice, Statistics, Summary, dataset_statistics
+from sdft_cli.report.statistics import CapChoice, Statistics, cells_of
 
 TOP_TOOLS = 15
 
@@ -38,11 +30,13 @@ def stderr() -> Console:
     return Console(stderr=True, highlight=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], caption: str | None = None) -> Table:
-    """Build a table whose first column is text and whose other columns are numbers, right-aligned."""
+def table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str | None = None, texts: int = 1
+) -> Table:
+    """Build a table: the first `texts` columns hold text, the others numbers, right-aligned."""
     built = Table(title=Text(title), title_justify="left", caption=caption and Text(caption), caption_justify="left")
     for index, column in enumerate(columns):
-        built.add_column(Text(column), justify="left" if index == 0 else "right")
+        built.add_column(Text(column), justify="left" if index < texts else "right")
     for row in rows:
         built.add_row(*(Text(str(cell)) for cell in row))
     return built
@@ -50,72 +44,48 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], cap
 
 def funnel_table(funnel: Mapping[str, Any]) -> Table:
     """Show where every turn went."""
-    rows: list[tuple[str, str, str]] = [
-        ("sessions", f"{funnel['sessions']:,}", ""),
-        ("assistant turns", f"{funnel['turns']:,}", ""),
+    rejected = sorted(funnel["rejected"].items(), key=lambda item: -item[1])
+    sums = f"{funnel['turns']:,} = {funnel['kept']:,} + {sum(funnel['rejected'].values()):,}"
+    rows: list[tuple[str, int, str]] = [
+        ("sessions", funnel["sessions"], ""),
+        ("assistant turns", funnel["turns"], ""),
+        *((f"  - {reason}", count, meaning_of(reason)) for reason, count in rejected),
+        ("records kept", funnel["kept"], sums),
+        ("  train", funnel["train"], ""),
+        ("  validation", funnel["validation"], f"{funnel['validation_sessions']} session(s), none of them in train"),
     ]
-    for reason, count in sorted(funnel["rejected"].items(), key=lambda item: -item[1]):
-        rows.append((f"  - {reason}", f"{count:,}", meaning_of(reason)))
-    rows += [
-        (
-            "records kept",
-            f"{funnel['kept']:,}",
-            f"{funnel['turns']:,} = {funnel['kept']:,} + {sum(funnel['rejected'].values()):,}",
-        ),
-        ("  train", f"{funnel['train']:,}", ""),
-        (
-            "  validation",
-            f"{funnel['validation']:,}",
-            f"{funnel['validation_sessions']} session(s), none of them in train",
-        ),
-    ]
-    built = Table(title="Funnel", title_justify="left")
-    built.add_column("stage")
-    built.add_column("count", justify="right")
-    built.add_column("", style="dim")
-    for row in rows:
-        built.add_row(*(Text(cell) for cell in row))
+    built = table("Funnel", ["stage", "count", ""], [(stage, f"{count:,}", why) for stage, count, why in rows])
+    built.columns[2].justify, built.columns[2].style = "left", "dim"
     return built
 
 
 def cards_table(cards: Sequence[Mapping[str, Any]]) -> Table:
     """List data cards, a row each; `-` stands for a licence that is not known."""
-    built = Table(title="Datasets with a card", title_justify="left")
-    for column in ("dataset", "format", "license"):
-        built.add_column(column, no_wrap=True)
-    built.add_column("description")
-    for card in cards:
-        cells = (card["dataset"], card["format"], card.get("license") or "-", card["description"])
-        built.add_row(*(Text(cell) for cell in cells))
+    rows = [(card["dataset"], card["format"], card.get("license") or "-", card["description"]) for card in cards]
+    built = table("Datasets with a card", ["dataset", "format", "license", "description"], rows, texts=4)
+    for column in built.columns[:3]:
+        column.no_wrap = True
     return built
 
 
 def card_table(card: Mapping[str, Any]) -> Table:
     """Show one data card, a row per fact."""
-    built = Table(title=Text(str(card["dataset"])), title_justify="left", show_header=False)
-    built.add_column("fact", no_wrap=True)
-    built.add_column("value")
+    rows: list[tuple[str, Any]] = []
     for key, value in card.items():
-        facts = value if isinstance(value, dict) else {"": value}
-        for name, fact in facts.items():
-            built.add_row(Text(f"{key}.{name}" if name else key), Text(str(fact)))
+        rows += [(f"{key}.{name}", fact) for name, fact in value.items()] if isinstance(value, dict) else [(key, value)]
     if "license" not in card:
-        built.add_row(Text("license"), Text("not known here: read the dataset's own card"))
+        rows.append(("license", "not known here: read the dataset's own card"))
+    built = table(str(card["dataset"]), ["fact", "value"], rows, texts=2)
+    built.show_header, built.columns[0].no_wrap = False, True
     return built
 
 
 def lengths_table(statistics: Statistics) -> Table:
     """Show how long the records are, against the caps, and how long the sessions are."""
-
-    def cells(summary: Summary | None) -> tuple[str, ...]:
-        if summary is None:
-            return ("-",) * 4
-        return tuple(f"{number:,}" for number in (summary.min, summary.median, summary.p90, summary.max))
-
-    rows = [(x.what, *cells(x.kept), f"{x.cap:,}" if x.cap else "") for x in statistics.lengths]
+    rows = [(x.what, *cells_of(x.kept), f"{x.cap:,}" if x.cap else "") for x in statistics.lengths]
     rows += [
-        ("turns per session", *cells(statistics.session_turns), ""),
-        ("tokens per session", *cells(statistics.session_tokens), ""),
+        ("turns per session", *cells_of(statistics.session_turns), ""),
+        ("tokens per session", *cells_of(statistics.session_tokens), ""),
     ]
     caption = "Tokens of the records; a session's tokens are those of its longest tokenised turn."
     return table("Lengths", ["", "min", "median", "p90", "max", "cap"], rows, caption)
@@ -141,17 +111,8 @@ def caps_tables(statistics: Statistics) -> Columns:
     return Columns([one(name, choices) for name, choices in statistics.caps.items()])
 
 
-def dataset_report(dataset: Dataset, full: bool = False) -> RenderableType:
-    """Show a dataset: funnel and lengths, and the caps if one of them rejected a turn; `full` shows everything.
-
-    Raises:
-        DataError: as `dataset_statistics`.
-    """
-    return statistics_report(dataset.manifest["funnel"], dataset_statistics(dataset), full)
-
-
 def statistics_report(funnel: Mapping[str, Any], statistics: Statistics, full: bool = False) -> RenderableType:
-    """Show the same from a funnel and statistics that are at hand."""
+    """Show a dataset: funnel and lengths, and the caps if one of them rejected a turn; `full` shows everything."""
     parts: list[RenderableType] = [funnel_table(funnel), lengths_table(statistics)]
     if full:
         parts += [HistogramBars(length) for length in statistics.lengths]
@@ -184,16 +145,16 @@ _LIFT_ROWS = (
 
 
 def gate_table(result: Mapping[str, Any]) -> RenderableType:
-    """Show the teacher-lift gate: what was measured under each prompt, and the lifts with their intervals."""
-    found = result["summary"]
+    """Show the teacher-lift gate: the base model's metrics under each prompt, and the lifts with their intervals."""
+    summary = result["summary"]
     shown = "another's, as if its own" if result["shuffled"] else "its own"
-    measured = table(
-        f"Base model on {found['records']} {result['split']} records of {found['sessions']} sessions "
-        f"({found['tool_turns']} tool turns), by the reference in its prompt",
+    metrics = table(
+        f"Base model on {summary['records']} {result['split']} records of {summary['sessions']} sessions "
+        f"({summary['tool_turns']} tool turns), by the reference in its prompt",
         ["", "none", shown, "another's"],
         [
-            ("expert NLL per token (nats)", *(f"{found[f'nll_{p}']:.3f}" for p in ("without", "with", "control"))),
-            ("answers that agree", *(f"{found[f'agreement_{p}']:.1%}" for p in ("without", "with")), "-"),
+            ("expert NLL per token (nats)", *(f"{summary[f'nll_{p}']:.3f}" for p in ("without", "with", "control"))),
+            ("answers that agree", *(f"{summary[f'agreement_{p}']:.1%}" for p in ("without", "with")), "-"),
         ],
     )
     rows = []
@@ -204,7 +165,7 @@ def gate_table(result: Mapping[str, Any]) -> RenderableType:
             (f"{label} ({unit})", f"{lift['value']:+.3f}", interval, lift["rule"], "yes" if lift["passed"] else "NO")
         )
     columns = ["lift", "mean", f"{result['settings']['confidence']:.0%} interval", "must be", "holds"]
-    return Group(measured, table("Lift of the reference, paired by record, resampled by session", columns, rows))
+    return Group(metrics, table("Lift of the reference, paired by record, resampled by session", columns, rows))
 
 
 def profile_table(profile: Mapping[str, Any]) -> Table:

@@ -15,7 +15,7 @@ CODEX_CALLS = ("function_call", "custom_tool_call", "local_shell_call", "web_sea
 
 
 @dataclass
-class Line:
+class AgentLine:
     """A line of the file, or one that stands for a summary (`name` empty)."""
 
     name: str
@@ -33,7 +33,7 @@ class Line:
         return self.body.get("role") == "assistant" or self.body.get("type") in CODEX_CALLS
 
 
-def tree_path(lines: Sequence[Line], report: ReadReport) -> tuple[list[Line], list[Line]]:
+def tree_path(lines: Sequence[AgentLine], report: ReadReport) -> tuple[list[AgentLine], list[AgentLine]]:
     """Return the path from the root to the last line, and the lines on other branches.
 
     A parent is the nearest line above with that id, since Droid uses an id twice. Where there is none (a broken line),
@@ -61,10 +61,10 @@ def tree_path(lines: Sequence[Line], report: ReadReport) -> tuple[list[Line], li
     return kept, [x for x in nodes if id(x) not in path]
 
 
-def without_rolled_back(lines: Sequence[Line]) -> tuple[list[Line], list[Line]]:
+def without_rolled_back(lines: Sequence[AgentLine]) -> tuple[list[AgentLine], list[AgentLine]]:
     """Take out the turns that Codex's `thread_rolled_back` events took back."""
-    kept: list[Line] = []
-    dropped: list[Line] = []
+    kept: list[AgentLine] = []
+    dropped: list[AgentLine] = []
     for line in lines:
         kept.append(line)
         if line.data.get("type") == "event_msg" and line.body.get("type") == "thread_rolled_back":
@@ -77,7 +77,7 @@ def without_rolled_back(lines: Sequence[Line]) -> tuple[list[Line], list[Line]]:
     return kept, dropped
 
 
-def _is_prompt(line: Line) -> bool:
+def _is_prompt(line: AgentLine) -> bool:
     """Say whether a Codex line is what the user typed, and no context that Codex wrote in the user's name."""
     if line.data.get("type") != "response_item" or line.body.get("role") != "user":
         return False
@@ -85,7 +85,7 @@ def _is_prompt(line: Line) -> bool:
     return not any(tag in text[:60] for tag in ("<environment_context>", "<user_instructions>"))
 
 
-def _summary(line: Line, kept: Sequence[Line]) -> list[Line]:
+def _summary(line: AgentLine, kept: Sequence[AgentLine]) -> list[AgentLine]:
     """Return the lines that a new context begins with after a compaction: its summary and what it kept."""
     data, body = line.data, line.body
     if data.get("type") == "compacted":
@@ -93,19 +93,19 @@ def _summary(line: Line, kept: Sequence[Line]) -> list[Line]:
         if not isinstance(history, list):
             content = [{"type": "input_text", "text": str(body.get("message") or "")}]
             history = [{"type": "message", "role": "user", "content": content}]
-        return [Line(line.name, {"type": "response_item", "payload": item}, True) for item in history]
+        return [AgentLine(line.name, {"type": "response_item", "payload": item}, True) for item in history]
     text = data.get("summary") or data.get("summaryText") or ""
     message = {"role": "user", "content": [{"type": "text", "text": str(text)}]}
     first = data.get("firstKeptEntryId")
     start = next((i for i, x in enumerate(kept) if first and x.data.get("id") == first), len(kept))
     again = [replace(x, repeated=True) for x in kept[start:]]
-    return [Line(line.name, {"type": "message", "message": message}, True), *again]
+    return [AgentLine(line.name, {"type": "message", "message": message}, True), *again]
 
 
-def cut_contexts(lines: Sequence[Line], notes: Counter[str]) -> list[list[Line]]:
+def cut_contexts(lines: Sequence[AgentLine], notes: Counter[str]) -> list[list[AgentLine]]:
     """Cut a conversation at its compactions; each context begins with the file's header lines."""
     headers = [x for x in lines if x.data.get("type") in ("session_meta", "turn_context", *HEADERS)]
-    contexts: list[list[Line]] = [[]]
+    contexts: list[list[AgentLine]] = [[]]
     for line in lines:
         if str(line.data.get("type")) in ("compacted", "compaction", "compaction_state"):
             notes["compactions"] += 1

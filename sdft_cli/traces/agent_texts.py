@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdft_cli.traces.agent_lines import HEADERS, Line
+from sdft_cli.traces.agent_lines import HEADERS, AgentLine
 from sdft_cli.traces.claude_code import IMAGE_PLACEHOLDER
 
 _TEXTS = ("text", "thinking", "content", "output", "reasoning_content", "reasoning")
@@ -36,13 +36,13 @@ class Vault:
 
     notes: Counter[str]
     values: list[Any] = field(default_factory=list)
-    owners: list[Line] = field(default_factory=list)
+    owners: list[AgentLine] = field(default_factory=list)
     reasoning: set[int] = field(default_factory=set)
     used: set[int] = field(default_factory=set)
     known: dict[tuple[int, str], int] = field(default_factory=dict)
-    result_lines: dict[str, Line] = field(default_factory=dict)
+    result_lines: dict[str, AgentLine] = field(default_factory=dict)
 
-    def keep(self, value: Any, line: Line, reasoning: bool = False) -> str:
+    def keep(self, value: Any, line: AgentLine, reasoning: bool = False) -> str:
         """Store a text (or the arguments of a call) and return its token; a line's equal texts share one."""
         key = (id(line), value if isinstance(value, str) else f"arguments {len(self.values)}")
         number = self.known.setdefault(key, len(self.values))
@@ -62,7 +62,7 @@ class Vault:
         """Put the texts back into a string of tokens."""
         return _TOKEN.sub(lambda match: str(self.value(match)), text)
 
-    def lines(self, text: str) -> list[Line]:
+    def lines(self, text: str) -> list[AgentLine]:
         """Return the lines that the tokens of a string came from."""
         return [self.owners[int(number)] for number in _TOKEN.findall(text)]
 
@@ -90,24 +90,24 @@ def as_object(value: Any) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def _kept_arguments(value: Any, line: Line, vault: Vault) -> Any:
-    found = as_object(value)
-    if found is None:
+def _kept_arguments(value: Any, line: AgentLine, vault: Vault) -> Any:
+    as_dict = as_object(value)
+    if as_dict is None:
         return value
-    kept = {_ARGUMENTS: vault.keep(found, line)}
+    kept = {_ARGUMENTS: vault.keep(as_dict, line)}
     return json.dumps(kept) if isinstance(value, str) else kept
 
 
-def _markup(text: str, tags: re.Pattern[str], line: Line, vault: Vault) -> str:
+def _markup(text: str, tags: re.Pattern[str], line: AgentLine, vault: Vault) -> str:
     """Keep the parts of a Hermes text in which reasoning (and calls and results) are marked with tags."""
 
     def part(match: re.Match[str]) -> str:
         tag, inner = match.groups()
-        found = as_object(inner)
-        if tag == "tool_call" and found is not None:
-            inner = json.dumps({**found, "arguments": _kept_arguments(found.get("arguments") or {}, line, vault)})
-        elif tag == "tool_response" and found is not None and isinstance(found.get("content"), str):
-            inner = json.dumps({**found, "content": vault.keep(found["content"], line)})
+        body = as_object(inner)
+        if tag == "tool_call" and body is not None:
+            inner = json.dumps({**body, "arguments": _kept_arguments(body.get("arguments") or {}, line, vault)})
+        elif tag == "tool_response" and body is not None and isinstance(body.get("content"), str):
+            inner = json.dumps({**body, "content": vault.keep(body["content"], line)})
         elif inner.strip():
             inner = vault.keep(inner, line, tag == "think")
         return f"<{tag}>{inner}</{tag}>"
@@ -120,7 +120,7 @@ def _markup(text: str, tags: re.Pattern[str], line: Line, vault: Vault) -> str:
     return "".join(vault.keep(p, line) if i % 2 == 0 and p.strip() else p for i, p in enumerate(parts))
 
 
-def _protect(value: Any, line: Line, vault: Vault, reasoning: bool = False) -> Any:
+def _protect(value: Any, line: AgentLine, vault: Vault, reasoning: bool = False) -> Any:
     """Return a copy of a line's conversation in which every text is a token."""
     if isinstance(value, list):
         return [_protect(item, line, vault, reasoning) for item in value]
@@ -135,22 +135,22 @@ def _protect(value: Any, line: Line, vault: Vault, reasoning: bool = False) -> A
             vault.result_lines[value[key]] = line
     if kind.endswith("_output") and isinstance(value.get("call_id"), str):
         vault.result_lines[value["call_id"]] = line
-    found: dict[str, Any] = {}
+    protected: dict[str, Any] = {}
     for key, item in value.items():
         hidden = reasoning or kind in _REASONING or key in _REASONING
         if kind == "custom_tool_call" and key == "input" and isinstance(item, str):
-            found[key] = vault.keep(item, line)
+            protected[key] = vault.keep(item, line)
         elif key in ("arguments", "input"):
-            found[key] = _kept_arguments(item, line, vault)
+            protected[key] = _kept_arguments(item, line, vault)
         elif key == "value" and "from" in value and isinstance(item, str):
-            found[key] = _markup(item, _MARKUP, line, vault)
+            protected[key] = _markup(item, _MARKUP, line, vault)
         elif key == "content" and value.get("role") == "assistant" and isinstance(item, str) and "<think>" in item:
-            found[key] = _markup(item, _THINKING, line, vault)
+            protected[key] = _markup(item, _THINKING, line, vault)
         elif key in _TEXTS and isinstance(item, str):
-            found[key] = vault.keep(item, line, hidden) if item.strip() else item
+            protected[key] = vault.keep(item, line, hidden) if item.strip() else item
         else:
-            found[key] = _protect(item, line, vault, hidden) if key in _CONTAINERS else item
-    return found
+            protected[key] = _protect(item, line, vault, hidden) if key in _CONTAINERS else item
+    return protected
 
 
 def _split_results(data: dict[str, Any]) -> list[dict[str, Any]]:
@@ -166,13 +166,13 @@ def _split_results(data: dict[str, Any]) -> list[dict[str, Any]]:
     return [{**data, "message": {**message, "content": part}} for part in (results, others)]
 
 
-def protected_events(lines: Sequence[Line], vault: Vault) -> list[dict[str, Any]]:
+def protected_events(lines: Sequence[AgentLine], vault: Vault) -> list[dict[str, Any]]:
     """Return what teich is given: the lines with their texts replaced."""
-    found = []
+    events = []
     for line in lines:
         data = line.data
         if data.get("type") in ("event_msg", "turn_context") or data.get("type") in HEADERS:
-            found.append(data)
+            events.append(data)
         elif line.body.get("visibility") != "user_only":  # Droid shows these to its user, not to the model
-            found += [_protect(part, line, vault) for part in _split_results(data)]
-    return found
+            events += [_protect(part, line, vault) for part in _split_results(data)]
+    return events

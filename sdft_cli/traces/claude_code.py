@@ -8,27 +8,15 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sdft_cli.records import Message, Rejection, Session, ToolCall
 from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED, SYNTHETIC, TRUNCATED
 from sdft_cli.traces.claude_code_graph import Context, Graph, Node
-from sdft_cli.traces.claude_code_lines import (
-    Block,
-    Line,
-    SeenLines,
-    blocks_of,
-    chains,
-    group_of,
-    looks_like,
-    read,
-    text_field,
-)
+from sdft_cli.traces.claude_code_lines import Block, Line, SeenLines, blocks_of, chains, group_of, read, text_field
 from sdft_cli.traces.types import FileSessions, ReadReport
-
-__all__ = ["FORMAT", "SeenLines", "looks_like", "read_claude_code"]
 
 FORMAT = "claude-code"
 IMAGE_PLACEHOLDER = "[image]"
@@ -38,7 +26,7 @@ CLEARED_RESULT = "[Old tool result content cleared]"
 _CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 
 
-class _Writer:
+class _Messages:
     """Writes nodes down as messages, with the notes and the replaced tool results of one file."""
 
     def __init__(self, notes: Counter[str], replaced: dict[str, str]) -> None:
@@ -71,8 +59,8 @@ class _Writer:
         """Write a context down. Neighbouring messages of the user are one message, as in the API call."""
         messages: list[Message] = []
         for node in context.path:
-            found = self._assistant(node) if node.role == "assistant" else self._user(node.lines)
-            for message in found:
+            written = self._assistant(node) if node.role == "assistant" else self._user(node.lines)
+            for message in written:
                 if message.role == "user" and messages and messages[-1].role == "user":
                     message = replace(message, content=f"{messages.pop().content}\n{message.content}")
                 messages.append(message)
@@ -80,14 +68,14 @@ class _Writer:
 
     def _user(self, lines: list[Line]) -> list[Message]:
         """The text of lines of the user's side; a result whose call is missing stays a tool message."""
-        found: list[Message] = []
+        written: list[Message] = []
         for line in lines:
             blocks = line.blocks
-            found.extend(self._tool(b, None, frozenset()) for b in blocks if b.get("type") == "tool_result")
+            written.extend(self._tool(b, None, frozenset()) for b in blocks if b.get("type") == "tool_result")
             text = self.text_of([b for b in blocks if b.get("type") != "tool_result"])
             if text.strip():
-                found.append(Message("user", text))
-        return found
+                written.append(Message("user", text))
+        return written
 
     def _tool(self, block: Block, name: str | None, cleared: frozenset[str]) -> Message:
         call = text_field(block, "tool_use_id")
@@ -105,7 +93,7 @@ class _Writer:
         """
         status = self._status(node)
         parts = [_TurnParts()]
-        found: list[Message] = []
+        written: list[Message] = []
         names: dict[str, str] = {}
         for block in (block for line in node.lines for block in line.blocks):
             kind = text_field(block, "type")
@@ -121,13 +109,13 @@ class _Writer:
             elif kind.endswith("tool_result"):
                 self.notes["server_tool_results"] += 1
                 call_id = text_field(block, "tool_use_id")
-                found += [parts[-1].message(status), self._tool(block, names.pop(call_id, None), node.cleared)]
+                written += [parts[-1].message(status), self._tool(block, names.pop(call_id, None), node.cleared)]
                 parts.append(_TurnParts())
             elif (text := self._block_text(block)) is not None:
                 parts[-1].texts.append(text)
-        if not found or parts[-1].holds_anything():
-            found.append(parts[-1].message(status))
-        return found + self._results(node, names)
+        if not written or parts[-1] != _TurnParts():
+            written.append(parts[-1].message(status))
+        return written + self._results(node, names)
 
     @staticmethod
     def _status(node: Node) -> str | None:
@@ -152,7 +140,7 @@ class _Writer:
 
     def _results(self, node: Node, names: dict[str, str]) -> list[Message]:
         """The tool messages after an assistant turn, in the order of its calls, then any text that came along."""
-        found: list[Message] = []
+        written: list[Message] = []
         for call, name in names.items():
             lines = node.results.get(call)
             if not lines:
@@ -160,24 +148,19 @@ class _Writer:
                 continue
             self.notes["repeated_tool_results"] += len(lines) - 1
             blocks = [b for b in lines[-1].blocks if text_field(b, "tool_use_id") == call]
-            found.extend(self._tool(b, name, node.cleared) for b in blocks)
+            written.extend(self._tool(b, name, node.cleared) for b in blocks)
         for line in {line.number: line for lines in node.results.values() for line in lines}.values():
             text = self.text_of([b for b in line.blocks if b.get("type") != "tool_result"])
             if text.strip():
-                found.append(Message("user", text))
-        return found
+                written.append(Message("user", text))
+        return written
 
 
+@dataclass
 class _TurnParts:
-    """The parts of one assistant turn."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-        self.reasoning: list[str] = []
-        self.calls: dict[str, ToolCall] = {}
-
-    def holds_anything(self) -> bool:
-        return bool(self.texts or self.reasoning or self.calls)
+    texts: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    calls: dict[str, ToolCall] = field(default_factory=dict)
 
     def message(self, status: str | None) -> Message:
         content = "\n".join(t for t in self.texts if t.strip())
@@ -187,13 +170,13 @@ class _TurnParts:
 
 def _replaced_results(lines: list[Line]) -> dict[str, str]:
     """Return what Claude Code showed instead of large tool results, by call id."""
-    found = {}
+    replacements = {}
     for line in lines:
         listed = line.data.get("replacements") if line.kind == "replacement" else None
         for item in listed if isinstance(listed, list) else []:
             if isinstance(item, dict) and text_field(item, "replacement"):
-                found[text_field(item, "toolUseId")] = text_field(item, "replacement")
-    return found
+                replacements[text_field(item, "toolUseId")] = text_field(item, "replacement")
+    return replacements
 
 
 def _account(context: Context, fates: dict[int, str], kept: bool) -> None:
@@ -224,7 +207,7 @@ def _errors(lines: list[Line], base: str) -> list[Rejection]:
     return [Rejection(f"{base}/error-{line.uuid}", base, None, API_ERROR.key) for line in errors]
 
 
-def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadReport, writer: _Writer) -> list[Session]:
+def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadReport, writer: _Messages) -> list[Session]:
     """Read one chain of a file: the main one (`agent` is ""), or a subagent's."""
     group = group_of(lines, path.stem)
     base = f"{group}/agent-{agent}" if agent else group
@@ -259,17 +242,15 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
     continuation (`<id>#2`, ...), each subagent (`<id>/agent-<key>`). All share one `group`. `report.fates` says what
     became of every non-blank line, and `report.lines` counts that.
 
-    Args:
-        path: a `.jsonl` file.
-        seen: the lines of the files of the same source that were read before. Turns that one of them holds are not
-            counted again: they are context only (`status` is "repeated"), and `seen` joins the groups.
+    `seen`: the lines of the files of the same source that were read before. Turns that one of them holds are not
+    counted again: they are context only (`status` is "repeated"), and `seen` joins the groups.
     """
     report = ReadReport()
     lines = read(path, report)
     if seen is not None:
         for line in lines:
             line.repeats = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)
-    writer = _Writer(report.notes, _replaced_results(lines))
+    writer = _Messages(report.notes, _replaced_results(lines))
     sessions = [
         session
         for agent, chain in chains(lines).items()

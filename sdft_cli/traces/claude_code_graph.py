@@ -235,21 +235,21 @@ class Graph:
     def _above(self, uuid: str) -> tuple[Node | None, str, bool]:
         """Walk up from a line to the nearest node: `(node, the line where the walk ended, whether it got lost)`."""
         passed: list[str] = []
-        found = self._nearest.get(uuid)
+        nearest = self._nearest.get(uuid)
         visited: set[str] = set()
-        while found is None:
+        while nearest is None:
             line = self._by_uuid.get(uuid)
             if uuid in self.node_of:
-                found = (self.node_of[uuid], uuid, False)
+                nearest = (self.node_of[uuid], uuid, False)
             elif line is None or uuid in visited or line.by_order:
-                found = (None, uuid, True)
+                nearest = (None, uuid, True)
             else:
                 visited.add(uuid)
                 passed.append(uuid)
-                found = (None, uuid, False) if line.parent is None else self._nearest.get(line.parent)
+                nearest = (None, uuid, False) if line.parent is None else self._nearest.get(line.parent)
                 uuid = line.parent or uuid
-        self._nearest.update(dict.fromkeys(passed, found))
-        return found
+        self._nearest.update(dict.fromkeys(passed, nearest))
+        return nearest
 
     def _current(self, node: Node | None) -> Node | None:
         return self._copy.get(node, node) if node is not None else None
@@ -293,10 +293,10 @@ class Graph:
         after = self.node_of.get(anchor, boundary)
         uuids = listed.get("uuids")
         if isinstance(uuids, list):
-            found = [self.node_of[u] for u in uuids if isinstance(u, str) and u in self.node_of]
+            listed_nodes = [self.node_of[u] for u in uuids if isinstance(u, str) and u in self.node_of]
         else:
-            found = self._segment(text_field(segment, "headUuid"), text_field(segment, "tailUuid"))
-        kept = list(dict.fromkeys(self._current(n) or n for n in found))
+            listed_nodes = self._segment(text_field(segment, "headUuid"), text_field(segment, "tailUuid"))
+        kept = list(dict.fromkeys(self._current(n) or n for n in listed_nodes))
         return [n for n in kept if n not in (after, boundary) and n.role in ("user", "assistant")], after
 
     def _segment(self, head: str, tail: str) -> list[Node]:
@@ -379,10 +379,10 @@ class Graph:
         for node in self.nodes:
             if node.role != "microcompact":
                 trees.setdefault(self._root(node).tree, []).append(node)
-        found = []
+        contexts = []
         for members in trees.values():
             ends = [n for n in members if n in self._ends]
             path = self.path_to(max(ends or members, key=lambda n: n.order))
             on_path = set(path)
-            found.append(Context(path, [n for n in members if n not in on_path]))
-        return found
+            contexts.append(Context(path, [n for n in members if n not in on_path]))
+        return contexts

@@ -245,7 +245,7 @@ def group_of(lines: Iterable[Line], default: str) -> str:
 
 def chains(lines: list[Line]) -> dict[str, list[Line]]:
     """Split a file into the main chain (key "") and one chain per subagent."""
-    found: dict[str, list[Line]] = {}
+    by_agent: dict[str, list[Line]] = {}
     agent_of: dict[str, str] = {}
     for line in lines:
         key = line.agent
@@ -254,5 +254,5 @@ def chains(lines: list[Line]) -> dict[str, list[Line]]:
         else:
             key = key or agent_of.get(line.parent or "", line.uuid)
             agent_of[line.uuid] = key
-        found.setdefault(key, []).append(line)
-    return found
+        by_agent.setdefault(key, []).append(line)
+    return by_agent

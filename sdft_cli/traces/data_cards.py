@@ -54,7 +54,7 @@ class DataCard(_Facts):
 
     @property
     def reader(self) -> str | None:
-        """The reader for files whose first lines tell no format; None where the card cannot say."""
+        """The reader for files whose first lines show no format; None where the card cannot say."""
         return None if self.format == MIXED else self.format
 
 
@@ -84,11 +84,7 @@ def data_card_names() -> list[str]:
 
 
 def load_data_card(dataset: str) -> DataCard | None:
-    """Return the card of a dataset, or None if there is none.
-
-    Raises:
-        UsageError: the card is not valid.
-    """
+    """Return the card of a dataset, or None if there is none; raises as `parse_card`."""
     if dataset not in data_card_names():
         return None
     return parse_card(resource_text("data_cards", f"{dataset.replace('/', '--')}.yaml"), dataset)

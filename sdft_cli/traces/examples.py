@@ -23,15 +23,14 @@ FOLDERS = ("src", "app", "lib", "pkg")
 
 
 @dataclass
-class _Writer:
-    """Writes the lines of one session; each line's parent is the line before, unless it is told otherwise."""
+class _LineWriter:
+    """Writes the lines of one session; each line's parent is the line before, unless one is given."""
 
     rng: random.Random
     session: str
     lines: list[dict[str, Any]] = field(default_factory=list)
     last: str | None = None
     seconds: int = 0
-    messages: int = 0
 
     def _uuid(self) -> str:
         return str(uuid.UUID(int=self.rng.getrandbits(128), version=4))
@@ -62,7 +61,6 @@ class _Writer:
 
     def assistant(self, *blocks: dict[str, Any]) -> list[str]:
         """One API message: each block on a line of its own, all with the same `message.id`."""
-        self.messages += 1
         message_id = f"msg_{self.rng.getrandbits(96):024x}"
         base = {"model": "claude-example-1", "id": message_id, "type": "message", "role": "assistant"}
         return [
@@ -90,8 +88,6 @@ class _Writer:
 
 @dataclass(frozen=True)
 class _Names:
-    """The made-up names of one session."""
-
     function: str
     path: str
     folder: str
@@ -105,24 +101,21 @@ def _names(rng: random.Random) -> _Names:
     return _Names(f"{rng.choice(VERBS)}_{topic}", f"{folder}/{other}.py", folder, topic, other)
 
 
-def _find(w: _Writer, n: _Names) -> None:
+def _find(w: _LineWriter, n: _Names) -> None:
     w.user(w.rng.choice([f"Where is {n.function} defined?", f"Find the definition of {n.function}."]))
-    w.use(
-        "I search for it.",
-        w.call("Grep", pattern=f"def {n.function}"),
-        f"{n.path}:{w.rng.randrange(5, 200)}:def {n.function}(x):",
-    )
+    search = w.call("Grep", pattern=f"def {n.function}")
+    w.use("I search for it.", search, f"{n.path}:{w.rng.randrange(5, 200)}:def {n.function}(x):")
     w.say(f"`{n.function}` is defined in `{n.path}`.")
 
 
-def _test(w: _Writer, n: _Names) -> None:
+def _test(w: _LineWriter, n: _Names) -> None:
     count = w.rng.randrange(3, 60)
     w.user(w.rng.choice(["Run the tests.", "Do the tests pass?", f"Run the tests for {n.other}."]))
     w.use("I run the tests.", w.call("Bash", command="pytest -q"), f"{count} passed in 0.{w.rng.randrange(10, 99)}s")
     w.say(f"All {count} tests pass.")
 
 
-def _change(w: _Writer, n: _Names) -> None:
+def _change(w: _LineWriter, n: _Names) -> None:
     old = w.rng.randrange(2, 90)
     w.user(f"Change the timeout in {n.path} from {old} to {old * 2}.")
     w.use("I read the file first.", w.call("Read", file_path=n.path), f"TIMEOUT = {old}")
@@ -131,29 +124,26 @@ def _change(w: _Writer, n: _Names) -> None:
     w.say(f"The timeout in `{n.path}` is now {old * 2}.")
 
 
-def _explain(w: _Writer, n: _Names) -> None:
+def _explain(w: _LineWriter, n: _Names) -> None:
     w.user(w.rng.choice([f"What does {n.path} do?", f"Explain {n.path}.", f"Show me {n.path}."]))
     w.use("I read it.", w.call("Read", file_path=n.path), f"def {n.function}(x):\n    return x")
     w.say(f"`{n.path}` has one function, `{n.function}`.")
 
 
-def _list(w: _Writer, n: _Names) -> None:
+def _list(w: _LineWriter, n: _Names) -> None:
     w.user(w.rng.choice([f"List the files in {n.folder}.", f"What is in the {n.folder} folder?"]))
     w.use("I list it.", w.call("Bash", command=f"ls {n.folder}"), f"{n.topic}.py\n{n.other}.py")
     w.say(f"It holds `{n.topic}.py` and `{n.other}.py`.")
 
 
-def _create(w: _Writer, n: _Names) -> None:
+def _create(w: _LineWriter, n: _Names) -> None:
     w.user(f"Create {n.path} with a function {n.function} that returns 1.")
-    w.use(
-        "I write it.",
-        w.call("Write", file_path=n.path, content=f"def {n.function}():\n    return 1\n"),
-        "File created.",
-    )
+    write = w.call("Write", file_path=n.path, content=f"def {n.function}():\n    return 1\n")
+    w.use("I write it.", write, "File created.")
     w.say(f"I created `{n.path}`.")
 
 
-def _parallel(w: _Writer, n: _Names) -> None:
+def _parallel(w: _LineWriter, n: _Names) -> None:
     """Two calls in one message; their results come on lines of their own, each under its call's line."""
     second = f"{n.folder}/{n.topic}.py"
     w.user(f"Show me {n.path} and {second}.")
@@ -164,7 +154,7 @@ def _parallel(w: _Writer, n: _Names) -> None:
     w.say(f"Each file sets one constant: `{n.other.upper()}` and `{n.topic.upper()}`.")
 
 
-def _rewound(w: _Writer, n: _Names) -> None:
+def _rewound(w: _LineWriter, n: _Names) -> None:
     """The user asks, gets an answer, goes back, and asks for something else: a fork."""
     w.user("<local-command-caveat>The lines below come from local commands.</local-command-caveat>", isMeta=True)
     root = w.user("<local-command-stdout>main</local-command-stdout>")
@@ -175,14 +165,14 @@ def _rewound(w: _Writer, n: _Names) -> None:
     _explain(w, n)
 
 
-TASKS: tuple[Callable[[_Writer, _Names], None], ...] = (_find, _test, _change, _explain, _list, _create)
-SPECIAL: tuple[Callable[[_Writer, _Names], None], ...] = (_parallel, _rewound)
+TASKS: tuple[Callable[[_LineWriter, _Names], None], ...] = (_find, _test, _change, _explain, _list, _create)
+SPECIAL: tuple[Callable[[_LineWriter, _Names], None], ...] = (_parallel, _rewound)
 
 
 def example_session(index: int, seed: int = 0) -> list[dict[str, Any]]:
     """Return the lines of one example session; every twelfth is a special one (parallel calls, a rewound prompt)."""
     rng = random.Random(f"{seed}:{index}")
-    writer = _Writer(rng, str(uuid.UUID(int=rng.getrandbits(128), version=4)))
+    writer = _LineWriter(rng, str(uuid.UUID(int=rng.getrandbits(128), version=4)))
     special, which = divmod(index, 12)
     task = SPECIAL[special % len(SPECIAL)] if which == 11 else TASKS[index % len(TASKS)]
     task(writer, _names(rng))

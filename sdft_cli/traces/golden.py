@@ -57,24 +57,22 @@ def _prompt(row: dict[str, Any], name: str, report: ReadReport) -> tuple[Message
         raise ValueError(f"neither {' nor '.join(_PROMPTS)}")
     if key == "prompt" and isinstance(value, str):
         value = [{"role": "user", "content": value}]
-    found = messages.session_of({"messages": value}, name, report).messages
-    if not any(m.role == "user" and m.content.strip() for m in found):
+    prompt = messages.session_of({"messages": value}, name, report).messages
+    if not any(m.role == "user" and m.content.strip() for m in prompt):
         raise ValueError(f"{key} holds no user message")
-    if found[-1].role == "assistant":
+    if prompt[-1].role == "assistant":
         raise ValueError(f"{key} already ends in an answer")
     key, system = _value(row, _SYSTEM)
-    if isinstance(system, str) and system.strip() and found[0].role != "system":
-        found = (Message("system", system), *found)
-    return found
+    if isinstance(system, str) and system.strip() and prompt[0].role != "system":
+        prompt = (Message("system", system), *prompt)
+    return prompt
 
 
 def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
     """Turn one row into a session whose last message is the expert's answer.
 
-    Rows with the same prompt share a group, so that they never straddle the split.
-
-    Raises:
-        ValueError, TypeError, KeyError: the row has no prompt, no answer, or a wrong shape.
+    Rows with the same prompt share a group, so that they never straddle the split. Raises ValueError, TypeError or
+    KeyError if the row has no prompt, no answer, or a wrong shape.
     """
     prompt = _prompt(row, name, report)
     session_id = str(row.get("session_id") or row.get("id") or name)

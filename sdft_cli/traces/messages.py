@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
@@ -84,11 +85,7 @@ def tools_of(raw: Iterable[Any]) -> tuple[ToolSchema, ...]:
 
 
 def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
-    """Turn one conversation object into a session.
-
-    Raises:
-        ValueError, TypeError, KeyError: a message or a tool does not have the expected shape.
-    """
+    """Turn a conversation object into a session; raises ValueError, TypeError or KeyError where its shape is wrong."""
     messages = tuple(_message(raw, i, report) for i, raw in enumerate(_loads(row["messages"])))
     tools = tuple(_tool(raw) for raw in _loads(row.get("tools")) or ())
     session_id = str(row.get("session_id") or row.get("id") or name)
@@ -112,8 +109,7 @@ def sessions_of_rows(rows: Rows, build: Callable[[dict[str, Any], str, ReadRepor
         report.lines["conversation"] += 1
         seen[session.session_id] = seen.get(session.session_id, 0) + 1
         if seen[session.session_id] > 1:
-            renamed = f"{session.session_id}~{seen[session.session_id]}"
-            session = Session(renamed, session.messages, session.tools, session.group, session.metadata)
+            session = replace(session, session_id=f"{session.session_id}~{seen[session.session_id]}")
         if session.assistant_turns():
             sessions.append(session)
         else:

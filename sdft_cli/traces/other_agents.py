@@ -22,7 +22,7 @@ from typing import Any
 from sdft_cli.errors import DataError, MissingPackage
 from sdft_cli.records import Message, Rejection, Session, ToolCall, ToolSchema
 from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED
-from sdft_cli.traces.agent_lines import HEADERS, Line, cut_contexts, tree_path, without_rolled_back
+from sdft_cli.traces.agent_lines import HEADERS, AgentLine, cut_contexts, tree_path, without_rolled_back
 from sdft_cli.traces.agent_texts import Vault, as_object, protected_events
 from sdft_cli.traces.messages import tools_of
 from sdft_cli.traces.rows import Rows
@@ -89,11 +89,7 @@ def _teich(agent: str) -> Callable[[Path], Any]:
 
 
 def _convert(agent: str, events: Sequence[dict[str, Any]], name: str) -> Any:
-    """Let teich convert one context; teich reads files, so the events are written to one.
-
-    Raises:
-        DataError: teich cannot read them.
-    """
+    """Let teich convert one context, from a file, since it reads files; raises `DataError` where it cannot."""
     convert = _teich(agent)
     if agent == "cursor" and not any(str(event.get("type")).startswith("cursor_") for event in events):
         events = [{"type": "cursor_session_meta"}, *events]  # else teich takes Cursor's own transcripts for Hermes'
@@ -107,20 +103,20 @@ def _convert(agent: str, events: Sequence[dict[str, Any]], name: str) -> Any:
                 f"{name} looks like a session of {OTHER_AGENTS[agent]} but cannot be read ({type(error).__name__}): "
                 "check the file, or leave it out."
             ) from error
-    found = str(example.metadata.get("trace_type")).replace("_", "-")
-    if found != agent:
+    trace_type = str(example.metadata.get("trace_type")).replace("_", "-")
+    if trace_type != agent:
         raise DataError(
-            f"{name} looks like a session of {OTHER_AGENTS[agent]} but teich reads it as {found}: leave it out."
+            f"{name} looks like a session of {OTHER_AGENTS[agent]} but teich reads it as {trace_type}: leave it out."
         )
     return example
 
 
 def _call(raw: dict[str, Any], vault: Vault) -> ToolCall:
     arguments = vault.arguments(raw["function"].get("arguments"))
-    found = as_object(arguments)
-    if found is None:
+    value = as_object(arguments)
+    if value is None:
         vault.notes["non_object_arguments"] += 1
-    return ToolCall(str(raw.get("id")), str(raw["function"]["name"]), json.dumps(found or {}, ensure_ascii=False))
+    return ToolCall(str(raw.get("id")), str(raw["function"]["name"]), json.dumps(value or {}, ensure_ascii=False))
 
 
 def _message(raw: dict[str, Any], vault: Vault) -> Message | None:
@@ -158,7 +154,7 @@ def _pair(messages: Sequence[Message], notes: Counter[str]) -> list[Message]:
     """
     taken: Counter[str] = Counter()
     waiting: list[tuple[str, ToolCall]] = []
-    found: list[Message] = []
+    paired: list[Message] = []
     for message in messages:
         if message.role == "tool":
             raw = message.tool_call_id
@@ -168,48 +164,50 @@ def _pair(messages: Sequence[Message], notes: Counter[str]) -> list[Message]:
                 notes["orphan_tool_results"] += 1
                 continue
             waiting.remove(match)
-            found.append(replace(message, tool_call_id=match[1].id, name=match[1].name, status=None))
+            paired.append(replace(message, tool_call_id=match[1].id, name=match[1].name, status=None))
             continue
         calls = []
         for call in message.tool_calls:
             taken[call.id] += 1
             calls.append(call if taken[call.id] == 1 else replace(call, id=f"{call.id}~{taken[call.id]}"))
             waiting.append((call.id, calls[-1]))
-        found.append(replace(message, tool_calls=tuple(calls)))
+        paired.append(replace(message, tool_calls=tuple(calls)))
     notes["unanswered_calls"] += len(waiting)
-    return found
+    return paired
 
 
 def _messages(example: Any, agent: str, vault: Vault) -> list[Message]:
     """Return the messages of a context; leading system messages are joined, since templates take one."""
-    found = [m for m in (_message(raw, vault) for raw in example.messages) if m is not None]
+    messages = [m for m in (_message(raw, vault) for raw in example.messages) if m is not None]
     prompt = example.system or (example.metadata.get("system_prompt") if agent == "hermes" else None)
-    if isinstance(prompt, str) and prompt.strip() and not any(m.role == "system" for m in found[:1]):
-        found.insert(0, Message("system", prompt))
-    leading = next((i for i, m in enumerate(found) if m.role != "system"), len(found))
+    if isinstance(prompt, str) and prompt.strip() and not any(m.role == "system" for m in messages[:1]):
+        messages.insert(0, Message("system", prompt))
+    leading = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
     if leading > 1:
         vault.notes["joined_system_messages"] += leading
-        found[:leading] = [Message("system", "\n\n".join(m.content for m in found[:leading]))]
-    return _pair(found, vault.notes)
+        messages[:leading] = [Message("system", "\n\n".join(m.content for m in messages[:leading]))]
+    return _pair(messages, vault.notes)
 
 
-def _given_tools(lines: Sequence[Line], messages: Sequence[Message], notes: Counter[str]) -> tuple[ToolSchema, ...]:
+def _given_tools(
+    lines: Sequence[AgentLine], messages: Sequence[Message], notes: Counter[str]
+) -> tuple[ToolSchema, ...]:
     """Return the tools that the trace itself lists, completed by those that are called; empty if it lists none."""
-    found: dict[str, ToolSchema] = {}
+    tools: dict[str, ToolSchema] = {}
     for line in lines:
         data = line.data
         for holder in (data, data.get("payload"), data.get("data"), data.get("metadata")):
             for key in ("tools", "available_tools"):
                 raw = holder.get(key) if isinstance(holder, dict) else None
-                found.update((tool.name, tool) for tool in tools_of(raw if isinstance(raw, list) else ()))
+                tools.update((tool.name, tool) for tool in tools_of(raw if isinstance(raw, list) else ()))
     calls = [call for m in messages for call in m.tool_calls]
-    for name in sorted({c.name for c in calls} - set(found)) if found else ():
+    for name in sorted({c.name for c in calls} - set(tools)) if tools else ():
         notes["tools_called_but_not_listed"] += 1
-        found[name] = infer_schema(name, [c for c in calls if c.name == name])
-    return tuple(found.values())
+        tools[name] = infer_schema(name, [c for c in calls if c.name == name])
+    return tuple(tools.values())
 
 
-def _reason(line: Line, vaults: Sequence[Vault], used: set[int]) -> str:
+def _reason(line: AgentLine, vaults: Sequence[Vault], used: set[int]) -> str:
     """Name what became of a line that is on the path."""
     data, body = line.data, line.body
     kind = str(data.get("type"))
@@ -228,7 +226,7 @@ def _reason(line: Line, vaults: Sequence[Vault], used: set[int]) -> str:
     return "empty" if body.get("role") or kind == "response_item" else "unknown_type"
 
 
-def _lost_turns(lines: Sequence[Line], base: str, agent: str) -> list[Rejection]:
+def _lost_turns(lines: Sequence[AgentLine], base: str, agent: str) -> list[Rejection]:
     """One rejection per abandoned assistant turn; in Codex, a turn is a run of texts and calls."""
     turns = [
         x for i, x in enumerate(lines) if x.is_assistant and not (agent == "codex" and i and lines[i - 1].is_assistant)
@@ -238,7 +236,7 @@ def _lost_turns(lines: Sequence[Line], base: str, agent: str) -> list[Rejection]
     ]
 
 
-def _group(lines: Sequence[Line], session_id: str) -> str:
+def _group(lines: Sequence[AgentLine], session_id: str) -> str:
     """Return the session that this one was forked from or continues, else its own id."""
     for line in lines[:1]:
         for holder in (line.data, line.body):
@@ -248,7 +246,7 @@ def _group(lines: Sequence[Line], session_id: str) -> str:
     return session_id
 
 
-def _without_inactive(line: Line, report: ReadReport) -> Line:
+def _without_inactive(line: AgentLine, report: ReadReport) -> AgentLine:
     """Take out the messages of a Hermes export that its user rewound (`active: 0`)."""
     messages = line.data.get("messages")
     if not isinstance(messages, list):
@@ -261,10 +259,10 @@ def _without_inactive(line: Line, report: ReadReport) -> Line:
         for i, m in enumerate(messages)
         if m not in active and m.get("role") == "assistant"
     ]
-    return Line(line.name, {**line.data, "messages": active})
+    return AgentLine(line.name, {**line.data, "messages": active})
 
 
-def _read_unit(agent: str, lines: list[Line], path: Path, report: ReadReport) -> list[Session]:
+def _read_unit(agent: str, lines: list[AgentLine], path: Path, report: ReadReport) -> list[Session]:
     """Read the lines of one session: one `Session` per context with an assistant turn."""
     if agent == "hermes":
         lines = [_without_inactive(line, report) for line in lines]
@@ -303,25 +301,18 @@ def _read_unit(agent: str, lines: list[Line], path: Path, report: ReadReport) ->
 
 
 def read_other_agent(path: Path, agent: str, rows: Rows) -> FileSessions:
-    """Read a file of another agent's sessions.
+    """Read the rows of a file of another agent's sessions; `agent` is what `detect` returned.
 
-    Args:
-        path: the file; only its name is used.
-        agent: what `detect` returned.
-        rows: its lines.
-
-    Raises:
-        MachineError: teich is not installed.
-        DataError: teich cannot read the session, or finds another agent's.
+    Raises `MachineError` if teich is not installed, `DataError` if it cannot read a session or finds another agent's.
     """
     report = ReadReport()
-    lines: list[Line] = []
+    lines: list[AgentLine] = []
     for name, data in rows:
         if data is None:
             report.lines["broken"] += 1
             report.broken.append(name)
         else:
-            lines.append(Line(name, _modern(data) if agent == "codex" else data))
+            lines.append(AgentLine(name, _modern(data) if agent == "codex" else data))
     rowwise = agent == "hermes" and all("messages" in x.data or "traces" in x.data for x in lines)
     units = [[line] for line in lines] if rowwise else [lines]
     sessions = [session for unit in units for session in _read_unit(agent, unit, path, report)]

@@ -10,6 +10,7 @@ from typing import Any
 
 from sdft_cli.records import Session
 from sdft_cli.traces import claude_code, golden, messages, other_agents
+from sdft_cli.traces.claude_code_lines import SeenLines, looks_like
 from sdft_cli.traces.rows import SUFFIXES, rows_of
 from sdft_cli.traces.types import FileSessions, ReadReport
 
@@ -27,7 +28,7 @@ class Reader:
 
     name: str
     looks_like: Callable[[Sequence[dict[str, Any]]], bool]
-    read: Callable[[Path, claude_code.SeenLines], FileSessions]
+    read: Callable[[Path, SeenLines], FileSessions]
     suffixes: tuple[str, ...] = SUFFIXES
 
 
@@ -52,7 +53,7 @@ def _agent_reader(agent: str) -> Reader:
 
 
 READERS = [
-    Reader(claude_code.FORMAT, claude_code.looks_like, claude_code.read_claude_code, (".jsonl",)),
+    Reader(claude_code.FORMAT, looks_like, claude_code.read_claude_code, (".jsonl",)),
     row_reader(golden.FORMAT, golden.looks_like, golden.session_of),
     _agent_reader("hermes"),  # has `messages` too, but its system prompt beside them: so it is asked first
     row_reader(messages.FORMAT, messages.looks_like, messages.session_of),
@@ -64,15 +65,8 @@ READERS = [
 def reader_for(path: Path, known_format: str | None = None) -> Reader | None:
     """Decide which reader a file needs, by its first objects; this is the only place where that is decided.
 
-    Args:
-        path: the file.
-        known_format: what a data card says, used where no reader recognises the file.
-
-    Returns:
-        None if no reader takes the file.
-
-    Raises:
-        DataError: the file is a table that cannot be read.
+    `known_format` is what a data card says, used where no reader recognises the file. None: no reader takes it. Raises
+    `DataError` if the file is a table that cannot be read.
     """
     first = [row for _, row in islice(rows_of(path), _SNIFFED_ROWS) if row is not None]
     readers = [reader for reader in READERS if path.suffix in reader.suffixes]

@@ -56,7 +56,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def _json_rows(path: Path) -> Rows:
-    """Rows of a `.json` document: a list of objects, or one object."""
+    """A list of objects, or one object."""
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
@@ -91,11 +91,7 @@ def _table_rows(path: Path) -> Rows:
 
 
 def rows_of(path: Path) -> Rows:
-    """Yield the named rows of a trace file; None for one that is no JSON object.
-
-    Raises:
-        DataError: a table cannot be read.
-    """
+    """Yield the named rows of a file, None for what is no JSON object; raises `DataError` for an unreadable table."""
     if path.suffix == ".jsonl":
         yield from ((f"{path.name}:{number}", row) for number, row in read_lines(path))
     elif path.suffix == ".json":

@@ -10,7 +10,7 @@ from typing import Any
 
 from sdft_cli.errors import DataError, MachineError, SdftError, UsageError
 from sdft_cli.records import Session
-from sdft_cli.traces.claude_code import SeenLines
+from sdft_cli.traces.claude_code_lines import SeenLines
 from sdft_cli.traces.readers import reader_for
 from sdft_cli.traces.rows import SUFFIXES
 from sdft_cli.traces.types import FileSessions, ReadReport
@@ -29,7 +29,7 @@ class Source:
     ignored: tuple[str, ...] = ()
     revision: str | None = None
     format: str | None = None
-    """The format that a data card names, for files whose first lines tell none."""
+    """The format that a data card names, for files whose first lines show none."""
 
     def describe(self) -> dict[str, Any]:
         """Return what the manifest records; no path of this machine is in it."""
@@ -57,22 +57,19 @@ def resolve_source(name: str, revision: str | None = None) -> Source:
 
 
 def _folder(name: str, kind: str, root: Path) -> Source:
-    found = sorted(p for p in root.rglob("*") if p.is_file() and not _hidden(p, root))
-    saved = {p.parent for p in found if p.suffix == ".arrow"}
-    files = tuple(p for p in found if p.suffix in SUFFIXES and not (p.parent in saved and _bookkeeping(p)))
+    visible = (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
+    every = sorted(p for p in visible if p.is_file())
+    saved = {p.parent for p in every if p.suffix == ".arrow"}
+    files = tuple(p for p in every if p.suffix in SUFFIXES and not (p.parent in saved and _bookkeeping(p)))
     if not files:
         raise DataError(f"{name} holds no trace file ({', '.join(SUFFIXES)}): give a folder or dataset with sessions.")
-    ignored = tuple(str(p.relative_to(root)) for p in found if p not in files)
+    ignored = tuple(str(p.relative_to(root)) for p in every if p not in files)
     return Source(name, kind, root, files, ignored)
 
 
 def _bookkeeping(path: Path) -> bool:
     """Say whether `datasets` wrote this file beside the rows that `save_to_disk` stores."""
     return path.name in ("state.json", "dataset_info.json") or path.name.startswith("cache-")
-
-
-def _hidden(path: Path, root: Path) -> bool:
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _download(dataset: str, revision: str | None) -> tuple[Path, str]:
@@ -106,11 +103,8 @@ def _download(dataset: str, revision: str | None) -> tuple[Path, str]:
 def read_file(path: Path, known_format: str | None = None, seen: SeenLines | None = None) -> FileSessions | None:
     """Read one trace file with the reader that `reader_for` chooses, or return None if there is none.
 
-    `seen` are the Claude Code lines that earlier files of the source hold.
-
-    Raises:
-        DataError: the file is damaged as a whole.
-        MachineError: the file is another agent's and teich is not installed.
+    `seen`: the Claude Code lines that earlier files of the source hold. Raises `DataError` if the file is damaged as a
+    whole, `MachineError` if it is another agent's and teich is not installed.
     """
     reader = reader_for(path, known_format)
     return reader.read(path, seen or SeenLines()) if reader else None
@@ -134,14 +128,9 @@ def read_source(
 ) -> FileSessions:
     """Read the sessions of a source, file by file in the order of their names, subagents' files last.
 
-    A session that was resumed in a second file is in the group of the first, and its repeated turns count once.
-
-    Args:
-        source: what `resolve_source` returned.
-        limit: stop after this many sessions.
-        progress: called with each file before it is read.
-
-    A file that cannot be read at all is counted and named; if nothing else can be read, its error is raised.
+    A session that was resumed in a second file is in the group of the first, and its repeated turns count once. At most
+    `limit` sessions are returned; `progress` is called with each file before it is read. A file that cannot be read at
+    all is counted and named; if nothing else can be read, its error is raised.
 
     Raises:
         DataError: no file holds a session with an assistant turn.
@@ -155,18 +144,18 @@ def read_source(
         path = unread.pop(0)
         progress(path)
         try:
-            found = read_file(path, source.format, seen)
+            read = read_file(path, source.format, seen)
         except (DataError, MachineError) as error:
             failures.append(error)
             report.notes["unreadable_files"] += 1
             report.broken.append(f"{path.name} ({error})")
             continue
-        if found is None:
+        if read is None:
             report.notes["unrecognised_files"] += 1
             report.broken.append(path.name)
             continue
-        report.merge(found.report)
-        sessions.extend(_unique(found.sessions, taken, report))
+        report.merge(read.report)
+        sessions.extend(_unique(read.sessions, taken, report))
     sessions = [replace(s, group=seen.root(s.group)) for s in sessions]
     if limit is not None:
         report.notes["sessions_over_limit"] += max(0, len(sessions) - limit)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from sdft_cli.records import Session, ToolCall, ToolSchema
@@ -17,14 +17,7 @@ from sdft_cli.resources import resource_text
 _CLAUDE_CODE = "claude_code"
 _CLAUDE_CODE_FORMATS = ("claude-code", "messages", "")
 """Formats of sessions that may have had Claude Code's built-in tools; plain conversations count as such."""
-_JSON_TYPES: list[tuple[type, str]] = [
-    (bool, "boolean"),
-    (int, "integer"),
-    (float, "number"),
-    (str, "string"),
-    (list, "array"),
-    (dict, "object"),
-]
+_JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
 
 def declared_tools(agent: str = _CLAUDE_CODE) -> dict[str, ToolSchema]:
@@ -39,7 +32,7 @@ def declared_tools(agent: str = _CLAUDE_CODE) -> dict[str, ToolSchema]:
 
 
 def _type_name(value: Any) -> str:
-    return next((name for kind, name in _JSON_TYPES if isinstance(value, kind)), "null")
+    return _JSON_TYPES.get(type(value), "null")
 
 
 def infer_schema(name: str, calls: Iterable[ToolCall]) -> ToolSchema:
@@ -68,12 +61,10 @@ def infer_schema(name: str, calls: Iterable[ToolCall]) -> ToolSchema:
 
 
 def _calls_by_name(sessions: Iterable[Session]) -> dict[str, list[ToolCall]]:
-    found: dict[str, list[ToolCall]] = {}
-    for session in sessions:
-        for message in session.messages:
-            for call in message.tool_calls:
-                found.setdefault(call.name, []).append(call)
-    return found
+    calls: dict[str, list[ToolCall]] = {}
+    for call in (call for session in sessions for message in session.messages for call in message.tool_calls):
+        calls.setdefault(call.name, []).append(call)
+    return calls
 
 
 def _agent(session: Session) -> str:
@@ -93,28 +84,24 @@ def with_tools(sessions: Sequence[Session], every_builtin: bool = False) -> list
     for session in sessions:
         groups.setdefault(session.group, set()).update(_calls_by_name([session]))
     offers = {
-        agent: _Offer.of([s for s in sessions if _agent(s) == agent and not s.tools], agent, every_builtin)
+        agent: _offer([s for s in sessions if _agent(s) == agent and not s.tools], agent, every_builtin)
         for agent in {_agent(s) for s in sessions}
     }
-    return [s if s.tools else replace(s, tools=offers[_agent(s)].to(groups[s.group])) for s in sessions]
+
+    def offered(session: Session) -> tuple[ToolSchema, ...]:
+        builtin, others = offers[_agent(session)]
+        return (*builtin, *(tool for tool in others if tool.name in groups[session.group]))
+
+    return [s if s.tools else replace(s, tools=offered(s)) for s in sessions]
 
 
-@dataclass(frozen=True)
-class _Offer:
-    """What the sessions of one agent are offered: some tools to all, the others to the groups that call them."""
-
-    to_all: tuple[ToolSchema, ...]
-    others: dict[str, ToolSchema]
-
-    @classmethod
-    def of(cls, sessions: Sequence[Session], agent: str, every_builtin: bool) -> _Offer:
-        calls = _calls_by_name(sessions)
-        declared = declared_tools() if agent == _CLAUDE_CODE else {}
-        inferred = {name: infer_schema(name, found) for name, found in sorted(calls.items()) if name not in declared}
-        builtin = [tool for name, tool in declared.items() if every_builtin or name in calls]
-        if agent != _CLAUDE_CODE:  # its built-in tools are not known, but MCP tools carry their server's name
-            builtin = [tool for name, tool in inferred.items() if not name.startswith("mcp")]
-        return cls(tuple(builtin), {n: t for n, t in inferred.items() if t not in builtin})
-
-    def to(self, called: set[str]) -> tuple[ToolSchema, ...]:
-        return (*self.to_all, *(tool for name, tool in self.others.items() if name in called))
+def _offer(sessions: Sequence[Session], agent: str, every_builtin: bool) -> tuple[list[ToolSchema], list[ToolSchema]]:
+    """Return the tools that all sessions of one agent are offered, and those for the groups that call them."""
+    calls = _calls_by_name(sessions)
+    declared = declared_tools() if agent == _CLAUDE_CODE else {}
+    inferred = [infer_schema(name, some) for name, some in sorted(calls.items()) if name not in declared]
+    if agent == _CLAUDE_CODE:
+        return [tool for name, tool in declared.items() if every_builtin or name in calls], inferred
+    # Its built-in tools are not known, but MCP tools carry their server's name.
+    builtin = [tool for tool in inferred if not tool.name.startswith("mcp")]
+    return builtin, [tool for tool in inferred if tool not in builtin]

@@ -19,6 +19,7 @@ from sdft_cli.records import Message, Session, ToolCall, read_dataset
 from sdft_cli.report.cards import dataset_card
 from sdft_cli.traces.examples import write_examples
 from sdft_cli.traces.source import resolve_source
+from tests.prompts.texts import student_text, teacher_text
 from tests.traces.lines import call, line, result, text
 
 
@@ -102,11 +103,11 @@ def test_lengths_are_those_of_a_full_render_and_encode(tmp_path: Path, prompts: 
         return len(prompts.tokenizer.encode(rendered, add_special_tokens=False))
 
     for record in [*data.train, *data.validation]:
-        assert record.row.prompt_tokens == count(prompts.student_text(record))
-        assert record.row.teacher_prompt_tokens == count(prompts.teacher_text(record))
+        assert record.row.prompt_tokens == count(student_text(prompts, record))
+        assert record.row.teacher_prompt_tokens == count(teacher_text(prompts, record))
         assert record.row.reference_tokens == count(prompts.reference_text(record.reference)) + 1
         assert record.row.has_tool_call == bool(record.reference.tool_calls)
-        assert "I search for it." not in prompts.teacher_text(record)  # a thought of the examples
+        assert "I search for it." not in teacher_text(prompts, record)  # a thought of the examples
     assert {r.session.group for r in data.train}.isdisjoint(r.session.group for r in data.validation)
     assert manifest["funnel"]["kept"] == len(data.train) + len(data.validation)
     assert manifest["funnel"]["turns"] == manifest["funnel"]["kept"] + sum(manifest["funnel"]["rejected"].values())

@@ -10,6 +10,7 @@ from sdft_cli.errors import DataError, UsageError
 from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer, open_prompts
 from sdft_cli.prompts.teacher import TeacherTemplate, load_teacher_template
 from sdft_cli.records import Message, Record, RecordRow, Session, ToolCall, ToolSchema
+from tests.prompts.texts import student_text, teacher_text
 
 READ = ToolSchema(
     "Read",
@@ -47,10 +48,10 @@ def prompts(smollm2: Path) -> ChatPrompts:
 
 
 def test_student_prompt_is_the_conversation_and_the_tools(prompts: ChatPrompts) -> None:
-    assert prompts.student_text(record(1)) == (
+    assert student_text(prompts, record(1)) == (
         SYSTEM + "<|im_start|>user\nShow a.py<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert prompts.student_text(record(3)) == (
+    assert student_text(prompts, record(3)) == (
         SYSTEM
         + "<|im_start|>user\nShow a.py<|im_end|>\n"
         + f"<|im_start|>assistant\nI read it.\n{CALL}<|im_end|>\n"
@@ -59,8 +60,8 @@ def test_student_prompt_is_the_conversation_and_the_tools(prompts: ChatPrompts) 
 
 
 def test_teacher_prompt_adds_one_last_message_with_the_expert_turn(prompts: ChatPrompts) -> None:
-    student = prompts.student_text(record(1)).removesuffix("<|im_start|>assistant\n")
-    assert prompts.teacher_text(record(1)) == (
+    student = student_text(prompts, record(1)).removesuffix("<|im_start|>assistant\n")
+    assert teacher_text(prompts, record(1)) == (
         student
         + f"<|im_start|>user\n<expert_reference>\nI read it.\n{CALL}\n</expert_reference>\nGo.<|im_end|>\n"
         + "<|im_start|>assistant\n"
@@ -76,7 +77,7 @@ def test_reference_is_what_the_model_would_write_and_ends_the_turn(prompts: Chat
 
 def test_ids_are_those_of_the_rendered_text(prompts: ChatPrompts) -> None:
     for turn in (1, 3):
-        whole = prompts.tokenizer.encode(prompts.teacher_text(record(turn)), add_special_tokens=False)
+        whole = prompts.tokenizer.encode(teacher_text(prompts, record(turn)), add_special_tokens=False)
         assert prompts.teacher_ids(record(turn)) == whole
         assert whole.count(1) == whole.count(2) + 1  # <|im_start|>, <|im_end|>
 
@@ -85,7 +86,7 @@ def test_the_teacher_can_be_shown_another_turn(prompts: ChatPrompts) -> None:
     other = Message("assistant", "Something else.")
     text = prompts.encoder.control.restore(prompts.teacher_prompt(record(1), other))
     own = prompts.reference_text(record(1).reference)
-    assert text == prompts.teacher_text(record(1)).replace(own, "Something else.")
+    assert text == teacher_text(prompts, record(1)).replace(own, "Something else.")
     assert prompts.tokenizer.decode(prompts.teacher_ids(record(1), other)) == text
 
 
@@ -99,8 +100,8 @@ def test_think_prefix_is_the_same_on_both_sides(smollm2: Path) -> None:
         "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
     )
     prompts = ChatPrompts(tokenizer, load_teacher_template())
-    assert prompts.student_text(record(1)).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
-    assert prompts.teacher_text(record(1)).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert student_text(prompts, record(1)).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert teacher_text(prompts, record(1)).endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert prompts.reference_text(Message("assistant", "yes")) == "yes"
 
 
@@ -108,7 +109,7 @@ def test_a_template_that_refuses_is_an_error_of_the_record(smollm2: Path) -> Non
     tokenizer: Any = load_tokenizer(smollm2)
     tokenizer.chat_template = "{{ raise_exception('No user query found') }}"
     with pytest.raises(TemplateError, match="No user query found"):
-        ChatPrompts(tokenizer, load_teacher_template()).student_text(record(1))
+        student_text(ChatPrompts(tokenizer, load_teacher_template()), record(1))
 
 
 def test_teacher_templates_have_one_slot() -> None:

@@ -14,7 +14,7 @@ from sdft_cli.config import PrepareConfig
 from sdft_cli.prepare.reasoning import strip_session
 from sdft_cli.prepare.turns import turns_of
 from sdft_cli.prompts.chat import ChatPrompts, TemplateError
-from sdft_cli.prompts.incremental import Lengths, Measured, Measurer, SessionMeasure, measure_in_full
+from sdft_cli.prompts.incremental import SessionCounter, TokenCounter, ids_in_full
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
 from sdft_cli.traces.source import read_source, resolve_source
 from sdft_cli.traces.tools import with_tools
@@ -22,26 +22,22 @@ from sdft_cli.traces.tools import with_tools
 TOOLS = (ToolSchema("Run", "Run it.", '{"type": "object", "properties": {"x": {"type": "string"}}}'),)
 
 
-def lengths_of(found: Measured) -> Lengths:
-    return Lengths(len(found.student), len(found.teacher), len(found.reference))
-
-
-def measurable(session: Session) -> list[int]:
+def countable(session: Session) -> list[int]:
     first_user = next((i for i, m in enumerate(session.messages) if m.role == "user"), len(session.messages))
     return [turn for turn in session.assistant_turns() if turn > first_user]
 
 
-def check(measurer: Measurer, session: Session) -> SessionMeasure:
-    measure = measurer.session(session)
-    for turn in measurable(session):
-        assert measure.lengths(turn) == lengths_of(measure_in_full(measurer.prompts, session, turn)), turn
-        assert measure.holds_at(turn)
-    return measure
+def check(counter: TokenCounter, session: Session) -> SessionCounter:
+    counted = counter.session(session)
+    for turn in countable(session):
+        assert counted.lengths(turn) == ids_in_full(counter.prompts, session, turn).lengths, turn
+        assert counted.holds_at(turn)
+    return counted
 
 
 @pytest.fixture(scope="module")
-def measurer(prompts: ChatPrompts) -> Measurer:
-    found = Measurer(prompts)
+def counter(prompts: ChatPrompts) -> TokenCounter:
+    found = TokenCounter(prompts)
     assert found.local
     return found
 
@@ -61,32 +57,32 @@ MESSAGES = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(MESSAGES, st.booleans(), st.booleans())
 def test_any_conversation_is_the_sum_of_its_blocks(
-    measurer: Measurer, messages: list[Message], system: bool, tools: bool
+    counter: TokenCounter, messages: list[Message], system: bool, tools: bool
 ) -> None:
     start = [Message("system", "Be brief.")] if system else []
-    measure = check(measurer, Session("s", (*start, *messages), TOOLS if tools else ()))
-    assert not measure.in_full
+    counted = check(counter, Session("s", (*start, *messages), TOOLS if tools else ()))
+    assert not counted.in_full
 
 
 @pytest.mark.parametrize("template", ["smollm2", "qwen3_5_nothink"])
-def test_real_sessions_are_measured_exactly(
+def test_real_sessions_are_counted_exactly(
     make_prompts: Callable[[str], ChatPrompts], template: str, shared_sessions: Path
 ) -> None:
     """All shared sessions, at their first, middle and last turns; benchmarks/bench_prepare.py compares every turn."""
-    measurer = Measurer(make_prompts(template))
+    counter = TokenCounter(make_prompts(template))
     compared = 0
     for session in with_tools(read_source(resolve_source(str(shared_sessions))).sessions):
         session, _ = strip_session(session, Counter())
-        measure, turns = measurer.session(session), measurable(session)
+        counted, turns = counter.session(session), countable(session)
         chosen = {turns[0], turns[len(turns) // 2], turns[-1]} if turns else set()
         for turn in turns:
-            counted = measure.lengths(turn)
+            lengths = counted.lengths(turn)
             if turn in chosen:
                 compared += 1
-                assert counted == lengths_of(measure_in_full(measurer.prompts, session, turn))
-                assert measure.holds_at(turn)
-        assert not measure.in_full
-        measurer.prompts.encoder.forget()
+                assert lengths == ids_in_full(counter.prompts, session, turn).lengths
+                assert counted.holds_at(turn)
+        assert not counted.in_full
+        counter.prompts.encoder.forget()
     assert compared >= 40
 
 
@@ -103,27 +99,27 @@ END = "<|im_end|>\\n{%- endfor -%}{%- if add_generation_prompt -%}<|im_start|>as
         ((ONE + END).replace("<|im_start|>", "##"), False),  # blocks do not begin at a token boundary
     ],
 )
-def test_a_template_that_is_not_local_is_found_out_and_measured_in_full(
+def test_a_template_that_is_not_local_is_found_out_and_counted_in_full(
     make_prompts: Callable[[str], ChatPrompts], template: str, refused: bool
 ) -> None:
     prompts = make_prompts("smollm2")
     prompts.tokenizer.chat_template = template.replace("\\n", "\n")
-    measurer = Measurer(prompts)
-    assert not measurer.local
+    counter = TokenCounter(prompts)
+    assert not counter.local
     session = Session("s", tuple(Message("user" if i % 2 == 0 else "assistant", f"m{i}") for i in range(6)))
     if refused:
         with pytest.raises(TemplateError, match="differently from its generation prompt"):
-            measurer.session(session).lengths(1)
+            counter.session(session).lengths(1)
     else:
-        assert check(measurer, session).in_full
+        assert check(counter, session).in_full
 
 
-def test_qwen3_is_not_local_and_is_measured_in_full(make_prompts: Callable[[str], ChatPrompts]) -> None:
+def test_qwen3_is_not_local_and_is_counted_in_full(make_prompts: Callable[[str], ChatPrompts]) -> None:
     """It writes a think block into an answer that is the last message, so a block depends on what follows it."""
-    measurer = Measurer(make_prompts("qwen3"))
-    assert not measurer.local
+    counter = TokenCounter(make_prompts("qwen3"))
+    assert not counter.local
     messages = (Message("user", "a"), Message("assistant", "b"), Message("user", "c"), Message("assistant", "d"))
-    assert check(measurer, Session("s", messages)).in_full
+    assert check(counter, Session("s", messages)).in_full
 
 
 def test_a_session_that_the_probes_did_not_foresee_is_caught_at_its_last_turn(
@@ -132,14 +128,14 @@ def test_a_session_that_the_probes_did_not_foresee_is_caught_at_its_last_turn(
     """A template may behave for the probes and not for a session: here, from the 40th message on."""
     prompts = make_prompts("smollm2")
     prompts.tokenizer.chat_template += "{%- if messages | length > 40 -%}<|im_start|>too long{%- endif -%}"
-    measurer = Measurer(prompts)
-    assert measurer.local
+    counter = TokenCounter(prompts)
+    assert counter.local
     messages = tuple(Message("user" if i % 2 == 0 else "assistant", f"m{i}") for i in range(60))
     session = Session("s", messages)
-    measure = measurer.session(session)
-    for turn in measurable(session):
-        measure.lengths(turn)
-    assert not measure.holds_at(measurable(session)[-1])
+    counted = counter.session(session)
+    for turn in countable(session):
+        counted.lengths(turn)
+    assert not counted.holds_at(countable(session)[-1])
 
 
 def test_turns_that_were_summed_before_one_that_could_not_be_are_not_trusted(
@@ -151,24 +147,24 @@ def test_turns_that_were_summed_before_one_that_could_not_be_are_not_trusted(
     assert start in prompts.tokenizer.chat_template
     odd = start.replace("'<|im_start|>'", "('##' if message['content'] == 'odd' else '<|im_start|>')")
     prompts.tokenizer.chat_template = prompts.tokenizer.chat_template.replace(start, odd)
-    measurer = Measurer(prompts)
-    assert measurer.local
+    counter = TokenCounter(prompts)
+    assert counter.local
     texts = ("q", "a", "r", "b", "s", "odd", "t", "c")
     session = Session("s", tuple(Message("user" if i % 2 == 0 else "assistant", t) for i, t in enumerate(texts)))
-    measure = measurer.session(session)
-    measure.lengths(1)
-    assert measure.holds_at(1)
-    measure.lengths(7)
-    assert measure.in_full
-    assert not measure.holds_at(7)
-    assert turns_of(session, measurer, PrepareConfig(source="x", redact=False), None).in_full
+    counted = counter.session(session)
+    counted.lengths(1)
+    assert counted.holds_at(1)
+    counted.lengths(7)
+    assert counted.in_full
+    assert not counted.holds_at(7)
+    assert turns_of(session, counter, PrepareConfig(source="x", redact=False), None).in_full
 
 
 def test_what_the_template_refuses_is_refused(make_prompts: Callable[[str], ChatPrompts]) -> None:
     prompts = make_prompts("qwen3_5_nothink")
     messages = (Message("user", "a"), Message("assistant", "b"), Message("system", "late"), Message("user", "c"))
     session = Session("s", (*messages, Message("assistant", "d")))
-    measure = Measurer(prompts).session(session)
-    assert measure.lengths(1).student > 0
+    counted = TokenCounter(prompts).session(session)
+    assert counted.lengths(1).student > 0
     with pytest.raises(TemplateError, match="System message must be at the beginning"):
-        measure.lengths(4)
+        counted.lengths(4)

@@ -11,9 +11,10 @@ import pytest
 from sdft_cli.config import PrepareConfig, build
 from sdft_cli.prepare.turns import turns_of
 from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer
-from sdft_cli.prompts.incremental import Measurer, record_at
+from sdft_cli.prompts.incremental import TokenCounter, record_at
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Message, RecordRow, Rejection, Session, ToolCall, ToolSchema
+from tests.prompts.texts import student_text, teacher_text
 
 EMPTY_BLOCK = "<think>\n\n</think>\n\n"
 GENERATION = f"<|im_start|>assistant\n{EMPTY_BLOCK}"
@@ -95,7 +96,7 @@ def test_the_teacher_sees_the_same_history_but_for_empty_think_blocks(
     assert history.count(EMPTY_BLOCK) == behind
     assert history.replace(EMPTY_BLOCK, "") == teachers
     if turn > 2:  # what a session says about thinking is text, and never taken for a block to drop
-        for role in (prompts.student_text(record), prompts.teacher_text(record)):
+        for role in (student_text(prompts, record), teacher_text(prompts, record)):
             assert "a <think> in <think>the text</think> itself" in role
 
 
@@ -118,7 +119,7 @@ def test_turns_that_would_begin_differently_are_rejected_by_prepare(smollm2: Pat
     with pytest.raises(TemplateError, match="begins the turn differently at this point"):
         prompts.student_ids(record_at(SESSION, 4))
     config = build(PrepareConfig, {"source": "x"})
-    found = {o.turn_index: o for o in turns_of(SESSION, Measurer(prompts), config, None).outcomes}
+    found = {o.turn_index: o for o in turns_of(SESSION, TokenCounter(prompts), config, None).outcomes}
     assert found.keys() == set(TURNS)
     for turn, outcome in found.items():
         if SESSION.messages[turn - 1].role == "tool":
@@ -131,4 +132,4 @@ def test_turns_that_would_begin_differently_are_rejected_by_prepare(smollm2: Pat
 def test_the_same_template_without_the_difference_keeps_every_turn(smollm2: Path) -> None:
     prompts = prompts_with(smollm2, EMPTY_BLOCK)
     config = build(PrepareConfig, {"source": "x"})
-    assert all(isinstance(o, RecordRow) for o in turns_of(SESSION, Measurer(prompts), config, None).outcomes)
+    assert all(isinstance(o, RecordRow) for o in turns_of(SESSION, TokenCounter(prompts), config, None).outcomes)

@@ -332,7 +332,7 @@ def test_parquet_is_written_in_bounded_groups(
     import pyarrow.parquet as pq
 
     export(examples, "sharegpt", tmp_path / "one.parquet")
-    monkeypatch.setattr(module, "PARQUET_BATCH_CHARS", 10_000)
+    monkeypatch.setattr(module, "PARQUET_GROUP_CHARACTERS", 10_000)
     export(examples, "sharegpt", tmp_path / "many.parquet")
     one, many = pq.ParquetFile(tmp_path / "one.parquet"), pq.ParquetFile(tmp_path / "many.parquet")
     assert one.metadata.num_row_groups == 1 < many.metadata.num_row_groups

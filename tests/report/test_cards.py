@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdft_cli.records import write_dataset
-from sdft_cli.report.cards import code_span, dataset_card, hub_metadata
+from sdft_cli.report.cards import dataset_card, hub_metadata
 from sdft_cli.report.statistics import dataset_statistics
+from sdft_cli.report.templates import code_span
 from tests.datasets import manifest_of
 from tests.report.hostile import SOURCE, hostile_dataset
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdft_cli.config import load_train_config
-from sdft_cli.report.cards import Evaluation, cell, model_card, model_metadata
+from sdft_cli.report.cards import Evaluation, model_card, model_metadata
+from sdft_cli.report.templates import cell
 from tests.report.hostile import NAMES, SOURCE
 from tests.report.test_cards import metadata_of
 
@@ -145,7 +146,7 @@ def test_the_settings_are_those_of_the_run() -> None:
         "| teacher | ema, decay 0.98 |",
         "| frozen weights in training | 4 bits (NF4) |",
         "JSD(student, teacher)",
-        "over the 100 likeliest words of the student, the others counted as one, at each token",
+        "over the 100 likeliest tokens of the student, the others counted as one, at each token",
         "25% of the records were trained on the model's own answer, the others on the expert's text",
         "a moving average of the adapter",
     ):

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from sdft_cli.errors import UsageError
-from sdft_cli.report.page import HEIGHT, WIDTH, plot_of, render_page, write_page
+from sdft_cli.records.folders import write_text
+from sdft_cli.report.page import HEIGHT, WIDTH, plot_of, render_page
 from sdft_cli.report.statistics import Histogram, Length
 from tests.report.hostile import NAMES, SOURCE, hostile_dataset
 
@@ -76,9 +77,9 @@ def test_bars_of_a_plot() -> None:
 
 
 def test_a_page_is_not_overwritten_unasked(tmp_path: Path) -> None:
-    data = hostile_dataset(tmp_path / "d")
-    path = write_page(data, tmp_path / "r.html")
+    text, path = render_page(hostile_dataset(tmp_path / "d")), tmp_path / "r.html"
+    write_text(path, text)
     with pytest.raises(UsageError, match="--overwrite"):
-        write_page(data, path)
-    write_page(data, path, overwrite=True)
-    assert path.read_text(encoding="utf-8") == render_page(data)
+        write_text(path, text)
+    write_text(path, text, overwrite=True)
+    assert path.read_text(encoding="utf-8") == text

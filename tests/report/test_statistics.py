@@ -126,7 +126,7 @@ def test_a_dataset(tmp_path: Path) -> None:
     assert [length.cap for length in found.lengths] == [None, 100, 40, 120]
     assert found.lengths[2].histogram == Histogram((4, 8, 16, 32, 64), (2, 0, 0, 0), (0, 0, 0, 1))
     assert found.session_turns == Summary(2, 1, 1, 3, 3)
-    assert found.session_tokens == Summary(1, 80, 80, 80, 80)  # 30 + 50; the other session was never measured
+    assert found.session_tokens == Summary(1, 80, 80, 80, 80)  # 30 + 50; the other session was never tokenised
     assert found.tools == (ToolUse("Bash", 2, 2), ToolUse("Read", 2, 2))
     assert found.caps["max_rollout_tokens"] == (
         CapChoice(10, 2, False),

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from rich.console import Console, RenderableType
 
-from sdft_cli.records import Session
+from sdft_cli.records import Dataset, Session
 from sdft_cli.report import terminal
 from sdft_cli.report.bars import HistogramBars, bar_cells
-from sdft_cli.report.statistics import Histogram, Length
+from sdft_cli.report.statistics import Histogram, Length, dataset_statistics
 from tests.datasets import example_dataset, row, store
 from tests.report.hostile import NAMES, hostile_dataset
 
@@ -19,6 +19,10 @@ def shown(renderable: RenderableType, width: int, encoding: str = "utf-8") -> li
     console = Console(file=io.TextIOWrapper(raw, encoding, write_through=True), width=width, highlight=False)
     console.print(renderable)
     return raw.getvalue().decode(encoding).splitlines()
+
+
+def dataset_report(dataset: Dataset, full: bool = False) -> RenderableType:
+    return terminal.statistics_report(dataset.manifest["funnel"], dataset_statistics(dataset), full)
 
 
 LENGTH = Length(
@@ -54,7 +58,7 @@ def test_a_count_is_never_shown_as_nothing() -> None:
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_report_fits_the_terminal_and_names_survive(tmp_path: Path, width: int) -> None:
-    lines = shown(terminal.dataset_report(hostile_dataset(tmp_path / "d"), full=True), width)
+    lines = shown(dataset_report(hostile_dataset(tmp_path / "d"), full=True), width)
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
     for name in NAMES:
@@ -66,18 +70,18 @@ def test_the_report_fits_the_terminal_and_names_survive(tmp_path: Path, width: i
 
 
 def test_the_short_form_shows_caps_only_where_one_rejected_a_turn(tmp_path: Path) -> None:
-    quiet = "\n".join(shown(terminal.dataset_report(example_dataset(tmp_path, 3)), 80))
+    quiet = "\n".join(shown(dataset_report(example_dataset(tmp_path, 3)), 80))
     assert "Funnel" in quiet
     assert "teacher prompt" in quiet
     assert "if it were" not in quiet
     assert "Tools called" not in quiet
-    loud = "\n".join(shown(terminal.dataset_report(hostile_dataset(tmp_path / "d")), 80))
+    loud = "\n".join(shown(dataset_report(hostile_dataset(tmp_path / "d")), 80))
     assert "if it were" in loud
 
 
 def test_the_terminal_shows_the_most_called_tools_and_the_rest_in_one_row(tmp_path: Path) -> None:
     from sdft_cli.records import Message, ToolCall
-    from sdft_cli.report.statistics import ToolUse, dataset_statistics
+    from sdft_cli.report.statistics import ToolUse
 
     calls = tuple(ToolCall(str(i), f"tool{i:02}", "{}") for i in range(20) for _ in range(20 - i))
     session = Session("s", (Message("user", "a"), Message("assistant", "", calls)))
