@@ -463,6 +463,13 @@ def load_train_config(
     return build(TrainConfig, document)
 
 
+def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration with dotted keys set."""
+    document = config.model_dump()
+    _override(document, (), settings)
+    return TrainConfig.model_validate(document)
+
+
 def build(kind: type[T], document: Mapping[str, Any]) -> T:
     """Validate a document; a `ValidationError` becomes a `UsageError` of one sentence."""
     try:
