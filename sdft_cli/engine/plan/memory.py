@@ -54,7 +54,7 @@ from sdft_cli.records import RecordRow
 NF4_BYTES = 0.516
 """Of a 4-bit weight: half a byte, and per block of 64 an 8-bit scale with its own fp32 scale per 256."""
 SAMPLING_BYTES = 36
-"""Per vocabulary entry and sequence while a token is drawn: fp32 logits, a copy, sorted values, indices, sums, masks."""
+"""Per sequence and token of the vocabulary while one is drawn: fp32 logits, sorted values, indices, sums, masks."""
 CHUNK = 64
 """Tokens of a chunk of the gated delta rule."""
 
