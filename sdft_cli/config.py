@@ -43,12 +43,9 @@ class PrepareConfig(_Config):
     """How sessions become records."""
 
     source: str = Field(description="a trace file, a folder of them, or a Hub dataset id (owner/name)")
-    revision: str | None = Field(
-        None, description="Hub revision of the source, whose commit is recorded; null: the main branch"
-    )
+    revision: str | None = Field(None, description="Hub revision of the source; null: the main branch")
     model: str = Field(
-        "unsloth/Qwen3.5-9B",
-        description="the model that will be trained, for its tokenizer and template: folder, Hub id or smollm2-135m",
+        "unsloth/Qwen3.5-9B", description="model whose tokenizer and template count: folder, Hub id or alias"
     )
     max_seq_tokens: int = Field(65_536, gt=0, description="cap on the teacher's prompt and the expert's turn, tokens")
     max_prompt_tokens: int = Field(57_344, gt=0, description="cap on the teacher's prompt, tokens")
@@ -58,11 +55,11 @@ class PrepareConfig(_Config):
         "session", description="what is held out whole: sessions (with their copies), or all sessions of a project"
     )
     redact: bool = Field(True, description="replace secrets, e-mail addresses and user names by pseudonyms")
-    workers: int = Field(1, ge=1, description="processes that measure sessions; the output is the same for any number")
+    workers: int = Field(1, ge=1, description="processes that count tokens; the output is the same for any number")
     seed: int = Field(0, ge=0, description="seed of the split")
     limit_sessions: int | None = Field(None, gt=0, description="read at most this many sessions; null: all")
     tools: Literal["observed", "all"] = Field(
-        "observed", description="built-in tools in the prompts: those observed in the source, or all"
+        "observed", description="built-in tools in prompts: those observed, or all"
     )
     teacher_template: str = Field(
         "expert_reference", description="the teacher's wording: a name in templates/teacher/, or a .txt file"
@@ -93,19 +90,15 @@ class RolloutSettings(_Config):
 
     max_new_tokens: int = Field(8_192, gt=0, description="cap on a rollout, tokens")
     temperature: float = Field(0.8, gt=0, description="logits are divided by it before sampling")
-    top_p: float = Field(0.95, gt=0, le=1, description="sample from the likeliest tokens with this much probability")
+    top_p: float = Field(
+        0.95, gt=0, le=1, description="sample from the most probable tokens with this much probability"
+    )
     per_record: int = Field(1, gt=0, description="rollouts of each record of a step")
     weights: Literal["auto", "merged", "adapter"] = Field(
         "auto", description="sample from a merged second copy of the adapted weights (faster); auto: if memory allows"
     )
-    max_tokens_per_pass: int = Field(
-        65_536, gt=0, description="prompts are decoded together up to this many padded tokens"
-    )
-    gap_every: int | None = Field(
-        10,
-        gt=0,
-        description="every so many steps, compare the sampler's log-probabilities with the trainer's; null: never",
-    )
+    max_tokens_per_pass: int = Field(65_536, gt=0, description="padded tokens that are decoded together, at most")
+    gap_every: int | None = Field(10, gt=0, description="steps between comparisons of sampler and trainer; null: never")
 
 
 class DistillSettings(_Config):
@@ -115,29 +108,21 @@ class DistillSettings(_Config):
         "reverse_kl", description="reverse_kl: KL(student||teacher); forward_kl: KL(teacher||student)"
     )
     jsd_beta: float = Field(0.5, gt=0, lt=1, description="jsd only: weight of the teacher in the mixture")
-    support: Literal["full", "top_k"] = Field("full", description="words that count: all, or the top_k at each token")
-    top_k: int = Field(100, gt=0, description="support top_k only: how many words")
-    top_k_of: Literal["student", "teacher"] = Field(
-        "student", description="support top_k only: whose likeliest words they are"
+    support: Literal["full", "top_k"] = Field(
+        "full", description="tokens that count: all, or the top_k at each position"
     )
-    top_k_tail: bool = Field(
-        True, description="the other words count together as one; false: the top_k are renormalised"
-    )
-    kl_temperature: float = Field(
-        1.0, gt=0, description="logits of student and teacher are divided by it before the divergence"
-    )
+    top_k: int = Field(100, gt=0, description="support top_k only: how many tokens")
+    top_k_of: Literal["student", "teacher"] = Field("student", description="support top_k only: whose top tokens")
+    top_k_tail: bool = Field(True, description="all other tokens count as one; false: the top_k are renormalised")
+    kl_temperature: float = Field(1.0, gt=0, description="divides the logits of student and teacher")
     lambda_on_policy: float = Field(
         1.0, ge=0, le=1, description="share of records trained on the student's rollout, the rest on the expert's turn"
     )
-    average: Literal["tokens", "sequences"] = Field(
-        "tokens", description="each token of the step weighs the same, or each trajectory does"
-    )
+    average: Literal["tokens", "sequences"] = Field("tokens", description="what weighs the same in the loss of a step")
     skip_first_tokens: int = Field(0, ge=0, description="tokens at a trajectory's start without loss")
-    max_loss_tokens: int | None = Field(
-        None, gt=0, description="only so many tokens of a trajectory have loss; null: all"
-    )
+    max_loss_tokens: int | None = Field(None, gt=0, description="tokens of a trajectory with loss, at most; null: all")
     truncated_rollouts: Literal["keep", "mask"] = Field(
-        "keep", description="mask: a rollout that was cut by max_new_tokens has no loss"
+        "keep", description="mask: a rollout cut by its cap has no loss"
     )
     chunk_rows: int = Field(112, gt=0, description="rows of logits held at once; a GPU takes more")
 
@@ -157,7 +142,7 @@ class OptimSettings(_Config):
     learning_rate: float = Field(1e-5, gt=0, description="rate after the warm-up")
     warmup_steps: int = Field(20, ge=0, description="steps in which the rate rises linearly from 0")
     schedule: Literal["constant", "linear"] = Field(
-        "constant", description="after the warm-up: constant, or falling linearly to 0 behind the last step"
+        "constant", description="after the warm-up: constant or falling to 0"
     )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of AdamW's averages of gradient and square")
@@ -165,17 +150,12 @@ class OptimSettings(_Config):
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient's norm; null: never")
     max_steps: int = Field(600, gt=0, description="optimiser steps")
     turns_per_step: int = Field(1, gt=0, description="records of one optimiser step (the batch size)")
-    group_by: Literal["none", "session"] = Field(
-        "none", description="session: the turns of a step are of one session, so that they share prefixes"
-    )
+    group_by: Literal["none", "session"] = Field("none", description="session: the turns of a step are of one session")
     session_turns: Literal["consecutive", "spread"] = Field(
         "consecutive", description="which turns of a session make a step: neighbours, or some from begin to end"
     )
     max_tokens_per_pass: int = Field(
-        65_536,
-        gt=0,
-        description="records share a forward pass up to this many tokens, padded or (packed) distinct; smaller saves "
-        "memory",
+        65_536, gt=0, description="tokens of a pass, padded or (packed) distinct, at most; smaller saves memory"
     )
 
 
@@ -207,26 +187,20 @@ class StopSettings(_Config):
     length_collapse: Action = Field("warn", description="held-out rollouts are shorter than length_share of the first")
     length_share: float = Field(0.1, gt=0, lt=1, description="see length_collapse")
     validity_collapse: Action = Field(
-        "warn", description="the share of valid tool calls is below validity_share of the best one before"
+        "warn", description="valid tool calls are below validity_share of the best before"
     )
     validity_share: float = Field(0.5, gt=0, lt=1, description="see validity_collapse")
     kl_rising: Action = Field("warn", description="held-out KL rose kl_rising_evaluations times in a row")
     kl_rising_evaluations: int = Field(3, gt=0, description="see kl_rising")
     sampler_gap: Action = Field("stop", description="sampler and trainer disagree by more than max_sampler_gap")
-    max_sampler_gap: float = Field(
-        0.1, gt=0, description="mean |log p(sampler) - log p(trainer)| of sampled tokens, nats"
-    )
+    max_sampler_gap: float = Field(0.1, gt=0, description="mean |log p(sampler) - log p(trainer)| per token, nats")
 
 
 class GateSettings(_Config):
-    """The teacher-lift gate: does the reference teach anything? Measured on held-out records before step 1."""
+    """The teacher-lift gate: does the reference teach anything? Scored on held-out records before step 1."""
 
-    action: Action = Field(
-        "stop", description="what is done if the teacher has nothing to teach; off: it is not measured"
-    )
-    records: int = Field(
-        32, gt=0, description="validation records, spread over the sessions; training records if few are held out"
-    )
+    action: Action = Field("stop", description="what is done if the teacher has nothing to teach; off: no gate")
+    records: int = Field(32, gt=0, description="validation records, or of training where few are held out")
     max_new_tokens: int = Field(256, gt=0, description="cap on a rollout, tokens; decoded greedily")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals")
     resamples: int = Field(2_000, gt=0, description="draws of the bootstrap over sessions")
@@ -241,12 +215,8 @@ class TrainConfig(_Config):
     )
     model: str = Field(description="the model to train: folder, Hub id or alias")
     revision: str | None = Field(None, description="Hub revision of the model; null: the main branch")
-    backend: BackendName = Field(
-        "auto", description="what runs the model; auto: unsloth where it is installed and supports the model"
-    )
-    min_gpu_gb: float | None = Field(
-        None, gt=0, description="GB of memory of the CUDA GPU that is needed; null: no GPU is needed"
-    )
+    backend: BackendName = Field("auto", description="what runs the model; auto: unsloth where it can")
+    min_gpu_gb: float | None = Field(None, gt=0, description="GB that the CUDA GPU must have; null: no GPU is needed")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and the arithmetic")
     load_in_4bit: bool = Field(False, description="frozen weights in 4 bits (NF4); the unsloth backend on a GPU only")
     fast_inference: bool = Field(False, description="sample rollouts with unsloth's vLLM engine (CUDA, package vllm)")
@@ -257,7 +227,7 @@ class TrainConfig(_Config):
     max_prompt_tokens: int = Field(57_344, gt=0, description="cap on the teacher's prompt; longer ones are refused")
     gradient_checkpointing: bool = Field(True, description="compute activations again backwards; saves memory")
     prefix_sharing: PrefixSharing = Field(
-        "auto", description="compute the turns' common prefixes once; auto: as is exact on this model and fits"
+        "auto", description="compute common prefixes once; auto: as is exact and fits"
     )
     segment_tokens: int = Field(2_048, ge=16, description="depth_first: most tokens of a pass; smaller saves memory")
     seed: int = Field(0, ge=0, description="seed of adapter, order and rollouts")
@@ -295,24 +265,22 @@ class TrainConfig(_Config):
 
 
 class EvalConfig(_Config):
-    """What `sdft eval` measures, and how."""
+    """What `sdft eval` runs, and how."""
 
     max_new_tokens: int = Field(512, gt=0, description="cap on an evaluation rollout, tokens")
     max_records_per_pass: int = Field(16, gt=0, description="records decoded and scored together, at most")
     max_tokens_per_pass: int = Field(16_384, gt=0, description="the same in padded tokens; smaller saves memory")
     prefix_sharing: PrefixSharing = Field("auto", description="as in training")
     limit: int | None = Field(
-        None, gt=0, description="use at most this many validation records, spread over the sessions; null: all"
+        None, gt=0, description="validation records, spread over the sessions, at most; null: all"
     )
-    general: int = Field(240, ge=0, description="general prompts on which drift from the base is measured; 0: none")
+    general: int = Field(240, ge=0, description="general prompts for the drift from the base; 0: none")
     drift_tokens: int = Field(32, gt=0, description="tokens of the base's answer to each of them, at most")
     questions: int = Field(120, ge=0, description="questions with exact answers; 0: none")
     question_tokens: int = Field(16, gt=0, description="cap on the reply to a question, tokens")
-    lm_eval: list[str] = Field([], description="tasks of lm-evaluation-harness to measure, too")
+    lm_eval: list[str] = Field([], description="tasks of lm-evaluation-harness to run, too")
     lm_eval_path: str | None = Field(None, description="folder with lm_eval tasks of your own; null: none")
-    lm_eval_limit: int | None = Field(
-        None, gt=0, description="use only the first so many documents of each lm_eval task; null: all"
-    )
+    lm_eval_limit: int | None = Field(None, gt=0, description="documents of each lm_eval task, at most; null: all")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals")
     resamples: int = Field(2_000, gt=0, description="draws of the bootstrap over sessions")
     seed: int = Field(0, ge=0, description="seed of rollouts and intervals; answers are greedy")
@@ -334,20 +302,20 @@ def sections_of(kind: type[BaseModel]) -> dict[str, type[BaseModel]]:
 def fields_of(kind: type[BaseModel]) -> dict[str, FieldInfo]:
     """Return the values of a model and of its sections: dotted key -> field."""
     sections = sections_of(kind)
-    found = {name: field for name, field in kind.model_fields.items() if name not in sections}
+    fields = {name: field for name, field in kind.model_fields.items() if name not in sections}
     for section, inner in sections.items():
-        found |= {f"{section}.{key}": field for key, field in fields_of(inner).items()}
-    return found
+        fields |= {f"{section}.{key}": field for key, field in fields_of(inner).items()}
+    return fields
 
 
 def _likeness(key: str, candidate: str, description: str) -> float:
     """Say how likely an unknown key means a setting: about 1 for its name or initials, about 0 for nothing alike."""
     (section, _, name), (own_section, _, own) = key.rpartition("."), candidate.rpartition(".")
-    asked, words = name.split("_"), own.split("_")
-    if name == own or (len(words) > 1 and name == "".join(word[0] for word in words)):  # lr
+    asked, parts = name.split("_"), own.split("_")
+    if name == own or (len(parts) > 1 and name == "".join(part[0] for part in parts)):  # lr
         score = 1.0
-    elif all(any(word.startswith(part) for word in words) for part in asked):  # temp, max_tok
-        score = 0.9 if words[0].startswith(asked[0]) else 0.85
+    elif all(any(part.startswith(beginning) for part in parts) for beginning in asked):  # temp, max_tok
+        score = 0.9 if parts[0].startswith(asked[0]) else 0.85
     elif f" {' '.join(asked)} " in f" {re.sub('[^a-z]', ' ', description)} ":  # batch_size
         score = 0.74
     else:
@@ -358,7 +326,7 @@ def _likeness(key: str, candidate: str, description: str) -> float:
 
 
 def nearest_keys(key: str, kind: type[BaseModel]) -> list[str]:
-    """Return up to three settings that an unknown dotted key may mean, the likeliest first; empty if none is alike.
+    """Return up to three settings that an unknown dotted key may mean, the nearest first; empty if none is alike.
 
     Alike are: the same name in another section or in none, initials, beginnings of words, words of the description,
     and a similar spelling.
@@ -379,13 +347,22 @@ def _unknown(key: str, kind: type[BaseModel]) -> str:
     return f"{key} is no setting, nor like one: choose of {', '.join(names)}."
 
 
+def leaves(document: Mapping[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Return the values of nested mappings, their keys joined."""
+    flat: dict[str, Any] = {}
+    for key, value in document.items():
+        inner = isinstance(value, Mapping)
+        flat |= leaves(value, separator, f"{prefix}{key}{separator}") if inner else {f"{prefix}{key}": value}
+    return flat
+
+
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """Say in one sentence what is wrong with the settings of a model: an unknown key first, with the nearest ones."""
-    found = error.errors()
-    first = next((one for one in found if one["type"] == "extra_forbidden"), found[0])
+    errors = error.errors()
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return _unknown(next(iter(_leaves({where: first["input"]})), where), kind)  # of a section, its first value
+        return _unknown(next(iter(leaves({where: first["input"]})), where), kind)  # of a section, its first value
     if first["type"] == "model_type" and where:
         one = next(key for key in fields_of(kind) if key.startswith(f"{where}."))
         return f"{where} is a section: name one of its values, as in {one}=VALUE."
@@ -395,11 +372,8 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
 
 def profile_names() -> list[str]:
     """Return the names of the shipped profiles."""
-    return sorted(
-        entry.name.removesuffix(".yaml")
-        for entry in resource("templates", "profiles").iterdir()
-        if entry.name.endswith(".yaml")
-    )
+    names = [entry.name for entry in resource("templates", "profiles").iterdir()]
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:
@@ -463,6 +437,13 @@ def load_train_config(
     return build(TrainConfig, document)
 
 
+def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration with dotted keys set."""
+    document = config.model_dump()
+    _override(document, (), settings)
+    return TrainConfig.model_validate(document)
+
+
 def build(kind: type[T], document: Mapping[str, Any]) -> T:
     """Validate a document; a `ValidationError` becomes a `UsageError` of one sentence."""
     try:
@@ -483,13 +464,6 @@ RESUMABLE = ("stop", "checkpoint", "heldout", "gate", "trackers", "samples_every
 """Sections and values of a training configuration that may change when a run is resumed: no weight depends on them."""
 
 
-def _leaves(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in document.items():
-        found |= _leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
-
-
 def resumed_config(stored: Mapping[str, Any], overrides: Sequence[str], flags: Mapping[str, Any]) -> TrainConfig:
     """Return a run's own configuration with what may change on the way: see `RESUMABLE`, and more steps.
 
@@ -500,7 +474,7 @@ def resumed_config(stored: Mapping[str, Any], overrides: Sequence[str], flags: M
     document = before.model_dump(mode="json")
     _override(document, overrides, flags)
     after = build(TrainConfig, document)
-    old, new = _leaves(before.model_dump(mode="json")), _leaves(after.model_dump(mode="json"))
+    old, new = leaves(before.model_dump(mode="json")), leaves(after.model_dump(mode="json"))
     free = {*RESUMABLE, *(("optim.max_steps",) if after.optim.schedule == "constant" else ())}
     for key in old:
         if old[key] != new[key] and key not in free and key.split(".")[0] not in free:

@@ -113,8 +113,8 @@ def _of_task(key: str, higher: bool | None) -> Metric:
 
 def part_of(contender: Mapping[str, Any], about: About) -> Mapping[str, Any]:
     """Return a part of a model's results, with its `summary` and `items`; empty where it was left out."""
-    found: Mapping[str, Any] = contender if about == "records" else contender.get(about, {})
-    return found
+    results: Mapping[str, Any] = contender if about == "records" else contender.get(about, {})
+    return results
 
 
 def summary(items: Sequence[Item], about: About) -> dict[str, float | None]:
@@ -137,17 +137,24 @@ def p95(values: Sequence[float]) -> float | None:
     return float(np.quantile(values, 0.95)) if len(values) else None
 
 
-def _ratio(top: str, bottom: str | None = None) -> Callable[[Item], Part | None]:
-    return lambda item: (float(item[top]), float(item[bottom]) if bottom else 1.0)
+def _ratio(top: str, bottom: str) -> Callable[[Item], Part | None]:
+    return lambda item: (float(item[top]), float(item[bottom]))
 
 
-def _share(key: str) -> Callable[[Item], Part | None]:
+def _value(key: str) -> Callable[[Item], Part | None]:
+    return lambda item: (float(item[key]), 1.0)
+
+
+def _flag(key: str) -> Callable[[Item], Part | None]:
     return lambda item: (float(bool(item[key])), 1.0)
 
 
-def _tool(flag: str) -> Callable[[Item], Part | None]:
-    """Count a flag of `ToolScore`, on the turns in which the expert called tools."""
-    return lambda item: (float(item["flags"][flag]), 1.0) if item["flags"] else None
+def _p95_of_prompts(key: str) -> Callable[[Sequence[Item]], float | None]:
+    return lambda items: p95([i[key] / i["tokens"] for i in items])
+
+
+def _p95_of_tokens(items: Sequence[Item]) -> float | None:
+    return p95([kl for i in items for kl in i["token_kl"]])
 
 
 def _prose(key: str) -> Callable[[Item], Part | None]:
@@ -157,78 +164,56 @@ def _prose(key: str) -> Callable[[Item], Part | None]:
 
 _learned, _copied = (partial(Metric, "records", s) for s in ("Did it learn?", "Does it copy or make things up?"))
 _drift, _questions = (partial(Metric, about, "Did it forget?") for about in ("drift", "questions"))
+_nats = partial(_learned, form=".3f", better="lower")
+_mistake = partial(_copied, form=".1%", better="lower", yes_or_no=True)
+
+
+def _tool(flag: str, label: str, brief: tuple[str, str] = ("", "")) -> Metric:
+    """Make a metric of a flag of `ToolScore`, on the turns in which the expert called tools."""
+
+    def count(item: Item) -> Part | None:
+        return (float(item["flags"][flag]), 1.0) if item["flags"] else None
+
+    return _learned(f"tool_{flag}_share", label, ".1%", "higher", count, True, brief=brief)
+
+
 for _metric in (
-    _learned(
+    _nats(
         "expert_nll_per_token",
         "expert NLL, nats per token",
-        ".3f",
-        "lower",
-        _ratio("nll", "reference_tokens"),
+        count=_ratio("nll", "reference_tokens"),
         brief=("expert NLL", ".4f"),
     ),
-    _learned(
+    _nats(
         "kl_per_token",
         "KL(student||teacher), nats per token",
-        ".3f",
-        "lower",
-        _ratio("kl", "rollout_tokens"),
+        count=_ratio("kl", "rollout_tokens"),
         brief=("KL", ".4f"),
     ),
     _learned(
-        "rollout_length", "rollout length, tokens", ".1f", "neither", _ratio("rollout_tokens"), brief=("length", ".1f")
+        "rollout_length", "rollout length, tokens", ".1f", "neither", _value("rollout_tokens"), brief=("length", ".1f")
     ),
     _learned(
-        "finished_share",
-        "finished within the cap",
-        ".1%",
-        "higher",
-        _share("finished"),
-        True,
-        brief=("finished", ".0%"),
+        "finished_share", "finished within the cap", ".1%", "higher", _flag("finished"), True, brief=("finished", ".0%")
     ),
-    _learned("tool_terminated_share", "tool turns: calls all closed", ".1%", "higher", _tool("terminated"), True),
-    _learned("tool_parsed_share", "tool turns: call parses", ".1%", "higher", _tool("parsed"), True),
-    _learned(
-        "tool_named_share", "tool turns: right tool", ".1%", "higher", _tool("named"), True, brief=("right tool", ".0%")
-    ),
-    _learned("tool_required_share", "  and required arguments", ".1%", "higher", _tool("required"), True),
-    _learned("tool_known_share", "  and no unknown argument", ".1%", "higher", _tool("known"), True),
-    _learned(
-        "tool_valid_share", "  and arguments valid", ".1%", "higher", _tool("valid"), True, brief=("valid calls", ".0%")
-    ),
-    _learned("tool_exact_share", "  and the expert's arguments", ".1%", "higher", _tool("exact"), True),
+    _tool("terminated", "tool turns: calls all closed"),
+    _tool("parsed", "tool turns: call parses"),
+    _tool("named", "tool turns: right tool", brief=("right tool", ".0%")),
+    _tool("required", "  and required arguments"),
+    _tool("known", "  and no unknown argument"),
+    _tool("valid", "  and arguments valid", brief=("valid calls", ".0%")),
+    _tool("exact", "  and the expert's arguments"),
     _learned("prose_chrf", "other turns: chrF of the text", ".1f", "higher", _prose("chrf")),
     _learned("unasked_call_share", "other turns: call not asked for", ".1%", "lower", _prose("calls_unasked"), True),
     _drift("drift_kl", "KL(base||model), nats per token", ".4f", "lower", _ratio("kl", "tokens")),
-    _drift(
-        "kl_p95_of_tokens",
-        "  95th percentile of tokens",
-        ".4f",
-        "lower",
-        whole=lambda items: p95([kl for i in items for kl in i["token_kl"]]),
-    ),
-    _drift("kl_p95_of_prompts", "", ".4f", "lower", whole=lambda items: p95([i["kl"] / i["tokens"] for i in items])),
-    _drift("drift_same_top", "same likeliest word as the base", ".1%", "higher", _ratio("same_top", "tokens")),
+    _drift("kl_p95_of_tokens", "  95th percentile of tokens", ".4f", "lower", whole=_p95_of_tokens),
+    _drift("kl_p95_of_prompts", "", ".4f", "lower", whole=_p95_of_prompts("kl")),
+    _drift("drift_same_top", "same top-1 token as the base", ".1%", "higher", _ratio("same_top", "tokens")),
     _drift("entropy", "entropy, nats per token", ".3f", "neither", _ratio("entropy", "tokens")),
-    _drift(
-        "entropy_p95_of_prompts",
-        "",
-        ".3f",
-        "neither",
-        whole=lambda items: p95([i["entropy"] / i["tokens"] for i in items]),
-    ),
-    _questions("questions_right", "questions right", ".1%", "higher", _share("correct"), True),
-    _copied(
-        "mentions_reference_share",
-        "speaks of a reference it never saw",
-        ".1%",
-        "lower",
-        _share("mentions_reference"),
-        True,
-    ),
-    _copied("copied_share", "runs of 6 words from the expert's turn only", ".1%", "neither", _ratio("copied_share")),
-    _copied(
-        "unknown_path_share", "names a path that the context has not", ".1%", "lower", _share("unknown_paths"), True
-    ),
+    _drift("entropy_p95_of_prompts", "", ".3f", "neither", whole=_p95_of_prompts("entropy")),
+    _questions("questions_right", "questions right", ".1%", "higher", _flag("correct"), True),
+    _mistake("mentions_reference_share", "speaks of a reference it never saw", count=_flag("mentions_reference")),
+    _copied("copied_share", "runs of 6 words from the expert's turn only", ".1%", "neither", _value("copied_share")),
+    _mistake("unknown_path_share", "names a path that the context has not", count=_flag("unknown_paths")),
 ):
     register(_metric)

@@ -42,7 +42,7 @@ LEARNED = {
 }
 FORGOTTEN = {
     "drift_kl": "KL(base to model), nats per token",
-    "drift_same_top": "same likeliest word as the base",
+    "drift_same_top": "same top-1 token as the base",
     "questions_right": "questions right",
 }
 SHOWN = (*LEARNED, *FORGOTTEN)

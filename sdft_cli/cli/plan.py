@@ -53,13 +53,13 @@ def plan(
         )
     from sdft_cli.engine.models.backend_transformers import TransformersBackend
     from sdft_cli.engine.models.names import resolve_model
-    from sdft_cli.engine.plan.model_shape import read_shape, ways_to_share
-    from sdft_cli.engine.plan.plan import choose_way, find_gpu, machine_gpu, plan_of
+    from sdft_cli.engine.plan.model_shape import possible_sharing, read_shape
+    from sdft_cli.engine.plan.plan import choose_sharing, find_gpu, machine_gpu, plan_of
 
     card = find_gpu(gpu) if gpu else machine_gpu()
     shape = read_shape(config, resolve_model(config.model, say))
-    ways = ways_to_share(shape, config, TransformersBackend)
-    sharing = choose_way(ways, rows, shape, config, card.usable if card else None)
+    possible = possible_sharing(shape, config, TransformersBackend)
+    sharing = choose_sharing(possible, rows, shape, config, card.usable if card else None)
     document = plan_of(rows, shape, config, sharing, card, rollout_tokens, utilisation, fused)
     counted = data.manifest["config"]["model"]
     if counted != config.model:

@@ -43,9 +43,8 @@ def matrix_flops(shape: Shape, tokens: float, adapter: bool) -> float:
     """Matrices of the trunk, the recurrence of linear attention, and the adapter beside them."""
     total = 2.0 * tokens * (shape.matrix_parameters + (shape.adapter_parameters if adapter else 0))
     net = shape.delta_net
-    if (
-        net is not None
-    ):  # chunked gated delta rule: chunk matrices, two triangular solves, reads and writes of the state
+    if net is not None:
+        # Chunked gated delta rule: chunk matrices, two triangular solves, reads and writes of the state.
         k, v, c = net.key_dim, net.value_dim, CHUNK
         per_head = 2 * (2 * c * k + c * v + 3 * k * v) + c * (k + v)
         total += tokens * shape.layers(LINEAR) * (net.value_heads * per_head + 2 * net.kernel * net.features)

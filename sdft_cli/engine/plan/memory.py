@@ -37,7 +37,7 @@ What is not counted: allocator fragmentation, the CUDA context, library workspac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sdft_cli.config import DistillSettings, TrainConfig
@@ -54,7 +54,7 @@ from sdft_cli.records import RecordRow
 NF4_BYTES = 0.516
 """Of a 4-bit weight: half a byte, and per block of 64 an 8-bit scale with its own fp32 scale per 256."""
 SAMPLING_BYTES = 36
-"""Per word and sequence while a token is drawn: fp32 logits and their copy, sorted values and indices, sums, masks."""
+"""Per sequence and token of the vocabulary while one is drawn: fp32 logits, sorted values, indices, sums, masks."""
 CHUNK = 64
 """Tokens of a chunk of the gated delta rule."""
 
@@ -223,21 +223,19 @@ def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: 
     size, hidden = BYTES[config.dtype], shape.hidden
     layers = [kept_bytes(shape, b, size, forward.mask > 0, fused) for b in shape.blocks]
     parts = static_parts(shape, config, gradients=True)
+    recomputed, masks = 0, shape.layers(FULL, SLIDING)
     if config.gradient_checkpointing:
         parts["layer inputs"] = forward.tokens * size * hidden * sum(b.count for b in shape.blocks)
-        recomputed = forward.tokens * max(layers)
-        masks = 1
+        recomputed, masks = forward.tokens * max(layers), 1
     else:
         each = zip(layers, shape.blocks, strict=True)
         parts["kept activations"] = forward.tokens * sum(kept * b.count for kept, b in each)
-        recomputed, masks = 0, shape.layers(FULL, SLIDING)
     parts["final norm"] = forward.tokens * 4 * hidden
     parts["attention mask"] = _mask_bytes(shape, forward.mask, size, masks)
-    parts["hidden states"] = (2 * answers) * hidden * size
+    parts["hidden states"] = 2 * answers * hidden * size
     loss = loss_bytes(config.distill, answers, shape.vocabulary, size) + answers * hidden * size
     backward = forward.tokens * 8 * (shape.intermediate + hidden) + 2 * answers * hidden * size + recomputed
-    larger, bytes_ = ("loss buffers", loss) if loss > backward else ("backward buffers", backward)
-    parts[larger] = bytes_
+    parts["loss buffers" if loss > backward else "backward buffers"] = max(loss, backward)
     return Phase("student and backward", parts)
 
 
@@ -259,7 +257,6 @@ def rollout_phase(
     parts = static_parts(shape, config, gradients=False)
     if merged:
         parts["merged sampling weights"] = shape.adapted_parameters * size
-    prefill = padded(prompts)
     token, state = shape.kv_bytes(size), rows * shape.state_bytes(size)
     activations = _forward_bytes(shape, size, not merged, fused)
     cache = rows * (width + new_tokens) * token + state
@@ -275,6 +272,7 @@ def rollout_phase(
             "attention mask": _mask_bytes(shape, tree * tree if rows > 1 else 0, size, 1),
         }
     else:
+        prefill = padded(prompts)
         before = {
             "key-value cache": cache,
             "activations": prefill.tokens * activations,
@@ -321,27 +319,18 @@ def path_student_phase(shape: Shape, config: TrainConfig, longest: int, answers:
     return Phase(phase.name, {**phase.parts, **path_parts(shape, config, longest, True), "one layer's gradient": layer})
 
 
-def student_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[int]]:
-    """Cut the student's sequences of a step into passes as `student_passes` does where nothing is shared."""
-    return padded_passes([x.student + x.rollout for x in step], config.optim.max_tokens_per_pass)
-
-
-def teacher_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[int]]:
-    """Cut the teacher's sequences of a step into passes as `teacher_passes` does where nothing is shared."""
-    return padded_passes([x.teacher + x.rollout for x in step], config.optim.max_tokens_per_pass)
-
-
 def rollout_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[int]]:
     """Cut the records of a step into batches as `sample_rollouts` does."""
     lengths = [x.student + config.rollout.max_new_tokens for x in step]
     return padded_passes(lengths, config.rollout.max_tokens_per_pass)
 
 
-def _pass(lengths: Sequence[int], config: TrainConfig, pack: bool) -> Forward:
-    if not pack:
-        return padded(lengths)
-    cap = max(config.optim.max_tokens_per_pass, max(lengths))
-    return packed(lengths, min(sum(lengths), cap))
+def _forwards(lengths: Sequence[int], config: TrainConfig, pack: bool) -> Iterator[tuple[Sequence[int], Forward]]:
+    """Yield the passes over the sequences of a step: which ones, and their size; packed, all in one tree."""
+    most = config.optim.max_tokens_per_pass
+    for rows in [range(len(lengths))] if pack else padded_passes(lengths, most):
+        some = [lengths[i] for i in rows]
+        yield rows, packed(some, min(sum(some), max(most, *some))) if pack else padded(some)
 
 
 def step_memory(
@@ -358,16 +347,17 @@ def step_memory(
         teacher = [path_teacher_phase(shape, config, longest[0], total, fused)]
         student = [path_student_phase(shape, config, longest[1], [x.rollout for x in step], fused)]
     else:
-        pack, whole = sharing == "packed", [list(range(len(step)))]
-        teacher, student = [], []
-        for rows in whole if pack else teacher_passes(step, config):
-            forward = _pass([step[i].teacher + step[i].rollout for i in rows], config, pack)
-            teacher.append(teacher_phase(shape, config, forward, total, fused, first=True))
-        for rows in whole if pack else student_passes(step, config):
-            forward = _pass([step[i].student + step[i].rollout for i in rows], config, pack)
-            phase = student_phase(shape, config, forward, sum(step[i].rollout for i in rows), fused)
-            others = total - sum(step[i].rollout for i in rows)
-            phase.parts["hidden states"] += others * shape.hidden * BYTES[config.dtype]
+        pack = sharing == "packed"
+        sequences = [x.teacher + x.rollout for x in step]
+        teacher = [
+            teacher_phase(shape, config, forward, total, fused, first=True)
+            for _, forward in _forwards(sequences, config, pack)
+        ]
+        student = []
+        for rows, forward in _forwards([x.student + x.rollout for x in step], config, pack):
+            own = sum(step[i].rollout for i in rows)
+            phase = student_phase(shape, config, forward, own, fused)
+            phase.parts["hidden states"] += (total - own) * shape.hidden * BYTES[config.dtype]
             student.append(phase)
     batches = [[step[i].student for i in rows] for rows in rollout_passes(step, config)]
     new = config.rollout.max_new_tokens

@@ -77,7 +77,6 @@ class Shape:
     adapter_parameters: int
     adapted_parameters: int
     """Of the weights that the adapter sits on: what a merged sampling copy doubles."""
-    largest_adapted: int
     rank: int
     packing_obstacle: str | None
     path_obstacle: str | None
@@ -116,13 +115,13 @@ def read_shape(config: TrainConfig, model: str) -> Shape:
     from transformers import AutoConfig
 
     try:
-        found = AutoConfig.from_pretrained(model, revision=config.revision or "main")
+        model_config = AutoConfig.from_pretrained(model, revision=config.revision or "main")
     except (OSError, ValueError, KeyError) as error:
         raise MachineError(
             f"The config of {model} could not be read, from a folder, the cache or the Hub: check the name and the "
             "network, or give a folder that holds its config.json."
         ) from error
-    return shape_of(found, config)
+    return shape_of(model_config, config)
 
 
 def shape_of(model_config: Any, config: TrainConfig) -> Shape:
@@ -153,20 +152,19 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
         matrix_parameters=sum(m.weight.numel() for m in modules.values() if m is not head),
         adapter_parameters=sum(p.numel() for p in peft_model.parameters() if p.requires_grad),
         adapted_parameters=sum(sizes),
-        largest_adapted=max(sizes),
         rank=config.lora.rank,
         packing_obstacle=obstacle,
         path_obstacle=path_obstacle(peft_model, text),
     )
 
 
-def ways_to_share(shape: Shape, config: TrainConfig, backend: type[Backend]) -> list[Sharing]:
-    """Return how this run may share prefixes, the way that `sharing.choose_sharing` would try first first."""
+def possible_sharing(shape: Shape, config: TrainConfig, backend: type[Backend]) -> list[Sharing]:
+    """Return the kinds of prefix sharing that this run may use, in the order in which `passes/choose.py` tries them."""
     if not backend.takes_masks or config.prefix_sharing == "none":
         return ["none"]
     obstacles: dict[Sharing, str | None] = {"packed": shape.packing_obstacle, "depth_first": shape.path_obstacle}
-    found = [kind for kind, why in obstacles.items() if why is None and config.prefix_sharing in ("auto", kind)]
-    return found or ["none"]
+    kinds = [kind for kind, why in obstacles.items() if why is None and config.prefix_sharing in ("auto", kind)]
+    return kinds or ["none"]
 
 
 def _refuse_unknown(text: Any, kinds: tuple[str, ...]) -> None:

@@ -7,16 +7,18 @@ share are not counted as shared, since that takes their tokens: operations and h
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import yaml
 
-from sdft_cli.config import TrainConfig
+from sdft_cli.config import TrainConfig, with_settings
 from sdft_cli.engine.models.backend import Sharing
 from sdft_cli.engine.models.load import has_package
 from sdft_cli.engine.objective.batches import Order
+from sdft_cli.engine.passes.padded import padded_passes
 from sdft_cli.engine.plan.flops import (
     StepFlops,
     attended,
@@ -26,16 +28,7 @@ from sdft_cli.engine.plan.flops import (
     forward_flops,
     head_flops,
 )
-from sdft_cli.engine.plan.memory import (
-    Lengths,
-    Memory,
-    padded,
-    rollout_passes,
-    step_memory,
-    student_passes,
-    teacher_passes,
-    weight_bytes,
-)
+from sdft_cli.engine.plan.memory import Lengths, Memory, padded, rollout_passes, step_memory, weight_bytes
 from sdft_cli.engine.plan.model_shape import BYTES, Shape
 from sdft_cli.errors import UsageError
 from sdft_cli.records import RecordRow
@@ -93,14 +86,14 @@ def machine_gpu() -> Gpu | None:
 
     if not torch.cuda.is_available():
         return None
-    found = torch.cuda.get_device_properties(0)
-    memory = found.total_memory / 2**30
-    words = re.sub(r"[^a-z0-9]", "", found.name.lower())
-    alike = [c for c in known_gpus() if c.name.rsplit("-", 1)[0].replace("-", "") in words]
+    device = torch.cuda.get_device_properties(0)
+    memory = device.total_memory / 2**30
+    name = re.sub(r"[^a-z0-9]", "", device.name.lower())
+    alike = [c for c in known_gpus() if c.name.rsplit("-", 1)[0].replace("-", "") in name]
     if not alike:
-        return Gpu(found.name, memory, None, None, "its speed is not known: name a card with --gpu for hours")
+        return Gpu(device.name, memory, None, None, "its speed is not known: name a card with --gpu for hours")
     card = min(alike, key=lambda c: abs(c.memory_gb - memory))
-    return Gpu(found.name, memory, card.tflops, card.gb_per_s, f"speed of {card.name}")
+    return Gpu(device.name, memory, card.tflops, card.gb_per_s, f"speed of {card.name}")
 
 
 def lengths_of(rows: Sequence[RecordRow], rollout: int) -> list[Lengths]:
@@ -119,18 +112,18 @@ def longest_step(rows: Sequence[RecordRow], shape: Shape, config: TrainConfig, s
     count = min(config.optim.turns_per_step, len(ordered))
     last = len(ordered) - count
     starts = sorted({last * i // WINDOWS for i in range(WINDOWS + 1)})
-    found = [step_memory(ordered[s : s + count] * each, shape, config, sharing, fused) for s in starts]
-    return Memory(tuple(max(phase, key=lambda p: p.total) for phase in zip(*(m.phases for m in found), strict=True)))
+    steps = [step_memory(ordered[s : s + count] * each, shape, config, sharing, fused) for s in starts]
+    return Memory(tuple(max(phase, key=lambda p: p.total) for phase in zip(*(m.phases for m in steps), strict=True)))
 
 
-def choose_way(
-    ways: Sequence[Sharing], rows: Sequence[RecordRow], shape: Shape, config: TrainConfig, usable: int | None
+def choose_sharing(
+    possible: Sequence[Sharing], rows: Sequence[RecordRow], shape: Shape, config: TrainConfig, usable: int | None
 ) -> Sharing:
-    """Return the way to share prefixes that a run would take on a card with so many usable bytes (None: any)."""
-    for way in ways:
-        if usable is None or longest_step(rows, shape, config, way, fused=True).peak.total <= usable:
-            return way
-    return ways[-1]
+    """Return the sharing that a run would take on a card with so many usable bytes (None: any)."""
+    for sharing in possible:
+        if usable is None or longest_step(rows, shape, config, sharing, fused=True).peak.total <= usable:
+            return sharing
+    return possible[-1]
 
 
 def step_flops(step: Sequence[Lengths], shape: Shape, config: TrainConfig, sharing: Sharing) -> StepFlops:
@@ -141,16 +134,16 @@ def step_flops(step: Sequence[Lengths], shape: Shape, config: TrainConfig, shari
         decode=sum(decode_flops(shape, x.student, x.rollout, unmerged) for x in step),
         heads=3 * head_flops(shape, sum(x.rollout for x in step)),
     )
-    alone = [[i] for i in range(len(step))]
-    shares = sharing != "none"
+    alone = [[i] for i in range(len(step))] if sharing != "none" else None
+    most = config.optim.max_tokens_per_pass
     # Depth-first runs each shared segment forward twice; the last part of a turn, once. All counts as shared here.
     again = sharing == "depth_first" or config.gradient_checkpointing
-    for rows in alone if shares else teacher_passes(step, config):
+    for rows in alone or padded_passes([x.teacher + x.rollout for x in step], most):
         teacher = padded([step[i].teacher + step[i].rollout for i in rows])
         total += StepFlops(
             teacher=forward_flops(shape, teacher.tokens, attended(teacher), config.teacher.kind != "base")
         )
-    for rows in alone if shares else student_passes(step, config):
+    for rows in alone or padded_passes([x.student + x.rollout for x in step], most):
         student = padded([step[i].student + step[i].rollout for i in rows])
         pairs = attended(student)
         forward = forward_flops(shape, student.tokens, pairs, adapter=True)
@@ -174,7 +167,7 @@ def decode_bytes(step: Sequence[Lengths], shape: Shape, config: TrainConfig) -> 
 
 
 @dataclass(frozen=True)
-class Work:
+class RunWork:
     """The work of a whole run, and the hours it takes on a card (None: no card, or its speed is not known)."""
 
     steps: int
@@ -191,7 +184,7 @@ def run_work(
     rollout: int,
     gpu: Gpu | None,
     utilisation: float,
-) -> Work:
+) -> RunWork:
     """Return the work of the run, over the very records that its seed will draw, with `rollout` tokens each."""
     lengths = lengths_of(rows, rollout)
     flops, read = StepFlops(), 0.0
@@ -207,7 +200,7 @@ def run_work(
         parts = {name: value / speed for name, value in asdict(flops).items()}
         hours = {**parts, "decode": decode}
         hours["total"] = sum(hours.values())
-    return Work(config.optim.max_steps, flops, read, hours)
+    return RunWork(config.optim.max_steps, flops, read, hours)
 
 
 Predict = Callable[[Sequence[RecordRow], TrainConfig, Shape], Memory]
@@ -223,53 +216,26 @@ class Remedy:
     records_lost: int = 0
 
 
-def _changes(config: TrainConfig) -> list[tuple[str, dict[str, Any]]]:
-    """Settings that lower memory, where they are not at that value already."""
+def _changes(config: TrainConfig) -> list[tuple[str, str, Any]]:
+    """Settings that lower memory, where they are not at that value already: how a user gives them, key and value."""
     optim, rollout = config.optim, config.rollout
-    half = optim.max_tokens_per_pass // 2
+    values: dict[str, tuple[Any, bool]] = {
+        "gradient_checkpointing": (True, not config.gradient_checkpointing),
+        "dtype": ("bfloat16", config.dtype == "float32"),
+        "load_in_4bit": (True, not config.load_in_4bit),
+        "optim.max_tokens_per_pass": (optim.max_tokens_per_pass // 2, optim.max_tokens_per_pass > 1),
+        "distill.chunk_rows": (64, config.distill.chunk_rows > 64),
+        "rollout.weights": ("adapter", rollout.weights != "adapter"),
+        "rollout.max_tokens_per_pass": (rollout.max_tokens_per_pass // 2, rollout.max_tokens_per_pass > 1),
+        "rollout.max_new_tokens": (rollout.max_new_tokens // 2, rollout.max_new_tokens > 1),
+        "lora.rank": (config.lora.rank // 2, config.lora.rank > 1),
+    }
+    notes = {"load_in_4bit": " (backend unsloth)"}
     return [
-        (change, {key: value})
-        for key, value, change, useful in (
-            ("gradient_checkpointing", True, "gradient_checkpointing=true", not config.gradient_checkpointing),
-            ("dtype", "bfloat16", "dtype=bfloat16", config.dtype == "float32"),
-            ("load_in_4bit", True, "load_in_4bit=true (backend unsloth)", not config.load_in_4bit),
-            ("optim.max_tokens_per_pass", half, f"optim.max_tokens_per_pass={half}", half > 0),
-            ("distill.chunk_rows", 64, "distill.chunk_rows=64", config.distill.chunk_rows > 64),
-            ("rollout.weights", "adapter", "rollout.weights=adapter", rollout.weights != "adapter"),
-            (
-                "rollout.max_tokens_per_pass",
-                rollout.max_tokens_per_pass // 2,
-                f"rollout.max_tokens_per_pass={rollout.max_tokens_per_pass // 2}",
-                rollout.max_tokens_per_pass > 1,
-            ),
-            (
-                "rollout.max_new_tokens",
-                rollout.max_new_tokens // 2,
-                f"rollout.max_new_tokens={rollout.max_new_tokens // 2}",
-                rollout.max_new_tokens > 1,
-            ),
-            ("lora.rank", config.lora.rank // 2, f"lora.rank={config.lora.rank // 2}", config.lora.rank > 1),
-        )
+        (f"--set {key}={str(value).lower()}{notes.get(key, '')}", key, value)
+        for key, (value, useful) in values.items()
         if useful
     ]
-
-
-def with_setting(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """Return the configuration with dotted keys set."""
-    document = config.model_dump()
-    for key, value in settings.items():
-        section = document
-        *parents, last = key.split(".")
-        for parent in parents:
-            section = section[parent]
-        section[last] = value
-    return TrainConfig.model_validate(document)
-
-
-def _with_rank(shape: Shape, rank: int) -> Shape:
-    from dataclasses import replace
-
-    return replace(shape, adapter_parameters=shape.adapter_parameters * rank // shape.rank, rank=rank)
 
 
 def remedies(
@@ -278,11 +244,12 @@ def remedies(
     """Return what lowers the peak, alone, in order of effect; last the prompt cap at which everything fits."""
     now = predict(rows, config, shape).peak.total
     found = []
-    for change, settings in _changes(config):
-        other = with_setting(config, settings)
-        peak = predict(rows, other, _with_rank(shape, other.lora.rank)).peak.total
+    for change, key, value in _changes(config):
+        other = with_settings(config, {key: value})
+        adapter = shape.adapter_parameters * other.lora.rank // shape.rank
+        peak = predict(rows, other, replace(shape, adapter_parameters=adapter, rank=other.lora.rank)).peak.total
         if peak < now:
-            found.append(Remedy(f"--set {change}", peak, peak <= usable))
+            found.append(Remedy(change, peak, peak <= usable))
     found.sort(key=lambda remedy: remedy.peak)
     cap = prompt_cap_that_fits(rows, shape, config, predict, usable)
     if cap:
@@ -297,15 +264,13 @@ def prompt_cap_that_fits(
 ) -> int | None:
     """Return the longest teacher prompt of the dataset up to which every step fits, or None if none does."""
     lengths = sorted({row.teacher_prompt_tokens for row in rows})
-    low, high = 0, len(lengths)
-    while low < high:
-        middle = (low + high) // 2
-        kept = [row for row in rows if row.teacher_prompt_tokens <= lengths[middle]]
-        if predict(kept, config, shape).peak.total <= usable:
-            low = middle + 1
-        else:
-            high = middle
-    return lengths[low - 1] if low else None
+
+    def too_much(cap: int) -> bool:
+        kept = [row for row in rows if row.teacher_prompt_tokens <= cap]
+        return predict(kept, config, shape).peak.total > usable
+
+    fitting = bisect_left(lengths, True, key=too_much)
+    return lengths[fitting - 1] if fitting else None
 
 
 def backend_note(config: TrainConfig) -> str | None:
@@ -333,8 +298,8 @@ def plan_of(
     Args:
         rows: the training records that the profile takes, at least one.
         shape: of the model with the profile's adapter.
-        sharing: how common prefixes are computed (`choose_way`).
-        gpu: the card, or None: then only the need is told.
+        sharing: how common prefixes are computed (`choose_sharing`).
+        gpu: the card, or None: then only the need is reported.
         rollout_tokens: length of a rollout for operations and hours; by default the mean length of the experts' turns,
             at most the cap. Memory always assumes the cap.
         utilisation: share of the card's peak arithmetic that is reached.
@@ -408,5 +373,6 @@ def assumptions(
             "fast_inference: vLLM takes its share of the card (fast_inference_memory) from the start, which is not in "
             "the phases; hours are those of decoding without it"
         )
-    note = backend_note(config)
-    return [*found, note] if note else found
+    if config.backend == "unsloth" or (config.backend == "auto" and has_package("unsloth")):
+        found.append("modelled is the transformers backend; unsloth moves checkpoints to host memory and fuses more")
+    return found

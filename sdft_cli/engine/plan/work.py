@@ -13,7 +13,8 @@ from sdft_cli.engine.passes.depth_first_order import Enter, Leave, Span, Tail, w
 from sdft_cli.engine.passes.executors import PREFILL_TOKENS, plan_passes
 from sdft_cli.engine.passes.packed import build_tree
 from sdft_cli.engine.passes.padded import Sequences
-from sdft_cli.engine.plan.flops import backward_flops, causal_pairs, decode_flops, forward_flops, head_flops
+from sdft_cli.engine.plan.flops import attended, backward_flops, causal_pairs, decode_flops, forward_flops, head_flops
+from sdft_cli.engine.plan.memory import padded
 from sdft_cli.engine.plan.model_shape import Shape
 
 
@@ -40,8 +41,8 @@ def _pass(tokens: float, pairs: float, gradient: bool, checkpointing: bool) -> W
 
 
 def _padded(lengths: Sequence[int]) -> tuple[float, float]:
-    width, rows = max(lengths), len(lengths)
-    return rows * width, rows * width**2 if min(lengths) < width else causal_pairs([width]) * rows
+    forward = padded(lengths)
+    return forward.tokens, attended(forward)
 
 
 def _packed(rows: Sequences) -> tuple[float, float]:
@@ -62,17 +63,17 @@ def _span(span: Span, gradient: bool = False) -> Work:
 
 def _walked(rows: Sequences, shareable: Sequence[int], segment: int, gradient: bool) -> Work:
     """Shared segments, and all but the last span of a tail, run again with gradient when the walk comes back."""
-    found: list[Work] = []
+    parts: list[Work] = []
     for event in walk(rows, shareable, segment):
         if isinstance(event, Enter):
-            found += [_span(event.span)] + ([_span(event.span, True)] if gradient else [])
+            parts += [_span(event.span)] + ([_span(event.span, True)] if gradient else [])
         elif isinstance(event, Tail):
             *early, last = event.spans
-            found += [_span(span) for span in early] + [_span(last, gradient)]
-            found += [_span(span, True) for span in early] if gradient else []
+            parts += [_span(span) for span in early] + [_span(last, gradient)]
+            parts += [_span(span, True) for span in early] if gradient else []
         else:
             assert isinstance(event, Leave)
-    return _sum(found)
+    return _sum(parts)
 
 
 def passes_work(backend: Backend, prompts: Sequences, answers: Sequences, config: TrainConfig, gradient: bool) -> Work:
@@ -114,7 +115,7 @@ def step_operations(
     """Return the floating-point operations of a step by phase, as `Phases` names them.
 
     Args:
-        backend: with the way of sharing that the step ran with.
+        backend: with the sharing that the step ran with.
         students, teachers, answers: token ids of each turn.
         sampled: was the answer a rollout? Rows of a decoding batch that ended early are not counted.
         merged: were rollouts sampled from merged weights?
@@ -123,15 +124,17 @@ def step_operations(
     forward = forward_flops(shape, student.forward_tokens, student.forward_pairs, adapter=True)
     backward = backward_flops(shape, student.backward_tokens, student.backward_pairs)
     rows = sum(map(len, answers))
-    found = {"student": forward, "backward": backward, "loss": 2 * head_flops(shape, rows)}
+    operations = {"student": forward, "backward": backward, "loss": 2 * head_flops(shape, rows)}
     if config.objective == "sdft":
-        found["loss"] += head_flops(shape, rows)
+        operations["loss"] += head_flops(shape, rows)
         teacher = passes_work(backend, teachers, answers, config, gradient=False)
         adapter = config.teacher.kind != "base"
-        found["teacher"] = forward_flops(shape, teacher.forward_tokens, teacher.forward_pairs, adapter)
+        operations["teacher"] = forward_flops(shape, teacher.forward_tokens, teacher.forward_pairs, adapter)
     own = [i for i, flag in enumerate(sampled) if flag]
     if own:
         prefill = prefill_work(backend, [students[i] for i in own])
         decoded = sum(decode_flops(shape, len(students[i]), len(answers[i]), not merged) for i in own)
-        found["rollout"] = forward_flops(shape, prefill.forward_tokens, prefill.forward_pairs, not merged) + decoded
-    return found
+        operations["rollout"] = (
+            forward_flops(shape, prefill.forward_tokens, prefill.forward_pairs, not merged) + decoded
+        )
+    return operations

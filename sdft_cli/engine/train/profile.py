@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sdft_cli.config import with_settings
 from sdft_cli.engine.plan.model_shape import shape_of
 from sdft_cli.engine.plan.work import step_operations
 from sdft_cli.engine.train.sdft_step import Trainer, Trajectories
@@ -19,7 +20,7 @@ CEILING_SIZE, CEILING_RUNS = 2048, 5
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Measure the operations per second of the best of some square matrix products, 2 n^3 operations each."""
+    """Return the operations per second of the best of some square matrix products, 2 n^3 operations each."""
     a, b = (torch.randn(CEILING_SIZE, CEILING_SIZE, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(CEILING_RUNS + 1):  # the first one warms up
@@ -53,37 +54,34 @@ class Profile:
         self.done: dict[str, Any] | None = None
         (folder / "profile.json").unlink(missing_ok=True)  # of an earlier part of the run
 
-    def add(self, metrics: Mapping[str, Any], found: Trajectories) -> None:
+    def add(self, metrics: Mapping[str, Any], taken: Trajectories) -> None:
         """Count a step that ran; nothing happens after the last one."""
         if self.done is not None:
             return
         for name, seconds in metrics["phase_seconds"].items():
             self.seconds[name] += seconds
-        for name, operations in self._operations(found).items():
+        for name, operations in self._operations(taken).items():
             self.operations[name] += operations
         backend, own = self.trainer.backend, self.trainer.backend.sharing
         backend.sharing = "none"
-        self.independent += sum(self._operations(found, max_tokens=1).values())
+        # A pass of its own for each turn, without padding.
+        self.independent += sum(self._operations(taken, max_tokens=1).values())
         backend.sharing = own
         self.numbers.append(metrics["step"])
         if len(self.numbers) == self.steps:
             self.done = self._document()
             write_json(self.folder / "profile.json", self.done)
 
-    def _operations(self, found: Trajectories, max_tokens: int | None = None) -> dict[str, float]:
-        config = self.trainer.config
-        if max_tokens:  # each turn in a pass of its own, without padding
-            config = config.model_copy(
-                update={"optim": config.optim.model_copy(update={"max_tokens_per_pass": max_tokens})}
-            )
+    def _operations(self, taken: Trajectories, max_tokens: int | None = None) -> dict[str, float]:
+        config = with_settings(self.trainer.config, {"optim.max_tokens_per_pass": max_tokens})
         return step_operations(
             self.trainer.backend,
             self.shape,
             config,
-            [e.student for e in found.examples],
-            [e.teacher for e in found.examples],
-            [r.ids for r in found.rollouts],
-            found.on_policy,
+            [e.student for e in taken.examples],
+            [e.teacher for e in taken.examples],
+            [r.ids for r in taken.rollouts],
+            taken.on_policy,
             self.trainer.sampling == "merged",
         )
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.config import TrainConfig
+from sdft_cli.config import TrainConfig, leaves
 from sdft_cli.errors import MachineError
 
 PROJECT = "sdft"
@@ -18,7 +18,7 @@ PROJECT = "sdft"
 def check_trackers(names: Iterable[str]) -> None:
     """Refuse trackers whose package is not installed; call it before anything is loaded.
 
-    accelerate would leave them out without a word.
+    accelerate would leave them out without saying so.
 
     Raises:
         MachineError: names the package to install.
@@ -28,24 +28,15 @@ def check_trackers(names: Iterable[str]) -> None:
             raise MachineError(f"Tracker {name} needs the package {name}: pip install {name}")
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested mappings; keys are joined by `/`."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from flat(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Return the numeric leaves of metrics, truth values as 0 and 1; text, lists and None are left out."""
-    return {key: float(value) for key, value in flat(metrics) if isinstance(value, int | float)}
+    return {key: float(value) for key, value in leaves(metrics, "/").items() if isinstance(value, int | float)}
 
 
 def settings(config: TrainConfig) -> dict[str, Any]:
     """Return a configuration as trackers take it: one level, and text for what is no number or truth value."""
-    leaves = flat(config.model_dump(mode="json"))
-    return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in leaves}
+    values = leaves(config.model_dump(mode="json"), "/")
+    return {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
 
 
 def tracker_arguments(folder: Path) -> dict[str, dict[str, Any]]:

@@ -10,14 +10,14 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from sdft_cli.config import DistillSettings, TrainConfig, load_train_config  # noqa: E402
+from sdft_cli.config import DistillSettings, TrainConfig, load_train_config, with_settings  # noqa: E402
 from sdft_cli.engine.models.adapters import lora_layers  # noqa: E402
 from sdft_cli.engine.models.backend_transformers import TransformersBackend, attach_lora  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.plan import memory as memory  # noqa: E402
 from sdft_cli.engine.plan.flops import attention_flops, backward_flops, causal_pairs, forward_flops  # noqa: E402
 from sdft_cli.engine.plan.memory import Forward, Lengths, kept_bytes, loss_bytes, packed, padded, step_memory  # noqa: E402
-from sdft_cli.engine.plan.model_shape import Shape, read_shape, shape_of, ways_to_share  # noqa: E402
+from sdft_cli.engine.plan.model_shape import Shape, possible_sharing, read_shape, shape_of  # noqa: E402
 from sdft_cli.engine.plan.plan import (  # noqa: E402
     find_gpu,
     known_gpus,
@@ -28,7 +28,6 @@ from sdft_cli.engine.plan.plan import (  # noqa: E402
     remedies,
     run_work,
     step_flops,
-    with_setting,
 )
 from sdft_cli.errors import MachineError, UsageError  # noqa: E402
 from sdft_cli.records import RecordRow  # noqa: E402
@@ -69,13 +68,13 @@ def test_counts_are_those_of_the_loaded_model(tiny_model: Path) -> None:
     assert shape.adapter_parameters == trainable
     assert shape.parameters == sum(p.numel() for p in backend.model.parameters()) - trainable
     weights = [layer.get_base_layer().weight.numel() for layer in lora_layers(backend.model).values()]
-    assert (shape.adapted_parameters, shape.largest_adapted) == (sum(weights), max(weights))
+    assert shape.adapted_parameters == sum(weights)
     linear = [m for m in backend.base.model.modules() if isinstance(m, nn.Linear)]
     lora = [m for n, m in backend.base.model.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
     assert shape.matrix_parameters == sum(m.weight.numel() for m in linear) - sum(m.weight.numel() for m in lora)
-    assert ways_to_share(shape, config, TransformersBackend) == ["packed", "depth_first"]
-    assert ways_to_share(shape, config_of("prefix_sharing=depth_first"), TransformersBackend) == ["depth_first"]
-    assert ways_to_share(shape, config_of("prefix_sharing=none"), TransformersBackend) == ["none"]
+    assert possible_sharing(shape, config, TransformersBackend) == ["packed", "depth_first"]
+    assert possible_sharing(shape, config_of("prefix_sharing=depth_first"), TransformersBackend) == ["depth_first"]
+    assert possible_sharing(shape, config_of("prefix_sharing=none"), TransformersBackend) == ["none"]
 
 
 def test_counts_of_a_hybrid_with_a_vision_tower() -> None:
@@ -86,7 +85,7 @@ def test_counts_of_a_hybrid_with_a_vision_tower() -> None:
     peft_model = attach_lora(model, config)
     assert shape.adapter_parameters == sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
     assert [(b.kind, b.count) for b in shape.blocks] == [("linear_attention", 3), ("full_attention", 1)]
-    assert ways_to_share(shape, config, TransformersBackend) == ["depth_first"]
+    assert possible_sharing(shape, config, TransformersBackend) == ["depth_first"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -156,7 +155,7 @@ def test_checkpointing_keeps_one_state_per_layer() -> None:
     )  # the layers' and the last norm's
     shape = shape_of(llama(), config)
     phase = memory.student_phase(
-        shape, with_setting(config, {"gradient_checkpointing": True}), padded([T, T]), 2, fused=True
+        shape, with_settings(config, {"gradient_checkpointing": True}), padded([T, T]), 2, fused=True
     )
     assert phase.parts["layer inputs"] + phase.parts["final norm"] == 2 * T * 4 * SIZES["hidden_size"] * (3 + 1)
 
@@ -194,7 +193,7 @@ def test_flops_by_hand() -> None:
     assert found.teacher == forward_flops(shape, 25, 25 * 26 / 2, adapter=False)
     assert found.student == forward_flops(shape, 15, 15 * 16 / 2, adapter=True)
     again = step_flops(
-        [Lengths(10, 20, 5)], shape, with_setting(config, {"gradient_checkpointing": True}), sharing="none"
+        [Lengths(10, 20, 5)], shape, with_settings(config, {"gradient_checkpointing": True}), sharing="none"
     )
     assert again.backward - found.backward == found.student
     assert attention_flops(shape, 1) == 4 * 64 * 3
@@ -228,7 +227,7 @@ def test_the_peak_is_the_largest_phase_and_parts_follow_the_profile() -> None:
     assert parts["frozen weights"] == 4 * shape.parameters
     assert parts["AdamW moments"] == 2 * parts["adapter"] == 8 * shape.adapter_parameters
     assert parts["merged sampling weights"] == 4 * shape.adapted_parameters
-    own = with_setting(config, {"rollout.weights": "adapter", "teacher.kind": "ema", "dtype": "bfloat16"})
+    own = with_settings(config, {"rollout.weights": "adapter", "teacher.kind": "ema", "dtype": "bfloat16"})
     parts = step_memory([Lengths(100, 130, 20)], shape, own, sharing="none").phases[0].parts
     assert "merged sampling weights" not in parts
     assert parts["averaged adapter"] == 4 * shape.adapter_parameters
@@ -368,6 +367,6 @@ def test_rollouts_of_a_record_are_records_of_their_own() -> None:
     shape = shape_of(llama(), config)
     rows = rows_of((100, 120, 5))
     one = run_work(rows, shape, config, True, 4, None, 0.5)
-    three = run_work(rows, shape, with_setting(config, {"rollout.per_record": 3}), True, 4, None, 0.5)
+    three = run_work(rows, shape, with_settings(config, {"rollout.per_record": 3}), True, 4, None, 0.5)
     assert three.flops.total == pytest.approx(3 * one.flops.total)
     assert one.hours is None
