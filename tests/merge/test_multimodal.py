@@ -95,7 +95,7 @@ def bytes_by_name(folder: Path) -> dict[str, tuple[str, bytes]]:
 def test_what_was_not_trained_is_byte_identical_and_the_card_runs(multimodal: Path, tmp_path: Path) -> None:
     import transformers
 
-    cpu = ["device=any", "min_gpu_gb=null", "dtype=float32", "gradient_checkpointing=false"]
+    cpu = ["min_gpu_gb=null", "dtype=float32", "gradient_checkpointing=false"]
     run = read_run(make_run(tmp_path / "run", multimodal, "qwen3.5-9b-64k", cpu))
     out = tmp_path / "merged"
     check = run_merge(run, out)
@@ -138,7 +138,7 @@ def test_what_was_not_trained_is_byte_identical_and_the_card_runs(multimodal: Pa
 def test_float32_weights_are_named_in_the_sections_too(multimodal: Path, tmp_path: Path) -> None:
     from transformers import AutoConfig
 
-    cpu = ["device=any", "min_gpu_gb=null", "dtype=float32", "gradient_checkpointing=false"]
+    cpu = ["min_gpu_gb=null", "dtype=float32", "gradient_checkpointing=false"]
     run = read_run(make_run(tmp_path / "run", multimodal, "qwen3.5-9b-64k", cpu))
     out = tmp_path / "merged"
     check = run_merge(run, out, dtype="float32")
