@@ -9,7 +9,7 @@ does not fit into what is left of --budget is skipped and says so. One that fail
 runs all the same, and the exit code is 1. Times are seconds, sizes 10^9 bytes, distances relative (L2).
 
 env        versions, kernels that are bound, the largest speed of a matrix product
-attention  attention behind a path against one call of torch that is causal from the lower right
+attention  attention behind a path as it runs here (flash, from the lower right) against blocks with a mask
 delta      the gated delta rule that is bound against the reference in fp32: values and all gradients
 lora       one adapted matrix: fp32 adapter, the same with TF32, the same under autocast
 load       the model, its adapter, the trainer
@@ -316,7 +316,10 @@ def env(check: Check) -> None:
     import peft
     import transformers
 
+    from sdft_cli.engine.models.kernels import leave_cudnn_attention
     from sdft_cli.engine.train.profile import matrix_ceiling
+
+    leave_cudnn_attention()  # as `load_model` does
 
     facts = {module.__name__: module.__version__ for module in (torch, transformers, peft, accelerate)}
     with contextlib.suppress(ImportError):
@@ -335,7 +338,7 @@ def env(check: Check) -> None:
 
 
 def attention(check: Check) -> None:
-    """Compare attention behind paths of some lengths with torch's, and time both."""
+    """Compare attention behind paths of some lengths with its form in blocks, and time both, a first call too."""
     text = check.size.text
     heads, kv_heads, width = (text[key] for key in ("num_attention_heads", "num_key_value_heads", "head_dim"))
     for path in check.size.paths:
@@ -347,40 +350,35 @@ def attention(check: Check) -> None:
 
 
 def _attention_behind(check: Check, path: int, query: Tensor, key: Tensor, value: Tensor) -> None:
-    from torch.nn.attention.bias import causal_lower_right
-
-    from sdft_cli.engine.passes.attention import attend_along_path
+    from sdft_cli.engine.passes.attention import attend_along_path, attend_behind
 
     new, scale = query.shape[2], query.shape[3] ** -0.5
 
     def engine() -> Tensor:
         return attend_along_path(None, query, key, value, None, scaling=scale)[0]
 
-    def torch_own() -> Tensor:
-        mask: Any = causal_lower_right(new, path + new)
-        return torch.nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=scale, enable_gqa=True
-        ).transpose(1, 2)
+    def blocks() -> Tensor:
+        return attend_behind(query, key, value, scale).transpose(1, 2).contiguous()
 
-    def backward(run: Callable[[], Tensor]) -> Tensor:
+    def backward(run: Callable[[], Tensor]) -> list[Tensor]:
         query.grad = key.grad = value.grad = None
         out = run()
         out.float().square().sum().backward()
-        return out.detach()
+        return [out.detach(), *(x.grad for x in (query, key, value) if x.grad is not None)]
 
-    rows, outputs, gradients = {}, [], []
+    rows, found = {}, []
     operations = 4 * (new * path + new * (new + 1) / 2) * query.shape[1] * query.shape[3]
-    for name, run in (("engine", engine), ("torch", torch_own)):
-        outputs.append(backward(run))
-        gradients.append(key.grad.clone())  # type: ignore[union-attr]
+    for name, run in (("engine", engine), ("blocks", blocks)):
+        first = check.timed(lambda run=run: found.append(backward(run)))  # type: ignore[misc]
         forward = check.timed(lambda run=run: run().detach(), 3)  # type: ignore[misc]
         both = check.timed(lambda run=run: backward(run), 3)  # type: ignore[misc]
         rows[name] = {
+            "first_ms": round(first * 1e3, 2),
             "forward_ms": round(forward * 1e3, 2),
             "backward_ms": round((both - forward) * 1e3, 2),
             "forward_tflops": round(operations / forward / 1e12, 1),
         }
-    distances = {"distance": distance(*outputs), "key_gradient_distance": distance(*gradients)}
+    distances = {n: distance(a, b) for n, a, b in zip(("out", "dq", "dk", "dv"), *found, strict=True)}
     check.tell("attention", new=new, path=path, **rows, **check.compared(distances))
 
 
@@ -783,16 +781,16 @@ def stages(size: Size) -> list[tuple[str, float, Callable[[Check], None]]]:
         ("load", 30, load),
         ("sharing", 20, sharing),
         ("step", 10, partial(step, prompt=size.warm[0], answer=size.warm[1], kind="depth_first")),
-        ("step", 20, partial(step, prompt=middle, answer=size.answer, kind="depth_first")),
+        ("step", 15, partial(step, prompt=middle, answer=size.answer, kind="depth_first")),
+        ("step", 15, partial(step, prompt=middle, answer=size.answer, kind="none")),
+        ("shared", 30, shared),
         ("rollout", 25, partial(rollout, lengths=[middle], new=slow, case="adapter")),
         ("rollout", 15, partial(rollout, lengths=[middle], new=fast, case="merged")),
-        ("shared", 60, shared),
-        ("step", 60, partial(step, prompt=deep, answer=size.answer, kind="depth_first")),
-        ("step", 30, partial(step, prompt=middle, answer=size.answer, kind="none")),
-        ("rollout", 25, partial(rollout, lengths=[deep], new=slow, case="merged", record=True)),
+        ("step", 30, partial(step, prompt=deep, answer=size.answer, kind="depth_first")),
+        ("alone", 40, alone),
         ("rollout", 25, partial(rollout, lengths=batch, new=slow, case="merged")),
-        ("alone", 150, alone),
-        ("step", 130, partial(step, prompt=deep, answer=size.answer, kind="none")),
+        ("rollout", 25, partial(rollout, lengths=[deep], new=slow, case="merged", record=True)),
+        ("step", 40, partial(step, prompt=deep, answer=size.answer, kind="none")),
         ("merge", 60, merge),  # frees the large model, so it is the last one
     ]
 

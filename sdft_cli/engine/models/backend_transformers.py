@@ -12,6 +12,7 @@ import torch
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.adapters import check_targets, target_pattern
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.kernels import leave_cudnn_attention
 from sdft_cli.engine.models.quiet import quiet_libraries
 
 
@@ -30,6 +31,7 @@ def model_class(config: Any) -> Any:
 def load_model(model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None) -> Any:
     """Load a model for inference, in eval mode, frozen, from safetensors; no remote code."""
     quiet_libraries()
+    leave_cudnn_attention()
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, revision=revision or "main")

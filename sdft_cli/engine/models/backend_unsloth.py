@@ -22,6 +22,7 @@ import torch
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.adapters import check_targets, lora_layers, target_pattern
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.kernels import leave_cudnn_attention
 from sdft_cli.engine.models.names import cache_folder
 from sdft_cli.errors import DataError, MachineError, UsageError
 
@@ -229,6 +230,7 @@ class UnslothBackend(Backend):
             MachineError: unsloth does not import, or does something else than it was asked to.
         """
         unsloth = import_unsloth()
+        leave_cudnn_attention()
         from transformers import AutoConfig
 
         model_config = AutoConfig.from_pretrained(model, revision=config.revision or "main")

@@ -3,7 +3,7 @@
 - packed (`attend_in_blocks`): in a tree's order every token stands behind its ancestors, so nothing behind a query is
   ever attended to. Kernels with a mask do not know that and compute the whole square; in blocks of queries it is little
   more than the lower half.
-- along a path (`attend_along_path`): causal attention of the last n tokens, in blocks of queries.
+- along a path (`attend_along_path`): causal attention of the last n tokens, in one call or in blocks of queries.
 - decoding (`attend_in_groups`): single queries that share a key head go to it together, so that keys are not repeated.
 """
 
@@ -16,7 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
+from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -93,10 +95,9 @@ def _causal_mask(queries: int, keys: int, groups: int, dtype: torch.dtype, devic
 def attend_along_path(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention of the last n tokens of a path, in the form that transformers calls; in blocks of queries.
+    """Causal attention of the last n tokens of a path, in the form that transformers calls.
 
-    Query heads that share a key head are laid behind each other as more queries of it, since with a mask fused kernels
-    want as many key heads as query heads, and repeated keys would be kept for the backward pass in every layer.
+    One call where torch has a kernel that is causal from the lower right, flash attention on a GPU; else in blocks.
 
     Args:
         module: the attention layer; unused.
@@ -108,30 +109,51 @@ def attend_along_path(
     Returns (1, n, heads, d).
     """
     assert attention_mask is None, "a path has no padding"
-    (_, heads, queries, size), (_, kv_heads, keys, _) = query.shape, key.shape
-    scale = settings.get("scaling")
-    if queries == keys:
-        grouped = heads != kv_heads
+    queries, keys, grouped = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
+    if queries == keys or _flash_runs(query, key, value, grouped):
+        mask: Any = causal_lower_right(queries, keys)
         found = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
+            query, key, value, attn_mask=mask, scale=settings.get("scaling"), enable_gqa=grouped
         )
     else:
-        groups, path = heads // kv_heads, keys - queries
-        widest = path + max(PATH_BLOCK, queries // PATH_BLOCK * PATH_BLOCK)  # keys of the last whole block
-        parts = []
-        for start in range(0, queries, PATH_BLOCK):
-            stop = min(start + PATH_BLOCK, queries)
-            seen = path + stop
-            whole = stop - start == PATH_BLOCK
-            # All whole blocks share one mask: a narrower one is its right part.
-            mask = _causal_mask(stop - start, widest if whole else seen, groups, query.dtype, query.device)[..., -seen:]
-            folded = query[:, :, start:stop].reshape(1, kv_heads, groups * (stop - start), size)
-            part = functional.scaled_dot_product_attention(
-                folded, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, scale=scale
-            )
-            parts.append(part.reshape(1, heads, stop - start, value.shape[-1]))
-        found = torch.cat(parts, 2)
+        found = attend_behind(query, key, value, settings.get("scaling"))
     return found.transpose(1, 2).contiguous(), None
+
+
+def _flash_runs(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
+    """Say whether flash attention takes these; on a CPU, and for fp32, it does not."""
+    return query.is_cuda and can_use_flash_attention(SDPAParams(query, key, value, None, 0.0, False, grouped))
+
+
+def attend_behind(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """Causal attention of the last n tokens of a path, in blocks of queries, by kernels that take a mask.
+
+    Query heads that share a key head are laid behind each other as more queries of it, since with a mask fused kernels
+    want as many key heads as query heads, and repeated keys would be kept for the backward pass in every layer.
+
+    Args:
+        query: (1, heads, n, d).
+        key, value: (1, key heads, path + n, d).
+        scale: of the scores; None: d ** -0.5.
+
+    Returns (1, heads, n, d).
+    """
+    (_, heads, queries, size), (_, kv_heads, keys, _) = query.shape, key.shape
+    groups, path = heads // kv_heads, keys - queries
+    widest = path + max(PATH_BLOCK, queries // PATH_BLOCK * PATH_BLOCK)  # keys of the last whole block
+    parts = []
+    for start in range(0, queries, PATH_BLOCK):
+        stop = min(start + PATH_BLOCK, queries)
+        seen = path + stop
+        whole = stop - start == PATH_BLOCK
+        # All whole blocks share one mask: a narrower one is its right part.
+        mask = _causal_mask(stop - start, widest if whole else seen, groups, query.dtype, query.device)[..., -seen:]
+        folded = query[:, :, start:stop].reshape(1, kv_heads, groups * (stop - start), size)
+        part = functional.scaled_dot_product_attention(
+            folded, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, scale=scale
+        )
+        parts.append(part.reshape(1, heads, stop - start, value.shape[-1]))
+    return torch.cat(parts, 2)
 
 
 ATTENTION = "sdft_path"

@@ -41,6 +41,40 @@ def test_blocks_give_stock_attention_and_its_gradient(block: int, monkeypatch: p
         assert torch.allclose(ours, stock, atol=1e-5)
 
 
+@pytest.mark.parametrize("path", [0, 1, 30])
+@pytest.mark.parametrize("block", [1, 7, 128])
+def test_attention_behind_a_path_is_that_of_its_last_queries(
+    path: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One call that is causal from the lower right, blocks, and plain arithmetic: values and all gradients."""
+    monkeypatch.setattr(module, "PATH_BLOCK", block)
+    functions = {
+        "one call": lambda q, k, v: module.attend_along_path(None, q, k, v, None, scaling=0.3)[0].transpose(1, 2),
+        "blocks": lambda q, k, v: module.attend_behind(q, k, v, 0.3),
+        "plain": plain_attention,
+    }
+    for flash in (False, True):  # the call that a GPU makes; torch has it on a CPU too
+        monkeypatch.setattr(module, "_flash_runs", lambda *_, flash=flash: flash)
+        found = []
+        for function in functions.values():
+            query, key, value = (x.detach().requires_grad_() for x in inputs(path + 20))
+            output = function(query[:, :, path:], key, value)
+            output.sin().sum().backward()
+            found.append([output.detach(), query.grad, key.grad, value.grad])
+        for name, ours in zip(functions, found, strict=True):
+            for x, expected in zip(ours, found[-1], strict=True):
+                assert torch.allclose(x, expected, atol=1e-5), name
+
+
+def plain_attention(query: Any, key: Any, value: Any) -> Any:
+    """Softmax of the scores of each query with the keys up to its own, in float64."""
+    groups, path = query.shape[1] // key.shape[1], key.shape[2] - query.shape[2]
+    key, value = (x.double().repeat_interleave(groups, 1) for x in (key, value))
+    scores = 0.3 * query.double() @ key.transpose(2, 3)
+    ahead = torch.arange(key.shape[2]) > path + torch.arange(query.shape[2])[:, None]
+    return (scores.masked_fill(ahead, -torch.inf).softmax(-1) @ value).float()
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_a_packed_step_in_blocks_has_the_gradient_of_its_turns_alone(
     checkpointing: bool, monkeypatch: pytest.MonkeyPatch
