@@ -1,5 +1,5 @@
 """Measurements, one command each: `python -m benchmarks.NAME`. Nothing in `sdft_cli` imports them."""
 
-from sdft_cli.threads import wait_asleep
+from sdft_cli.threads import limit_spinning
 
-wait_asleep()
+limit_spinning()

@@ -23,6 +23,7 @@ SETTINGS: dict[str, dict[str, str]] = {
     "OpenMP's own": {"GOMP_SPINCOUNT": "300000"},
     "asleep": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
     "spin 1,000": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "1000"},
+    "spin 2,000": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"},
     "spin 10,000": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "10000"},
 }
 """The first one spells out OpenMP's default, so that sdft leaves it alone."""

@@ -43,9 +43,12 @@ class PrepareConfig(_Config):
     """How sessions become records."""
 
     source: str = Field(description="a trace file, a folder of them, or a Hub dataset id (owner/name)")
-    revision: str | None = Field(None, description="Hub revision of the source; null: the main branch")
+    revision: str | None = Field(
+        None, description="Hub revision of the source, whose commit is recorded; null: the main branch"
+    )
     model: str = Field(
-        "unsloth/Qwen3.5-9B", description="model whose tokenizer and template count: folder, Hub id or alias"
+        "unsloth/Qwen3.5-9B",
+        description="the model that will be trained, for its tokenizer and template: folder, Hub id or smollm2-135m",
     )
     max_seq_tokens: int = Field(65_536, gt=0, description="cap on the teacher's prompt and the expert's turn, tokens")
     max_prompt_tokens: int = Field(57_344, gt=0, description="cap on the teacher's prompt, tokens")
@@ -59,7 +62,7 @@ class PrepareConfig(_Config):
     seed: int = Field(0, ge=0, description="seed of the split")
     limit_sessions: int | None = Field(None, gt=0, description="read at most this many sessions; null: all")
     tools: Literal["observed", "all"] = Field(
-        "observed", description="built-in tools in prompts: those observed, or all"
+        "observed", description="built-in tools in the prompts: those observed in the source, or all"
     )
     teacher_template: str = Field(
         "expert_reference", description="the teacher's wording: a name in templates/teacher/, or a .txt file"
@@ -97,8 +100,14 @@ class RolloutSettings(_Config):
     weights: Literal["auto", "merged", "adapter"] = Field(
         "auto", description="sample from a merged second copy of the adapted weights (faster); auto: if memory allows"
     )
-    max_tokens_per_pass: int = Field(65_536, gt=0, description="padded tokens that are decoded together, at most")
-    gap_every: int | None = Field(10, gt=0, description="steps between comparisons of sampler and trainer; null: never")
+    max_tokens_per_pass: int = Field(
+        65_536, gt=0, description="prompts are decoded together up to this many padded tokens"
+    )
+    gap_every: int | None = Field(
+        10,
+        gt=0,
+        description="steps between comparisons of the sampler's log-probabilities with the trainer's; null: never",
+    )
 
 
 class DistillSettings(_Config):
@@ -112,17 +121,23 @@ class DistillSettings(_Config):
         "full", description="tokens that count: all, or the top_k at each position"
     )
     top_k: int = Field(100, gt=0, description="support top_k only: how many tokens")
-    top_k_of: Literal["student", "teacher"] = Field("student", description="support top_k only: whose top tokens")
+    top_k_of: Literal["student", "teacher"] = Field(
+        "student", description="support top_k only: whose top tokens they are"
+    )
     top_k_tail: bool = Field(True, description="all other tokens count as one; false: the top_k are renormalised")
-    kl_temperature: float = Field(1.0, gt=0, description="divides the logits of student and teacher")
+    kl_temperature: float = Field(
+        1.0, gt=0, description="divides the logits of student and teacher before the divergence"
+    )
     lambda_on_policy: float = Field(
         1.0, ge=0, le=1, description="share of records trained on the student's rollout, the rest on the expert's turn"
     )
-    average: Literal["tokens", "sequences"] = Field("tokens", description="what weighs the same in the loss of a step")
+    average: Literal["tokens", "sequences"] = Field(
+        "tokens", description="each token of the step weighs the same, or each trajectory does"
+    )
     skip_first_tokens: int = Field(0, ge=0, description="tokens at a trajectory's start without loss")
     max_loss_tokens: int | None = Field(None, gt=0, description="tokens of a trajectory with loss, at most; null: all")
     truncated_rollouts: Literal["keep", "mask"] = Field(
-        "keep", description="mask: a rollout cut by its cap has no loss"
+        "keep", description="mask: a rollout that was cut by max_new_tokens has no loss"
     )
     chunk_rows: int = Field(112, gt=0, description="rows of logits held at once; a GPU takes more")
 
@@ -142,7 +157,7 @@ class OptimSettings(_Config):
     learning_rate: float = Field(1e-5, gt=0, description="rate after the warm-up")
     warmup_steps: int = Field(20, ge=0, description="steps in which the rate rises linearly from 0")
     schedule: Literal["constant", "linear"] = Field(
-        "constant", description="after the warm-up: constant or falling to 0"
+        "constant", description="after the warm-up: constant, or falling linearly to 0 behind the last step"
     )
     weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
     betas: tuple[float, float] = Field((0.9, 0.999), description="decay of AdamW's averages of gradient and square")
@@ -150,12 +165,16 @@ class OptimSettings(_Config):
     max_grad_norm: float | None = Field(1.0, gt=0, description="clip the gradient's norm; null: never")
     max_steps: int = Field(600, gt=0, description="optimiser steps")
     turns_per_step: int = Field(1, gt=0, description="records of one optimiser step (the batch size)")
-    group_by: Literal["none", "session"] = Field("none", description="session: the turns of a step are of one session")
+    group_by: Literal["none", "session"] = Field(
+        "none", description="session: the turns of a step are of one session, so that they share prefixes"
+    )
     session_turns: Literal["consecutive", "spread"] = Field(
         "consecutive", description="which turns of a session make a step: neighbours, or some from begin to end"
     )
     max_tokens_per_pass: int = Field(
-        65_536, gt=0, description="tokens of a pass, padded or (packed) distinct, at most; smaller saves memory"
+        65_536,
+        gt=0,
+        description="records share a pass up to this many tokens, padded or (packed) distinct; smaller saves memory",
     )
 
 
@@ -187,7 +206,7 @@ class StopSettings(_Config):
     length_collapse: Action = Field("warn", description="held-out rollouts are shorter than length_share of the first")
     length_share: float = Field(0.1, gt=0, lt=1, description="see length_collapse")
     validity_collapse: Action = Field(
-        "warn", description="valid tool calls are below validity_share of the best before"
+        "warn", description="the share of valid tool calls is below validity_share of the best before"
     )
     validity_share: float = Field(0.5, gt=0, lt=1, description="see validity_collapse")
     kl_rising: Action = Field("warn", description="held-out KL rose kl_rising_evaluations times in a row")
@@ -200,7 +219,9 @@ class GateSettings(_Config):
     """The teacher-lift gate: does the reference teach anything? Scored on held-out records before step 1."""
 
     action: Action = Field("stop", description="what is done if the teacher has nothing to teach; off: no gate")
-    records: int = Field(32, gt=0, description="validation records, or of training where few are held out")
+    records: int = Field(
+        32, gt=0, description="validation records, spread over the sessions; training records if few are held out"
+    )
     max_new_tokens: int = Field(256, gt=0, description="cap on a rollout, tokens; decoded greedily")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals")
     resamples: int = Field(2_000, gt=0, description="draws of the bootstrap over sessions")
@@ -215,7 +236,9 @@ class TrainConfig(_Config):
     )
     model: str = Field(description="the model to train: folder, Hub id or alias")
     revision: str | None = Field(None, description="Hub revision of the model; null: the main branch")
-    backend: BackendName = Field("auto", description="what runs the model; auto: unsloth where it can")
+    backend: BackendName = Field(
+        "auto", description="what runs the model; auto: unsloth where it is installed and supports the model"
+    )
     min_gpu_gb: float | None = Field(None, gt=0, description="GB that the CUDA GPU must have; null: no GPU is needed")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and the arithmetic")
     load_in_4bit: bool = Field(False, description="frozen weights in 4 bits (NF4); the unsloth backend on a GPU only")
@@ -227,7 +250,7 @@ class TrainConfig(_Config):
     max_prompt_tokens: int = Field(57_344, gt=0, description="cap on the teacher's prompt; longer ones are refused")
     gradient_checkpointing: bool = Field(True, description="compute activations again backwards; saves memory")
     prefix_sharing: PrefixSharing = Field(
-        "auto", description="compute common prefixes once; auto: as is exact and fits"
+        "auto", description="compute the turns' common prefixes once; auto: as is exact on this model and fits"
     )
     segment_tokens: int = Field(2_048, ge=16, description="depth_first: most tokens of a pass; smaller saves memory")
     seed: int = Field(0, ge=0, description="seed of adapter, order and rollouts")
@@ -438,7 +461,7 @@ def load_train_config(
 
 
 def with_settings(config: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
-    """Return the configuration with dotted keys set."""
+    """Return the configuration with dotted keys set; None values are ignored."""
     document = config.model_dump()
     _override(document, (), settings)
     return TrainConfig.model_validate(document)

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from sdft_cli.threads import wait_asleep
+from sdft_cli.threads import limit_spinning
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and our children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-wait_asleep()
+limit_spinning()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["SDFT_CONFIG"] = tempfile.mkdtemp(prefix="sdft-tests-")  # the key of pseudonyms, not the user's own

@@ -49,7 +49,8 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         except ModuleNotFoundError as error:
             if error.name not in EXTRA_OF:
                 raise
-            raise _exit(MissingPackage(f"sdft {function.__name__.removesuffix('uate')}", error.name)) from None
+            name = {"evaluate": "eval"}.get(function.__name__, function.__name__)  # eval is Python's own
+            raise _exit(MissingPackage(f"sdft {name}", error.name)) from None
         except KeyboardInterrupt:
             say("sdft: interrupted; nothing half-written was left behind.")
             raise typer.Exit(130) from None

@@ -66,25 +66,18 @@ def evaluate(
 
     Example: sdft eval runs/my-run data/my-sessions --control runs/my-sft-run
     """
-    from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
 
     chosen = subject or str(newest_run())
     config = _config_of(given_settings(context), lm_eval, lm_eval_path, lm_eval_limit)
     data = read_dataset(dataset or newest_dataset())
 
-    from sdft_cli.records.folders import writable_file
     from sdft_cli.records.json_files import finite, write_json
     from sdft_cli.report import evaluation, terminal
     from sdft_cli.run_folder import is_run, read_run
 
     of_run = is_run(Path(chosen))
-    if not Path(chosen).exists() and RUNS_ROOT in Path(chosen).parents:
-        raise UsageError(f"There is no run {chosen}: name the folder of one, or a model.")
-    if general and not of_run:
-        raise UsageError("--general evaluates a model's drift from its base: give a run, or leave it out.")
-    default = Path(chosen) / f"eval{'-best' * best}.json" if of_run else Path(f"eval-{Path(chosen).name}.json")
-    target = writable_file(out or default)
+    target = _target(Path(chosen), of_run, out, best, general)
     result = run_evaluation(chosen, data, config, best, merged, control or ())
     write_json(target, result)
     if of_run:
@@ -94,6 +87,24 @@ def evaluate(
     else:
         terminal.stdout().print(evaluation.report(result, details))
     say(f"Every answer and number: {target}")
+
+
+def _target(subject: Path, of_run: bool, out: Path | None, best: bool, general: int | None) -> Path:
+    """Return the file to write, which can be written.
+
+    Raises:
+        UsageError: there is no such run, or the drift of a model alone is asked for.
+    """
+    from sdft_cli.errors import UsageError
+    from sdft_cli.records.folders import writable_file
+
+    if not subject.exists() and RUNS_ROOT in subject.parents:
+        raise UsageError(f"There is no run {subject}: name the folder of one, or a model.")
+    if general and not of_run:
+        raise UsageError("--general evaluates a model's drift from its base: give a run, or leave it out.")
+    return writable_file(
+        out or (subject / f"eval{'-best' * best}.json" if of_run else Path(f"eval-{subject.name}.json"))
+    )
 
 
 def _config_of(given: dict[str, Any], tasks: str | None, folder: Path | None, limit: int | None) -> EvalConfig:

@@ -19,9 +19,9 @@ from sdft_cli.cli.plan import plan
 from sdft_cli.cli.prepare import prepare
 from sdft_cli.cli.report import report
 from sdft_cli.cli.train import train
-from sdft_cli.threads import wait_asleep
+from sdft_cli.threads import limit_spinning
 
-wait_asleep()  # before any command imports torch
+limit_spinning()  # before any command imports torch
 
 app = typer.Typer(
     name="sdft",

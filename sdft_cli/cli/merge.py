@@ -76,13 +76,13 @@ def merge(
     target = out or folder / "merged"
     if gguf and target.resolve() in (gguf.resolve(), *gguf.resolve().parents):
         raise UsageError(f"{gguf} would be a file of the checkpoint {target}: name one outside of it.")
-    found, wanted = read_run(folder, best), "bfloat16" if bf16 else dtype
+    source, wanted = read_run(folder, best), "bfloat16" if bf16 else dtype
     if (push or gguf) and not overwrite and target.is_dir() and any(target.iterdir()):
-        check = existing(found, target, wanted, base)
+        check = existing(source, target, wanted, base)
+    elif wanted is None:
+        raise UsageError("Say which weights to write: add --bf16, or --dtype float32.")
     else:
-        if wanted is None:
-            raise UsageError("Say which weights to write: add --bf16, or --dtype float32.")
-        check = run_merge(found, target, prompts, overwrite, wanted, base)
+        check = run_merge(source, target, prompts, overwrite, wanted, base)
 
     from sdft_cli.report import terminal
 
@@ -92,7 +92,7 @@ def merge(
     if push:
         from sdft_cli.cli.push import push as push_checkpoint
 
-        push_checkpoint(found, target, push, public)
+        push_checkpoint(source, target, push, public)
     say(f"Checkpoint: {target}; next: sdft eval {folder}")
 
 

@@ -71,10 +71,11 @@ def register(
 
 
 def first_reason(turn: Candidate) -> Reason | None:
-    """Return the reason why a turn is rejected, or None if it is a record. Here every turn is decided.
+    """Return the reason why a turn is rejected by what it says or by its length, or None.
 
     A reader that knows why a turn is no reference says so in the `status` of the message. Otherwise it is the first
-    reason that holds. Nothing is ever truncated to fit a cap.
+    reason that holds. Nothing is ever truncated to fit a cap. Not decided here: turns in no conversation (the reader's
+    `lost_turns`), a template that refuses the turn (`prepare/turns.py`), and copies (`prepare/duplicates.py`).
     """
     if turn.message.status:
         return REASONS[turn.message.status]

@@ -347,7 +347,7 @@ def _verdict(passed: bool, lifts: dict[str, Lift], records: int, split: str, shu
 def _notes(split: str, sessions: int) -> tuple[str, ...]:
     notes = []
     if split == "train":
-        notes.append(f"Fewer than {FEW} independent sessions are held out, so the gate measured training records.")
+        notes.append(f"Fewer than {FEW} independent sessions are held out, so the gate scored training records.")
     if sessions < FEW:
         notes.append(
             f"{sessions} independent sessions are few: below {FEW}, intervals take a normal distribution for granted; "

@@ -127,7 +127,7 @@ def test_few_sessions_and_training_records_are_said() -> None:
     assert found.passed
     assert "on 5 train records" in found.verdict
     assert found.notes == (
-        "Fewer than 8 independent sessions are held out, so the gate measured training records.",
+        "Fewer than 8 independent sessions are held out, so the gate scored training records.",
         "5 independent sessions are few: below 8, intervals take a normal distribution for granted; "
         "hold out more sessions.",
     )
