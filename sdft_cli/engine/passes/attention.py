@@ -110,13 +110,18 @@ def attend_along_path(
     """
     assert attention_mask is None, "a path has no padding"
     queries, keys, grouped = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
-    if queries == keys or _flash_runs(query, key, value, grouped):
+    scale = settings.get("scaling")
+    if queries == keys:
+        found = functional.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
+        )
+    elif _flash_runs(query, key, value, grouped):
         mask: Any = causal_lower_right(queries, keys)
         found = functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, scale=settings.get("scaling"), enable_gqa=grouped
+            query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped
         )
     else:
-        found = attend_behind(query, key, value, settings.get("scaling"))
+        found = attend_behind(query, key, value, scale)
     return found.transpose(1, 2).contiguous(), None
 
 
