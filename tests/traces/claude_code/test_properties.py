@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sdft_cli.traces.claude_code import read_claude_code
+from sdft_cli.traces.claude_code.reader import read_claude_code
 from sdft_cli.traces.rows import read_lines
 from sdft_cli.traces.source import read_source, resolve_source
 from sdft_cli.traces.types import FileSessions
@@ -52,7 +52,7 @@ def graphs(draw: st.DrawFn) -> list[Any]:
         if kind == "assistant":
             message += draw(st.integers(0, 1))
             blocks = [*text(f"<{uuid}>"), *(call(f"c{uuid}") if draw(st.booleans()) else [])]
-            made: Any = line(uuid, parent, "assistant", blocks, mid=f"m{message}", **extra)
+            made: Any = line(uuid, parent, "assistant", blocks, mid=f"m{message}", requestId=f"r{message}", **extra)
         elif kind == "user":
             made = line(uuid, parent, "user", f"<{uuid}>", **extra)
         elif kind == "result":
