@@ -77,17 +77,25 @@ def _side_turns(lines: list[Line], base: str, report: ReadReport) -> None:
     report.fates.update((line.number, "side_query") for line in lines)
 
 
-def _inherited(lines: list[Line], known: set[str], path: Path, seen: SeenLines) -> tuple[list[Line], str] | None:
-    """Return the lines of another file that these go on from, and the group of that file; None if there are none."""
-    start = next((line for line in lines if not line.by_order), None)
+def _inherited(chain: list[Line], agent: str, lines: list[Line], seen: SeenLines, path: Path) -> list[Line]:
+    """Return the lines of another file that a chain goes on from: a fork's parent, a session that was resumed.
+
+    The groups of both files become one. `lines` are all of the file.
+    """
+    start = next((line for line in chain if not line.by_order), None)
     if start is None:
-        return None
-    reference = next((x for x in lines if x.data.get("type") == "fork-context-ref"), None)
-    if reference is not None and start.parent is None:
-        start.parent = text_field(reference.data, "parentLastUuid") or None
-    if start.parent is None or start.parent in known:
-        return None
-    return seen.before(start.parent, path)
+        return []
+    if start.parent is None and agent:
+        references = (x.data for x in lines if x.data.get("type") == "fork-context-ref")
+        own = next((x for x in references if x.get("agentId") == agent), {})
+        start.parent = text_field(own, "parentLastUuid") or None
+    if start.parent is None or any(line.uuid == start.parent for line in lines):
+        return []
+    found = seen.before(start.parent, path)
+    if found is None:
+        return []
+    seen.join(found[1], group_of(chain, path.stem))
+    return found[0]
 
 
 def _parts(context: Context, writer: Writer, before: Prompt | None) -> list[tuple[Prompt | None, list[Message]]]:
@@ -169,7 +177,6 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
         for line in lines:
             held = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)
             line.repeats = line.repeats or held
-    known = {line.uuid for line in lines}
     sessions: list[Session] = []
     for agent, chain in chains(lines).items():
         side = agent or (path.stem.removeprefix("agent-") if path.stem.startswith("agent-") else "")
@@ -177,10 +184,8 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
             base = group_of(chain, path.stem)
             _side_turns(chain, f"{base}/agent-{side}", report)
             continue
-        found = _inherited(chain, known, path, seen) if seen is not None else None
-        if found is not None and seen is not None:
-            seen.join(found[1], group_of(chain, path.stem))
-            chain = [*found[0], *chain]
+        if seen is not None:
+            chain = [*_inherited(chain, agent, lines, seen, path), *chain]
         sessions += _chain_sessions(chain, agent, path, report, Writer(report.notes, [*chain, *lines]))
     for line in lines:
         report.fates.setdefault(line.number, "duplicate" if line.repeats else line.kind)

@@ -21,7 +21,7 @@ from tests.traces.lines import call, line, result, text
 
 FATES = {
     *("conversation", "abandoned", "duplicate", "no_turns", "boundary", "microcompact", "api_error", "progress"),
-    *("empty", "virtual", "attachment", "queue", "system", "broken", "unknown_type"),
+    *("empty", "virtual", "attachment", "queue", "system", "broken", "unknown_type", "transcript_only"),
 }
 QUIET = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
