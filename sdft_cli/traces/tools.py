@@ -78,8 +78,8 @@ def _agent(session: Session) -> str:
 def with_tools(sessions: Sequence[Session], every_builtin: bool = False) -> list[Session]:
     """Give each session that records no tools the ones that it may have had.
 
-    Where names are recorded (`metadata["offered_tools"]`, as stream-json has them), these are offered and no others. Else
-    built-in tools: those that any session of the same agent in the source calls (or all, with `every_builtin`), so
+    Where names are recorded (`metadata["offered_tools"]`, as stream-json has them), these are offered and no others.
+    Else built-in tools: those that any session of the same agent in the source calls (or all, with `every_builtin`), so
     that a prompt does not give away which tools its own session will use. Other tools (MCP) are a session's own: those
     that its group calls. Schemas are declared for Claude Code's built-in tools, else inferred from all calls.
     """

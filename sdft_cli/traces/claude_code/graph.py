@@ -14,6 +14,8 @@ Every step is linear in the number of lines, up to the path compression of `_roo
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -119,6 +121,8 @@ class Graph:
         self.node_of: dict[str, Node] = {}
         self._by_uuid = {line.uuid: line for line in lines}
         self._messages: dict[str, Node] = {}
+        self._answers: dict[str, Node] = {}
+        """The latest message with an id."""
         self._nearest: dict[str, tuple[Node | None, str, bool]] = {}
         self._copy: dict[Node, Node] = {}
         self._steps = 0
@@ -127,7 +131,12 @@ class Graph:
         """The leaf that a compaction closed -> its boundary."""
         self._tip: dict[Node, Node] = {}
         """The latest node in the tree of a boundary."""
-        self._again = {text_field(x.data, "uuid") for x in lines if x.uuid.partition("@")[1]}
+        self._places: dict[str, list[Line]] = {}
+        """The second and later places of a line in the file, by its `uuid`."""
+        for line in lines:
+            if line.uuid != (text_field(line.data, "uuid") or line.uuid):
+                self._places.setdefault(text_field(line.data, "uuid"), []).append(line)
+        self._boundaries = [line.number for line in lines if line.kind == "boundary"]
         self._replays: dict[Node, Node] = {}
         self._said: dict[Node, set[tuple[str, str]]] = {}
         self._prompts = 0
@@ -164,15 +173,17 @@ class Graph:
         name = text_field(line.message, "id") or line.uuid
         key = f"{name} {text_field(line.data, 'requestId') or self._prompts}"
         said = {_said(block) for block in line.blocks}
-        node = self._messages.get(key)
+        first = self._messages.get(key)
+        node = self._replays.get(first, first) if first and said & self._said[first] else first
         if node is None or said & self._said[node]:
-            made = self._new("assistant", line, name)
-            made.replayed = node is not None
-            if node is not None:
-                self._replays[node] = made
-            self._messages[key] = self._messages[name] = made
-            self._said[made] = said
-            node = made
+            node = self._new("assistant", line, name)
+            self._said[node] = said
+            if first is None:
+                self._messages[key] = node
+            else:
+                node.replayed = True
+                self._replays[first] = node
+            self._answers[name] = node
         else:
             node.lines.append(line)
             self._said[node] |= said
@@ -314,7 +325,7 @@ class Graph:
         """End the context that a boundary closes, and put what the compaction kept behind its summary."""
         boundary.fresh = True
         data = boundary.lines[0].data
-        named = text_field(data, "logicalParentUuid")
+        named = self._latest(text_field(data, "logicalParentUuid"), boundary.number)
         leaf = self._above(named)[0] if named else None
         closed = self._current(leaf)
         end = self._ask(closed or self._current(previous), boundary.number)
@@ -327,6 +338,19 @@ class Graph:
         if kept:
             self._copy[anchor] = self._copy_path(kept, anchor, frozenset(), boundary.tree)
 
+    def _latest(self, uuid: str, before: int) -> str:
+        """Return the name of the place at which a line stood last, before a line of this number."""
+        return next((x.uuid for x in reversed(self._places.get(uuid, [])) if x.number < before), uuid)
+
+    def _written_again(self, nodes: list[Node], boundary: int) -> bool:
+        """Say whether one of these messages stands once more between a boundary and the next."""
+        place = bisect_right(self._boundaries, boundary)
+        end = self._boundaries[place] if place < len(self._boundaries) else sys.maxsize
+        names = {text_field(line.data, "uuid") for node in nodes for line in node.lines}
+        again = [x.number for name in names for x in self._places.get(name, [])]
+        again += [self._replays[node].number for node in nodes if node in self._replays]
+        return any(boundary < number < end for number in again)
+
     def _kept(self, metadata: dict[str, object], boundary: Node) -> tuple[list[Node], Node]:
         """Return the nodes that a compaction kept word for word, in order, and the node that they follow."""
         listed, segment = object_field(metadata, "preservedMessages"), object_field(metadata, "preservedSegment")
@@ -334,18 +358,19 @@ class Graph:
         after = self.node_of.get(anchor, boundary)
         uuids = listed.get("uuids")
         if isinstance(uuids, list):
-            listed_nodes = [self.node_of[u] for u in uuids if isinstance(u, str) and u in self.node_of]
+            names = [self._latest(u, boundary.number) for u in uuids if isinstance(u, str)]
+            listed_nodes = [self.node_of[name] for name in names if name in self.node_of]
         else:
-            listed_nodes = self._segment(text_field(segment, "headUuid"), text_field(segment, "tailUuid"))
-        if any(line.uuid in self._again for n in listed_nodes for line in n.lines) or any(
-            self._replays[n].number > boundary.number for n in listed_nodes if n in self._replays
-        ):
-            return [], after  # they are written again behind the summary
+            ends = (self._latest(text_field(segment, key), boundary.number) for key in ("headUuid", "tailUuid"))
+            listed_nodes = self._segment(*ends)
+        if self._written_again(listed_nodes, boundary.number):
+            return [], after
         kept = list(dict.fromkeys(self._copy.get(n, n) for n in listed_nodes))
         return [n for n in kept if n not in (after, boundary) and n.role in ("user", "assistant")], after
 
     def _segment(self, head: str, tail: str) -> list[Node]:
-        first, last = (n and self._copy.get(n, n) for n in (self.node_of.get(head), self.node_of.get(tail)))
+        nodes = (self.node_of.get(head), self._above(tail)[0] if tail else None)
+        first, last = (node and self._copy.get(node, node) for node in nodes)
         path = self._walk(last, first) if first is not None else []
         return path if path and path[0] is first else []
 
@@ -422,7 +447,7 @@ class Graph:
                     node.truncated = True
 
     def _interrupt(self, line: Line) -> None:
-        node: Node | None = self._messages.get(text_field(line.data, "interruptedMessageId"))
+        node: Node | None = self._answers.get(text_field(line.data, "interruptedMessageId"))
         if node is None:
             node = self.node_of[line.uuid]
             node = node.parent if node.role == "user" else node
