@@ -93,7 +93,9 @@ API_ERROR = register("api_error", "an API error, not an answer")
 ABANDONED_BRANCH = register("abandoned_branch", "on a branch the session did not end on")
 SYNTHETIC = register("synthetic", "written by the agent program")
 INTERRUPTED = register("interrupted", "the user stopped it or refused its call")
-TRUNCATED = register("truncated", "cut off by a token limit")  # also stopped on the way
+TRUNCATED = register("truncated", "cut off by a token limit, or broken off")  # also stopped on the way
+CUT_CONTEXT = register("cut_context", "the beginning of its conversation is in no file")
+SIDE_QUERY = register("side_query", "a question of the agent program's own, as for a summary")
 
 # What the turn says.
 register("reasoning_only", "nothing but reasoning", lambda turn: turn.reasoning_only)

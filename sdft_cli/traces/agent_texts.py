@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdft_cli.traces.agent_lines import HEADERS, AgentLine
-from sdft_cli.traces.claude_code import IMAGE_PLACEHOLDER
+from sdft_cli.traces.claude_code.writer import IMAGE_PLACEHOLDER
 
 _TEXTS = ("text", "thinking", "content", "output", "reasoning_content", "reasoning")
 _IMAGES = ("image", "input_image", "image_url")

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.records import Session
-from sdft_cli.traces import claude_code, golden, messages, other_agents
-from sdft_cli.traces.claude_code_lines import SeenLines, looks_like
+from sdft_cli.traces import golden, messages, other_agents
+from sdft_cli.traces.claude_code.lines import looks_like
+from sdft_cli.traces.claude_code.reader import FORMAT as CLAUDE_CODE
+from sdft_cli.traces.claude_code.reader import read_claude_code
+from sdft_cli.traces.claude_code.seen import SeenLines
 from sdft_cli.traces.rows import SUFFIXES, rows_of
 from sdft_cli.traces.types import FileSessions, ReadReport
 
@@ -53,7 +56,7 @@ def _agent_reader(agent: str) -> Reader:
 
 
 READERS = [
-    Reader(claude_code.FORMAT, looks_like, claude_code.read_claude_code, (".jsonl",)),
+    Reader(CLAUDE_CODE, looks_like, read_claude_code, (".jsonl",)),
     row_reader(golden.FORMAT, golden.looks_like, golden.session_of),
     _agent_reader("hermes"),  # has `messages` too, but its system prompt beside them: so it is asked first
     row_reader(messages.FORMAT, messages.looks_like, messages.session_of),

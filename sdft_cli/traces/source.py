@@ -10,7 +10,7 @@ from typing import Any
 
 from sdft_cli.errors import DataError, MachineError, SdftError, UsageError
 from sdft_cli.records import Session
-from sdft_cli.traces.claude_code_lines import SeenLines
+from sdft_cli.traces.claude_code.seen import SeenLines
 from sdft_cli.traces.readers import reader_for
 from sdft_cli.traces.rows import SUFFIXES
 from sdft_cli.traces.types import FileSessions, ReadReport
@@ -136,7 +136,7 @@ def read_source(
         DataError: no file holds a session with an assistant turn.
         MachineError: the files are another agent's and teich is not installed.
     """
-    report, taken, seen = ReadReport(), set[str](), SeenLines()
+    report, taken, seen = ReadReport(), set[str](), SeenLines(source.files)
     failures: list[SdftError] = []
     sessions: list[Session] = []
     unread = sorted(source.files, key=lambda p: p.name.startswith("agent-"))

@@ -17,6 +17,8 @@ from sdft_cli.resources import resource_text
 _CLAUDE_CODE = "claude_code"
 _CLAUDE_CODE_FORMATS = ("claude-code", "messages", "")
 """Formats of sessions that may have had Claude Code's built-in tools; plain conversations count as such."""
+OFFERED = "offered_tools"
+"""Names the tools of a session in its metadata, where a source records names only."""
 _JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
 
 
@@ -74,9 +76,10 @@ def _agent(session: Session) -> str:
 
 
 def with_tools(sessions: Sequence[Session], every_builtin: bool = False) -> list[Session]:
-    """Give each session that names no tools the ones that it may have had.
+    """Give each session that records no tools the ones that it may have had.
 
-    Built-in tools: those that any session of the same agent in the source calls (or all, with `every_builtin`), so
+    Where names are recorded (`metadata["offered_tools"]`, as stream-json has them), these are offered and no others.
+    Else built-in tools: those that any session of the same agent in the source calls (or all, with `every_builtin`), so
     that a prompt does not give away which tools its own session will use. Other tools (MCP) are a session's own: those
     that its group calls. Schemas are declared for Claude Code's built-in tools, else inferred from all calls.
     """
@@ -87,8 +90,13 @@ def with_tools(sessions: Sequence[Session], every_builtin: bool = False) -> list
         agent: _offer([s for s in sessions if _agent(s) == agent and not s.tools], agent, every_builtin)
         for agent in {_agent(s) for s in sessions}
     }
+    calls = _calls_by_name(s for s in sessions if OFFERED in s.metadata)
 
     def offered(session: Session) -> tuple[ToolSchema, ...]:
+        if OFFERED in session.metadata:
+            declared = declared_tools() if _agent(session) == _CLAUDE_CODE else {}
+            names = dict.fromkeys(session.metadata[OFFERED])
+            return tuple(declared.get(name) or infer_schema(name, calls.get(name, ())) for name in names)
         builtin, others = offers[_agent(session)]
         return (*builtin, *(tool for tool in others if tool.name in groups[session.group]))
 

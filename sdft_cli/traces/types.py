@@ -18,6 +18,8 @@ class ReadReport:
 
     lines: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
+    """What this version does not know, by name: `line type: x`, `attachment type: y`."""
     broken: list[str] = field(default_factory=list)
     """`file:line` of each line that is not a JSON object."""
     lost_turns: list[Rejection] = field(default_factory=list)
@@ -29,6 +31,7 @@ class ReadReport:
         """Add the account of another file to this one."""
         self.lines.update(other.lines)
         self.notes.update(other.notes)
+        self.unknown.update(other.unknown)
         self.broken.extend(other.broken)
         self.lost_turns.extend(other.lost_turns)
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from sdft_cli.records import Message
-from sdft_cli.traces.claude_code import read_claude_code
+from sdft_cli.traces.claude_code.reader import read_claude_code
 
 EXPLAINED = {
     "splits a message where a result stands between its calls": 88,

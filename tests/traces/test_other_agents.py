@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sdft_cli.errors import DataError, MachineError
 from sdft_cli.records import Message, Session, ToolCall
-from sdft_cli.traces.claude_code import IMAGE_PLACEHOLDER
+from sdft_cli.traces.claude_code.writer import IMAGE_PLACEHOLDER
 from sdft_cli.traces.other_agents import OTHER_AGENTS, detect, read_other_agent
 from sdft_cli.traces.source import read_file, read_source, resolve_source
 from sdft_cli.traces.tools import with_tools

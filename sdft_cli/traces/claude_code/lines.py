@@ -1,4 +1,4 @@
-"""The lines of a Claude Code file: what each one is, and whether it repeats a line that was read before.
+"""The lines of a Claude Code file, and what each one is.
 
 `docs/claude-code-sessions.md` says why each kind of line is treated as it is.
 """
@@ -10,12 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from sdft_cli.traces.claude_code.attachments import (
+    SNAPSHOT,
+    Block,
+    attachment_blocks,
+    blocks_of,
+    is_known,
+    object_field,
+    rendered_blocks,
+    text_field,
+)
 from sdft_cli.traces.rows import read_lines
 from sdft_cli.traces.types import ReadReport
 
-Block = dict[str, Any]
+CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
+"""Blocks that are calls of a tool."""
 
 _INTERRUPTS = ("[Request interrupted by user]", "[Request interrupted by user for tool use]")
 _KIND_OF_SYSTEM_SUBTYPE = {
@@ -34,36 +43,13 @@ _KIND_OF_OTHER_TYPE = {
         (
             *("last-prompt", "pr-link", "custom-title", "ai-title", "tag", "mode", "permission-mode", "task-summary"),
             *("agent-name", "agent-color", "agent-setting", "worktree-state", "speculation-accept", "result"),
+            *("atis-latch", "bridge-session", "file-history-delta", "cost-state", "continued-in", "relocated"),
+            *("fork-context-ref", "started", "launched", "failed"),
         ),
         "bookkeeping",
     ),
 }
-_KNOWN_TYPES = frozenset({"user", "assistant", "system", "attachment", *_KIND_OF_OTHER_TYPE})
-_ATTACHMENT_TEXT: dict[str, tuple[str, ...]] = {
-    "queued_command": ("prompt",),
-    "file": ("content", "file", "content"),
-    "directory": ("content",),
-    "edited_text_file": ("snippet",),
-    "nested_memory": ("content", "content"),
-    "plan_file_reference": ("planContent",),
-    "hook_additional_context": ("content",),
-    "hook_blocking_error": ("blockingError", "blockingError"),
-    "hook_success": ("content",),
-}
-"""Where the text of an attachment stands that the model was shown. Other types hold none of their own."""
-_HOOKS_SHOWN = ("SessionStart", "UserPromptSubmit")
-
-
-def text_field(data: dict[str, Any], key: str) -> str:
-    """Return `data[key]` if it is text, else "" (a foreign file may hold anything there)."""
-    value = data.get(key)
-    return value if isinstance(value, str) else ""
-
-
-def object_field(data: dict[str, Any], key: str) -> dict[str, Any]:
-    """Return `data[key]` if it is an object, else an empty one."""
-    value = data.get(key)
-    return value if isinstance(value, dict) else {}
+_KNOWN_TYPES = frozenset({"user", "assistant", "system", "attachment", "saved_hook_context", *_KIND_OF_OTHER_TYPE})
 
 
 def looks_like(objects: Iterable[dict[str, Any]]) -> bool:
@@ -73,15 +59,6 @@ def looks_like(objects: Iterable[dict[str, Any]]) -> bool:
         and ("uuid" in obj or "leafUuid" in obj or "sessionId" in obj or "snapshot" in obj)
         for obj in objects
     )
-
-
-def blocks_of(content: Any) -> list[Block]:
-    """Return content as blocks; a plain string is one text block."""
-    if isinstance(content, str):
-        return [{"type": "text", "text": content}]
-    if not isinstance(content, list):
-        return []
-    return [{"type": "text", "text": b} if isinstance(b, str) else b for b in content if isinstance(b, dict | str)]
 
 
 @dataclass(slots=True)
@@ -99,7 +76,7 @@ class Line:
     parent: str | None
     by_order: bool = False
     repeats: bool = False
-    """Another file of the source holds the same line."""
+    """Another file of the source holds the same line, or an earlier place of this one."""
 
     @property
     def message(self) -> dict[str, Any]:
@@ -108,10 +85,12 @@ class Line:
     @property
     def blocks(self) -> list[Block]:
         """What the model saw of this line."""
+        if self.kind in ("boundary", "microcompact", "prompt"):
+            return []  # their words are for the screen
         kind = self.data.get("type")
         if kind == "attachment":
-            return _attachment_blocks(object_field(self.data, "attachment"))
-        if kind in ("system", "queue-operation"):
+            return attachment_blocks(self.data)
+        if kind in ("system", "queue-operation", "saved_hook_context"):
             return blocks_of(self.data.get("content"))
         return blocks_of(self.message.get("content"))
 
@@ -137,105 +116,102 @@ class Line:
         )
 
 
-def _attachment_blocks(attachment: dict[str, Any]) -> list[Block]:
-    kind = text_field(attachment, "type")
-    value: Any = attachment
-    for key in _ATTACHMENT_TEXT.get(kind, ()):
-        value = value.get(key) if isinstance(value, dict) else None
-    if value is attachment or (kind == "hook_success" and attachment.get("hookEvent") not in _HOOKS_SHOWN):
-        return []
-    return [b for b in blocks_of(value) if b.get("type") != "text" or text_field(b, "text").strip()]
-
-
 def kind_of_line(data: dict[str, Any]) -> str:
     """Decide what a line is: here, and only here, a line gets its kind. A line that is no JSON object has none.
 
     - `assistant`: a part of a turn. In a context, or on an abandoned branch.
     - `user`: what the model was shown beside its turns: prompts, tool results, echoes of local commands, attachments
       with a text of their own. In a context, or on an abandoned branch.
+    - `prompt`: the system prompt and the tools, or one of them.
     - `boundary`, `microcompact`: a compaction; a new context begins.
     - `api_error`: stands where a turn should be; in no context, and the turn counts as lost.
     - `queue`: a prompt that waits; shown if the running turn absorbed it.
     - `replacement`: what was shown instead of large tool results; takes their place.
-    - `attachment` (without text), `virtual`, `empty`, `progress`, `summary`, `hook_summary`, `system`, `snapshot`,
-      `bookkeeping`, `unknown_type`: the model did not see them; counted, and walked through where they carry the chain.
+    - `attachment` (without text), `virtual`, `transcript_only`, `empty`, `progress`, `summary`, `hook_summary`,
+      `system`, `snapshot`, `bookkeeping`, `unknown_type`: the model did not see them; counted, and walked through
+      where they carry the chain.
     """
     kind = text_field(data, "type")
     if kind in ("assistant", "user"):
-        message = object_field(data, "message")
-        if data.get("isVirtual") is True:
-            return "virtual"
-        if not message or (kind == "assistant" and not blocks_of(message.get("content"))):
-            return "empty"
-        return "api_error" if kind == "assistant" and data.get("isApiErrorMessage") is True else kind
+        return _kind_of_message(data, kind)
     if kind == "system":
         subtype = text_field(data, "subtype")
         if subtype == "local_command" and text_field(data, "content"):
             return "user"  # echoes of local commands reach the model, whichever type of line holds them
+        if subtype == "init" and isinstance(data.get("tools"), list):
+            return "prompt"
         return _KIND_OF_SYSTEM_SUBTYPE.get(subtype, "system")
     if kind == "attachment":
-        return "user" if _attachment_blocks(object_field(data, "attachment")) else "attachment"
+        if text_field(object_field(data, "attachment"), "type") == SNAPSHOT:
+            return "prompt"
+        return "user" if attachment_blocks(data) else "attachment"
+    if kind == "saved_hook_context":
+        return "user" if blocks_of(data.get("content")) else "attachment"
     return _KIND_OF_OTHER_TYPE.get(kind, "unknown_type")
 
 
-class SeenLines:
-    """The lines of the files that were read before, and the groups that share lines.
+def _kind_of_message(data: dict[str, Any], kind: str) -> str:
+    message = object_field(data, "message")
+    if data.get("isVirtual") is True:
+        return "virtual"
+    if data.get("queueTranscriptOnly") is True and data.get("isCompactSummary") is not True:
+        return "transcript_only"
+    if not message or (kind == "assistant" and not blocks_of(message.get("content"))):
+        return "empty"
+    return "api_error" if kind == "assistant" and data.get("isApiErrorMessage") is True else kind
 
-    A resumed or branched session copies the lines that it starts from into its own file. A line is the same if its
-    `uuid` (or the one that `forkedFrom` names) and its message are: some exports number their lines from 1 in every
-    file, so the `uuid` alone would join strangers.
-    """
 
-    def __init__(self) -> None:
-        self._first: dict[str, tuple[int, str, Path]] = {}
-        self._joined: dict[str, str] = {}
-        self._order: dict[str, int] = {}
-
-    def root(self, group: str) -> str:
-        """Return the name that all groups joined with `group` share: the one that was read first."""
-        path = []
-        while group in self._joined:
-            path.append(group)
-            group = self._joined[group]
-        self._joined.update(dict.fromkeys(path, group))
-        return group
-
-    def repeats(self, line: Line, group: str, path: Path) -> bool:
-        """Say whether another file held this line before; if so, join the two groups."""
-        key = text_field(object_field(line.data, "forkedFrom"), "messageUuid") or line.uuid
-        content = hash(msgspec.json.encode([line.kind, line.data.get("message")]))
-        first = self._first.setdefault(key, (content, group, path))
-        self._order.setdefault(group, len(self._order))
-        if first[0] != content or first[2] == path:
-            return False
-        older, newer = sorted((self.root(first[1]), self.root(group)), key=self._order.__getitem__)
-        if older != newer:
-            self._joined[newer] = older
-        return True
+def _unknown(data: dict[str, Any], kind: str) -> str | None:
+    """Name the type of a line, or of its attachment, if this version does not know it."""
+    if kind == "unknown_type":
+        return f"line type: {text_field(data, 'type') or '(none)'}"
+    attachment = text_field(object_field(data, "attachment"), "type") if kind in ("attachment", "user") else ""
+    if attachment and not is_known(attachment) and rendered_blocks(data) is None:
+        return f"attachment type: {attachment}"
+    return None
 
 
 def read(path: Path, report: ReadReport) -> list[Line]:
     """Read the lines of a file in order.
 
     `report.fates` gets the lines that are no JSON object (`broken`) and those that repeat the `uuid` of an earlier
-    line of the file (`duplicate`); every other line is returned.
+    line of the file (`duplicate`); every other line is returned. A line that comes again with another parent is a
+    second place of the same message: lines that name its `uuid` from then on follow that place.
     """
     lines: list[Line] = []
-    seen: set[str] = set()
+    parents: dict[str, set[str | None]] = {}
+    renamed: dict[str, str] = {}
     for number, data in read_lines(path):
         if data is None:
             report.fates[number] = "broken"
             report.broken.append(f"{path.name}:{number}")
             continue
-        uuid = text_field(data, "uuid")
-        if uuid in seen:
+        uuid, parent = text_field(data, "uuid"), text_field(data, "parentUuid") or None
+        again = uuid in parents
+        if again and (parent in parents[uuid] or "parentUuid" not in data):
             report.fates[number] = "duplicate"
             continue
         if uuid:
-            seen.add(uuid)
-        parent = text_field(data, "parentUuid") or None
-        lines.append(Line(number, data, kind_of_line(data), uuid or f"line:{number}", parent, "parentUuid" not in data))
+            parents.setdefault(uuid, set()).add(parent)
+        line = Line(number, data, kind_of_line(data), uuid or f"line:{number}", parent, "parentUuid" not in data)
+        line.parent = renamed.get(parent, parent) if parent else None
+        if again:
+            line.uuid = renamed[uuid] = f"{uuid}@{number}"
+            line.repeats = True
+            if data.get("type") == "saved_hook_context":
+                line.kind = "attachment"  # the place is another one, the words were said
+        _note(line, report)
+        lines.append(line)
     return lines
+
+
+def _note(line: Line, report: ReadReport) -> None:
+    """Count what this version does not know or cannot read in a line."""
+    unknown = _unknown(line.data, line.kind)
+    if unknown:
+        report.unknown[unknown] += 1
+    if line.data.get("rendered") is not None and rendered_blocks(line.data) is None:
+        report.notes["unreadable_rendered"] += 1
 
 
 def group_of(lines: Iterable[Line], default: str) -> str:

@@ -1,37 +1,35 @@
-"""Native Claude Code JSONL -> `Session`: one session per context that the model saw.
-
-`claude_code_lines` says what each line is, `claude_code_graph` which messages follow each other in which context, and
-this module writes a context down as messages. `docs/claude-code-sessions.md` has the reasons.
-"""
+"""A context as messages: texts, calls as they were sent, results, and why a turn is no reference."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from sdft_cli.records import Message, Rejection, Session, ToolCall
-from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED, SYNTHETIC, TRUNCATED
-from sdft_cli.traces.claude_code_graph import Context, Graph, Node
-from sdft_cli.traces.claude_code_lines import Block, Line, SeenLines, blocks_of, chains, group_of, read, text_field
-from sdft_cli.traces.types import FileSessions, ReadReport
+from sdft_cli.records import Message, ToolCall
+from sdft_cli.records.reasons import CUT_CONTEXT, INTERRUPTED, SYNTHETIC, TRUNCATED
+from sdft_cli.traces.claude_code.attachments import Block, blocks_of, text_field
+from sdft_cli.traces.claude_code.calls import has_plan_files, sent_arguments, wire_inputs
+from sdft_cli.traces.claude_code.graph import Context, Node
+from sdft_cli.traces.claude_code.lines import CALLS, Line
 
-FORMAT = "claude-code"
 IMAGE_PLACEHOLDER = "[image]"
 DOCUMENT_PLACEHOLDER = "[document]"
 CLEARED_RESULT = "[Old tool result content cleared]"
 """What Claude Code shows in place of a result that a microcompaction removed."""
-_CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
+NO_CONTENT = "(no content)"
+"""What Claude Code puts in the place of an answer without text."""
 
 
-class _Messages:
+class Writer:
     """Writes nodes down as messages, with the notes and the replaced tool results of one file."""
 
-    def __init__(self, notes: Counter[str], replaced: dict[str, str]) -> None:
+    def __init__(self, notes: Counter[str], lines: Sequence[Line]) -> None:
         self.notes = notes
-        self.replaced = replaced
+        self.replaced = _replaced_results(lines)
+        self.plan_files = has_plan_files(lines)
 
     def text_of(self, blocks: list[Block]) -> str:
         """Flatten blocks to text; images and documents become counted placeholders."""
@@ -59,7 +57,10 @@ class _Messages:
         """Write a context down. Neighbouring messages of the user are one message, as in the API call."""
         messages: list[Message] = []
         for node in context.path:
-            written = self._assistant(node) if node.role == "assistant" else self._user(node.lines)
+            if node.role == "assistant":
+                written = self._assistant(node, self._status(node, context))
+            else:
+                written = self._user(node.lines)
             for message in written:
                 if message.role == "user" and messages and messages[-1].role == "user":
                     message = replace(message, content=f"{messages.pop().content}\n{message.content}")
@@ -85,13 +86,13 @@ class _Messages:
             text = self.replaced.get(call) or self.text_of(blocks_of(block.get("content")))
         return Message("tool", text, tool_call_id=call, name=name)
 
-    def _assistant(self, node: Node) -> list[Message]:
+    def _assistant(self, node: Node, status: str | None) -> list[Message]:
         """One API message and the results of its calls.
 
         It is one assistant message, unless a server tool answered in the middle of it: then the model read a result
         and went on, which is two turns with a tool message between them.
         """
-        status = self._status(node)
+        wire = wire_inputs(node.lines)
         parts = [_TurnParts()]
         written: list[Message] = []
         names: dict[str, str] = {}
@@ -101,8 +102,8 @@ class _Messages:
                 parts[-1].reasoning.append(text_field(block, "thinking"))
             elif kind == "redacted_thinking":
                 self.notes["redacted_thinking"] += 1
-            elif kind in _CALLS:
-                call, whole = self._call(block)
+            elif kind in CALLS:
+                call, whole = self._call(block, wire)
                 parts[-1].calls[call.id] = call
                 names[call.id] = call.name
                 status = status or (None if whole else TRUNCATED.key)
@@ -118,16 +119,18 @@ class _Messages:
         return written + self._results(node, names)
 
     @staticmethod
-    def _status(node: Node) -> str | None:
-        if node.repeats:
+    def _status(node: Node, context: Context) -> str | None:
+        if node.repeats or node not in context.own:
             return "repeated"
-        if node.lines[0].message.get("model") == "<synthetic>":
+        if context.cut:
+            return CUT_CONTEXT.key
+        if node.lines[0].message.get("model") == "<synthetic>" or _only_a_placeholder(node):
             return SYNTHETIC.key
         return INTERRUPTED.key if node.interrupted else TRUNCATED.key if node.truncated else None
 
-    def _call(self, block: Block) -> tuple[ToolCall, bool]:
+    def _call(self, block: Block, wire: dict[str, dict[str, Any]]) -> tuple[ToolCall, bool]:
         """Return a call, and whether its arguments are whole: a cut-off answer may leave text instead of an object."""
-        arguments = block.get("input")
+        arguments = sent_arguments(block, wire, self.plan_files)
         call, name = text_field(block, "id"), text_field(block, "name")
         try:
             if isinstance(arguments, dict):
@@ -163,12 +166,19 @@ class _TurnParts:
     calls: dict[str, ToolCall] = field(default_factory=dict)
 
     def message(self, status: str | None) -> Message:
-        content = "\n".join(t for t in self.texts if t.strip())
+        texts = [t for t in self.texts if t.strip() and not (self.calls and t.strip() == NO_CONTENT)]
+        content = "\n".join(texts)
         reasoning = "\n".join(self.reasoning)
         return Message("assistant", content, tuple(self.calls.values()), reasoning=reasoning, status=status)
 
 
-def _replaced_results(lines: list[Line]) -> dict[str, str]:
+def _only_a_placeholder(node: Node) -> bool:
+    """Say whether an answer is nothing but the words that stand for no answer."""
+    texts = [b for line in node.lines for b in line.blocks if b.get("type") in ("text", *CALLS)]
+    return bool(texts) and all(text_field(b, "text").strip() == NO_CONTENT for b in texts)
+
+
+def _replaced_results(lines: Sequence[Line]) -> dict[str, str]:
     """Return what Claude Code showed instead of large tool results, by call id."""
     replacements = {}
     for line in lines:
@@ -177,84 +187,3 @@ def _replaced_results(lines: list[Line]) -> dict[str, str]:
             if isinstance(item, dict) and text_field(item, "replacement"):
                 replacements[text_field(item, "toolUseId")] = text_field(item, "replacement")
     return replacements
-
-
-def _account(context: Context, fates: dict[int, str], kept: bool) -> None:
-    """Give each line of a context its fate; a line that two contexts show belongs to the first."""
-    for node in context.path:
-        for line in node.all_lines if node.copy_of is None else ():
-            if node.role == "boundary":
-                fate = "boundary"
-            else:
-                fate = "duplicate" if line.repeats else "conversation" if kept else "no_turns"
-            fates.setdefault(line.number, fate)
-    for node in context.abandoned:
-        for line in node.all_lines if node.copy_of is None else ():
-            fates.setdefault(line.number, "duplicate" if line.repeats else "abandoned")
-
-
-def _lost(context: Context, base: str) -> list[Rejection]:
-    return [
-        Rejection(f"{base}/abandoned-{node.key}", base, None, ABANDONED_BRANCH.key)
-        for node in context.abandoned
-        if node.role == "assistant" and not node.repeats
-    ]
-
-
-def _errors(lines: list[Line], base: str) -> list[Rejection]:
-    """API errors stand where a turn should be, but Claude Code does not send them back: they are in no context."""
-    errors = (line for line in lines if line.kind == "api_error" and not line.repeats)
-    return [Rejection(f"{base}/error-{line.uuid}", base, None, API_ERROR.key) for line in errors]
-
-
-def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadReport, writer: _Messages) -> list[Session]:
-    """Read one chain of a file: the main one (`agent` is ""), or a subagent's."""
-    group = group_of(lines, path.stem)
-    base = f"{group}/agent-{agent}" if agent else group
-    models = sorted({text_field(line.message, "model") for line in lines if line.kind == "assistant"} - {""})
-    project = next((cwd for line in lines if isinstance(cwd := line.data.get("cwd"), str)), None)
-    report.lost_turns.extend(_errors(lines, base))
-    sessions: list[Session] = []
-    for context in Graph(lines, report.notes).contexts():
-        report.lost_turns.extend(_lost(context, base))
-        kept = any(node.role == "assistant" and not node.repeats for node in context.path)
-        _account(context, report.fates, kept)
-        if not kept:
-            report.notes["contexts_without_turns"] += 1
-            continue
-        number = len(sessions) + 1
-        metadata: dict[str, Any] = {"format": FORMAT, "file": path.name, "models": models, "context": number}
-        if agent:
-            metadata["agent"] = agent
-        if project:
-            metadata["project"] = project
-        session_id = base if number == 1 else f"{base}#{number}"
-        sessions.append(Session(session_id, tuple(writer.messages(context)), group=group, metadata=metadata))
-    for line in lines:
-        report.fates.setdefault(line.number, "duplicate" if line.repeats else line.kind)
-    return sessions
-
-
-def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
-    """Read one Claude Code session file.
-
-    Returns one `Session` per context that holds an assistant turn of its own: the main conversation, each compacted
-    continuation (`<id>#2`, ...), each subagent (`<id>/agent-<key>`). All share one `group`. `report.fates` says what
-    became of every non-blank line, and `report.lines` counts that.
-
-    `seen`: the lines of the files of the same source that were read before. Turns that one of them holds are not
-    counted again: they are context only (`status` is "repeated"), and `seen` joins the groups.
-    """
-    report = ReadReport()
-    lines = read(path, report)
-    if seen is not None:
-        for line in lines:
-            line.repeats = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)
-    writer = _Messages(report.notes, _replaced_results(lines))
-    sessions = [
-        session
-        for agent, chain in chains(lines).items()
-        for session in _chain_sessions(chain, agent, path, report, writer)
-    ]
-    report.lines.update(report.fates.values())
-    return FileSessions(sessions, report)

@@ -3,22 +3,30 @@
 1. `_build` joins the lines of one API message (same `message.id`) into one node and hangs each tool result on the node
    that made the call, so that parallel calls are no forks.
 2. `_link` gives each node its parent, in the order of the file, and copies what a compaction kept.
-3. `contexts` cuts the graph into trees. The path to the last node of a tree is what the model saw; the other branches
-   are abandoned.
+3. `contexts` cuts the graph into trees. The path to the last node of a tree, and to each node at which a compaction
+   ended a context, is what the model saw; the other branches are abandoned.
+
+Which place is live after a compaction is decided by the order of the file, not by `parentUuid` alone: what follows the
+leaf that a boundary closed, in the file and in the chain, goes on behind the summary.
 
 Every step is linear in the number of lines, up to the path compression of `_root`.
 """
 
 from __future__ import annotations
 
+import sys
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from sdft_cli.traces.claude_code_lines import Line, object_field, text_field
+from sdft_cli.traces.claude_code.attachments import object_field, text_field
+from sdft_cli.traces.claude_code.lines import CALLS, Line
+from sdft_cli.traces.claude_code.queue import queued_prompts
 
 _STEPS_PER_NODE = 10
 """Each compaction may walk and copy its context; more steps than this per node are refused: time stays linear."""
+_CUT_OFF = ("max_tokens", "model_context_window_exceeded", "refusal")
 _MARKER_REACH = 20
 """How many attachments may stand between a turn and the marker that the user stopped it."""
 
@@ -43,6 +51,10 @@ class Node:
     """Nothing but a boundary, what it kept and lines of the user's side stand above this node."""
     interrupted: bool = False
     truncated: bool = False
+    replayed: bool = False
+    """The same answer stands at an earlier place of the file."""
+    cut: bool = False
+    """A root that names a parent which no file holds: what came before it is missing."""
     up: Node | None = None
     """A node nearer to the root of the tree (path compression)."""
 
@@ -62,53 +74,37 @@ class Node:
     @property
     def repeats(self) -> bool:
         """Say whether another context or another file has this message as its own."""
-        return self.copy_of is not None or any(line.repeats for line in self.lines)
+        return self.copy_of is not None or self.replayed or any(line.repeats for line in self.lines)
 
 
 @dataclass
 class Context:
-    """One tree: the nodes that the model saw, in order, and those on branches that were given up."""
+    """The nodes that the model saw, in order; `own` are those that no context before shows.
+
+    `abandoned` are nodes on branches that were given up, in the first context of a tree.
+    """
 
     path: list[Node]
+    own: set[Node]
     abandoned: list[Node]
+
+    @property
+    def cut(self) -> bool:
+        """Say whether the beginning is missing."""
+        root = self.path[0].copy_of or self.path[0]
+        return root.cut
+
+
+def _said(block: dict[str, object]) -> tuple[str, str]:
+    """What tells a block of a message from the others: the id of a call, or its words."""
+    kind = text_field(block, "type")
+    if kind in CALLS:
+        return kind, text_field(block, "id")
+    return kind, text_field(block, "text") or text_field(block, "thinking") or text_field(block, "signature")
 
 
 def _ids(line: Line, kinds: Sequence[str], key: str) -> list[str]:
     return [text_field(block, key) for block in line.blocks if block.get("type") in kinds]
-
-
-def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
-    """Return `(number of the line that took it from the queue, the line that queued it)` for prompts shown mid-turn.
-
-    `remove` takes a prompt out because the running turn absorbs it; `dequeue` starts a turn of its own with it, whose
-    user line follows; `popAll` gives the prompts back to the user. Newer versions also write what was absorbed as an
-    attachment: that line then shows it.
-    """
-    attached = Counter(
-        block["text"]
-        for line in lines
-        if object_field(line.data, "attachment").get("type") == "queued_command"
-        for block in line.blocks
-        if block.get("type") == "text"
-    )
-    waiting: list[Line] = []
-    shown: list[tuple[int, Line]] = []
-    for line in lines:
-        operation = line.data.get("operation") if line.kind == "queue" else None
-        if operation == "enqueue":
-            waiting.append(line)
-        elif operation == "popAll":
-            waiting.clear()
-        elif operation in ("remove", "dequeue") and waiting:
-            content = text_field(line.data, "content")
-            named = (i for i, w in enumerate(waiting) if content and w.data.get("content") == content)
-            prompt = waiting.pop(next(named, 0))
-            text = text_field(prompt.data, "content")
-            if operation == "remove" and attached[text] > 0:
-                attached[text] -= 1
-            elif operation == "remove" and text.strip():
-                shown.append((line.number, prompt))
-    return shown
 
 
 class Graph:
@@ -125,10 +121,25 @@ class Graph:
         self.node_of: dict[str, Node] = {}
         self._by_uuid = {line.uuid: line for line in lines}
         self._messages: dict[str, Node] = {}
+        self._answers: dict[str, Node] = {}
+        """The latest message with an id."""
         self._nearest: dict[str, tuple[Node | None, str, bool]] = {}
         self._copy: dict[Node, Node] = {}
         self._steps = 0
         self._ends: set[Node] = set()
+        self._closed: dict[Node, Node] = {}
+        """The leaf that a compaction closed -> its boundary."""
+        self._tip: dict[Node, Node] = {}
+        """The latest node in the tree of a boundary."""
+        self._places: dict[str, list[Line]] = {}
+        """The second and later places of a line in the file, by its `uuid`."""
+        for line in lines:
+            if line.uuid != (text_field(line.data, "uuid") or line.uuid):
+                self._places.setdefault(text_field(line.data, "uuid"), []).append(line)
+        self._boundaries = [line.number for line in lines if line.kind == "boundary"]
+        self._replays: dict[Node, Node] = {}
+        self._said: dict[Node, set[tuple[str, str]]] = {}
+        self._prompts = 0
         self._queue = queued_prompts(lines)[::-1]
         self._build()
         self._link()
@@ -141,6 +152,8 @@ class Graph:
                 self._assistant_line(line, owner)
             elif line.kind == "user":
                 self._user_line(line, owner)
+            elif line.kind == "prompt":
+                self.node_of[line.uuid] = self._new("user", line)
             elif line.kind in ("boundary", "microcompact"):
                 node = self._new(line.kind, line)
                 if line.kind == "boundary":
@@ -152,12 +165,28 @@ class Graph:
         return node
 
     def _assistant_line(self, line: Line, owner: dict[str, Node]) -> None:
-        key = text_field(line.message, "id") or line.uuid
-        node = self._messages.get(key)
-        if node is None:
-            node = self._messages[key] = self._new("assistant", line, key)
+        """Add a line to its message, or begin one.
+
+        A `message.id` alone may be used again, so the `requestId` belongs to the key, or where there is none, the
+        prompt of the user before it. A block that the message has already begins a replay of it.
+        """
+        name = text_field(line.message, "id") or line.uuid
+        key = f"{name} {text_field(line.data, 'requestId') or self._prompts}"
+        said = {_said(block) for block in line.blocks}
+        first = self._messages.get(key)
+        node = self._replays.get(first, first) if first and said & self._said[first] else first
+        if node is None or said & self._said[node]:
+            node = self._new("assistant", line, name)
+            self._said[node] = said
+            if first is None:
+                self._messages[key] = node
+            else:
+                node.replayed = True
+                self._replays[first] = node
+            self._answers[name] = node
         else:
             node.lines.append(line)
+            self._said[node] |= said
         self.node_of[line.uuid] = node
         owner.update((call, node) for call in _ids(line, ("tool_use",), "id"))
 
@@ -168,6 +197,8 @@ class Graph:
             owner[result].results.setdefault(result, []).append(line)
         self.notes["orphan_tool_results"] += len(results) - len(owned)
         self.node_of[line.uuid] = owner[owned[0]] if owned else self._new("user", line)
+        if not results and line.data.get("type") == "user" and line.data.get("isMeta") is not True:
+            self._prompts += 1
 
     def _root(self, node: Node) -> Node:
         passed = []
@@ -185,7 +216,10 @@ class Graph:
         if self._root(parent) is node:
             self.notes["cycles"] += 1
             return
-        node.parent, node.up = parent, self._root(parent)
+        root = self._root(parent)
+        node.parent, node.up = parent, root
+        if root.role == "boundary":
+            self._tip[root] = node
         node.fresh = parent.fresh and node.role == "user"
 
     def _link(self) -> None:
@@ -224,7 +258,8 @@ class Graph:
             parent, top, missing = self._above(line.parent)
             if missing:
                 # The parent line is broken or missing: the order of lines decides.
-                self.notes["repaired_links"] += 1
+                node.cut = previous is None
+                self.notes["repaired_links"] += not node.cut
                 return self._current(previous)
             if parent is not node:
                 node.tree = node.tree if parent else top
@@ -252,7 +287,19 @@ class Graph:
         return nearest
 
     def _current(self, node: Node | None) -> Node | None:
-        return self._copy.get(node, node) if node is not None else None
+        """Return the place at which what follows a node goes on: its latest copy, or the end of the context that a
+        compaction made of it."""
+        passed: dict[Node, None] = {}
+        while node is not None:
+            node = self._copy.get(node, node)
+            boundary = self._closed.get(node)
+            if boundary is None or node in passed:
+                break
+            passed[node] = None
+            node = self._tip.get(boundary, boundary)
+        for other in passed:  # shortens the way for the next time
+            self._closed[other] = self._closed[next(reversed(passed))]
+        return node
 
     @staticmethod
     def _starts_anew(node: Node, parent: Node | None) -> bool:
@@ -278,13 +325,31 @@ class Graph:
         """End the context that a boundary closes, and put what the compaction kept behind its summary."""
         boundary.fresh = True
         data = boundary.lines[0].data
-        closed = self._current(self.node_of.get(text_field(data, "logicalParentUuid")))
+        named = self._latest(text_field(data, "logicalParentUuid"), boundary.number)
+        leaf = self._above(named)[0] if named else None
+        closed = self._current(leaf)
         end = self._ask(closed or self._current(previous), boundary.number)
         if closed is not None and end is not None:
             self._ends.add(end)
         kept, anchor = self._kept(object_field(data, "compactMetadata"), boundary)
+        for node in {closed, end} - {None, boundary}:
+            if node is not None and node.role in ("user", "assistant") and node.number < boundary.number:
+                self._closed[node] = boundary
         if kept:
             self._copy[anchor] = self._copy_path(kept, anchor, frozenset(), boundary.tree)
+
+    def _latest(self, uuid: str, before: int) -> str:
+        """Return the name of the place at which a line stood last, before a line of this number."""
+        return next((x.uuid for x in reversed(self._places.get(uuid, [])) if x.number < before), uuid)
+
+    def _written_again(self, nodes: list[Node], boundary: int) -> bool:
+        """Say whether one of these messages stands once more between a boundary and the next."""
+        place = bisect_right(self._boundaries, boundary)
+        end = self._boundaries[place] if place < len(self._boundaries) else sys.maxsize
+        names = {text_field(line.data, "uuid") for node in nodes for line in node.lines}
+        again = [x.number for name in names for x in self._places.get(name, [])]
+        again += [self._replays[node].number for node in nodes if node in self._replays]
+        return any(boundary < number < end for number in again)
 
     def _kept(self, metadata: dict[str, object], boundary: Node) -> tuple[list[Node], Node]:
         """Return the nodes that a compaction kept word for word, in order, and the node that they follow."""
@@ -293,14 +358,19 @@ class Graph:
         after = self.node_of.get(anchor, boundary)
         uuids = listed.get("uuids")
         if isinstance(uuids, list):
-            listed_nodes = [self.node_of[u] for u in uuids if isinstance(u, str) and u in self.node_of]
+            names = [self._latest(u, boundary.number) for u in uuids if isinstance(u, str)]
+            listed_nodes = [self.node_of[name] for name in names if name in self.node_of]
         else:
-            listed_nodes = self._segment(text_field(segment, "headUuid"), text_field(segment, "tailUuid"))
-        kept = list(dict.fromkeys(self._current(n) or n for n in listed_nodes))
+            ends = (self._latest(text_field(segment, key), boundary.number) for key in ("headUuid", "tailUuid"))
+            listed_nodes = self._segment(*ends)
+        if self._written_again(listed_nodes, boundary.number):
+            return [], after
+        kept = list(dict.fromkeys(self._copy.get(n, n) for n in listed_nodes))
         return [n for n in kept if n not in (after, boundary) and n.role in ("user", "assistant")], after
 
     def _segment(self, head: str, tail: str) -> list[Node]:
-        first, last = self._current(self.node_of.get(head)), self._current(self.node_of.get(tail))
+        nodes = (self.node_of.get(head), self._above(tail)[0] if tail else None)
+        first, last = (node and self._copy.get(node, node) for node in nodes)
         path = self._walk(last, first) if first is not None else []
         return path if path and path[0] is first else []
 
@@ -348,11 +418,10 @@ class Graph:
         return path[::-1]
 
     def _mark(self) -> None:
-        """Mark the turns that the user cut off and those that ran into a limit."""
+        """Mark the turns that the user cut off, those that ran into a limit, and those that broke off."""
         for line in self.lines:
             if line.kind == "assistant":
-                reason = line.message.get("stop_reason")
-                if reason in ("max_tokens", "model_context_window_exceeded", "refusal"):
+                if line.message.get("stop_reason") in _CUT_OFF:
                     self.node_of[line.uuid].truncated = True
             elif line.kind == "api_error" and line.says_truncated():
                 node = self._above(line.parent)[0] if line.parent else None
@@ -360,9 +429,25 @@ class Graph:
                     node.truncated = True
             elif line.kind == "user" and line.is_interrupt():
                 self._interrupt(line)
+        self._mark_broken_off()
+
+    def _mark_broken_off(self) -> None:
+        """A message without a reason for its end broke off, if the version wrote reasons: most messages have one in
+        every line then. Older versions write a line before the reason is known."""
+        reasons = {
+            node: [line.message.get("stop_reason") is not None for line in node.lines]
+            for node in self.nodes
+            if node.role == "assistant" and node.copy_of is None
+        }
+        whole = sum(all(found) for found in reasons.values())
+        none = [node for node, found in reasons.items() if not any(found)]
+        if whole > len(none):
+            for node in none:
+                if node.lines[0].message.get("model") != "<synthetic>":
+                    node.truncated = True
 
     def _interrupt(self, line: Line) -> None:
-        node: Node | None = self._messages.get(text_field(line.data, "interruptedMessageId"))
+        node: Node | None = self._answers.get(text_field(line.data, "interruptedMessageId"))
         if node is None:
             node = self.node_of[line.uuid]
             node = node.parent if node.role == "user" else node
@@ -373,16 +458,34 @@ class Graph:
         if node is not None and node.role == "assistant":
             (node.copy_of or node).interrupted = True
 
-    def contexts(self) -> list[Context]:
-        """Return the trees of the graph, in the order of their first node in the file."""
+    def contexts(self, every_branch: bool = False) -> list[Context]:
+        """Return what the model saw, in the order of the first node of each tree in the file.
+
+        `every_branch`: the branches that were given up too, each with the path above it.
+        """
         trees: dict[str, list[Node]] = {}
         for node in self.nodes:
             if node.role != "microcompact":
                 trees.setdefault(self._root(node).tree, []).append(node)
-        contexts = []
-        for members in trees.values():
-            ends = [n for n in members if n in self._ends]
-            path = self.path_to(max(ends or members, key=lambda n: n.order))
-            on_path = set(path)
-            contexts.append(Context(path, [n for n in members if n not in on_path]))
-        return contexts
+        return [context for members in trees.values() for context in self._of_tree(members, every_branch)]
+
+    def _of_tree(self, members: list[Node], every_branch: bool) -> list[Context]:
+        """The path to the last node of a tree is live. A path at whose end a compaction took over was live, too."""
+        leaves = {max(members, key=lambda n: n.order), *(n for n in members if n in self._ends)}
+        if every_branch:
+            leaves.update(members)
+        above: set[Node] = set()
+        for leaf in leaves:
+            node = leaf.parent
+            while node is not None and node not in above:
+                above.add(node)
+                node = node.parent
+        shown: set[Node] = set()
+        found: list[Context] = []
+        for leaf in sorted(leaves - above, key=lambda n: n.order):
+            path = self._walk(leaf, None) if found else self.path_to(leaf)
+            if path:
+                found.append(Context(path, set(path) - shown, []))
+                shown.update(path)
+        found[0].abandoned.extend(n for n in members if n not in shown)
+        return found

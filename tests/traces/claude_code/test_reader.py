@@ -10,8 +10,8 @@ import pytest
 
 from sdft_cli.records import RecordRow, Session
 from sdft_cli.records.reasons import Candidate, first_reason
-from sdft_cli.traces.claude_code import read_claude_code
-from sdft_cli.traces.claude_code_lines import kind_of_line
+from sdft_cli.traces.claude_code.lines import kind_of_line
+from sdft_cli.traces.claude_code.reader import read_claude_code
 from sdft_cli.traces.examples import write_examples
 from tests.traces.lines import call, line, result, text
 
@@ -389,7 +389,7 @@ def test_attachments_that_hold_words_are_shown_and_others_are_counted(write_json
     ]
     counted = [
         {"type": "hook_success", "hookEvent": "PostToolUse", "content": "hidden"},
-        {"type": "skill_listing", "content": "hidden"},
+        {"type": "skill_discovery", "content": "hidden"},
         {"type": "hook_additional_context", "content": []},
         {},
     ]
@@ -399,7 +399,7 @@ def test_attachments_that_hold_words_are_shown_and_others_are_counted(write_json
     lines.append(line("z", "8", "assistant", text("ok"), mid="m"))
     found = read_claude_code(write_jsonl("s.jsonl", lines))
     assert shape(found.sessions[0].messages) == [
-        ("user", "hi\nFILE\nMEMORY\nHOOK\nQUEUED\n[image]"),
+        ("user", "hi\na:\nFILE\nCLAUDE.md:\nMEMORY\nHOOK\nQUEUED\n[image]"),
         ("assistant", "ok"),
     ]
     assert found.report.lines == {"conversation": 6, "attachment": 4}
@@ -622,7 +622,9 @@ def test_every_line_gets_its_kind_and_every_kind_is_described() -> None:
         ({"type": "system", "subtype": "microcompact_boundary"}, "microcompact"),
         ({"type": "system", "subtype": "stop_hook_summary"}, "hook_summary"),
         ({"type": "attachment", "attachment": {"type": "directory", "content": "a b"}}, "user"),
-        ({"type": "attachment", "attachment": {"type": "skill_listing", "content": "a b"}}, "attachment"),
+        ({"type": "attachment", "attachment": {"type": "date_change", "content": "a b"}}, "attachment"),
+        ({"type": "attachment", "attachment": {"type": "prompt_snapshot"}}, "prompt"),
+        ({"type": "user", "message": said, "queueTranscriptOnly": True}, "transcript_only"),
         ({"type": "queue-operation"}, "queue"),
         ({"type": "content-replacement"}, "replacement"),
         ({"type": "file-history-snapshot"}, "snapshot"),

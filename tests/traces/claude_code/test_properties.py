@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sdft_cli.traces.claude_code import read_claude_code
+from sdft_cli.traces.claude_code.reader import read_claude_code
 from sdft_cli.traces.rows import read_lines
 from sdft_cli.traces.source import read_source, resolve_source
 from sdft_cli.traces.types import FileSessions
@@ -21,7 +21,7 @@ from tests.traces.lines import call, line, result, text
 
 FATES = {
     *("conversation", "abandoned", "duplicate", "no_turns", "boundary", "microcompact", "api_error", "progress"),
-    *("empty", "virtual", "attachment", "queue", "system", "broken", "unknown_type"),
+    *("empty", "virtual", "attachment", "queue", "system", "broken", "unknown_type", "transcript_only"),
 }
 QUIET = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -31,6 +31,7 @@ KINDS = st.sampled_from(
     + ["assistant"] * 5
     + ["result"] * 4
     + ["progress", "boundary", "kept", "micro", "error", "summary", "interrupt", "queue", "remove", "broken", "twice"]
+    + ["moved", "rendered", "prompt", "notice", "init"]
 )
 
 
@@ -52,7 +53,7 @@ def graphs(draw: st.DrawFn) -> list[Any]:
         if kind == "assistant":
             message += draw(st.integers(0, 1))
             blocks = [*text(f"<{uuid}>"), *(call(f"c{uuid}") if draw(st.booleans()) else [])]
-            made: Any = line(uuid, parent, "assistant", blocks, mid=f"m{message}", **extra)
+            made: Any = line(uuid, parent, "assistant", blocks, mid=f"m{message}", requestId=f"r{message}", **extra)
         elif kind == "user":
             made = line(uuid, parent, "user", f"<{uuid}>", **extra)
         elif kind == "result":
@@ -78,6 +79,17 @@ def graphs(draw: st.DrawFn) -> list[Any]:
             made = b'{"uuid": "' + uuid.encode()
         elif kind == "twice" and lines and isinstance(lines[-1], dict):
             made = lines[-1]
+        elif kind == "moved" and lines and isinstance(lines[-1], dict) and "parentUuid" in lines[-1]:
+            made = {**lines[-1], "parentUuid": parent}
+        elif kind == "rendered":
+            shown = draw(st.sampled_from([[{"content": f"<{uuid}>"}], [], 7]))
+            made = line(uuid, parent, "attachment", attachment={"type": "date"}, rendered=shown)
+        elif kind == "prompt":
+            made = line(uuid, parent, "attachment", attachment={"type": "prompt_snapshot", "systemPrompt": anywhere})
+        elif kind == "notice":
+            made = line(uuid, parent, "user", f"<{uuid}>", queueTranscriptOnly=True)
+        elif kind == "init":
+            made = {"type": "system", "subtype": "init", "tools": [anywhere], "session_id": "s"}
         else:
             made = line(uuid, parent, "progress", data={})
         lines.append(made)
@@ -173,6 +185,109 @@ def test_a_context_is_the_path_of_parents_to_the_last_line_of_a_tree(
     assert sorted([n for m in s.messages for n in marks(m.content)] for s in found.sessions) == expected_contexts(graph)
 
 
+ACTS = st.sampled_from(
+    ["talk"] * 5
+    + ["call"] * 2
+    + ["compact", "detached", "kept", "again", "hook", "notice", "rendered", "queued", "prompt"]
+)
+
+
+class Told:
+    """Plays a session: writes its lines as Claude Code does, and keeps what the model saw, without reading a line."""
+
+    def __init__(self) -> None:
+        self.lines: list[Any] = []
+        self.seen: list[str] = []
+        self.contexts: list[list[str]] = []
+        self.tail: str | None = None
+        self.answered = 0
+        """Answers of this context that are its own."""
+
+    def put(self, kind: str, content: Any = None, parent: Any = ..., **extra: Any) -> str:
+        uuid = str(len(self.lines))
+        self.lines.append(line(uuid, self.tail if parent is ... else parent, kind, content, **extra))
+        self.tail = uuid
+        return uuid
+
+    def user(self, words: str, **extra: Any) -> None:
+        self.seen.append(words)
+        self.put("user", words, **extra)
+
+    def answer(self, with_call: bool) -> None:
+        words = f"<{len(self.lines)}>"
+        blocks = [*text(words), *(call(f"c{len(self.lines)}") if with_call else [])]
+        self.seen.append(words)
+        self.answered += 1
+        name = len(self.lines)
+        self.put("assistant", blocks, mid=f"m{name}", requestId=f"r{name}")
+        if with_call:
+            self.seen.append(f"<{len(self.lines)}>")
+            self.put("user", result(f"c{name}", f"<{len(self.lines)}>"))
+
+    def compact(self, how: str) -> None:
+        """Close the context, and go on behind a summary: by its line, or by the old leaf, which then lies."""
+        leaf, last = self.tail, next((x for x in reversed(self.lines) if x["type"] == "assistant"), None)
+        if self.answered:
+            self.contexts.append(self.seen)
+        keeps = how in ("kept", "again") and last is not None and "<" + last["uuid"] + ">" == self.seen[-1]
+        head = last["uuid"] if last else None
+        segment = {"headUuid": head, "tailUuid": leaf, "anchorUuid": str(len(self.lines) + 1)}
+        extra = {"compactMetadata": {"preservedSegment": segment} if keeps else {}, "logicalParentUuid": leaf}
+        self.put("system", parent=None, subtype="compact_boundary", **extra)
+        kept = self.seen[-1:] if keeps else []
+        self.seen, self.answered = [], 0
+        self.user(f"<{len(self.lines)}>", isCompactSummary=True)
+        self.seen += kept
+        if keeps and how == "again" and last is not None:
+            self.lines.append({**last, "parentUuid": self.tail})
+        if how == "detached" or keeps:
+            self.tail = leaf
+
+    def act(self, act: str) -> None:
+        mark = f"<{len(self.lines)}>"
+        if act in ("talk", "call"):
+            self.user(mark)
+            self.answer(act == "call")
+        elif act == "notice":
+            self.put("user", mark, queueTranscriptOnly=True)
+        elif act == "rendered":
+            self.seen.append(mark)
+            self.put("attachment", attachment={"type": "date"}, rendered=[{"content": mark}])
+        elif act == "prompt":
+            if not any(x["type"] == "assistant" for x in self.lines):  # else it would be another prompt than before
+                self.put("attachment", attachment={"type": "prompt_snapshot", "systemPrompt": "one"})
+        elif act == "queued":
+            self.lines.append({"type": "queue-operation", "operation": "enqueue", "content": mark, "uuid": f"q{mark}"})
+            self.lines.append({"type": "queue-operation", "operation": "remove", "uuid": f"r{mark}"})
+            self.seen.append(mark)
+            self.answer(False)
+        elif act == "hook":
+            first = next((x for x in self.lines if x["type"] == "saved_hook_context"), None)
+            if first is None:
+                self.seen.append(mark)
+                self.put("saved_hook_context")
+                self.lines[-1]["content"] = [mark]
+            else:
+                self.lines.append({**first, "parentUuid": self.tail})
+                self.tail = first["uuid"]
+        elif self.tail is not None:
+            self.compact(act)
+
+
+@QUIET
+@given(acts=st.lists(ACTS, max_size=15))
+def test_a_session_that_was_played_is_read_as_the_model_saw_it(acts: list[str], tmp_path: Path) -> None:
+    told = Told()
+    for act in acts:
+        told.act(act)
+    if told.answered:
+        told.contexts.append(told.seen)
+    found = read_fast(write(tmp_path / "s.jsonl", told.lines))
+    read = [[n for m in s.messages if m.role != "system" for n in marks(m.content)] for s in found.sessions]
+    assert read == [[n for words in context for n in marks(words)] for context in told.contexts]
+    assert set(found.report.fates) == set(range(1, len(told.lines) + 1))
+
+
 @QUIET
 @given(lines=graphs(), cut=st.integers(0, 30))
 def test_a_resumed_copy_counts_nothing_twice(lines: list[Any], cut: int, tmp_path: Path) -> None:
@@ -201,10 +316,14 @@ FIELDS = st.sampled_from(
         *("uuid", "parentUuid", "type", "message", "sessionId", "isSidechain", "agentId", "subtype", "attachment"),
         *("operation", "content", "logicalParentUuid", "compactMetadata", "microcompactMetadata", "isCompactSummary"),
         *("replacements", "forkedFrom", "isApiErrorMessage", "apiError", "interruptedMessageId", "parent_tool_use_id"),
+        *("rendered", "renderedRole", "wireToolInputs", "requestId", "version", "queueTranscriptOnly", "tools"),
     ]
 )
 TYPES = st.sampled_from(
-    ["user", "assistant", "system", "attachment", "queue-operation", "content-replacement", "progress", "summary"]
+    [
+        *("user", "assistant", "system", "attachment", "queue-operation", "content-replacement", "progress", "summary"),
+        *("saved_hook_context", "fork-context-ref"),
+    ]
 )
 
 

@@ -1,0 +1,61 @@
+"""Prompts that were typed while a turn was running, and which of them the running turn absorbed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from sdft_cli.traces.claude_code.attachments import object_field, text_field
+from sdft_cli.traces.claude_code.lines import Line
+
+
+def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
+    """Return `(number of the line that took it from the queue, the line that queued it)` for prompts shown mid-turn.
+
+    `remove` takes a prompt out because the running turn absorbs it; `dequeue` starts a turn of its own with it, whose
+    user line follows; `popAll` gives the prompts back to the user. Newer versions also write what was absorbed as an
+    attachment: that line then shows it. A notice of a background task may be delivered without any of these: the user
+    line that has its words takes it from the queue.
+    """
+    attached = Counter(
+        text_field(attachment, "prompt")
+        for line in lines
+        if (attachment := object_field(line.data, "attachment")).get("type") == "queued_command"
+    )
+    waiting: list[Line] = []
+    words: Counter[str] = Counter()
+    delivered = 0
+    """Prompts whose user line came first: a `dequeue` of theirs may follow, or none."""
+    shown: list[tuple[int, Line]] = []
+    for line in lines:
+        if line.kind == "user" and words and line.data.get("type") == "user":
+            text = "\n".join(text_field(b, "text") for b in line.blocks if b.get("type") == "text")
+            if words[text] > 0:
+                waiting.pop(_place(waiting, text))
+                words[text] -= 1
+                delivered += 1
+            continue
+        operation = line.data.get("operation") if line.kind == "queue" else None
+        content = text_field(line.data, "content")
+        if operation == "enqueue":
+            waiting.append(line)
+            words[content] += 1
+        elif operation == "popAll":
+            waiting.clear()
+            words.clear()
+        elif operation == "dequeue" and delivered and not content:
+            delivered -= 1  # if it was for another prompt, the user line of that one takes it out
+        elif operation in ("remove", "dequeue") and waiting:
+            prompt = waiting.pop(_place(waiting, content))
+            text = text_field(prompt.data, "content")
+            words[text] -= 1
+            if operation == "remove" and attached[text] > 0:
+                attached[text] -= 1
+            elif operation == "remove" and text.strip():
+                shown.append((line.number, prompt))
+    return shown
+
+
+def _place(waiting: Sequence[Line], text: str) -> int:
+    """Return where the prompt with these words waits; the first place, if none has them."""
+    return next((i for i, w in enumerate(waiting) if text and w.data.get("content") == text), 0)

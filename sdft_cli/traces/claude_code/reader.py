@@ -1,0 +1,195 @@
+"""Native Claude Code JSONL -> `Session`: one session per context that the model saw, and the fate of each line.
+
+`docs/claude-code-sessions.md` has the reasons.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from sdft_cli.records import Message, Rejection, Session
+from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, SIDE_QUERY
+from sdft_cli.traces.claude_code.attachments import text_field
+from sdft_cli.traces.claude_code.graph import Context, Graph
+from sdft_cli.traces.claude_code.lines import Line, chains, group_of, read
+from sdft_cli.traces.claude_code.prompts import Prompt, prompt_of
+from sdft_cli.traces.claude_code.seen import SeenLines
+from sdft_cli.traces.claude_code.writer import Writer
+from sdft_cli.traces.types import FileSessions, ReadReport
+
+FORMAT = "claude-code"
+_SIDE_QUERY = re.compile(
+    r"a?(compact|prompt_suggestion|side_question|session_memory|agent_summary|away_summary|extract_memories|speculation)-"
+)
+"""Ids of agents that Claude Code itself asks something: a closed list."""
+_WARM_UP = "warmup"
+"""All that such an agent is asked."""
+
+
+def is_side_query(agent: str, lines: list[Line]) -> bool:
+    """Say whether an agent's lines are a question of Claude Code's own, which is no turn of the user's session."""
+    if _SIDE_QUERY.match(agent):
+        return True
+    asked = next((line for line in lines if line.kind == "user"), None)
+    texts = [text_field(b, "text").strip().lower() for b in asked.blocks] if asked else []
+    return bool(agent) and texts == [_WARM_UP]
+
+
+def _account(context: Context, fates: dict[int, str], kept: bool) -> None:
+    """Give each line of a context its fate; a line that two contexts show belongs to the first."""
+    for node in context.path:
+        for line in node.all_lines if node.copy_of is None else ():
+            if node.role == "boundary":
+                fate = "boundary"
+            else:
+                fate = "duplicate" if line.repeats else "conversation" if kept else "no_turns"
+            fates.setdefault(line.number, fate)
+    for node in context.abandoned:
+        for line in node.all_lines if node.copy_of is None else ():
+            fates.setdefault(line.number, "duplicate" if line.repeats else "abandoned")
+
+
+def _lost(context: Context, base: str) -> list[Rejection]:
+    return [
+        Rejection(f"{base}/abandoned-{node.key}", base, None, ABANDONED_BRANCH.key)
+        for node in context.abandoned
+        if node.role == "assistant" and not node.repeats
+    ]
+
+
+def _errors(lines: list[Line], base: str) -> list[Rejection]:
+    """API errors stand where a turn should be, but Claude Code does not send them back: they are in no context."""
+    errors = (line for line in lines if line.kind == "api_error" and not line.repeats)
+    return [Rejection(f"{base}/error-{line.uuid}", base, None, API_ERROR.key) for line in errors]
+
+
+def _side_turns(lines: list[Line], base: str, report: ReadReport) -> None:
+    """Count the turns and the lines of a side query."""
+    graph = Graph(lines, Counter())
+    report.lost_turns.extend(
+        Rejection(f"{base}/side-{node.key}", base, None, SIDE_QUERY.key)
+        for node in graph.nodes
+        if node.role == "assistant" and not node.repeats
+    )
+    report.fates.update((line.number, "side_query") for line in lines)
+
+
+def _inherited(chain: list[Line], agent: str, lines: list[Line], seen: SeenLines, path: Path) -> list[Line]:
+    """Return the lines of another file that a chain goes on from: a fork's parent, a session that was resumed.
+
+    The groups of both files become one. `lines` are all of the file.
+    """
+    start = next((line for line in chain if not line.by_order), None)
+    if start is None:
+        return []
+    if start.parent is None and agent:
+        references = (x.data for x in lines if x.data.get("type") == "fork-context-ref")
+        own = next((x for x in references if x.get("agentId") == agent), {})
+        start.parent = text_field(own, "parentLastUuid") or None
+    if start.parent is None or any(line.uuid == start.parent for line in lines):
+        return []
+    found = seen.before(start.parent, path)
+    if found is None:
+        return []
+    seen.join(found[1], group_of(chain, path.stem))
+    return found[0]
+
+
+def _parts(context: Context, writer: Writer, before: Prompt | None) -> list[tuple[Prompt | None, list[Message]]]:
+    """Write a context down once for each system prompt that was in force; turns under another one are context only."""
+    places = [i for i, node in enumerate(context.path) if node.lines[0].kind == "prompt"]
+    prompts = [prompt_of(context.path[i].lines[0], writer.notes) for i in places]
+    answers = [i for i, node in enumerate(context.path) if node.role == "assistant"]
+    changes: list[tuple[int, Prompt | None]] = [(0, before)]
+    for place, prompt in zip(places, prompts, strict=True):
+        if prompt == changes[-1][1]:
+            continue
+        if not any(changes[-1][0] <= i < place for i in answers):
+            changes.pop()  # no turn was written under the one before
+        changes.append((place, prompt))
+    parts: list[tuple[Prompt | None, list[Message]]] = []
+    for number, (start, in_force) in enumerate(changes):
+        stop = changes[number + 1][0] if number + 1 < len(changes) else len(context.path)
+        shown = Context(context.path[:stop], context.own & set(context.path[start:stop]), [])
+        parts.append((in_force, writer.messages(shown)))
+    return parts
+
+
+def _session(part: tuple[Prompt | None, list[Message]], name: str, group: str, metadata: dict[str, Any]) -> Session:
+    prompt, messages = part
+    if prompt is None:
+        return Session(name, tuple(messages), group=group, metadata=metadata)
+    if prompt.names is not None:
+        metadata = {**metadata, "offered_tools": list(prompt.names)}
+    system = [Message("system", prompt.system)] if prompt.system else []
+    return Session(name, (*system, *messages), prompt.tools or (), group, metadata)
+
+
+def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadReport, writer: Writer) -> list[Session]:
+    """Read one chain of a file: the main one (`agent` is ""), or a subagent's."""
+    own = [line for line in lines if line.number > 0]
+    group = group_of(own, path.stem)
+    base = f"{group}/agent-{agent}" if agent else group
+    models = sorted({text_field(line.message, "model") for line in own if line.kind == "assistant"} - {""})
+    project = next((cwd for line in own if isinstance(cwd := line.data.get("cwd"), str)), None)
+    report.lost_turns.extend(_errors(own, base))
+    sessions: list[Session] = []
+    prompts = [line for line in lines if line.kind == "prompt"]
+    for context in Graph(lines, report.notes).contexts():
+        report.lost_turns.extend(_lost(context, base))
+        kept = any(node.role == "assistant" and not node.repeats for node in context.own)
+        _account(context, report.fates, kept)
+        if not kept:
+            report.notes["contexts_without_turns"] += 1
+            continue
+        first = min(node.number for node in context.path)
+        before = next((line for line in reversed(prompts) if line.number < first), None)
+        for part in _parts(context, writer, prompt_of(before, writer.notes) if before else None):
+            if not any(m.role == "assistant" and m.status != "repeated" for m in part[1]):
+                continue
+            number = len(sessions) + 1
+            metadata: dict[str, Any] = {"format": FORMAT, "file": path.name, "models": models, "context": number}
+            if agent:
+                metadata["agent"] = agent
+            if project:
+                metadata["project"] = project
+            sessions.append(_session(part, base if number == 1 else f"{base}#{number}", group, metadata))
+    return sessions
+
+
+def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
+    """Read one Claude Code session file.
+
+    Returns one `Session` per context that holds an assistant turn of its own: the main conversation, each compacted
+    continuation (`<id>#2`, ...), each subagent (`<id>/agent-<key>`). All share one `group`. `report.fates` says what
+    became of every non-blank line, and `report.lines` counts that.
+
+    `seen`: the lines of the files of the same source that were read before. Turns that one of them holds are not
+    counted again: they are context only (`status` is "repeated"), and `seen` joins the groups. What a chain of lines
+    goes on from, in another file of the source, is context too.
+    """
+    report = ReadReport()
+    lines = read(path, report)
+    if seen is not None:
+        for line in lines:
+            held = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)
+            line.repeats = line.repeats or held
+    sessions: list[Session] = []
+    for agent, chain in chains(lines).items():
+        side = agent or (path.stem.removeprefix("agent-") if path.stem.startswith("agent-") else "")
+        if side and is_side_query(side, chain):
+            base = group_of(chain, path.stem)
+            _side_turns(chain, f"{base}/agent-{side}", report)
+            continue
+        if seen is not None:
+            chain = [*_inherited(chain, agent, lines, seen, path), *chain]
+        sessions += _chain_sessions(chain, agent, path, report, Writer(report.notes, [*chain, *lines]))
+    for line in lines:
+        report.fates.setdefault(line.number, "duplicate" if line.repeats else line.kind)
+    for number in [n for n in report.fates if n < 1]:
+        del report.fates[number]  # lines of another file
+    report.lines.update(report.fates.values())
+    return FileSessions(sessions, report)

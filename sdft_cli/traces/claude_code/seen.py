@@ -1,0 +1,102 @@
+"""The lines that the files of a source hold: which are repeated, which sessions they join, and where a parent is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from sdft_cli.traces.claude_code.attachments import object_field, text_field
+from sdft_cli.traces.claude_code.lines import Line, group_of, read
+from sdft_cli.traces.types import ReadReport
+
+_UUID = re.compile(rb'"uuid"\s*:\s*"([^"\\]+)"')
+
+
+class SeenLines:
+    """The lines of the files that were read before, and the groups that share lines.
+
+    A resumed or branched session copies the lines that it starts from into its own file. A line is the same if its
+    `uuid` (or the one that `forkedFrom` names) and its message are: some exports number their lines from 1 in every
+    file, so the `uuid` alone would join strangers. Other copies have a new `uuid`: an answer is the same if its
+    `message.id`, its `requestId` and its words are.
+
+    `files`: all files of the source, among which a parent that is not in its own file is looked for.
+    """
+
+    def __init__(self, files: Sequence[Path] = ()) -> None:
+        self._files = files
+        self._first: dict[str, tuple[int, str, Path]] = {}
+        self._joined: dict[str, str] = {}
+        self._order: dict[str, int] = {}
+        self._places: dict[bytes, Path] | None = None
+        self._last_read: tuple[Path, list[Line]] | None = None
+
+    def root(self, group: str) -> str:
+        """Return the name that all groups joined with `group` share: the one that was read first."""
+        path = []
+        while group in self._joined:
+            path.append(group)
+            group = self._joined[group]
+        self._joined.update(dict.fromkeys(path, group))
+        return group
+
+    def join(self, one: str, other: str) -> None:
+        """Let two groups be one."""
+        for group in (one, other):
+            self._order.setdefault(group, len(self._order))
+        older, newer = sorted((self.root(one), self.root(other)), key=self._order.__getitem__)
+        if older != newer:
+            self._joined[newer] = older
+
+    def repeats(self, line: Line, group: str, path: Path) -> bool:
+        """Say whether another file held this line before; if so, join the two groups."""
+        key = text_field(object_field(line.data, "forkedFrom"), "messageUuid") or line.uuid
+        content = hash(msgspec.json.encode([line.kind, line.data.get("message")]))
+        found = self._held(key, content, group, path)
+        answer, request = text_field(line.message, "id"), text_field(line.data, "requestId")
+        if line.kind == "assistant" and answer and request:
+            words = hash(msgspec.json.encode(line.message.get("content")))
+            found = self._held(f"{answer} {request} {words}", words, group, path) or found
+        return found
+
+    def _held(self, key: str, content: int, group: str, path: Path) -> bool:
+        first = self._first.setdefault(key, (content, group, path))
+        self._order.setdefault(group, len(self._order))
+        if first[0] != content or first[2] == path:
+            return False
+        self.join(first[1], group)
+        return True
+
+    def before(self, uuid: str, path: Path) -> tuple[list[Line], str] | None:
+        """Return the lines of another file up to one of them, and that file's group; None if no file holds it.
+
+        The lines are those of the chain that the line is in. They are numbered below 1, and repeated.
+        """
+        other = self._place(uuid)
+        if other is None or other == path:
+            return None
+        if self._last_read is None or self._last_read[0] != other:
+            self._last_read = other, read(other, ReadReport())
+        lines = self._last_read[1]
+        end = next((i for i, line in enumerate(lines) if line.uuid == uuid), None)
+        if end is None:
+            return None
+        taken = [line for line in lines[: end + 1] if line.agent == lines[end].agent]
+        copies = [Line(i - len(taken), x.data, x.kind, x.uuid, x.parent, x.by_order, True) for i, x in enumerate(taken)]
+        return copies, group_of(lines, other.stem)
+
+    def _place(self, uuid: str) -> Path | None:
+        """Return the first file of the source that has a line with this `uuid`; all are searched once, when asked."""
+        if self._places is None:
+            self._places = {}
+            for path in self._files:
+                if path.suffix != ".jsonl":
+                    continue
+                with path.open("rb") as file:
+                    for line in file:
+                        for found in _UUID.finditer(line):
+                            self._places.setdefault(found.group(1), path)
+        return self._places.get(uuid.encode("utf-8", "surrogatepass"))

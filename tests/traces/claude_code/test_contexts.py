@@ -1,0 +1,349 @@
+"""Which place is live after a compaction, which lines are the same message, and whose turns count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdft_cli.traces.claude_code.reader import read_claude_code
+from sdft_cli.traces.source import read_source, resolve_source
+from sdft_cli.traces.types import FileSessions
+from tests.traces.lines import call, line, result, text
+
+Write = Callable[..., Path]
+
+
+def contexts(found: FileSessions) -> dict[str, list[str]]:
+    """What each context says; turns that count elsewhere are in brackets."""
+    return {
+        s.session_id: [f"({m.content})" if m.status == "repeated" else m.content for m in s.messages]
+        for s in found.sessions
+    }
+
+
+def answer(uuid: str, parent: str | None, words: str, **extra: Any) -> dict[str, Any]:
+    return line(uuid, parent, "assistant", text(words), mid=f"m{words}", **extra)
+
+
+def boundary(uuid: str, leaf: str | None, **metadata: Any) -> dict[str, Any]:
+    made = line(uuid, None, "system", subtype="compact_boundary", content="Conversation compacted")
+    return {**made, "logicalParentUuid": leaf, "compactMetadata": metadata}
+
+
+def summary(uuid: str, parent: str, words: str = "summary") -> dict[str, Any]:
+    return line(uuid, parent, "user", words, isCompactSummary=True)
+
+
+OLD = [line("1", None, "user", "one"), answer("2", "1", "two")]
+HOOK = line("h", "2", "system", subtype="stop_hook_summary")
+
+
+@pytest.mark.parametrize(
+    ("old", "leaf"), [(OLD, "2"), ([*OLD, HOOK], "h"), ([*OLD, HOOK], "2"), (OLD, None), ([*OLD, HOOK], "gone")]
+)
+def test_talk_that_goes_on_from_the_old_leaf_saw_the_summary(write_jsonl: Write, old: list[Any], leaf: str) -> None:
+    parent = old[-1]["uuid"]
+    lines = [
+        *old,
+        boundary("b", leaf),
+        summary("s", "b"),
+        line("3", parent, "user", "/compact", isMeta=True),
+        line("4", "3", "user", "three"),
+        answer("5", "4", "four"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {"s": ["one", "two"], "s#2": ["summary\n/compact\nthree", "four"]}
+    assert found.report.lost_turns == []
+
+
+def test_talk_that_goes_on_behind_the_summary_is_left_as_it_is(write_jsonl: Write) -> None:
+    lines = [*OLD, boundary("b", "2"), summary("s", "b"), line("3", "s", "user", "three"), answer("4", "3", "four")]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {"s": ["one", "two"], "s#2": ["summary\nthree", "four"]}
+
+
+def test_a_second_compaction_that_names_the_leaf_of_the_first_closes_the_live_context(write_jsonl: Write) -> None:
+    lines = [
+        *OLD,
+        boundary("b", "2"),
+        summary("s", "b"),
+        line("3", "2", "user", "three"),
+        answer("4", "3", "four"),
+        boundary("c", "2"),
+        summary("t", "c", "second"),
+        line("5", "2", "user", "five"),
+        answer("6", "5", "six"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {"s": ["one", "two"], "s#2": ["summary\nthree", "four"], "s#3": ["second\nfive", "six"]}
+
+
+def test_what_was_kept_stands_once_although_talk_goes_on_from_the_old_place(write_jsonl: Write) -> None:
+    kept = {"headUuid": "2", "anchorUuid": "s", "tailUuid": "2"}
+    lines = [
+        *OLD,
+        boundary("b", "2", preservedSegment=kept),
+        summary("s", "b"),
+        line("3", "2", "user", "three"),
+        answer("4", "3", "four"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {"s": ["one", "two"], "s#2": ["summary", "(two)", "three", "four"]}
+
+
+@pytest.mark.parametrize("same_uuid", [True, False])
+def test_a_kept_tail_that_is_written_again_stands_once(write_jsonl: Write, same_uuid: bool) -> None:
+    again = answer("2" if same_uuid else "2b", "s", "two", requestId="r")
+    lines = [
+        OLD[0],
+        answer("2", "1", "two", requestId="r"),
+        boundary("b", "2", preservedSegment={"headUuid": "2", "anchorUuid": "s", "tailUuid": "2"}),
+        summary("s", "b"),
+        again,
+        line("3", again["uuid"], "user", "three"),
+        answer("4", "3", "four"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {"s": ["one", "two"], "s#2": ["summary", "(two)", "three", "four"]}
+    assert sum(found.report.lines.values()) == len(lines)
+
+
+def test_a_rewind_to_before_a_compaction_goes_on_in_the_old_context(write_jsonl: Write) -> None:
+    lines = [
+        *OLD,
+        line("3", "2", "user", "three"),
+        answer("4", "3", "four"),
+        boundary("b", "4"),
+        summary("s", "b"),
+        line("5", "s", "user", "five"),
+        answer("6", "5", "six"),
+        line("7", "2", "user", "otherwise"),
+        answer("8", "7", "eight"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {
+        "s": ["one", "two", "three", "four"],
+        "s#2": ["one", "(two)", "otherwise", "eight"],
+        "s#3": ["summary\nfive", "six"],
+    }
+    assert found.report.lost_turns == []
+
+
+def test_a_branch_that_was_given_up_before_a_compaction_is_abandoned(write_jsonl: Write) -> None:
+    lines = [
+        *OLD,
+        line("3", "2", "user", "three"),
+        answer("4", "3", "four"),
+        line("5", "2", "user", "five"),
+        answer("6", "5", "six"),
+        boundary("b", "6"),
+        summary("s", "b"),
+        answer("7", "s", "seven"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {"s": ["one", "two", "five", "six"], "s#2": ["summary", "seven"]}
+    assert [r.reason for r in found.report.lost_turns] == ["abandoned_branch"]
+
+
+# The same id is not always the same message.
+
+
+def saved(parent: str | None) -> dict[str, Any]:
+    return line("h", parent, "saved_hook_context") | {"content": ["Be kind."]}
+
+
+def test_a_line_that_comes_again_with_another_parent_is_another_place(write_jsonl: Write) -> None:
+    lines = [
+        saved(None),
+        line("1", "h", "user", "one"),
+        answer("2", "1", "two"),
+        saved("2"),
+        line("3", "h", "user", "three"),
+        answer("4", "3", "four"),
+        saved("4"),
+        saved("4"),
+        line("5", "h", "user", "five"),
+        answer("6", "5", "six"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {"s": ["Be kind.\none", "two", "three", "four", "five", "six"]}
+    assert sum(found.report.lines.values()) == len(lines)
+
+
+@pytest.mark.parametrize("requests", [["r1", "r2", "r3"], [None, None, None], ["r1", "r1", "r1"]])
+def test_one_message_id_for_several_answers(write_jsonl: Write, requests: list[str | None]) -> None:
+    lines: list[Any] = []
+    for number, request in enumerate(requests):
+        lines.append(line(f"u{number}", lines[-1]["uuid"] if lines else None, "user", f"<{number}>"))
+        extra = {"requestId": request} if request else {}
+        lines.append(line(f"a{number}", f"u{number}", "assistant", text(f"[{number}]"), mid="msg", **extra))
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    if requests[0] == requests[1] == "r1":  # one request has one answer, whatever stands between its lines
+        assert len(found.sessions[0].assistant_turns()) == 1
+    else:
+        assert contexts(found) == {"s": ["<0>", "[0]", "<1>", "[1]", "<2>", "[2]"]}
+
+
+def test_history_that_is_written_again_with_new_ids_counts_once(write_jsonl: Write) -> None:
+    first = [line("1", None, "user", "one"), answer("2", "1", "two", requestId="r1")]
+    again = [line("x1", None, "user", "one"), answer("x2", "x1", "two", requestId="r1")]
+    lines = [*first, *again, line("3", "x2", "user", "three"), answer("4", "3", "four", requestId="r2")]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {"s": ["one", "two"], "s#2": ["one", "(two)", "three", "four"]}
+
+
+def test_history_that_another_file_replays_with_new_ids_counts_once(write_jsonl: Write, tmp_path: Path) -> None:
+    write_jsonl("all/a.jsonl", [line("1", None, "user", "one"), answer("2", "1", "two", requestId="r1")])
+    again = [line("x1", None, "user", "one"), answer("x2", "x1", "two", requestId="r1")]
+    more = [line("3", "x2", "user", "three"), answer("4", "3", "four", requestId="r2")]
+    write_jsonl("all/b.jsonl", [{**x, "sessionId": "t"} for x in [*again, *more]])
+    found = read_source(resolve_source(str(tmp_path / "all")))
+    assert contexts(found) == {"s": ["one", "two"], "t": ["one", "(two)", "three", "four"]}
+    assert {s.group for s in found.sessions} == {"s"}
+
+
+# The queue.
+
+
+def queue(operation: str, **extra: str) -> dict[str, str]:
+    return {"type": "queue-operation", "operation": operation, "sessionId": "s", **extra}
+
+
+def test_a_notice_that_came_as_a_user_line_no_longer_waits(write_jsonl: Write) -> None:
+    lines = [
+        line("1", None, "user", "one"),
+        line("2", "1", "assistant", call("c"), mid="m1"),
+        queue("enqueue", content="notice"),
+        queue("enqueue", content="and this"),
+        line("3", "2", "user", result("c", "ok")),
+        line("4", "3", "user", "notice"),
+        answer("5", "4", "five"),
+        queue("remove"),
+        answer("6", "5", "six"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found)["s"] == ["one", "", "ok", "notice", "five", "and this", "six"]
+
+
+def test_a_dequeue_that_follows_its_user_line_takes_no_other_prompt(write_jsonl: Write) -> None:
+    lines = [
+        queue("enqueue", content="one"),
+        line("1", None, "user", "one"),
+        queue("dequeue"),
+        queue("enqueue", content="more"),
+        answer("2", "1", "two"),
+        queue("remove"),
+        answer("3", "2", "three"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found)["s"] == ["one", "two", "more", "three"]
+
+
+@pytest.mark.parametrize("is_summary", [False, True])
+def test_a_notice_for_the_transcript_only_was_never_sent(write_jsonl: Write, is_summary: bool) -> None:
+    extra = {"queueTranscriptOnly": True, **({"isCompactSummary": True} if is_summary else {})}
+    lines = [*OLD, line("3", "2", "user", "stopped", **extra), line("4", "3", "user", "four"), answer("5", "4", "five")]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    if is_summary:
+        assert contexts(found) == {"s": ["one", "two"], "s#2": ["stopped\nfour", "five"]}
+    else:
+        assert contexts(found) == {"s": ["one", "two", "four", "five"]}
+        assert found.report.lines["transcript_only"] == 1
+
+
+# A beginning that is missing.
+
+
+@pytest.mark.parametrize(
+    ("lines", "cut"),
+    [
+        ([line("1", "gone", "user", "one"), answer("2", "1", "two")], True),
+        ([line("0", "gone", "progress"), line("1", "0", "user", "one"), answer("2", "1", "two")], True),
+        ([b'{"uuid": "0", "bro', line("1", "0", "user", "one"), answer("2", "1", "two")], True),
+        ([line("0", "gone", "user", "left", isMeta=True), line("1", None, "user", "1"), answer("2", "1", "2")], False),
+        ([*OLD, line("3", "gone", "user", "three"), answer("4", "3", "four")], False),
+        ([boundary("b", "gone"), summary("s", "b"), answer("2", "s", "two")], False),
+    ],
+)
+def test_a_context_whose_root_names_a_parent_that_is_nowhere_is_cut(
+    write_jsonl: Write, lines: list[Any], cut: bool
+) -> None:
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    statuses = {m.status for s in found.sessions for m in s.messages if m.role == "assistant"}
+    assert statuses == {"cut_context" if cut else None}
+
+
+def test_what_follows_a_compaction_of_a_cut_context_is_whole(write_jsonl: Write) -> None:
+    lines = [line("1", "gone", "user", "one"), answer("2", "1", "two"), boundary("b", "2"), summary("s", "b")]
+    found = read_claude_code(write_jsonl("s.jsonl", [*lines, answer("3", "s", "three")]))
+    assert [[m.status for m in s.messages if m.role == "assistant"] for s in found.sessions] == [
+        ["cut_context"],
+        [None],
+    ]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_parent_in_another_file_is_found_there(write_jsonl: Write, tmp_path: Path, order: str) -> None:
+    write_jsonl(f"all/{order[0]}.jsonl", [*OLD, line("9", "2", "user", "not seen")])
+    more = [line("3", "2", "user", "three"), answer("4", "3", "four")]
+    write_jsonl(f"all/{order[1]}.jsonl", [{**x, "sessionId": "t"} for x in more])
+    found = read_source(resolve_source(str(tmp_path / "all")))
+    assert contexts(found) == {"s": ["one", "two", "not seen"], "t": ["one", "(two)", "three", "four"]}
+    assert len({s.group for s in found.sessions}) == 1
+    assert found.report.lines["conversation"] == 3 + 2
+
+
+@pytest.mark.parametrize("names_parent", [True, False])
+def test_a_fork_goes_on_from_its_parents_talk(write_jsonl: Write, tmp_path: Path, names_parent: bool) -> None:
+    side = {"isSidechain": True, "agentId": "p1"}
+    reference = {"type": "fork-context-ref", "agentId": "p1", "parentSessionId": "s", "parentLastUuid": "3"}
+    parent = [
+        line("1", None, "user", "one"),
+        line("2", "1", "assistant", call("c"), mid="m1", requestId="r1"),
+        line("3", "2", "user", result("c", "ok")),
+        line("4", "3", "assistant", call("f", "Agent"), mid="m2", requestId="r2"),
+        line("5", "4", "user", result("f", "done")),
+    ]
+    fork = [
+        reference,
+        line("x4", "3" if names_parent else None, "assistant", call("f", "Agent"), mid="m2", requestId="r2", **side),
+        line("x5", "x4", "user", [*result("f", "Fork started"), *text("Your directive")], **side),
+        answer("x6", "x5", "three", requestId="r3", **side),
+    ]
+    write_jsonl("all/s.jsonl", parent)
+    write_jsonl("all/s/subagents/agent-p1.jsonl", fork)
+    found = read_source(resolve_source(str(tmp_path / "all")))
+    assert contexts(found)["s/agent-p1"] == ["one", "()", "ok", "()", "Fork started", "Your directive", "three"]
+    assert {s.session_id: len(s.assistant_turns()) for s in found.sessions} == {"s": 2, "s/agent-p1": 1}
+
+
+# Agents that Claude Code asks for itself.
+
+
+@pytest.mark.parametrize(
+    ("agent", "asked", "counts"),
+    [
+        ("acompact-1f", "Summarise.", False),
+        ("aprompt_suggestion-1f", "Suggest.", False),
+        ("aside_question-1f", "By the way?", False),
+        ("a1f", "Warmup", False),
+        ("a1f", "Warmup the oven", True),
+        ("acompactor", "Find it.", True),
+    ],
+)
+@pytest.mark.parametrize("apart", [True, False])
+def test_questions_of_claude_codes_own_are_no_turns_of_the_session(
+    write_jsonl: Write, tmp_path: Path, agent: str, asked: str, counts: bool, apart: bool
+) -> None:
+    side = {"isSidechain": True, "agentId": agent}
+    lines = [line("x1", None, "user", asked, **side), answer("x2", "x1", "done", **side)]
+    write_jsonl("all/s.jsonl", OLD if apart else [*OLD, *lines])
+    if apart:
+        write_jsonl(f"all/s/subagents/agent-{agent}.jsonl", lines)
+    found = read_source(resolve_source(str(tmp_path / "all")))
+    assert (f"s/agent-{agent}" in contexts(found)) == counts
+    assert [r.reason for r in found.report.lost_turns] == ([] if counts else ["side_query"])
+    assert found.report.lines["side_query"] == (0 if counts else 2)
