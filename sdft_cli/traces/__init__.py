@@ -3,11 +3,13 @@
 source             a file, a folder or a Hub dataset, read file by file
 readers            every trace format, and which reader a file needs
 rows               the rows of a JSON Lines, JSON, Parquet or Arrow file: objects, and broken ones counted
+packed             `.gz` and `.zst` files as streams
 types              what every reader returns
 claude_code        native Claude Code JSONL -> sessions, one per context that the model saw
 claude_code_lines  the kind of each Claude Code line (`kind_of_line`), and whether it repeats another
 claude_code_graph  Claude Code lines -> messages -> contexts
-messages           OpenAI-style `messages` and `tools`
+messages           `messages` and `tools`, OpenAI-style or with Anthropic's content blocks
+agents             the agents and exchange formats that are read without teich, one module each
 other_agents       Codex, Cursor, Droid, Hermes, OpenClaw and Pi, through teich
 agent_lines        which of such an agent's lines the model saw
 agent_texts        their texts, kept as they are while teich arranges them

@@ -20,6 +20,8 @@ class ReadReport:
     notes: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
     """`file:line` of each line that is not a JSON object."""
+    ignored: list[str] = field(default_factory=list)
+    """Files beside the sessions that hold none: settings, metadata."""
     lost_turns: list[Rejection] = field(default_factory=list)
     """Assistant turns outside every kept conversation: abandoned branches, API errors."""
     fates: dict[int, str] = field(default_factory=dict)
@@ -30,6 +32,7 @@ class ReadReport:
         self.lines.update(other.lines)
         self.notes.update(other.notes)
         self.broken.extend(other.broken)
+        self.ignored.extend(other.ignored)
         self.lost_turns.extend(other.lost_turns)
 
 
