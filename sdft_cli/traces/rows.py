@@ -100,7 +100,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
 
 
 def is_one_object(path: Path) -> bool:
-    """Say whether a file is a JSON document that is one object, as settings and metadata beside sessions are."""
+    """Say whether a file is a JSON document that holds one object, as settings and metadata beside sessions do."""
     if suffix_of(path) != ".json":
         return False
     rows, log = _document(path)
