@@ -169,7 +169,7 @@ def read_source(
     if not sessions and failures:
         raise failures[0]
     if not sessions:
-        first = f" First problem: {report.broken[0]}." if report.broken else ""
+        first = next((f" First problem: {name}." for name in (*report.broken, *report.ignored)), "")
         raise DataError(
             f"No session with an assistant turn in {source.name} ({len(source.files)} file(s) read): "
             f'give Claude Code JSONL, or lines of {{"messages": [...]}}.{first}'
