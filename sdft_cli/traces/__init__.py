@@ -9,10 +9,8 @@ claude_code        native Claude Code JSONL -> sessions, one per context that th
 claude_code_lines  the kind of each Claude Code line (`kind_of_line`), and whether it repeats another
 claude_code_graph  Claude Code lines -> messages -> contexts
 messages           `messages` and `tools`, OpenAI-style or with Anthropic's content blocks
-agents             the agents and exchange formats that are read without teich, one module each
+agents             one module per agent and exchange format that is read without teich, and what teich needs
 other_agents       Codex, Cursor, Droid, Hermes, OpenClaw and Pi, through teich
-agent_lines        which of such an agent's lines the model saw
-agent_texts        their texts, kept as they are while teich arranges them
 golden             the SDFT paper's data
 tools              tool schemas of a session: given, declared or inferred
 data_cards         what is known about source datasets

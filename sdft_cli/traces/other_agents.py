@@ -21,9 +21,9 @@ from typing import Any
 from sdft_cli.errors import DataError, MissingPackage
 from sdft_cli.records import Message, Rejection, Session, ToolCall, ToolSchema
 from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED
-from sdft_cli.traces.agent_lines import HEADERS, AgentLine, cut_contexts, tree_path, without_rolled_back
-from sdft_cli.traces.agent_texts import Vault, as_object, protected_events
-from sdft_cli.traces.agents.calls import pair_calls
+from sdft_cli.traces.agents.calls import one_system, pair_calls
+from sdft_cli.traces.agents.teich_lines import HEADERS, AgentLine, cut_contexts, tree_path, without_rolled_back
+from sdft_cli.traces.agents.teich_texts import Vault, as_object, protected_events
 from sdft_cli.traces.messages import tools_of
 from sdft_cli.traces.rows import Rows
 from sdft_cli.traces.tools import infer_schema
@@ -153,11 +153,7 @@ def _messages(example: Any, agent: str, vault: Vault) -> list[Message]:
     prompt = example.system or (example.metadata.get("system_prompt") if agent == "hermes" else None)
     if isinstance(prompt, str) and prompt.strip() and not any(m.role == "system" for m in messages[:1]):
         messages.insert(0, Message("system", prompt))
-    leading = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
-    if leading > 1:
-        vault.notes["joined_system_messages"] += leading
-        messages[:leading] = [Message("system", "\n\n".join(m.content for m in messages[:leading]))]
-    return [m for m in pair_calls(messages, vault.notes) if m is not None]
+    return [m for m in pair_calls(one_system(messages, vault.notes), vault.notes) if m is not None]
 
 
 def _given_tools(

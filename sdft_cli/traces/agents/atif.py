@@ -11,7 +11,7 @@ from typing import Any
 
 from sdft_cli.records import Message, Session
 from sdft_cli.records.reasons import SYNTHETIC
-from sdft_cli.traces.agents.calls import json_text, pair_calls, tool_call
+from sdft_cli.traces.agents.calls import json_text, one_system, pair_calls, tool_call
 from sdft_cli.traces.agents.log import IMAGE, object_of, objects_of, text_of
 from sdft_cli.traces.messages import tools_of
 from sdft_cli.traces.types import ReadReport
@@ -87,12 +87,12 @@ def _sessions(row: dict[str, Any], name: str, report: ReadReport, group: str, de
     own = text_of(row, "trajectory_id")
     session_id = f"{group}/agent-{own}" if group else run or own or name
     found = [message for step in steps for message in _messages(step, report)]
-    messages = tuple(m for m in pair_calls(found, report.notes) if m is not None)
+    paired = [m for m in pair_calls(found, report.notes) if m is not None]
     agent = object_of(row, "agent")
     models = sorted({text_of(agent, "model_name"), *(text_of(step, "model_name") for step in steps)} - {""})
     metadata = {"format": FORMAT, "file": name, "models": models, "harness": text_of(agent, "name")}
     tools = tools_of(objects_of(agent, "tool_definitions"))
-    sessions = [Session(session_id, messages, tools, group or session_id, metadata)]
+    sessions = [Session(session_id, tuple(one_system(paired, report.notes)), tools, group or session_id, metadata)]
     if depth < _MOST_DEPTH:
         for inner in objects_of(row, "subagent_trajectories"):
             sessions += _sessions(inner, name, report, group or session_id, depth + 1)

@@ -1,4 +1,4 @@
-"""Tool calls and their results: each call gets an id of its own, and each result the id of its call."""
+"""What all agents' messages need: an id of its own for each call, its call for each result, one system message."""
 
 from __future__ import annotations
 
@@ -80,3 +80,12 @@ def pair_calls(messages: Sequence[Message], notes: Counter[str]) -> list[Message
         paired.append(replace(message, tool_calls=tuple(calls)))
     notes["unanswered_calls"] += len(waiting)
     return paired
+
+
+def one_system(messages: Sequence[Message], notes: Counter[str]) -> list[Message]:
+    """Join the leading system messages into one, since chat templates take one; count those that were joined."""
+    leading = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
+    if leading < 2:
+        return list(messages)
+    notes["joined_system_messages"] += leading
+    return [Message("system", "\n\n".join(m.content for m in messages[:leading])), *messages[leading:]]

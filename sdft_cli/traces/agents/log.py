@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.records import Message, Session
-from sdft_cli.traces.agents.calls import pair_calls
+from sdft_cli.traces.agents.calls import one_system, pair_calls
 from sdft_cli.traces.rows import read_lines
 from sdft_cli.traces.types import FileSessions, ReadReport
 
@@ -76,7 +76,7 @@ def numbered_objects(path: Path, report: ReadReport) -> Iterator[tuple[int, dict
 def _paired(context: Context, report: ReadReport) -> list[Message]:
     """Return the messages of a context with calls and results paired, and note the fates of their lines."""
     found = pair_calls([entry.message for entry in context.entries], report.notes)
-    messages = [message for message in found if message is not None]
+    messages = one_system([message for message in found if message is not None], report.notes)
     own = any(m.role == "assistant" and m.status != "repeated" for m in messages)
     for entry, message in zip(context.entries, found, strict=True):
         fate = "orphan_result" if message is None else "conversation" if own else "no_turns"

@@ -19,6 +19,8 @@ from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "agent-traces"
 _COLUMNS = ("traces", "trace", LOG_LINES)
+_KEYS = frozenset(("type", "info", "schema_version", "sessionId"))
+"""What lines of agents have, or a document that is a session."""
 
 
 def _lines(row: dict[str, Any]) -> list[dict[str, Any] | None]:
@@ -29,6 +31,8 @@ def _lines(row: dict[str, Any]) -> list[dict[str, Any] | None]:
             value = json.loads(value)
         except (ValueError, RecursionError):
             value = value.split("\n")
+    if isinstance(value, dict):
+        value = [value]  # a session that is one document, as OpenCode exports it
     if not isinstance(value, list):
         return []
     lines = [decode_line(x.encode("utf-8", "replace")) if isinstance(x, str) else x for x in value if x != ""]
@@ -38,7 +42,7 @@ def _lines(row: dict[str, Any]) -> list[dict[str, Any] | None]:
 def looks_like(objects: Iterable[dict[str, Any]]) -> bool:
     """Say whether these first rows hold lines of logs; those of ShareGPT (`from`, `value`) are Hermes'."""
     first = (line for row in objects for line in _lines(row)[:50] if line is not None)
-    return any(isinstance(line.get("type"), str) and "from" not in line for line in first)
+    return any(_KEYS & line.keys() and "from" not in line for line in first)
 
 
 def _rooted(lines: list[dict[str, Any] | None]) -> list[dict[str, Any] | None]:

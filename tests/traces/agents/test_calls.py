@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from sdft_cli.records import Message, ToolCall
-from sdft_cli.traces.agents.calls import json_text, pair_calls, tool_call
+from sdft_cli.traces.agents.calls import json_text, one_system, pair_calls, tool_call
 
 
 def deep(depth: int = 100_000) -> Any:
@@ -66,3 +66,20 @@ def test_results_find_their_calls_by_id_then_by_name() -> None:
         None,
     ]
     assert +notes == {"orphan_tool_results": 1}
+
+
+@pytest.mark.parametrize(
+    ("roles", "contents", "joined"),
+    [
+        ("ssus", ["s0\n\ns1", "u2", "s3"], 2),
+        ("su", ["s0", "u1"], 0),
+        ("us", ["u0", "s1"], 0),
+        ("sss", ["s0\n\ns1\n\ns2"], 3),
+        ("", [], 0),
+    ],
+)
+def test_leading_system_messages_become_one(roles: str, contents: list[str], joined: int) -> None:
+    notes: Counter[str] = Counter()
+    messages = [Message("system" if r == "s" else "user", f"{r}{i}") for i, r in enumerate(roles)]
+    assert [m.content for m in one_system(messages, notes)] == contents
+    assert notes["joined_system_messages"] == joined

@@ -64,6 +64,17 @@ def test_parquet_rows_of_several_agents(tmp_path: Path) -> None:
     assert sum(found.report.lines.values()) == sum(len(lines) for lines in sessions)
 
 
+@pytest.mark.parametrize("name", sorted(AGENT_SESSIONS))
+def test_a_row_may_hold_a_session_of_any_agent(name: str, write_jsonl: Callable[..., Path]) -> None:
+    lines = AGENT_SESSIONS[name]
+    value = lines[0] if len(lines) == 1 else lines
+    expected = read(write_jsonl("s.jsonl", lines)).sessions[0]
+    for number, trace in enumerate((value, json.dumps(value))):
+        (session,) = read(write_jsonl(f"rows{number}.jsonl", [{"trace": trace, "session_id": "s"}])).sessions
+        assert session.messages == expected.messages
+        assert session.metadata["format"] == name
+
+
 def test_a_table_that_drops_nulls_keeps_the_roots_of_a_tree(tmp_path: Path) -> None:
     lines = [
         {k: v for k, v in x.items() if k in ("uuid", "parentUuid", "type", "sessionId", "message")} for x in CLAUDE
