@@ -54,6 +54,11 @@ def _agent_reader(agent: str) -> Reader:
     )
 
 
+def _is_claude_code(objects: Sequence[dict[str, Any]]) -> bool:
+    """Say whether these are Claude Code's lines. Gemini CLI's `logs.json` has their keys, but texts as messages."""
+    return looks_like(row for row in objects if not isinstance(row.get("message"), str))
+
+
 def _log_reader(
     name: str, looks_like: Callable[[Sequence[dict[str, Any]]], bool], read: Callable[[Path], FileSessions]
 ) -> Reader:
@@ -72,7 +77,7 @@ def _read_trace_rows(path: Path, seen: SeenLines) -> FileSessions:
 
 READERS = [
     _log_reader(qwen_code.FORMAT, qwen_code.looks_like, qwen_code.read),  # its lines have the keys of Claude Code's
-    Reader(claude_code.FORMAT, looks_like, claude_code.read_claude_code, LOGS),
+    Reader(claude_code.FORMAT, _is_claude_code, claude_code.read_claude_code, LOGS),
     _log_reader(gemini_cli.FORMAT, gemini_cli.looks_like, gemini_cli.read),
     _log_reader(copilot_cli.FORMAT, copilot_cli.looks_like, copilot_cli.read),
     _log_reader(sts.FORMAT, sts.looks_like, sts.read),  # its header may have what Pi's has

@@ -57,6 +57,15 @@ def test_claude_code_is_read_from_json_too_but_a_card_makes_no_session_of_settin
     assert name_of(path, "messages") == "messages"
 
 
+def test_a_list_of_prompts_is_no_session_of_claude_code(tmp_path: Path) -> None:
+    """As Gemini CLI and iFlow keep it in `logs.json`."""
+    path = tmp_path / "logs.json"
+    path.write_text(json.dumps([{"sessionId": "g", "messageId": 0, "type": "user", "message": "hi", "timestamp": "t"}]))
+    assert name_of(path) is None
+    path.write_text(json.dumps([{"sessionId": "g", "type": "user", "message": "hi"}, *FIRST_ROWS["claude-code"]]))
+    assert name_of(path) == "claude-code"
+
+
 def test_names_are_given_once() -> None:
     names = [reader.name for reader in READERS]
     assert sorted(set(names)) == sorted(names) == sorted(FIRST_ROWS)
