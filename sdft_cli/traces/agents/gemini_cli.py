@@ -103,6 +103,14 @@ class _Session:
             self.report.fates[line] = "unknown_type"
 
 
+def _result(raw: dict[str, Any], call_id: str, report: ReadReport) -> str | None:
+    """Return the result of a recorded call, None if it has none; the results of calls beside it may stand there too."""
+    found = parts_of(raw.get("result"), report.notes)
+    own = [result.content for result in found.results if result.tool_call_id == call_id]
+    texts = own or [*(result.content for result in found.results), *found.texts]
+    return "\n".join(texts) if texts else None
+
+
 def _messages(record: _Record, answered: set[str], report: ReadReport) -> list[Message]:
     """Write a record down: a prompt, or a turn and the results of its calls.
 
@@ -119,10 +127,10 @@ def _messages(record: _Record, answered: set[str], report: ReadReport) -> list[M
     for raw in objects_of(data, "toolCalls"):
         call = tool_call(raw.get("id"), raw.get("name"), raw.get("args"), notes)
         calls[call.id or f"call {len(calls)}"] = call
-        parts = parts_of(raw.get("result"), notes)
-        for result in parts.results or ([Message("tool", parts.text)] if parts.text else []):
-            results.append(Message("tool", result.content, tool_call_id=call.id or None, name=call.name))
-        answered.update({call.id} if results and results[-1].tool_call_id == call.id else ())
+        text = _result(raw, call.id, report)
+        if text is not None:
+            results.append(Message("tool", text, tool_call_id=call.id or None, name=call.name))
+            answered.add(call.id)
     reasoning = "\n".join([*found.thoughts, *thoughts])
     turn = Message("assistant", found.text, tuple(calls.values()), reasoning=reasoning, status=record.status)
     return [turn, *results]

@@ -49,6 +49,15 @@ def test_errors_and_cancelled_calls_are_as_recorded(write_jsonl: WriteLines) -> 
     assert found.report.notes["unanswered_calls"] == 1
 
 
+def test_results_of_parallel_calls_may_stand_with_each_of_them(write_jsonl: WriteLines) -> None:
+    both = [fn_response("run", "a", output="1"), fn_response("run", "b", output="2")]
+    unnamed = [{"functionResponse": {"response": {"output": "3"}}}, {"inlineData": {"mimeType": "image/png"}}]
+    calls = [call("a", *both), call("b", *both), call("c", *unnamed)]
+    found = read(write_jsonl("g.jsonl", [HEADER, user("1", "go"), gemini("2", "", *calls)]))
+    results = [(m.tool_call_id, m.content) for m in found.sessions[0].messages if m.role == "tool"]
+    assert results == [("a", "1"), ("b", "2"), ("c", "3\n[image]")]
+
+
 def test_a_rewound_turn_is_abandoned_and_so_is_all_after_an_unknown_message(write_jsonl: WriteLines) -> None:
     lines = [HEADER, user("1", "go"), gemini("2", "wrong"), {"$rewindTo": "2"}, gemini("3", "right")]
     found = read(write_jsonl("g.jsonl", lines))
