@@ -34,6 +34,14 @@ def _is_iflow(row: dict[str, Any]) -> bool:
     return gemini or _SESSION_NAME.fullmatch(text_of(row, "sessionId")) is not None
 
 
+def _is_cline(row: dict[str, Any]) -> bool:
+    """What it shows (`ui_messages.json`), or what it sent (`api_conversation_history.json`)."""
+    if row.get("type") in ("say", "ask"):
+        return row["type"] in row and "ts" in row
+    texts = [text_of(block, "text") for block in _blocks(row, "")]
+    return row.get("role") == "user" and any("<environment_details>" in text for text in texts)
+
+
 def _is_openhands(row: dict[str, Any]) -> bool:
     kinds = isinstance(row.get("action"), str) or isinstance(row.get("observation"), str)
     return kinds and row.get("source") in ("agent", "user", "environment") and "timestamp" in row
@@ -47,9 +55,7 @@ def _is_goose(row: dict[str, Any]) -> bool:
 SIGNATURES: dict[str, Signature] = {
     "iFlow": _is_iflow,
     "Amp": lambda row: text_of(row, "id").startswith("T-") and "v" in row and isinstance(row.get("messages"), list),
-    "Cline, Roo Code or Kilo Code": lambda row: (
-        row.get("type") in ("say", "ask") and row["type"] in row and "ts" in row
-    ),
+    "Cline, Roo Code or Kilo Code": _is_cline,
     "Continue": lambda row: isinstance(row.get("history"), list) and "workspaceDirectory" in row,
     "Goose": _is_goose,
     "Kimi CLI": lambda row: row.get("role") in ("_checkpoint", "_usage", "_system_prompt"),

@@ -33,6 +33,7 @@ OF_OTHERS: dict[str, list[list[Any]]] = {
     "Cline, Roo Code or Kilo Code": [
         [{"ts": 1, "type": "say", "say": "text", "text": "go"}],
         [{"ts": 1, "type": "ask", "ask": "tool", "text": "{}"}],
+        [{"role": "user", "content": [{"type": "text", "text": "<task>go</task>\n<environment_details>"}]}],
     ],
     "Continue": [[{"sessionId": "s", "title": "x", "workspaceDirectory": "/w", "history": []}]],
     "Goose": [
