@@ -101,6 +101,8 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
     template = load_teacher_template(config.teacher_template)
     with terminal.progress_reporter() as progress:  # before the tokenizer: bad input should not wait for a download
         found = read(config, source, progress)
+    if found.report.ignored:
+        say(f"{len(found.report.ignored)} file(s) beside the sessions hold none: {_some(found.report.ignored)}")
     prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
     with terminal.progress_reporter() as progress:
         prepared = make_records(source, found, Job(config, prompts, redactor(config)), progress)
@@ -124,10 +126,14 @@ def redactor(config: PrepareConfig) -> Redact | None:
 def _tell(manifest: dict[str, Any], target: Path) -> None:
     broken = manifest["broken_lines"]
     if broken:
-        shown = ", ".join(broken[:5]) + (f" and {len(broken) - 5} more" if len(broken) > 5 else "")
-        say(f"{len(broken)} unreadable line(s) or file(s) were skipped: {shown}")
+        say(f"{len(broken)} unreadable line(s) or file(s) were skipped: {_some(broken)}")
     say(_redaction(manifest["redaction"]))
     say(f"Dataset written to {target}; look at it: sdft report {target}; next: sdft train {target}")
+
+
+def _some(names: list[str]) -> str:
+    """Return the first five names, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _redaction(redaction: dict[str, Any]) -> str:

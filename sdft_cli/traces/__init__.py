@@ -3,12 +3,12 @@
 source             a file, a folder or a Hub dataset, read file by file
 readers            every trace format, and which reader a file needs
 rows               the rows of a JSON Lines, JSON, Parquet or Arrow file: objects, and broken ones counted
+packed             `.gz` and `.zst` files as streams
 types              what every reader returns
 claude_code/       native Claude Code JSONL -> sessions, one per context that the model saw
-messages           OpenAI-style `messages` and `tools`
+messages           `messages` and `tools`, OpenAI-style or with Anthropic's content blocks
+agents/            one module per agent and exchange format that is read without teich, and what teich needs
 other_agents       Codex, Cursor, Droid, Hermes, OpenClaw and Pi, through teich
-agent_lines        which of such an agent's lines the model saw
-agent_texts        their texts, kept as they are while teich arranges them
 golden             the SDFT paper's data
 tools              tool schemas of a session: given, declared or inferred
 data_cards         what is known about source datasets

@@ -1,4 +1,7 @@
-"""The plain format: one JSON object per line (or row) with `messages` in OpenAI style and, perhaps, `tools`."""
+"""The plain format: one JSON object per line (or row) with `messages` and, perhaps, `tools` and `system`.
+
+Messages may be in OpenAI's style or hold Anthropic's content blocks. Each of these columns may be JSON text.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
+from sdft_cli.traces.agents.blocks import expanded, system_messages
 from sdft_cli.traces.rows import Rows
 from sdft_cli.traces.types import FileSessions, ReadReport
 
@@ -16,8 +20,21 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 
 
 def looks_like(objects: Iterable[dict[str, Any]]) -> bool:
-    """Say whether these first objects are conversations in OpenAI style."""
-    return any(isinstance(obj.get("messages"), list) for obj in objects)
+    """Say whether these first objects are conversations."""
+    return any(_is_conversation(obj.get("messages")) for obj in objects)
+
+
+def _is_conversation(value: Any) -> bool:
+    """Say whether this is a list of messages; as JSON text, only if a message in it has a role."""
+    if not isinstance(value, str):
+        return isinstance(value, list)
+    if not value.lstrip().startswith("["):
+        return False
+    try:
+        found = json.loads(value)
+    except (ValueError, RecursionError):
+        return False
+    return any(isinstance(message, dict) and str(message.get("role")) in _ROLES for message in found)
 
 
 def _loads(value: Any) -> Any:
@@ -39,6 +56,9 @@ def _text(content: Any, report: ReadReport) -> str:
         elif isinstance(part, dict) and "image" in str(part.get("type")):
             report.notes["images"] += 1
             parts.append("[image]")
+        elif isinstance(part, dict) and part.get("type") == "document":
+            report.notes["documents"] += 1
+            parts.append("[document]")
         else:
             report.notes["unknown_blocks"] += 1
     return "\n".join(parts)
@@ -86,14 +106,17 @@ def tools_of(raw: Iterable[Any]) -> tuple[ToolSchema, ...]:
 
 def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
     """Turn a conversation object into a session; raises ValueError, TypeError or KeyError where its shape is wrong."""
-    messages = tuple(_message(raw, i, report) for i, raw in enumerate(_loads(row["messages"])))
+    given = [*system_messages(row.get("system")), *expanded(list(_loads(row["messages"])))]
+    messages = tuple(_message(raw, i, report) for i, raw in enumerate(given))
     tools = tuple(_tool(raw) for raw in _loads(row.get("tools")) or ())
     session_id = str(row.get("session_id") or row.get("id") or name)
     return Session(session_id, messages, tools, group=session_id, metadata={"format": FORMAT, "file": name})
 
 
-def sessions_of_rows(rows: Rows, build: Callable[[dict[str, Any], str, ReadReport], Session]) -> FileSessions:
-    """Turn named rows into sessions; a row that is no conversation is counted as broken, with its name."""
+def sessions_of_rows(
+    rows: Rows, build: Callable[[dict[str, Any], str, ReadReport], Session | list[Session]]
+) -> FileSessions:
+    """Turn named rows into sessions, one or more each; a row that is none is counted as broken, with its name."""
     report = ReadReport()
     sessions: list[Session] = []
     seen: dict[str, int] = {}
@@ -101,17 +124,18 @@ def sessions_of_rows(rows: Rows, build: Callable[[dict[str, Any], str, ReadRepor
         try:
             if row is None:
                 raise ValueError("not a JSON object")
-            session = build(row, name, report)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            built = build(row, name, report)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             report.lines["broken"] += 1
             report.broken.append(f"{name} ({error})")
             continue
         report.lines["conversation"] += 1
-        seen[session.session_id] = seen.get(session.session_id, 0) + 1
-        if seen[session.session_id] > 1:
-            session = replace(session, session_id=f"{session.session_id}~{seen[session.session_id]}")
-        if session.assistant_turns():
-            sessions.append(session)
-        else:
-            report.notes["contexts_without_turns"] += 1
+        for session in built if isinstance(built, list) else [built]:
+            seen[session.session_id] = seen.get(session.session_id, 0) + 1
+            if seen[session.session_id] > 1:
+                session = replace(session, session_id=f"{session.session_id}~{seen[session.session_id]}")
+            if session.assistant_turns():
+                sessions.append(session)
+            else:
+                report.notes["contexts_without_turns"] += 1
     return FileSessions(sessions, report)

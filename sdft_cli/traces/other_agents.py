@@ -6,7 +6,7 @@ like JSON, drops some messages, and reads a tree of lines as if it were a list. 
 1. `cut_contexts` picks the lines that the model saw: the path to the last line of a tree, cut at compactions.
 2. `Vault` replaces every text by a token. teich arranges the tokens, and then the texts take their places again, so
    they come back exactly. A token that does not come back is a text that teich dropped: it is counted.
-3. `_messages` gives every tool result its call, and joins the leading system messages into one.
+3. `_messages` joins the leading system messages into one, and `pair_calls` gives every tool result its call.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from sdft_cli.errors import DataError, MissingPackage
 from sdft_cli.records import Message, Rejection, Session, ToolCall, ToolSchema
 from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED
-from sdft_cli.traces.agent_lines import HEADERS, AgentLine, cut_contexts, tree_path, without_rolled_back
-from sdft_cli.traces.agent_texts import Vault, as_object, protected_events
+from sdft_cli.traces.agents.calls import one_system, pair_calls
+from sdft_cli.traces.agents.teich_lines import HEADERS, AgentLine, cut_contexts, tree_path, without_rolled_back
+from sdft_cli.traces.agents.teich_texts import Vault, as_object, protected_events
 from sdft_cli.traces.messages import tools_of
 from sdft_cli.traces.rows import Rows
 from sdft_cli.traces.tools import infer_schema
@@ -147,46 +147,13 @@ def _message(raw: dict[str, Any], vault: Vault) -> Message | None:
     )
 
 
-def _pair(messages: Sequence[Message], notes: Counter[str]) -> list[Message]:
-    """Give every call an id of its own and every result the id of its call; drop and count results without a call.
-
-    A result is matched by id, else by the name of the oldest open call: Hermes' ShareGPT rows give calls no ids.
-    """
-    taken: Counter[str] = Counter()
-    waiting: list[tuple[str, ToolCall]] = []
-    paired: list[Message] = []
-    for message in messages:
-        if message.role == "tool":
-            raw = message.tool_call_id
-            match = next((w for w in waiting if w[0] == raw), None)
-            match = match or next((w for w in waiting if w[1].name == message.name), None)
-            if match is None:
-                notes["orphan_tool_results"] += 1
-                continue
-            waiting.remove(match)
-            paired.append(replace(message, tool_call_id=match[1].id, name=match[1].name, status=None))
-            continue
-        calls = []
-        for call in message.tool_calls:
-            taken[call.id] += 1
-            calls.append(call if taken[call.id] == 1 else replace(call, id=f"{call.id}~{taken[call.id]}"))
-            waiting.append((call.id, calls[-1]))
-        paired.append(replace(message, tool_calls=tuple(calls)))
-    notes["unanswered_calls"] += len(waiting)
-    return paired
-
-
 def _messages(example: Any, agent: str, vault: Vault) -> list[Message]:
     """Return the messages of a context; leading system messages are joined, since templates take one."""
     messages = [m for m in (_message(raw, vault) for raw in example.messages) if m is not None]
     prompt = example.system or (example.metadata.get("system_prompt") if agent == "hermes" else None)
     if isinstance(prompt, str) and prompt.strip() and not any(m.role == "system" for m in messages[:1]):
         messages.insert(0, Message("system", prompt))
-    leading = next((i for i, m in enumerate(messages) if m.role != "system"), len(messages))
-    if leading > 1:
-        vault.notes["joined_system_messages"] += leading
-        messages[:leading] = [Message("system", "\n\n".join(m.content for m in messages[:leading]))]
-    return _pair(messages, vault.notes)
+    return [m for m in pair_calls(one_system(messages, vault.notes), vault.notes) if m is not None]
 
 
 def _given_tools(

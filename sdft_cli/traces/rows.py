@@ -10,12 +10,23 @@ from typing import Any
 import msgspec
 
 from sdft_cli.errors import DataError
+from sdft_cli.traces.packed import PACKED, opened
 
-SUFFIXES = (".jsonl", ".json", ".parquet", ".arrow")
+LOGS = (".jsonl", ".json")
+"""The files of lines, which may be packed."""
+SUFFIXES = (*LOGS, ".parquet", ".arrow")
 """The files that can hold sessions."""
+LOG_LINES = "loglines"
+"""The key under which some exports keep the lines of a Claude Code session, in one JSON document."""
 
 Rows = Iterable[tuple[str, dict[str, Any] | None]]
 """Named rows of a file (`name:line` or `name[index]`); None where one is no JSON object."""
+
+
+def suffix_of(path: Path) -> str:
+    """Return the suffix that says how a file is read: that of `x.jsonl.gz` is `.jsonl`."""
+    inner = Path(path.stem).suffix if path.suffix in PACKED else ""
+    return inner if inner in LOGS else path.suffix
 
 
 def _no_surrogates(value: Any) -> Any:
@@ -31,38 +42,69 @@ def _no_surrogates(value: Any) -> Any:
     return value
 
 
-def decode_line(line: bytes) -> dict[str, Any] | None:
-    """Decode one line to an object, or None if it is not one.
+def _decode(data: bytes) -> Any:
+    """Decode JSON; raises ValueError or RecursionError.
 
     msgspec is the fast road; it refuses lone surrogates and NaN, which real sessions contain, so those lines take
     the standard library's decoder.
     """
     try:
-        value = msgspec.json.decode(line)
+        return msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        try:
-            value = _no_surrogates(json.loads(line))
-        except (ValueError, RecursionError):
-            return None
+        return _no_surrogates(json.loads(data))
+
+
+def decode_line(line: bytes) -> dict[str, Any] | None:
+    """Decode one line to an object, or None if it is not one."""
+    try:
+        value = _decode(line)
+    except (ValueError, RecursionError):
+        return None
     return value if isinstance(value, dict) else None
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
-    """Yield `(line number from 1, object or None)` for each non-blank line; splits on `\\n` only."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield number, decode_line(line)
+def _numbered(lines: Iterable[bytes]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield number, decode_line(line)
 
 
-def _json_rows(path: Path) -> Rows:
-    """A list of objects, or one object."""
+def _document(path: Path) -> tuple[list[dict[str, Any] | None], bool]:
+    """Return the objects of a JSON document, None for what is none, and whether they are lines of a misnamed log.
+
+    They are the elements of a list, the `loglines` of an export, or the document itself.
+    """
+    with opened(path) as file:
+        data = file.read()
     try:
-        value = json.loads(path.read_bytes())
+        value = _decode(data)
     except (ValueError, RecursionError):
-        value = None
-    for index, row in enumerate(value if isinstance(value, list) else [value]):
-        yield f"{path.name}[{index}]", row if isinstance(row, dict) else None
+        start = data.lstrip().split(b"\n", 1)
+        log = len(start) > 1 and decode_line(start[0]) is not None
+        return ([row for _, row in _numbered(data.split(b"\n"))] if log else [None]), log
+    if isinstance(value, dict) and isinstance(value.get(LOG_LINES), list):
+        value = value[LOG_LINES]
+    return [row if isinstance(row, dict) else None for row in (value if isinstance(value, list) else [value])], False
+
+
+def read_lines(path: Path) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yield `(line number from 1, object or None)` for each non-blank line; splits on `\\n` only.
+
+    The elements of a JSON document count as its lines. Raises `DataError` if a packed file cannot be unpacked.
+    """
+    if suffix_of(path) == ".json":
+        yield from enumerate(_document(path)[0], start=1)
+        return
+    with opened(path) as file:
+        yield from _numbered(file)
+
+
+def is_one_object(path: Path) -> bool:
+    """Say whether a file is a JSON document that holds one object, as settings and metadata beside sessions do."""
+    if suffix_of(path) != ".json":
+        return False
+    rows, log = _document(path)
+    return not log and len(rows) == 1 and rows[0] is not None
 
 
 def _without_nulls(value: Any) -> Any:
@@ -91,10 +133,11 @@ def _table_rows(path: Path) -> Rows:
 
 
 def rows_of(path: Path) -> Rows:
-    """Yield the named rows of a file, None for what is no JSON object; raises `DataError` for an unreadable table."""
-    if path.suffix == ".jsonl":
+    """Yield the named rows of a file, None for what is no JSON object; raises `DataError` for an unreadable file."""
+    suffix = suffix_of(path)
+    if suffix == ".jsonl":
         yield from ((f"{path.name}:{number}", row) for number, row in read_lines(path))
-    elif path.suffix == ".json":
-        yield from _json_rows(path)
+    elif suffix == ".json":
+        yield from ((f"{path.name}[{number - 1}]", row) for number, row in read_lines(path))
     else:
         yield from _table_rows(path)

@@ -12,7 +12,7 @@ from sdft_cli.errors import DataError, MachineError, SdftError, UsageError
 from sdft_cli.records import Session
 from sdft_cli.traces.claude_code.seen import SeenLines
 from sdft_cli.traces.readers import reader_for
-from sdft_cli.traces.rows import SUFFIXES
+from sdft_cli.traces.rows import SUFFIXES, is_one_object, suffix_of
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
@@ -50,7 +50,7 @@ def resolve_source(name: str, revision: str | None = None) -> Source:
         return Source(name, "file", path, (path,))
     if path.is_dir():
         return _folder(name, "folder", path)
-    if _HUB_ID.fullmatch(name) and path.suffix not in SUFFIXES:
+    if _HUB_ID.fullmatch(name) and suffix_of(path) not in SUFFIXES:
         root, commit = _download(name, revision)
         return replace(_folder(name, "hub", root), revision=commit)
     raise UsageError(f"{name} is no file, no folder and no Hub dataset id (owner/name): check the name.")
@@ -60,7 +60,7 @@ def _folder(name: str, kind: str, root: Path) -> Source:
     visible = (p for p in root.rglob("*") if not any(part.startswith(".") for part in p.relative_to(root).parts))
     every = sorted(p for p in visible if p.is_file())
     saved = {p.parent for p in every if p.suffix == ".arrow"}
-    files = tuple(p for p in every if p.suffix in SUFFIXES and not (p.parent in saved and _bookkeeping(p)))
+    files = tuple(p for p in every if suffix_of(p) in SUFFIXES and not (p.parent in saved and _bookkeeping(p)))
     if not files:
         raise DataError(f"{name} holds no trace file ({', '.join(SUFFIXES)}): give a folder or dataset with sessions.")
     ignored = tuple(str(p.relative_to(root)) for p in every if p not in files)
@@ -130,7 +130,8 @@ def read_source(
 
     A session that was resumed in a second file is in the group of the first, and its repeated turns count once. At most
     `limit` sessions are returned; `progress` is called with each file before it is read. A file that cannot be read at
-    all is counted and named; if nothing else can be read, its error is raised.
+    all is counted and named; if nothing else can be read, its error is raised. A JSON object beside the sessions that
+    no reader takes (settings, metadata) is counted and named as ignored.
 
     Raises:
         DataError: no file holds a session with an assistant turn.
@@ -150,6 +151,10 @@ def read_source(
             report.notes["unreadable_files"] += 1
             report.broken.append(f"{path.name} ({error})")
             continue
+        if read is None and source.kind != "file" and is_one_object(path):
+            report.notes["files_ignored"] += 1
+            report.ignored.append(path.name)
+            continue
         if read is None:
             report.notes["unrecognised_files"] += 1
             report.broken.append(path.name)
@@ -164,7 +169,7 @@ def read_source(
     if not sessions and failures:
         raise failures[0]
     if not sessions:
-        first = f" First problem: {report.broken[0]}." if report.broken else ""
+        first = next((f" First problem: {name}." for name in (*report.broken, *report.ignored)), "")
         raise DataError(
             f"No session with an assistant turn in {source.name} ({len(source.files)} file(s) read): "
             f'give Claude Code JSONL, or lines of {{"messages": [...]}}.{first}'

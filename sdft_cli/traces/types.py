@@ -22,6 +22,8 @@ class ReadReport:
     """What this version does not know, by name: `line type: x`, `attachment type: y`."""
     broken: list[str] = field(default_factory=list)
     """`file:line` of each line that is not a JSON object."""
+    ignored: list[str] = field(default_factory=list)
+    """Files beside the sessions that hold none: settings, metadata."""
     lost_turns: list[Rejection] = field(default_factory=list)
     """Assistant turns outside every kept conversation: abandoned branches, API errors."""
     fates: dict[int, str] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class ReadReport:
         self.notes.update(other.notes)
         self.unknown.update(other.unknown)
         self.broken.extend(other.broken)
+        self.ignored.extend(other.ignored)
         self.lost_turns.extend(other.lost_turns)
 
 

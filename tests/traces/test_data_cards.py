@@ -73,13 +73,14 @@ def test_a_card_that_is_wrong_is_refused(text: str, message: str) -> None:
 
 
 def test_a_cards_format_decides_where_first_lines_tell_nothing(tmp_path: Path) -> None:
-    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-    pl.DataFrame({"messages": [json.dumps(turns)]}).write_parquet(tmp_path / "rows.parquet")
+    turns = json.dumps([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    pl.DataFrame({"messages": [*["withdrawn"] * 50, turns]}).write_parquet(tmp_path / "rows.parquet")
     source = resolve_source(str(tmp_path))
     with pytest.raises(DataError, match="No session"):
         read_source(source)
     found = read_source(replace(source, format="messages"))
     assert [m.content for m in found.sessions[0].messages] == ["a", "b"]
+    assert found.report.lines == {"broken": 50, "conversation": 1}
 
 
 def test_cards_lists_them_and_shows_one(sdft: Run) -> None:

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
 
 from sdft_cli.records import Message, ToolCall, ToolSchema
 from sdft_cli.traces.source import read_file
@@ -36,6 +41,28 @@ def test_openai_conversations_are_read_with_their_tools(write_jsonl: Callable[..
         Message("assistant", "done"),
     )
     assert session.tools == (ToolSchema("f", "", '{"type": "object"}', "given"),)
+
+
+def test_columns_may_be_json_text(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    tools = [{"name": "f", "description": "does", "input_schema": {"type": "object"}}]
+    rows = {
+        "id": ["x", "y"],
+        "messages": [json.dumps(turns), json.dumps([*turns, *turns])],
+        "tools": [json.dumps(tools)] * 2,
+    }
+    pl.DataFrame(rows).write_parquet(tmp_path / "rows.parquet")
+    found = read_file(tmp_path / "rows.parquet")
+    assert found is not None
+    assert [(s.session_id, len(s.messages)) for s in found.sessions] == [("x", 2), ("y", 4)]
+    assert found.sessions[0].tools == (ToolSchema("f", "does", '{"type": "object"}', "given"),)
+
+
+@pytest.mark.parametrize(
+    "messages", ["[]", "[1]", "hello", "[not json", '[{"type": "text"}]', '{"role": "user"}', 5, None]
+)
+def test_a_column_of_other_texts_is_no_conversation(messages: Any, write_jsonl: Callable[..., Path]) -> None:
+    assert read_file(write_jsonl("m.jsonl", [{"messages": messages}])) is None
 
 
 def test_rows_that_are_no_conversation_are_named_and_repeated_ids_stay_apart(write_jsonl: Callable[..., Path]) -> None:

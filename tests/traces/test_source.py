@@ -39,6 +39,37 @@ def test_a_folder_is_read_in_order_with_each_file_by_its_own_reader(
     assert len({s.session_id for s in found.sessions}) == 6
 
 
+def test_settings_and_metadata_beside_sessions_are_ignored_by_name(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    write_examples(tmp_path / "all", 1)
+    for name, value in {
+        "agent-x.meta.json": {"agentType": "explore", "description": "looks around"},
+        "package.json": {"name": "x", "version": "1.0.0"},
+        "settings.json": {"model": "m", "permissions": {"allow": []}},
+    }.items():
+        (tmp_path / "all" / name).write_text(json.dumps(value, indent=2))
+    (tmp_path / "all" / "list.json").write_text("[1, 2]")
+    (tmp_path / "all" / "torn.json").write_text('{"a": ')
+    write_jsonl("all/foreign.jsonl", [{"hello": "world"}])
+    found = read_source(resolve_source(str(tmp_path / "all")))
+    assert len(found.sessions) == 1
+    assert found.report.ignored == ["package.json", "settings.json", "agent-x.meta.json"]
+    assert found.report.notes["files_ignored"] == 3
+    assert found.report.broken == ["foreign.jsonl", "list.json", "torn.json"]
+    assert found.report.notes["unrecognised_files"] == 3
+    assert "broken" not in found.report.lines
+
+
+def test_a_json_object_is_not_ignored_where_it_is_all_that_is_given(tmp_path: Path) -> None:
+    path = tmp_path / "package.json"
+    path.write_text('{"name": "x"}')
+    for source in (path, tmp_path):
+        with pytest.raises(DataError) as caught:
+            read_source(resolve_source(str(source)))
+        assert str(caught.value).endswith("First problem: package.json.")
+
+
 def test_a_limit_counts_what_it_leaves_out(tmp_path: Path) -> None:
     write_examples(tmp_path, 5)
     found = read_source(resolve_source(str(tmp_path)), limit=2)

@@ -270,7 +270,7 @@ class Told:
             else:
                 self.lines.append({**first, "parentUuid": self.tail})
                 self.tail = first["uuid"]
-        elif self.tail is not None:
+        elif self.tail is not None and self.seen:  # there is something to compact
             self.compact(act)
 
 

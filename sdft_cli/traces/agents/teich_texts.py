@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdft_cli.traces.agent_lines import HEADERS, AgentLine
+from sdft_cli.traces.agents.teich_lines import HEADERS, AgentLine
 from sdft_cli.traces.claude_code.writer import IMAGE_PLACEHOLDER
 
 _TEXTS = ("text", "thinking", "content", "output", "reasoning_content", "reasoning")
