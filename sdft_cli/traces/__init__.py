@@ -6,6 +6,7 @@ rows               the rows of a JSON Lines, JSON, Parquet or Arrow file: object
 types              what every reader returns
 claude_code        native Claude Code JSONL -> sessions, one per context that the model saw
 claude_code_lines  the kind of each Claude Code line (`kind_of_line`), and whether it repeats another
+claude_code_facts  what Claude Code lines say beside the conversation: its version, the tokens of a prompt
 claude_code_graph  Claude Code lines -> messages -> contexts
 messages           OpenAI-style `messages` and `tools`
 other_agents       Codex, Cursor, Droid, Hermes, OpenClaw and Pi, through teich

@@ -14,6 +14,7 @@ from typing import Any
 
 from sdft_cli.records import Message, Rejection, Session, ToolCall
 from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED, SYNTHETIC, TRUNCATED
+from sdft_cli.traces.claude_code_facts import prompt_tokens, untested_versions
 from sdft_cli.traces.claude_code_graph import Context, Graph, Node
 from sdft_cli.traces.claude_code_lines import Block, Line, SeenLines, blocks_of, chains, group_of, read, text_field
 from sdft_cli.traces.types import FileSessions, ReadReport
@@ -92,7 +93,7 @@ class _Messages:
         and went on, which is two turns with a tool message between them.
         """
         status = self._status(node)
-        parts = [_TurnParts()]
+        parts = [_TurnParts(seen_tokens=None if node.repeats else prompt_tokens(node.lines, self.notes))]
         written: list[Message] = []
         names: dict[str, str] = {}
         for block in (block for line in node.lines for block in line.blocks):
@@ -161,11 +162,13 @@ class _TurnParts:
     texts: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     calls: dict[str, ToolCall] = field(default_factory=dict)
+    seen_tokens: int | None = None
 
     def message(self, status: str | None) -> Message:
         content = "\n".join(t for t in self.texts if t.strip())
         reasoning = "\n".join(self.reasoning)
-        return Message("assistant", content, tuple(self.calls.values()), reasoning=reasoning, status=status)
+        calls = tuple(self.calls.values())
+        return Message("assistant", content, calls, reasoning=reasoning, status=status, seen_tokens=self.seen_tokens)
 
 
 def _replaced_results(lines: list[Line]) -> dict[str, str]:
@@ -247,6 +250,7 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
     """
     report = ReadReport()
     lines = read(path, report)
+    report.unknown.update(untested_versions(lines))
     if seen is not None:
         for line in lines:
             line.repeats = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)

@@ -13,11 +13,13 @@ class ReadReport:
     """The account of one or more files: what happened to each line, and which turns are in no conversation.
 
     `lines` counts lines by what they were (`conversation`, `meta`, `broken`, ...); their sum is the number of
-    non-blank lines. `notes` counts events inside lines (images, repaired links, orphan results).
+    non-blank lines. `notes` counts events inside lines (images, repaired links, orphan results). `unknown` counts what
+    this reader was not tested with, by kind and name ("line type: foo", "version: 2.2.0").
     """
 
     lines: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    unknown: Counter[str] = field(default_factory=Counter)
     broken: list[str] = field(default_factory=list)
     """`file:line` of each line that is not a JSON object."""
     lost_turns: list[Rejection] = field(default_factory=list)
@@ -29,6 +31,7 @@ class ReadReport:
         """Add the account of another file to this one."""
         self.lines.update(other.lines)
         self.notes.update(other.notes)
+        self.unknown.update(other.unknown)
         self.broken.extend(other.broken)
         self.lost_turns.extend(other.lost_turns)
 
