@@ -64,6 +64,10 @@ class PrepareConfig(_Config):
     tools: Literal["observed", "all"] = Field(
         "observed", description="built-in tools in the prompts: those observed in the source, or all"
     )
+    system_prompt: Literal["recorded", "none"] = Field(
+        "recorded",
+        description="none drops the system messages that a session begins with, also those of plain conversations",
+    )
     teacher_template: str = Field(
         "expert_reference", description="the teacher's wording: a name in templates/teacher/, or a .txt file"
     )
