@@ -58,7 +58,9 @@ def system_sentence(manifest: Mapping[str, Any]) -> str | None:
     found = manifest.get("system_prompt")
     if not found:
         return None
-    begin = f"{found['sessions']:,} session(s) begin with a system prompt, of a median of {found['median_tokens']:,} tokens"
+    begin = (
+        f"{found['sessions']:,} session(s) begin with a system prompt, of a median of {found['median_tokens']:,} tokens"
+    )
     if found["dropped"]:
         return f"{begin}: it was dropped (--system-prompt none)."
     return f"{begin}; --system-prompt none would keep {found['more_without']:,} more record(s) under the caps."
