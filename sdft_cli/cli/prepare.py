@@ -33,6 +33,7 @@ def prepare(
     max_seq_tokens: Annotated[int | None, setting("prepare.max_seq_tokens")] = None,
     max_prompt_tokens: Annotated[int | None, setting("prepare.max_prompt_tokens")] = None,
     max_rollout_tokens: Annotated[int | None, setting("prepare.max_rollout_tokens")] = None,
+    max_unseen_tokens: Annotated[int | None, setting("prepare.max_unseen_tokens")] = None,
     tools: Annotated[str | None, setting("prepare.tools")] = None,
     system_prompt: Annotated[str | None, setting("prepare.system_prompt")] = None,
     teacher_template: Annotated[str | None, setting("prepare.teacher_template")] = None,

@@ -5,20 +5,26 @@ what the session holds (`ours`). Within one session both grow by the same text, 
 
     seen = scale * ours + unseen
 
-where `scale` is the ratio of the two tokenizers, and `unseen` is what the records lack: the system prompt, tools, memory
-files. That share is there from the first turn and stays. So a session is judged by what it lacks at its start, and each
-turn by how far it is from there: above, the model saw text that the session lost; below, the session holds text that the
-model no longer saw (Claude Code cleared old results without saying so).
+where `scale` is the ratio of the two tokenizers, and `unseen` is what the records lack: the system prompt, tools,
+memory files. That share is there from the first turn and stays. So two things are judged:
+
+- A session, by what it lacks at its start. The model sees a system prompt and tools there, and nothing else that a
+  whole file does not hold.
+- A turn, by the jumps before it: steps from turn to turn in which the prompt grew by more, or by less, than the text
+  between the two could take in any tokenizer. After a jump up the session lost text that the model saw. After a jump
+  down it holds text that the model no longer saw (Claude Code cleared old results without saying so). What a turn is
+  off by is the sum of the jumps, as far as its distance from the start bears it out: reasoning, which is never counted
+  here, comes slowly and goes at once.
 
 The scale is the weighted median of the growth ratios of consecutive turns, weighted by our growth: up to half of the
-growth may be wrong without moving it far. A session that grows too little to say takes the one of its source.
+growth may be wrong without moving it far. A session that grows too little to say takes that of its whole source.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from statistics import median, median_low
 from typing import Any
 
@@ -30,12 +36,20 @@ SCALES = (0.5, 2.0)
 """Tokenizers differ by no more than this; a ratio outside is something else."""
 START_TURNS = 5
 """A session's start is the median of its first turns with usage, so many of them."""
-NOTED, NOTED_SHARE = 8_000, 0.15
-"""A turn is noted that lacks so many tokens more than its session's start, and so large a share of its prompt."""
-BOUND, BOUND_SHARE = 16_000, 0.3
-"""The same, for rejecting it."""
-START_BOUND = 64_000
-"""A session that lacks more than this from its start is cut."""
+FACTOR = 1.5
+"""Text may take this many times the tokens that the scale foretells, or as many times fewer (other languages, code)."""
+JUMP = 2_000
+"""A step is a jump if it misses that range by more tokens; less is a reminder, an image, or a longer thought."""
+NOTED = 8_000
+"""A turn that is off by more tokens is noted."""
+BOUND, BOUND_SHARE = 16_000, 0.2
+"""A turn is refused that is off by more tokens than this, and by a larger share of its prompt."""
+USUAL_SESSIONS, USUAL_MARGIN = 4, 20_000
+"""In a source of so many sessions, one may lack this much more at its start than a quarter of them do, at the least."""
+CONTINUED_MARGIN = 25_000
+"""After a compaction Claude Code shows up to five files again, of 5,000 tokens each, and does not write that down."""
+LISTED = 100
+"""The manifest names at most so many sessions and turns; the funnel counts all."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +63,16 @@ class Turn:
 
 @dataclass(frozen=True)
 class Usage:
-    """The turns of one session, in order. `dropped`: tokens (ours) that the user had taken out of every prompt."""
+    """The turns of one session, in order. `dropped`: tokens (ours) that the user had taken out of every prompt.
+
+    `agent`: it is a subagent's, which has other tools. `continued`: it goes on after a compaction.
+    """
 
     session_id: str
     turns: Sequence[Turn]
     dropped: int = 0
+    agent: bool = False
+    continued: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,8 +80,9 @@ class Coverage:
     """What one session lacks, in the provider's tokens.
 
     `unseen` is by turn; `start` is what its first turns lack, without what was dropped on purpose. `off` holds the
-    turns that are far from the start: how much they lack beyond it, negative where they hold too much. `refused`: those
-    past the bound, with what they lack beyond what is usual. `drops`: how often the prompt shrank below the start.
+    turns that are noted: how much they lack beyond the start, negative where they hold too much. `refused`: those past
+    a bound, likewise; all turns, with all that they lack, of a session that lacks too much at its start. `drops`: the
+    jumps down.
     """
 
     session_id: str
@@ -104,40 +124,63 @@ def scale_of(steps: Sequence[tuple[float, float]], otherwise: float = 1.0) -> fl
     return found if SCALES[0] <= found <= SCALES[1] else otherwise
 
 
-def _past(gap: int, seen: int, tokens: int, share: float) -> bool:
-    return abs(gap) > max(tokens, share * seen)
+def jumps(turns: Sequence[Turn], scale: float) -> list[int]:
+    """Return, for each turn, by how much the step to it misses what its text could take; 0 where it is no jump."""
+    found = [0] * min(1, len(turns))
+    for before, after in pairwise(turns):
+        seen, ours = after.seen - before.seen, scale * max(0, after.ours - before.ours)
+        excess = round(seen - min(max(seen, ours / FACTOR), ours * FACTOR))
+        found.append(excess if abs(excess) > JUMP else 0)
+    return found
+
+
+def _borne_out(jumped: int, distance: int) -> int:
+    """Return the smaller of the two if both are to the same side, else 0."""
+    return min(jumped, distance, key=abs) if (jumped > 0) == (distance > 0) else 0
 
 
 def coverage_of(usage: Usage, scale: float) -> Coverage:
-    """Return what a session with at least one turn lacks, and which of its turns are far from its start."""
+    """Return what a session with at least one turn lacks, and which of its turns are off."""
     unseen = {turn.index: round(turn.seen - scale * turn.ours) for turn in usage.turns}
     base = round(median(list(unseen.values())[:START_TURNS]))
+    steps = jumps(usage.turns, scale)
+    off = {
+        turn.index: _borne_out(jumped, unseen[turn.index] - base)
+        for turn, jumped in zip(usage.turns, accumulate(steps), strict=True)
+    }
+    refused = {t.index: off[t.index] for t in usage.turns if abs(off[t.index]) > max(BOUND, BOUND_SHARE * t.seen)}
+    noted = {index: tokens for index, tokens in off.items() if abs(tokens) > NOTED}
     start = base - round(scale * usage.dropped)
-    cut = start > START_BOUND
-    off: dict[int, int] = {}
-    refused: dict[int, int] = {}
-    drops, low = 0, False
-    for turn in usage.turns:
-        gap = unseen[turn.index] - base
-        if _past(gap, turn.seen, NOTED, NOTED_SHARE):
-            off[turn.index] = gap
-        if cut or _past(gap, turn.seen, BOUND, BOUND_SHARE):
-            refused[turn.index] = start + gap if cut else gap
-        drops += not low and off.get(turn.index, 0) < 0
-        low = off.get(turn.index, 0) < 0
-    return Coverage(usage.session_id, scale, unseen, start, off, refused, drops)
+    return Coverage(usage.session_id, scale, unseen, start, noted, refused, sum(step < -NOTED for step in steps))
 
 
-def coverages(sessions: Iterable[Usage]) -> list[Coverage]:
-    """Return what each session lacks; sessions without usage are left out."""
+def start_bound(starts: Sequence[int], most: int) -> int:
+    """Return how much a session may lack at its start: `most`, or what is usual in the source, with a margin.
+
+    A quarter of the sessions is asked, not half: all those with many tools lack much, but few of those that were cut
+    lack little.
+    """
+    if len(starts) < USUAL_SESSIONS:
+        return most
+    return max(most, sorted(starts)[(len(starts) - 1) // 4] + USUAL_MARGIN)
+
+
+def _judged(found: Coverage, bound: int) -> Coverage:
+    return replace(found, refused=found.unseen) if found.start > bound else found
+
+
+def coverages(sessions: Iterable[Usage], most: int) -> list[Coverage]:
+    """Return what each session lacks; sessions without usage are left out.
+
+    `most`: tokens that a session may lack at its start (`max_unseen_tokens`).
+    """
     known = [session for session in sessions if session.turns]
     steps = {session.session_id: growth(session.turns) for session in known}
     common = scale_of([step for some in steps.values() for step in some])
-    return [coverage_of(session, scale_of(steps[session.session_id], common)) for session in known]
-
-
-LISTED = 100
-"""The manifest names at most so many sessions and turns; the funnel counts all."""
+    found = [coverage_of(session, scale_of(steps[session.session_id], common)) for session in known]
+    pairs = list(zip(found, known, strict=True))
+    bound = start_bound([c.start for c, session in pairs if not session.agent and not session.continued], most)
+    return [_judged(c, bound + CONTINUED_MARGIN * session.continued) for c, session in pairs]
 
 
 def summary(found: Sequence[Coverage]) -> dict[str, Any] | None:

@@ -125,7 +125,7 @@ def make_records(source: Source, read_sessions: FileSessions, job: Job, progress
     config, report = job.config, read_sessions.report
     offered = with_tools(read_sessions.sessions, every_builtin=config.tools == "all")
     turns = list(map_sessions(job, offered, progress))
-    coverage = coverages(t.usage for t in turns)
+    coverage = coverages((t.usage for t in turns), config.max_unseen_tokens)
     refused = {c.session_id: c.refused for c in coverage if c.refused}
     turns = [t.refusing(refused.get(t.session.session_id, {})) for t in turns]
     groups = joined_groups([t.session for t in turns], [t.hashes for t in turns])

@@ -67,7 +67,8 @@ def _take_usage(session: Session) -> tuple[Session, dict[int, int]]:
 def _usage(session: Session, seen: Mapping[int, int], outcomes: list[RecordRow | Rejection], dropped: int) -> Usage:
     ours = {o.turn_index: o.prompt_tokens for o in outcomes if o.prompt_tokens is not None}
     turns = [Turn(index, tokens, own) for index, tokens in seen.items() if (own := ours.get(index)) is not None]
-    return Usage(session.session_id, turns, dropped)
+    agent, continued = bool(session.metadata.get("agent")), session.metadata.get("context", 1) != 1
+    return Usage(session.session_id, turns, dropped, agent, continued)
 
 
 def _row(counted: SessionCounter, turn: int) -> RecordRow:

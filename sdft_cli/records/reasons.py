@@ -92,7 +92,9 @@ def meaning_of(key: str) -> str:
 ADVICE = {
     "abandoned_branch": "the sessions were rewound often, or their files lack the lines that join their parts",
     "api_error": "take sessions that were not broken off by errors",
-    "context_incomplete": "the files lack the beginning or the middle of sessions: look for the whole files",
+    "context_incomplete": (
+        "look for the whole files, or raise --max-unseen-tokens if these sessions had very many tools"
+    ),
     "cut_context": "the files lack the beginning of sessions: look for the whole files",
     "template_error": "choose a model (--model) whose chat template takes these conversations",
     "unknown_tool": "the tools that the source lists are not those that it calls: correct the list",

@@ -20,8 +20,8 @@ COVERAGE = {
     "gaps": [["a/7", 20_000], ["a/9", -9000]],
 }
 SEEN = (
-    "The model saw a median of 31,204 more tokens a turn than these records hold (system prompt, tools and memory files "
-    "that this version does not record), by the provider's token counts, which 1,200 turn(s) state."
+    "The model saw a median of 31,204 more tokens a turn than these records hold (system prompt, tools and memory "
+    "files that this version does not record), by the provider's token counts, which 1,200 turn(s) state."
 )
 
 
@@ -37,8 +37,8 @@ def test_nothing_is_said_of_an_old_manifest_or_of_a_source_without_counts() -> N
 def test_what_the_model_saw_beside_the_records_is_one_sentence() -> None:
     assert told(coverage=COVERAGE) == [SEEN]
     assert told(coverage={**COVERAGE, "median_unseen": 0}) == [
-        "These records hold all that the model saw in a median turn, by the provider's token counts, which 1,200 turn(s) "
-        "state."
+        "These records hold all that the model saw in a median turn, by the provider's token counts, which 1,200 "
+        "turn(s) state."
     ]
 
 
@@ -47,8 +47,8 @@ def test_turns_that_lack_far_more_are_named() -> None:
     manifest["funnel"]["notes"] = {"context_gaps": 3}
     manifest["funnel"]["rejected"] = {"context_incomplete": 1}
     assert sentences(manifest)[1] == (
-        "3 turn(s) differ by far from what their session lacks at its start, 1 were rejected as context_incomplete; the "
-        "model saw more (+) or less (-) tokens at a/7 (+20,000), a/9 (-9,000) and 1 more."
+        "3 turn(s) differ by far from what their session lacks at its start, 1 were rejected as context_incomplete; "
+        "the model saw more (+) or less (-) tokens at a/7 (+20,000), a/9 (-9,000) and 1 more."
     )
 
 
