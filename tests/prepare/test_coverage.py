@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sdft_cli.config import PrepareConfig
+from sdft_cli.errors import DataError
 from sdft_cli.prepare.coverage import (
     Coverage,
     Turn,
@@ -24,7 +26,13 @@ from sdft_cli.prepare.coverage import (
     summary,
     weighted_median,
 )
+from sdft_cli.prepare.pipeline import Prepared, prepare
+from sdft_cli.prepare.workers import Job
+from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
+from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import read_dataset
+from sdft_cli.report.page import render_page
+from sdft_cli.traces.source import resolve_source
 from tests.traces.lines import line, text
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -203,58 +211,79 @@ def test_a_whole_session_is_never_refused(steps: list[tuple[int, int]], start: i
     assert abs(found.start - start) <= 4
 
 
-def test_a_file_without_its_first_half_is_rejected(tmp_path: Path, sdft: Run, smollm2: Path) -> None:
-    """Eight whole sessions and one cut: its turns are rejected, are named, and all reports say what is missing."""
-    folder = tmp_path / "sessions"
+WORDS = " ".join(["word"] * 2_000)
+"""About as many tokens."""
+
+
+def talk(name: str, turns: int) -> list[dict[str, Any]]:
+    """A session of two lines a turn, which lacks 30,000 tokens in each."""
+    made: list[dict[str, Any]] = []
+    for turn in range(turns):
+        parent = f"{name}a{turn - 1}" if turn else None
+        made.append(line(f"{name}u{turn}", parent, "user", f"{name}{turn} {WORDS}", version="2.2.0"))
+        answer = line(f"{name}a{turn}", f"{name}u{turn}", "assistant", text("yes"), mid=f"{name}m{turn}")
+        usage = {"input_tokens": 7, "cache_read_input_tokens": 30_000, "output_tokens": 3}
+        answer["message"]["usage"] = usage | {"cache_creation_input_tokens": 2_020 * (turn + 1)}
+        made.append(answer)
+    return [{**one, "sessionId": name} for one in made]
+
+
+def write_source(folder: Path) -> None:
+    """Eight whole sessions, and one whose first 20 turns are cut away."""
     folder.mkdir()
-    words = " ".join(["word"] * 2_000)  # about as many tokens
+    for name in "abcdefgh":
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in talk(name, 10)))
+    (folder / "i.jsonl").write_text("".join(json.dumps(one) + "\n" for one in talk("i", 40)[40:]))
 
-    def lines(name: str) -> list[dict[str, Any]]:
-        made: list[dict[str, Any]] = []
-        for turn in range(40):
-            parent = f"{name}a{turn - 1}" if turn else None
-            made.append(
-                line(f"{name}u{turn}", parent, "user", f"{name}{turn} {words}", sessionId=name, version="2.2.0")
-            )
-            answer = line(f"{name}a{turn}", f"{name}u{turn}", "assistant", text("yes"), mid=f"{name}m{turn}")
-            usage = {"input_tokens": 7, "cache_read_input_tokens": 30_000, "output_tokens": 3}
-            answer["message"]["usage"] = usage | {"cache_creation_input_tokens": 2_020 * (turn + 1)}
-            made.append({**answer, "sessionId": name})
-        return made
 
-    for name in "abcdefghi":
-        written = lines(name)[40:] if name == "i" else lines(name)[:20]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in written))
-    caps = ("--max-prompt-tokens", 120_000, "--max-seq-tokens", 120_000)
-    options = ("--model", smollm2, "--validation-fraction", 0, *caps)
-    done = sdft("prepare", "sessions", "--out", "d", *options)
+def test_a_file_without_its_first_half_is_rejected(tmp_path: Path, sdft: Run, smollm2: Path) -> None:
+    """Its turns are rejected, with what they lack, and all reports say what is missing."""
+    write_source(tmp_path / "sessions")
+    options = ("--validation-fraction", 0, "--no-redact", "--max-prompt-tokens", 120_000, "--max-seq-tokens", 120_000)
+    done = sdft("prepare", "sessions", "--out", "d", "--model", smollm2, *options)
     assert done.returncode == 0, done.stderr
     data = read_dataset(tmp_path / "d")
     assert {r.row.session_id for r in data.train} == set("abcdefgh")
     assert {(r.session_id, r.reason) for r in data.rejected} == {("i", "context_incomplete")}
     assert len(data.rejected) == 20
     assert all("tokens that the session does not hold" in r.detail for r in data.rejected)
+    assert all(r.reference_tokens for r in data.rejected)
     coverage = data.manifest["coverage"]
     assert coverage["turns"] == 8 * 10 + 20
     unseen = {name: median for name, _, median, _ in coverage["sessions"]}
     assert all(29_000 < unseen[name] < 31_000 for name in "abcdefgh")
     assert 69_000 < unseen["i"] < 72_000  # and the 20 turns of about 2,020 tokens that were cut
     assert data.manifest["unknown"] == {"kinds": 1, "times": 100, "named": [["version: 2.2.0", 100]]}
-    seen = f"The model saw a median of {coverage['median_unseen']:,} more tokens a turn"
-    assert 29_000 < coverage["median_unseen"] < 31_000
-    assert seen in done.stderr
-    assert "version: 2.2.0 (100)" in done.stderr
     assert "the model saw far more than the session holds" in done.stdout
-    again = sdft("prepare", "sessions", "--out", "e", *options, "--max-unseen-tokens", 80_000, "--json")
-    assert json.loads(again.stdout)["rejected"] == {}
-    assert json.loads(again.stdout)["coverage"] == coverage
-    alone = sdft("prepare", "sessions/i.jsonl", "--out", "f", *options)
-    assert alone.returncode == 3
-    assert "context_incomplete 20): look for the whole files" in alone.stderr
-    told = sdft("report", "d", "--html", "page.html")
-    assert told.returncode == 0
-    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    seen = f"The model saw a median of {coverage['median_unseen']:,} more tokens a turn"
     card = (tmp_path / "d" / "README.md").read_text(encoding="utf-8")
-    for shown in (page, card, sdft("report", "d").stdout):
+    for shown in (done.stderr, card, render_page(data), sdft("report", "d").stdout):
         assert seen in shown
         assert "version: 2.2.0" in shown
+
+
+def test_the_bound_is_a_setting_and_a_cut_file_alone_is_refused(tmp_path: Path, smollm2: Path) -> None:
+    write_source(tmp_path / "sessions")
+    prompts = ChatPrompts(load_tokenizer(smollm2), load_teacher_template())
+    caps = {"max_prompt_tokens": 120_000, "max_seq_tokens": 120_000, "redact": False}
+
+    def run(path: Path, **changes: Any) -> Prepared:
+        config = PrepareConfig.model_validate({"source": str(path), "model": "smollm2-135m", **caps, **changes})
+        return prepare(resolve_source(str(path)), Job(config, prompts, None))
+
+    cut = tmp_path / "sessions" / "i.jsonl"
+    with pytest.raises(DataError, match=r"\(context_incomplete 20\): look for the whole files, or raise"):
+        run(cut)
+    found = run(cut, max_unseen_tokens=80_000)
+    assert len(found.rows) == found.funnel.kept == 20
+    assert not found.rejected
+    lines = talk("i", 40)
+    lines[1]["message"]["usage"]["input_tokens"] = -1
+    for turn in range(30, 40):  # from here on the model no longer saw 45,000 tokens
+        lines[2 * turn + 1]["message"]["usage"] = {"input_tokens": 30_000 + 2_020 * (turn + 1) - 45_000}
+    cut.write_text("".join(json.dumps(one) + "\n" for one in lines))
+    found = run(cut)
+    assert {(r.turn_index, r.reason) for r in found.rejected} == {(i, "context_incomplete") for i in range(61, 81, 2)}
+    assert all("tokens less than the session holds" in r.detail for r in found.rejected)
+    notes = found.funnel.notes
+    assert (notes["bad_usage"], notes["silent_compactions"], notes["context_gaps"]) == (1, 1, 10)
