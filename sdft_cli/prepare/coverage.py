@@ -24,7 +24,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import accumulate, pairwise
+from itertools import accumulate, groupby, pairwise
 from statistics import median, median_low
 from typing import Any
 
@@ -82,7 +82,7 @@ class Coverage:
     `unseen` is by turn; `start` is what its first turns lack, without what was dropped on purpose. `off` holds the
     turns that are noted: how much they lack beyond the start, negative where they hold too much. `refused`: those past
     a bound, likewise; all turns, with all that they lack, of a session that lacks too much at its start. `drops`: the
-    jumps down.
+    jumps down. `runs`: the noted turns between two jumps, as the first one and how many they are.
     """
 
     session_id: str
@@ -92,6 +92,7 @@ class Coverage:
     off: Mapping[int, int] = field(default_factory=dict)
     refused: Mapping[int, int] = field(default_factory=dict)
     drops: int = 0
+    runs: Sequence[tuple[int, int]] = ()
 
 
 def weighted_median(values: Iterable[tuple[float, float]]) -> float:
@@ -144,14 +145,14 @@ def coverage_of(usage: Usage, scale: float) -> Coverage:
     unseen = {turn.index: round(turn.seen - scale * turn.ours) for turn in usage.turns}
     base = round(median(list(unseen.values())[:START_TURNS]))
     steps = jumps(usage.turns, scale)
-    off = {
-        turn.index: _borne_out(jumped, unseen[turn.index] - base)
-        for turn, jumped in zip(usage.turns, accumulate(steps), strict=True)
-    }
+    level = dict(zip(unseen, accumulate(steps), strict=True))
+    off = {turn: _borne_out(jumped, unseen[turn] - base) for turn, jumped in level.items()}
     refused = {t.index: off[t.index] for t in usage.turns if abs(off[t.index]) > max(BOUND, BOUND_SHARE * t.seen)}
     noted = {index: tokens for index, tokens in off.items() if abs(tokens) > NOTED}
     start = base - round(scale * usage.dropped)
-    return Coverage(usage.session_id, scale, unseen, start, noted, refused, sum(step < -NOTED for step in steps))
+    drops = sum(step < -NOTED for step in steps)
+    runs = [(turns[0], len(turns)) for _, some in groupby(noted, level.__getitem__) if (turns := list(some))]
+    return Coverage(usage.session_id, scale, unseen, start, noted, refused, drops, runs)
 
 
 def start_bound(starts: Sequence[int], most: int) -> int:
@@ -186,13 +187,14 @@ def coverages(sessions: Iterable[Usage], most: int) -> list[Coverage]:
 def summary(found: Sequence[Coverage]) -> dict[str, Any] | None:
     """Return what the manifest says of coverage, None if no turn has usage. Tokens are the provider's.
 
-    `turns` with usage lack `median_unseen`; of `sessions`, each (id, turns, what its median turn lacks, scale); `gaps`:
-    (record, what it lacks beyond its session's start, negative where it holds too much), the largest first.
+    `turns` with usage lack `median_unseen`; of `sessions`, each (id, turns, what its median turn lacks, scale); `gaps`,
+    the largest first: (first turn, what it lacks beyond its session's start, negative where it holds too much, to how
+    many turns this applies).
     """
     if not found:
         return None
     every = [tokens for c in found for tokens in c.unseen.values()]
-    gaps = [(record_id_of(c.session_id, turn), gap) for c in found for turn, gap in c.off.items()]
+    gaps = [(record_id_of(c.session_id, turn), c.off[turn], count) for c in found for turn, count in c.runs]
     return {
         "turns": len(every),
         "median_unseen": median_low(every),

@@ -45,11 +45,16 @@ def gaps_sentence(manifest: Mapping[str, Any], quote: Quote = printable) -> str 
     count = notes.get("context_gaps", 0)
     if not found or not count:
         return None
-    gaps = [f"{quote(name)} ({tokens:+,})" for name, tokens in found["gaps"][:NAMED]]
-    refused = manifest["funnel"]["rejected"].get("context_incomplete", 0)
+    gaps = found["gaps"][:NAMED]
+    named = [
+        f"{abs(tokens):,} {'more' if tokens > 0 else 'fewer'} in {turns:,} turn(s) from {quote(name)} on"
+        for name, tokens, turns in gaps
+    ]
+    others = count - sum(turns for _, _, turns in gaps)
+    rest = f", and {others:,} turn(s) more" if others > 0 else ""
     return (
-        f"{count:,} turn(s) differ by far from what their session lacks at its start, {refused:,} were rejected as "
-        f"context_incomplete; the model saw more (+) or less (-) tokens at {_listed(gaps, count - len(gaps))}."
+        f"In {count:,} turn(s) what the model saw and what the records hold differ by far more than at the session's "
+        f"start. Tokens that the model saw: {', '.join(named)}{rest}."
     )
 
 

@@ -99,6 +99,7 @@ def test_text_that_is_lost_in_the_middle_is_found() -> None:
     assert found.off == {2 * i + 1: 19_950 for i in range(10, 20)}
     assert found.refused == found.off  # 19,950 is more than 16,000 and than a fifth of 51,900
     assert found.drops == 0
+    assert found.runs == [(21, 10)]
     longer = coverage_of(session("s", *((s + 60_000, o) for s, o in (*before, *after))), 1.0)
     assert longer.off == found.off
     assert longer.refused == {}  # not a fifth of 110,000
@@ -162,16 +163,16 @@ def test_a_short_session_takes_the_scale_of_its_source() -> None:
 def test_what_the_manifest_says() -> None:
     assert summary([]) is None
     found = [
-        Coverage("a", 1.23456, {1: 10, 3: 40, 5: 30}, 10, {3: -9_000}),
-        Coverage("b", 1.0, {1: 20}, 20, {1: 9_500}),
+        Coverage("a", 1.23456, {1: 10, 3: 40, 5: 30}, 10, {3: -9_000, 5: -9_001}, runs=[(3, 2)]),
+        Coverage("b", 1.0, {1: 20}, 20, {1: 9_500}, runs=[(1, 1)]),
     ]
     assert summary(found) == {
         "turns": 4,
         "median_unseen": 20,
         "sessions": [["a", 3, 30, 1.235], ["b", 1, 20, 1.0]],
-        "gaps": [["b/1", 9_500], ["a/3", -9_000]],
+        "gaps": [["b/1", 9_500, 1], ["a/3", -9_000, 2]],
     }
-    many = summary([Coverage(f"s{i:04}", 1.0, {1: 1}, 1, {1: 9_000}) for i in range(101)])
+    many = summary([Coverage(f"s{i:04}", 1.0, {1: 1}, 1, {1: 9_000}, runs=[(1, 1)]) for i in range(101)])
     assert many is not None
     assert len(many["sessions"]) == len(many["gaps"]) == 100
 

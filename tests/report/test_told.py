@@ -17,7 +17,7 @@ COVERAGE = {
     "turns": 1200,
     "median_unseen": 31_204,
     "sessions": [["a", 1200, 31_204, 1.2]],
-    "gaps": [["a/7", 20_000], ["a/9", -9000]],
+    "gaps": [["a/7", 20_000, 1], ["a/9", -9000, 31]],
 }
 SEEN = (
     "The model saw a median of 31,204 more tokens a turn than these records hold (system prompt, tools and memory "
@@ -44,12 +44,14 @@ def test_what_the_model_saw_beside_the_records_is_one_sentence() -> None:
 
 def test_turns_that_lack_far_more_are_named() -> None:
     manifest = manifest_of(10, coverage=COVERAGE)
-    manifest["funnel"]["notes"] = {"context_gaps": 3}
-    manifest["funnel"]["rejected"] = {"context_incomplete": 1}
-    assert sentences(manifest)[1] == (
-        "3 turn(s) differ by far from what their session lacks at its start, 1 were rejected as context_incomplete; "
-        "the model saw more (+) or less (-) tokens at a/7 (+20,000), a/9 (-9,000) and 1 more."
+    manifest["funnel"]["notes"] = {"context_gaps": 33}
+    said = (
+        " turn(s) what the model saw and what the records hold differ by far more than at the session's start. Tokens "
+        "that the model saw: 20,000 more in 1 turn(s) from a/7 on, 9,000 fewer in 31 turn(s) from a/9 on"
     )
+    assert sentences(manifest)[1] == f"In 33{said}, and 1 turn(s) more."
+    manifest["funnel"]["notes"] = {"context_gaps": 32}
+    assert sentences(manifest)[1] == f"In 32{said}."
 
 
 def test_system_prompts() -> None:
