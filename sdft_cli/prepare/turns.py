@@ -109,12 +109,12 @@ def turns_of(session: Session, counter: TokenCounter, config: PrepareConfig, red
     The last counted turn is compared with its full rendering; if it differs, all turns are rendered in full.
     """
     counts, redacted = Counter[str](), Counter[str]()
-    system = system_tokens(counter.prompts, session)
-    drops = config.system_prompt == "none"
-    session, seen = _take_usage(without(session) if drops else session)
+    dropped = system_tokens(counter.prompts, session) if config.system_prompt == "none" else None
+    session, seen = _take_usage(without(session) if config.system_prompt == "none" else session)
     session, reasoning_only = strip_session(session, counts)
     if redact is not None:
         session = redact(session, redacted)
+    system = system_tokens(counter.prompts, session) if dropped is None else dropped
     counted = counter.session(session)
     outcomes, last = _outcomes(counted, reasoning_only, config)
     if last is not None and not counted.holds_at(last):
@@ -131,5 +131,5 @@ def turns_of(session: Session, counter: TokenCounter, config: PrepareConfig, red
         counts,
         redacted,
         system,
-        _usage(session, seen, outcomes, (system or 0) if drops else 0),
+        _usage(session, seen, outcomes, dropped or 0),
     )
