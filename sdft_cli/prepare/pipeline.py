@@ -159,9 +159,19 @@ def make_records(source: Source, read_sessions: FileSessions, job: Job, progress
         raise DataError(f"No turn of {source.name} can be kept ({reasons}): {advice}.")
     redacted = sum((t.redacted for t in turns), Counter[str]()) if job.redact is not None else None
     system_tokens = {t.session.session_id: t.system_tokens for t in turns if t.system_tokens is not None}
-    local = job.counter.local
-    found = (sessions, rows, rejected, held_out_sessions, near, redacted, local, funnel, report)
-    return Prepared(*found, coverage, system_tokens)
+    return Prepared(
+        sessions,
+        rows,
+        rejected,
+        held_out_sessions,
+        near,
+        redacted,
+        job.counter.local,
+        funnel,
+        report,
+        coverage,
+        system_tokens,
+    )
 
 
 def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, prepared: Prepared) -> dict[str, Any]:
