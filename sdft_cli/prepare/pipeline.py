@@ -120,14 +120,24 @@ def _near(
     return near_copies(*sketches)
 
 
+def _judged(turns: Sequence[SessionTurns], most: int) -> tuple[list[SessionTurns], list[Coverage]]:
+    """Reject the turns whose context is far from what the model saw; return what each session lacks, too."""
+    found = coverages((t.usage for t in turns), most)
+    refused = {c.session_id: c.refused for c in found if c.refused}
+    return [t.refusing(refused.get(t.session.session_id, {})) for t in turns], found
+
+
+def _nothing_kept(source: Source, rejected: Counter[str]) -> DataError:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
+    advice = advice_of(next((reason for reason, _ in rejected.most_common()), ""))
+    return DataError(f"No turn of {source.name} can be kept ({reasons}): {advice}.")
+
+
 def make_records(source: Source, read_sessions: FileSessions, job: Job, progress: OnProgress) -> Prepared:
     """Make a record or a rejection of every assistant turn; raises `DataError` if no turn can be kept."""
     config, report = job.config, read_sessions.report
     offered = with_tools(read_sessions.sessions, every_builtin=config.tools == "all")
-    turns = list(map_sessions(job, offered, progress))
-    coverage = coverages((t.usage for t in turns), config.max_unseen_tokens)
-    refused = {c.session_id: c.refused for c in coverage if c.refused}
-    turns = [t.refusing(refused.get(t.session.session_id, {})) for t in turns]
+    turns, coverage = _judged(list(map_sessions(job, offered, progress)), config.max_unseen_tokens)
     groups = joined_groups([t.session for t in turns], [t.hashes for t in turns])
     sessions = [replace(t.session, group=group) for t, group in zip(turns, groups, strict=True)]
     rows, rejected = _outcomes(turns, report.lost_turns)
@@ -154,9 +164,7 @@ def make_records(source: Source, read_sessions: FileSessions, job: Job, progress
     funnel.notes["silent_compactions"] += sum(c.drops for c in coverage)
     funnel.check()
     if not rows:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in funnel.rejected.most_common())
-        advice = advice_of(next((reason for reason, _ in funnel.rejected.most_common()), ""))
-        raise DataError(f"No turn of {source.name} can be kept ({reasons}): {advice}.")
+        raise _nothing_kept(source, funnel.rejected)
     redacted = sum((t.redacted for t in turns), Counter[str]()) if job.redact is not None else None
     system_tokens = {t.session.session_id: t.system_tokens for t in turns if t.system_tokens is not None}
     return Prepared(
