@@ -53,6 +53,11 @@ class PrepareConfig(_Config):
     max_seq_tokens: int = Field(65_536, gt=0, description="cap on the teacher's prompt and the expert's turn, tokens")
     max_prompt_tokens: int = Field(57_344, gt=0, description="cap on the teacher's prompt, tokens")
     max_rollout_tokens: int = Field(8_192, gt=0, description="cap on the expert's turn, tokens")
+    max_unseen_tokens: int = Field(
+        60_000,
+        gt=0,
+        description="a session is rejected whose first prompts had more tokens that its file does not hold",
+    )
     validation_fraction: float = Field(0.05, ge=0, lt=1, description="share of session groups held out")
     split_by: Literal["session", "project"] = Field(
         "session", description="what is held out whole: sessions (with their copies), or all sessions of a project"
@@ -63,6 +68,10 @@ class PrepareConfig(_Config):
     limit_sessions: int | None = Field(None, gt=0, description="read at most this many sessions; null: all")
     tools: Literal["observed", "all"] = Field(
         "observed", description="built-in tools in the prompts: those observed in the source, or all"
+    )
+    system_prompt: Literal["recorded", "none"] = Field(
+        "recorded",
+        description="none drops the system messages that a session begins with, also those of plain conversations",
     )
     teacher_template: str = Field(
         "expert_reference", description="the teacher's wording: a name in templates/teacher/, or a .txt file"

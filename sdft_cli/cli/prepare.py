@@ -33,7 +33,9 @@ def prepare(
     max_seq_tokens: Annotated[int | None, setting("prepare.max_seq_tokens")] = None,
     max_prompt_tokens: Annotated[int | None, setting("prepare.max_prompt_tokens")] = None,
     max_rollout_tokens: Annotated[int | None, setting("prepare.max_rollout_tokens")] = None,
+    max_unseen_tokens: Annotated[int | None, setting("prepare.max_unseen_tokens")] = None,
     tools: Annotated[str | None, setting("prepare.tools")] = None,
+    system_prompt: Annotated[str | None, setting("prepare.system_prompt")] = None,
     teacher_template: Annotated[str | None, setting("prepare.teacher_template")] = None,
     validation_fraction: Annotated[float | None, setting("prepare.validation_fraction", panel="Held out")] = None,
     split_by: Annotated[str | None, setting("prepare.split_by")] = None,
@@ -57,7 +59,8 @@ def prepare(
     from sdft_cli.report import terminal
 
     if as_json:
-        typer.echo(json.dumps({"dataset": str(target), **manifest["funnel"]}, indent=2))
+        facts = {name: manifest[name] for name in ("coverage", "system_prompt", "unknown")}
+        typer.echo(json.dumps({"dataset": str(target), **manifest["funnel"], **facts}, indent=2))
     else:
         terminal.stdout().print(terminal.statistics_report(manifest["funnel"], statistics))
     _tell(manifest, target)
@@ -124,9 +127,13 @@ def redactor(config: PrepareConfig) -> Redact | None:
 
 
 def _tell(manifest: dict[str, Any], target: Path) -> None:
+    from sdft_cli.report.told import sentences
+
     broken = manifest["broken_lines"]
     if broken:
         say(f"{len(broken)} unreadable line(s) or file(s) were skipped: {_some(broken)}")
+    for sentence in sentences(manifest):
+        say(sentence)
     say(_redaction(manifest["redaction"]))
     say(f"Dataset written to {target}; look at it: sdft report {target}; next: sdft train {target}")
 

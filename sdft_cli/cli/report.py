@@ -30,15 +30,19 @@ def report(
     from sdft_cli.report import terminal
     from sdft_cli.report.page import render_page
     from sdft_cli.report.statistics import dataset_statistics
+    from sdft_cli.report.told import sentences
 
     data = read_dataset(dataset or newest_dataset())
     if html:
         write_text(html, render_page(data), overwrite)
         say(f"Report written to {html}")
     if as_json:
-        document = {"funnel": data.manifest["funnel"], **dataset_statistics(data).as_dict()}
+        facts = {name: data.manifest.get(name) for name in ("coverage", "system_prompt", "unknown")}
+        document = {"funnel": data.manifest["funnel"], **facts, **dataset_statistics(data).as_dict()}
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
     elif not html:
         terminal.stdout().print(
             terminal.statistics_report(data.manifest["funnel"], dataset_statistics(data), full=True)
         )
+        for sentence in sentences(data.manifest):
+            typer.echo(sentence)

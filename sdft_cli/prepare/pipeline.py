@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,15 @@ from typing import Any
 from sdft_cli import __version__
 from sdft_cli.config import PrepareConfig
 from sdft_cli.errors import DataError
+from sdft_cli.prepare.coverage import Coverage, coverages, summary
 from sdft_cli.prepare.duplicates import first_of_each, joined_groups, near_copies
 from sdft_cli.prepare.split import split_keys, validation_groups
+from sdft_cli.prepare.system import system_summary
 from sdft_cli.prepare.turns import SessionTurns
 from sdft_cli.prepare.workers import Job, OnProgress, map_sessions
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import RecordRow, Rejection, Session, write_dataset
+from sdft_cli.records.reasons import REASON_OF_CAP, advice_of
 from sdft_cli.records.types import record_id_of
 from sdft_cli.traces.source import Source, read_source
 from sdft_cli.traces.tools import with_tools
@@ -66,6 +69,7 @@ class Prepared:
 
     `held_out` are the sessions of validation; `near` the validation records that a training record nearly repeats;
     `redacted` the replacements by kind, None if redaction was off; `local_template` says whether counts were sums.
+    `coverage` is of each session with usage; `system_tokens` of each session that began with a system prompt, by id.
     """
 
     sessions: Sequence[Session]
@@ -77,6 +81,8 @@ class Prepared:
     local_template: bool
     funnel: Funnel
     report: ReadReport
+    coverage: Sequence[Coverage] = ()
+    system_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 def prepare(source: Source, job: Job) -> Prepared:
@@ -114,11 +120,24 @@ def _near(
     return near_copies(*sketches)
 
 
+def _judged(turns: Sequence[SessionTurns], most: int) -> tuple[list[SessionTurns], list[Coverage]]:
+    """Reject the turns whose context is far from what the model saw; return what each session lacks, too."""
+    found = coverages((t.usage for t in turns), most)
+    refused = {c.session_id: c.refused for c in found if c.refused}
+    return [t.refusing(refused.get(t.session.session_id, {})) for t in turns], found
+
+
+def _nothing_kept(source: Source, rejected: Counter[str]) -> DataError:
+    reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
+    advice = advice_of(next((reason for reason, _ in rejected.most_common()), ""))
+    return DataError(f"No turn of {source.name} can be kept ({reasons}): {advice}.")
+
+
 def make_records(source: Source, read_sessions: FileSessions, job: Job, progress: OnProgress) -> Prepared:
     """Make a record or a rejection of every assistant turn; raises `DataError` if no turn can be kept."""
     config, report = job.config, read_sessions.report
     offered = with_tools(read_sessions.sessions, every_builtin=config.tools == "all")
-    turns = list(map_sessions(job, offered, progress))
+    turns, coverage = _judged(list(map_sessions(job, offered, progress)), config.max_unseen_tokens)
     groups = joined_groups([t.session for t in turns], [t.hashes for t in turns])
     sessions = [replace(t.session, group=group) for t, group in zip(turns, groups, strict=True)]
     rows, rejected = _outcomes(turns, report.lost_turns)
@@ -141,12 +160,26 @@ def make_records(source: Source, read_sessions: FileSessions, job: Job, progress
     funnel.notes["files_ignored"] += len(source.ignored)
     funnel.notes["sessions_rendered_turn_by_turn"] += sum(t.in_full for t in turns)
     funnel.notes["near_copies_across_split"] += len(near)
+    funnel.notes["context_gaps"] += sum(len(c.off) for c in coverage)
+    funnel.notes["silent_compactions"] += sum(c.drops for c in coverage)
     funnel.check()
     if not rows:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in funnel.rejected.most_common())
-        raise DataError(f"No turn of {source.name} can be kept ({reasons}): raise the cap that is named.")
+        raise _nothing_kept(source, funnel.rejected)
     redacted = sum((t.redacted for t in turns), Counter[str]()) if job.redact is not None else None
-    return Prepared(sessions, rows, rejected, held_out_sessions, near, redacted, job.counter.local, funnel, report)
+    system_tokens = {t.session.session_id: t.system_tokens for t in turns if t.system_tokens is not None}
+    return Prepared(
+        sessions,
+        rows,
+        rejected,
+        held_out_sessions,
+        near,
+        redacted,
+        job.counter.local,
+        funnel,
+        report,
+        coverage,
+        system_tokens,
+    )
 
 
 def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, prepared: Prepared) -> dict[str, Any]:
@@ -166,11 +199,30 @@ def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, pre
         "redaction": {"enabled": redacted is not None, "counts": dict(sorted((redacted or {}).items()))},
         "near_copies": [list(pair) for pair in prepared.near[:NEAR_COPIES_LISTED]],
         "broken_lines": prepared.report.broken,
+        "coverage": summary(prepared.coverage),
+        "system_prompt": _system_summary(config, prepared),
+        "unknown": _unknown(prepared.report.unknown),
     }
+
+
+def _system_summary(config: PrepareConfig, prepared: Prepared) -> dict[str, Any] | None:
+    caps = {name: int(getattr(config, name)) for name in REASON_OF_CAP}
+    return system_summary(prepared.system_tokens, prepared.rejected, caps, config.system_prompt == "none")
+
+
+def _unknown(found: Counter[str]) -> dict[str, Any]:
+    """Return what the reader was not tested with: how many kinds and times, and the most frequent ones."""
+    named = Counter[str]()
+    for name, count in found.items():
+        named["".join(c if c.isprintable() else "?" for c in name[:UNKNOWN_CHARACTERS])] += count
+    most = sorted(named.items(), key=lambda item: (-item[1], item[0]))[:UNKNOWN_LISTED]
+    return {"kinds": len(named), "times": sum(named.values()), "named": [list(pair) for pair in most]}
 
 
 NEAR_COPIES_LISTED = 100
 """The manifest names so many of them; the funnel counts all."""
+UNKNOWN_LISTED, UNKNOWN_CHARACTERS = 50, 80
+"""The same of what the reader was not tested with; names come from the files, and may be long."""
 
 
 def write(prepared: Prepared, manifest: dict[str, Any], out: Path, card: str, overwrite: bool = False) -> Path:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from sdft_cli.config import PrepareConfig
+from sdft_cli.prepare.coverage import Turn, Usage
 from sdft_cli.prepare.duplicates import turn_hashes, turn_sketch
 from sdft_cli.prepare.reasoning import strip_session
+from sdft_cli.prepare.system import system_tokens, without
 from sdft_cli.prompts.chat import TemplateError
 from sdft_cli.prompts.incremental import SessionCounter, TokenCounter
 from sdft_cli.records import RecordRow, Rejection, Session
-from sdft_cli.records.reasons import REASON_OF_CAP, TEMPLATE_ERROR, Candidate, first_reason
+from sdft_cli.records.reasons import CONTEXT_INCOMPLETE, REASON_OF_CAP, TEMPLATE_ERROR, Candidate, first_reason
 from sdft_cli.records.types import record_id_of
 
 Redact = Callable[[Session, Counter[str]], Session]
@@ -23,7 +25,9 @@ class SessionTurns:
     """A session as it will be stored, the fate of each of its assistant turns, and what is needed to find copies.
 
     `hashes` and `sketches` are by turn index; sketches only of records. `counts` are the notes, `redacted` the
-    replacements by kind; `in_full` says that its turns were rendered and encoded one by one.
+    replacements by kind; `in_full` says that its turns were rendered and encoded one by one. `system_tokens`: of the
+    system prompt that the session begins with, or began with before it was dropped; None: it has none. `usage`: the
+    turns of which both counts are known.
     """
 
     session: Session
@@ -33,6 +37,38 @@ class SessionTurns:
     in_full: bool
     counts: Counter[str] = field(default_factory=Counter)
     redacted: Counter[str] = field(default_factory=Counter)
+    system_tokens: int | None = None
+    usage: Usage = field(default_factory=lambda: Usage("", ()))
+
+    def refusing(self, lacking: Mapping[int, int]) -> SessionTurns:
+        """Return the same with the records of some turns rejected: turn index -> tokens that it lacks (or has over)."""
+        outcomes = [
+            CONTEXT_INCOMPLETE.rejection(o, _detail(lacking[o.turn_index]))
+            if isinstance(o, RecordRow) and o.turn_index in lacking
+            else o
+            for o in self.outcomes
+        ]
+        return replace(self, outcomes=outcomes)
+
+
+def _detail(tokens: int) -> str:
+    if tokens < 0:
+        return f"the model saw about {-tokens:,} tokens less than the session holds"
+    return f"the model saw about {tokens:,} tokens that the session does not hold"
+
+
+def _take_usage(session: Session) -> tuple[Session, dict[int, int]]:
+    """Return the session without the provider's token counts, and these by turn."""
+    seen = {i: m.seen_tokens for i in session.assistant_turns() if (m := session.messages[i]).seen_tokens is not None}
+    messages = tuple(m if m.seen_tokens is None else replace(m, seen_tokens=None) for m in session.messages)
+    return (replace(session, messages=messages) if seen else session), seen
+
+
+def _usage(session: Session, seen: Mapping[int, int], outcomes: list[RecordRow | Rejection], dropped: int) -> Usage:
+    ours = {o.turn_index: o.prompt_tokens for o in outcomes if o.prompt_tokens is not None}
+    turns = [Turn(index, tokens, own) for index, tokens in seen.items() if (own := ours.get(index)) is not None]
+    agent, continued = bool(session.metadata.get("agent")), bool(session.metadata.get("compacted"))
+    return Usage(session.session_id, turns, dropped, agent, continued)
 
 
 def _row(counted: SessionCounter, turn: int) -> RecordRow:
@@ -73,9 +109,12 @@ def turns_of(session: Session, counter: TokenCounter, config: PrepareConfig, red
     The last counted turn is compared with its full rendering; if it differs, all turns are rendered in full.
     """
     counts, redacted = Counter[str](), Counter[str]()
+    dropped = system_tokens(counter.prompts, session) if config.system_prompt == "none" else None
+    session, seen = _take_usage(without(session) if config.system_prompt == "none" else session)
     session, reasoning_only = strip_session(session, counts)
     if redact is not None:
         session = redact(session, redacted)
+    system = system_tokens(counter.prompts, session) if dropped is None else dropped
     counted = counter.session(session)
     outcomes, last = _outcomes(counted, reasoning_only, config)
     if last is not None and not counted.holds_at(last):
@@ -91,4 +130,6 @@ def turns_of(session: Session, counter: TokenCounter, config: PrepareConfig, red
         counted.in_full,
         counts,
         redacted,
+        system,
+        _usage(session, seen, outcomes, dropped or 0),
     )

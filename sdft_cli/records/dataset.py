@@ -73,7 +73,7 @@ class Dataset:
 def _session_row(session: Session) -> dict[str, Any]:
     row: dict[str, Any] = msgspec.to_builtins(replace(session, metadata={}))
     for message in row["messages"]:
-        del message["reasoning"]
+        del message["reasoning"], message["seen_tokens"]
     return {**row, "metadata": json.dumps(dict(session.metadata), ensure_ascii=False, sort_keys=True)}
 
 

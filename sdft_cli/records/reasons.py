@@ -75,7 +75,8 @@ def first_reason(turn: Candidate) -> Reason | None:
 
     A reader that knows why a turn is no reference says so in the `status` of the message. Otherwise it is the first
     reason that holds. Nothing is ever truncated to fit a cap. Not decided here: turns in no conversation (the reader's
-    `lost_turns`), a template that refuses the turn (`prepare/turns.py`), and copies (`prepare/duplicates.py`).
+    `lost_turns`), a template that refuses the turn (`prepare/turns.py`), copies (`prepare/duplicates.py`), and contexts
+    that lack what the model saw (`prepare/coverage.py`), which takes all turns of a source to say.
     """
     if turn.message.status:
         return REASONS[turn.message.status]
@@ -86,6 +87,25 @@ def first_reason(turn: Candidate) -> Reason | None:
 def meaning_of(key: str) -> str:
     """Return the meaning of a reason; "" for one that this version does not know."""
     return REASONS[key].meaning if key in REASONS else ""
+
+
+ADVICE = {
+    "abandoned_branch": "the sessions were rewound often, or their files lack the lines that join their parts",
+    "api_error": "take sessions that were not broken off by errors",
+    "context_incomplete": (
+        "look for the whole files, or raise --max-unseen-tokens if these sessions had very many tools"
+    ),
+    "cut_context": "the files lack the beginning of sessions: look for the whole files",
+    "template_error": "choose a model (--model) whose chat template takes these conversations",
+    "unknown_tool": "the tools that the source lists are not those that it calls: correct the list",
+}
+"""What can be done where one reason takes most turns, by its key. Of a cap it is to raise it."""
+
+
+def advice_of(key: str) -> str:
+    """Return what can be done about a reason, as half a sentence; what a look at the turns gives for any other one."""
+    cap = REASONS[key].cap if key in REASONS else None
+    return f"raise --{cap.replace('_', '-')}" if cap else ADVICE.get(key, "look at rejected.parquet and the sessions")
 
 
 # What a reader says in `status`, or of turns that are in no conversation.
@@ -114,6 +134,7 @@ register(
 # What comes out when it is rendered, and when all records are compared: the first of equals is kept and named.
 TEMPLATE_ERROR = register("template_error", "the chat template refuses it")
 DUPLICATE = register("duplicate", "the same tools, context and turn as another record")
+CONTEXT_INCOMPLETE = register("context_incomplete", "the model saw far more than the session holds")  # or far less
 
 # How long it is.
 register(

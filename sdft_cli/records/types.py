@@ -32,7 +32,9 @@ class ToolCall:
 class Message:
     """One message of a conversation.
 
-    `reasoning` exists only between reader and `prepare`; it is never written to disk and never rendered.
+    `reasoning` and `seen_tokens` exist only between reader and `prepare`; they are never written to disk and never
+    rendered. `seen_tokens`: of an assistant message, the tokens of the prompt that the model saw, by its provider's
+    tokenizer; None where the source does not say.
     `status` names why an assistant message must not become a reference (`synthetic`, `interrupted`, ...), else None.
     """
 
@@ -43,6 +45,7 @@ class Message:
     name: str | None = None
     reasoning: str = ""
     status: str | None = None
+    seen_tokens: int | None = None
 
     def as_openai(self, arguments: Callable[[ToolCall], Any] = ToolCall.parsed_arguments) -> dict[str, Any]:
         """Return the message in OpenAI's form; `arguments` writes those of a call: an object, or its JSON text."""

@@ -12,6 +12,7 @@ from sdft_cli.choices import DIVERGENCES
 from sdft_cli.report.merge_rows import merge_rows
 from sdft_cli.report.statistics import Statistics, cells_of
 from sdft_cli.report.templates import code_span, render
+from sdft_cli.report.told import sentences
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _LARGEST = "1M<n<10M"
@@ -56,6 +57,7 @@ def dataset_card(
         manifest=manifest,
         license=license_id,
         funnel=manifest["funnel"],
+        told=sentences(manifest, code_span),
         config=manifest["config"],
         statistics=statistics,
         cells=lambda summary: " | ".join(cells_of(summary)),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from sdft_cli.records import Dataset
 from sdft_cli.report.statistics import Length, cells_of, dataset_statistics
 from sdft_cli.report.templates import render
+from sdft_cli.report.told import sentences
 
 WIDTH, HEIGHT = 640.0, 150.0
 """The plot area of a histogram, in SVG units; labels stand outside it."""
@@ -73,6 +74,7 @@ def render_page(dataset: Dataset) -> str:
         "report/dataset.html.jinja",
         manifest=dataset.manifest,
         funnel=dataset.manifest["funnel"],
+        told=sentences(dataset.manifest),
         statistics=statistics,
         plots=[plot_of(length) for length in statistics.lengths],
         plot_width=WIDTH,

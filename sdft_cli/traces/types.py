@@ -13,7 +13,8 @@ class ReadReport:
     """The account of one or more files: what happened to each line, and which turns are in no conversation.
 
     `lines` counts lines by what they were (`conversation`, `meta`, `broken`, ...); their sum is the number of
-    non-blank lines. `notes` counts events inside lines (images, repaired links, orphan results).
+    non-blank lines. `notes` counts events inside lines (images, repaired links, orphan results). `unknown` counts what
+    this reader was not tested with, by kind and name ("line type: foo", "version: 2.2.0").
     """
 
     lines: Counter[str] = field(default_factory=Counter)

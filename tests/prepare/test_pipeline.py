@@ -9,7 +9,7 @@ import pytest
 
 from sdft_cli.config import PrepareConfig
 from sdft_cli.errors import DataError
-from sdft_cli.prepare.pipeline import manifest_of, prepare, write
+from sdft_cli.prepare.pipeline import _unknown, manifest_of, prepare, write
 from sdft_cli.prepare.reasoning import strip_message, strip_session
 from sdft_cli.prepare.split import validation_groups
 from sdft_cli.prepare.workers import Job
@@ -178,6 +178,15 @@ def test_results_of_a_kept_turn_stay_in_later_contexts(write_jsonl: Callable[...
     (row,) = found.rows
     assert row.turn_index == 3
     assert row.prompt_tokens > 500  # the long call is in the context
+
+
+def test_the_manifest_names_little_of_what_the_reader_does_not_know() -> None:
+    found = Counter({f"line type: {i:02}": 100 - i for i in range(60)})
+    found |= {"line type: " + "x" * 5000: 200, "line type: " + "x" * 6000: 1, "line type: \x1b[31m\n": 150}
+    told = _unknown(found)
+    assert (told["kinds"], told["times"]) == (62, sum(100 - i for i in range(60)) + 351)
+    assert len(told["named"]) == 50
+    assert told["named"][:3] == [["line type: " + "x" * 69, 201], ["line type: ?[31m?", 150], ["line type: 00", 100]]
 
 
 def test_a_job_that_would_not_redact_as_configured_is_refused(tmp_path: Path, prompts: ChatPrompts) -> None:

@@ -94,6 +94,12 @@ class Context:
         root = self.path[0].copy_of or self.path[0]
         return root.cut
 
+    @property
+    def compacted(self) -> bool:
+        """Say whether it begins with the summary of another context."""
+        root = self.path[0]
+        return root.role == "boundary" or root.lines[0].data.get("isCompactSummary") is True
+
 
 def _said(block: dict[str, object]) -> tuple[str, str]:
     """What tells a block of a message from the others: the id of a call, or its words."""
@@ -342,6 +348,12 @@ class Graph:
         """Return the name of the place at which a line stood last, before a line of this number."""
         return next((x.uuid for x in reversed(self._places.get(uuid, [])) if x.number < before), uuid)
 
+    def _shown(self, node: Node, before: int) -> Node:
+        """Return the latest copy or replay of a node, of those that stand before a line of this number."""
+        replay = self._replays.get(node)
+        node = replay if replay is not None and replay.number < before else node
+        return self._copy.get(node, node)
+
     def _written_again(self, nodes: list[Node], boundary: int) -> bool:
         """Say whether one of these messages stands once more between a boundary and the next."""
         place = bisect_right(self._boundaries, boundary)
@@ -361,16 +373,16 @@ class Graph:
             names = [self._latest(u, boundary.number) for u in uuids if isinstance(u, str)]
             listed_nodes = [self.node_of[name] for name in names if name in self.node_of]
         else:
-            ends = (self._latest(text_field(segment, key), boundary.number) for key in ("headUuid", "tailUuid"))
-            listed_nodes = self._segment(*ends)
+            head, tail = (self._latest(text_field(segment, key), boundary.number) for key in ("headUuid", "tailUuid"))
+            listed_nodes = self._segment(head, tail, boundary.number)
         if self._written_again(listed_nodes, boundary.number):
             return [], after
-        kept = list(dict.fromkeys(self._copy.get(n, n) for n in listed_nodes))
+        kept = list(dict.fromkeys(self._shown(n, boundary.number) for n in listed_nodes))
         return [n for n in kept if n not in (after, boundary) and n.role in ("user", "assistant")], after
 
-    def _segment(self, head: str, tail: str) -> list[Node]:
+    def _segment(self, head: str, tail: str, before: int) -> list[Node]:
         nodes = (self.node_of.get(head), self._above(tail)[0] if tail else None)
-        first, last = (node and self._copy.get(node, node) for node in nodes)
+        first, last = (node and self._shown(node, before) for node in nodes)
         path = self._walk(last, first) if first is not None else []
         return path if path and path[0] is first else []
 

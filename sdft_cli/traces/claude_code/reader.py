@@ -13,6 +13,7 @@ from typing import Any
 from sdft_cli.records import Message, Rejection, Session
 from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, SIDE_QUERY
 from sdft_cli.traces.claude_code.attachments import text_field
+from sdft_cli.traces.claude_code.facts import untested_versions
 from sdft_cli.traces.claude_code.graph import Context, Graph
 from sdft_cli.traces.claude_code.lines import Line, chains, group_of, read
 from sdft_cli.traces.claude_code.prompts import Prompt, prompt_of
@@ -152,6 +153,8 @@ def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadRepor
                 continue
             number = len(sessions) + 1
             metadata: dict[str, Any] = {"format": FORMAT, "file": path.name, "models": models, "context": number}
+            if context.compacted:
+                metadata["compacted"] = True
             if agent:
                 metadata["agent"] = agent
             if project:
@@ -173,6 +176,7 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
     """
     report = ReadReport()
     lines = read(path, report)
+    report.unknown.update(untested_versions(lines))
     if seen is not None:
         for line in lines:
             held = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)

@@ -12,6 +12,7 @@ from sdft_cli.records import Message, ToolCall
 from sdft_cli.records.reasons import CUT_CONTEXT, INTERRUPTED, SYNTHETIC, TRUNCATED
 from sdft_cli.traces.claude_code.attachments import Block, blocks_of, text_field
 from sdft_cli.traces.claude_code.calls import has_plan_files, sent_arguments, wire_inputs
+from sdft_cli.traces.claude_code.facts import prompt_tokens
 from sdft_cli.traces.claude_code.graph import Context, Node
 from sdft_cli.traces.claude_code.lines import CALLS, Line
 
@@ -93,7 +94,7 @@ class Writer:
         and went on, which is two turns with a tool message between them.
         """
         wire = wire_inputs(node.lines)
-        parts = [_TurnParts()]
+        parts = [_TurnParts(seen_tokens=None if status == "repeated" else prompt_tokens(node.lines, self.notes))]
         written: list[Message] = []
         names: dict[str, str] = {}
         for block in (block for line in node.lines for block in line.blocks):
@@ -164,12 +165,14 @@ class _TurnParts:
     texts: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
     calls: dict[str, ToolCall] = field(default_factory=dict)
+    seen_tokens: int | None = None
 
     def message(self, status: str | None) -> Message:
         texts = [t for t in self.texts if t.strip() and not (self.calls and t.strip() == NO_CONTENT)]
         content = "\n".join(texts)
         reasoning = "\n".join(self.reasoning)
-        return Message("assistant", content, tuple(self.calls.values()), reasoning=reasoning, status=status)
+        calls = tuple(self.calls.values())
+        return Message("assistant", content, calls, reasoning=reasoning, status=status, seen_tokens=self.seen_tokens)
 
 
 def _only_a_placeholder(node: Node) -> bool:

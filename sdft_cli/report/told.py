@@ -1,0 +1,105 @@
+"""What a reader of a dataset must be told, in sentences: what the records lack, and why most turns are no records.
+
+The same sentences stand on the terminal, in the data card and on the page. Manifests of older versions lack the facts;
+then nothing is said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from sdft_cli.records.reasons import advice_of, meaning_of
+
+NAMED = 5
+"""So many names stand in a sentence; the manifest has more."""
+Quote = Callable[[str], str]
+
+
+def printable(name: str) -> str:
+    """Return a name from a file for the terminal: characters that are none become question marks."""
+    return "".join(character if character.isprintable() else "?" for character in name)
+
+
+def _listed(names: list[str], more: int) -> str:
+    return ", ".join(names) + (f" and {more:,} more" if more > 0 else "")
+
+
+def coverage_sentence(manifest: Mapping[str, Any]) -> str | None:
+    """Say how many tokens of its prompts the model saw that the records do not hold, by the provider's counts."""
+    found = manifest.get("coverage")
+    if not found:
+        return None
+    counted = f"by the provider's token counts, which {found['turns']:,} turn(s) state"
+    if found["median_unseen"] <= 0:
+        return f"These records hold all that the model saw in a median turn, {counted}."
+    return (
+        f"The model saw a median of {found['median_unseen']:,} more tokens a turn than these records hold (system "
+        f"prompt, tools and memory files that this version does not record), {counted}."
+    )
+
+
+def gaps_sentence(manifest: Mapping[str, Any], quote: Quote = printable) -> str | None:
+    """Name the turns that are far from what their session usually lacks."""
+    found, notes = manifest.get("coverage"), manifest["funnel"].get("notes", {})
+    count = notes.get("context_gaps", 0)
+    if not found or not count:
+        return None
+    gaps = found["gaps"][:NAMED]
+    named = [
+        f"{abs(tokens):,} {'more' if tokens > 0 else 'fewer'} in {turns:,} turn(s) from {quote(name)} on"
+        for name, tokens, turns in gaps
+    ]
+    others = count - sum(turns for _, _, turns in gaps)
+    rest = f", and {others:,} turn(s) more" if others > 0 else ""
+    return (
+        f"In {count:,} turn(s) what the model saw and what the records hold differ by far more than at the session's "
+        f"start. Tokens that the model saw: {', '.join(named)}{rest}."
+    )
+
+
+def system_sentence(manifest: Mapping[str, Any]) -> str | None:
+    """Say how long the system prompts are, and what dropping them would keep."""
+    found = manifest.get("system_prompt")
+    if not found:
+        return None
+    begin = (
+        f"{found['sessions']:,} session(s) begin with a system prompt, of a median of {found['median_tokens']:,} tokens"
+    )
+    if found["dropped"]:
+        return f"{begin}: it was dropped (--system-prompt none)."
+    return f"{begin}; --system-prompt none would keep {found['more_without']:,} more record(s) under the caps."
+
+
+def unknown_sentence(manifest: Mapping[str, Any], quote: Quote = printable) -> str | None:
+    """Name what the reader was not tested with: versions, types of lines and of attachments."""
+    found = manifest.get("unknown")
+    if not found or not found["kinds"]:
+        return None
+    named = [f"{quote(name)} ({count:,})" for name, count in found["named"][:NAMED]]
+    return (
+        "The reader was not tested with all that the files hold, and the records may lack what the model saw there: "
+        f"{_listed(named, found['kinds'] - len(named))}."
+    )
+
+
+def dominant_sentence(funnel: Mapping[str, Any]) -> str | None:
+    """Name the reason that rejects more than half of all turns, and what to do about it."""
+    reason, count = max(funnel["rejected"].items(), key=lambda item: item[1], default=("", 0))
+    if 2 * count <= funnel["turns"]:
+        return None
+    meaning = meaning_of(reason)
+    shown = f"{reason} ({meaning})" if meaning else reason
+    return f"Most turns ({count:,} of {funnel['turns']:,}) were rejected as {shown}: {advice_of(reason)}."
+
+
+def sentences(manifest: Mapping[str, Any], quote: Quote = printable) -> list[str]:
+    """Return all that must be told of a dataset; `quote` writes a name that comes from a file."""
+    found = (
+        coverage_sentence(manifest),
+        gaps_sentence(manifest, quote),
+        system_sentence(manifest),
+        unknown_sentence(manifest, quote),
+        dominant_sentence(manifest["funnel"]),
+    )
+    return [sentence for sentence in found if sentence]
