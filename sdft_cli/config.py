@@ -66,6 +66,9 @@ class PrepareConfig(_Config):
     workers: int = Field(1, ge=1, description="processes that count tokens; the output is the same for any number")
     seed: int = Field(0, ge=0, description="seed of the split")
     limit_sessions: int | None = Field(None, gt=0, description="read at most this many sessions; null: all")
+    branches: Literal["last", "all"] = Field(
+        "last", description="turns of branches that were rewound: rejected, or (all) records too, each in its context"
+    )
     tools: Literal["observed", "all"] = Field(
         "observed", description="built-in tools in the prompts: those observed in the source, or all"
     )

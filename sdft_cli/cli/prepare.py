@@ -35,6 +35,7 @@ def prepare(
     max_rollout_tokens: Annotated[int | None, setting("prepare.max_rollout_tokens")] = None,
     max_unseen_tokens: Annotated[int | None, setting("prepare.max_unseen_tokens")] = None,
     tools: Annotated[str | None, setting("prepare.tools")] = None,
+    branches: Annotated[str | None, setting("prepare.branches")] = None,
     system_prompt: Annotated[str | None, setting("prepare.system_prompt")] = None,
     teacher_template: Annotated[str | None, setting("prepare.teacher_template")] = None,
     validation_fraction: Annotated[float | None, setting("prepare.validation_fraction", panel="Held out")] = None,

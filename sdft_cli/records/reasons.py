@@ -90,7 +90,7 @@ def meaning_of(key: str) -> str:
 
 
 ADVICE = {
-    "abandoned_branch": "the sessions were rewound often, or their files lack the lines that join their parts",
+    "abandoned_branch": "the sessions were rewound often: --branches all makes records of these turns too",
     "api_error": "take sessions that were not broken off by errors",
     "context_incomplete": (
         "look for the whole files, or raise --max-unseen-tokens if these sessions had very many tools"

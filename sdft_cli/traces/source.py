@@ -124,20 +124,24 @@ def _unique(sessions: Sequence[Session], taken: set[str], report: ReadReport) ->
 
 
 def read_source(
-    source: Source, limit: int | None = None, progress: Callable[[Path], None] = lambda path: None
+    source: Source,
+    limit: int | None = None,
+    progress: Callable[[Path], None] = lambda path: None,
+    every_branch: bool = False,
 ) -> FileSessions:
     """Read the sessions of a source, file by file in the order of their names, subagents' files last.
 
-    A session that was resumed in a second file is in the group of the first, and its repeated turns count once. At most
-    `limit` sessions are returned; `progress` is called with each file before it is read. A file that cannot be read at
-    all is counted and named; if nothing else can be read, its error is raised. A JSON object beside the sessions that
-    no reader takes (settings, metadata) is counted and named as ignored.
+    A session that was resumed in a second file is in the group of the first, and its repeated turns count once. At
+    most `limit` sessions are returned; with `every_branch`, branches that were given up are sessions too;
+    `progress` is called with each file before it is read. A file that cannot be read at all is counted and named;
+    if nothing else can be read, its error is raised. A JSON object beside the sessions that no reader takes
+    (settings, metadata) is counted and named as ignored.
 
     Raises:
         DataError: no file holds a session with an assistant turn.
         MachineError: the files are another agent's and teich is not installed.
     """
-    report, taken, seen = ReadReport(), set[str](), SeenLines(source.files)
+    report, taken, seen = ReadReport(), set[str](), SeenLines(source.files, every_branch)
     failures: list[SdftError] = []
     sessions: list[Session] = []
     unread = sorted(source.files, key=lambda p: p.name.startswith("agent-"))

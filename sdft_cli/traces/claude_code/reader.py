@@ -129,7 +129,9 @@ def _session(part: tuple[Prompt | None, list[Message]], name: str, group: str, m
     return Session(name, (*system, *messages), prompt.tools or (), group, metadata)
 
 
-def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadReport, writer: Writer) -> list[Session]:
+def _chain_sessions(
+    lines: list[Line], agent: str, path: Path, report: ReadReport, writer: Writer, every_branch: bool
+) -> list[Session]:
     """Read one chain of a file: the main one (`agent` is ""), or a subagent's."""
     own = [line for line in lines if line.number > 0]
     group = group_of(own, path.stem)
@@ -139,7 +141,7 @@ def _chain_sessions(lines: list[Line], agent: str, path: Path, report: ReadRepor
     report.lost_turns.extend(_errors(own, base))
     sessions: list[Session] = []
     prompts = [line for line in lines if line.kind == "prompt"]
-    for context in Graph(lines, report.notes).contexts():
+    for context in Graph(lines, report.notes).contexts(every_branch):
         report.lost_turns.extend(_lost(context, base))
         kept = any(node.role == "assistant" and not node.repeats for node in context.own)
         _account(context, report.fates, kept)
@@ -190,7 +192,8 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
             continue
         if seen is not None:
             chain = [*_inherited(chain, agent, lines, seen, path), *chain]
-        sessions += _chain_sessions(chain, agent, path, report, Writer(report.notes, [*chain, *lines]))
+        writer = Writer(report.notes, [*chain, *lines])
+        sessions += _chain_sessions(chain, agent, path, report, writer, seen is not None and seen.every_branch)
     for line in lines:
         report.fates.setdefault(line.number, "duplicate" if line.repeats else line.kind)
     for number in [n for n in report.fates if n < 1]:

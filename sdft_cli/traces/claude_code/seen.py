@@ -23,11 +23,12 @@ class SeenLines:
     file, so the `uuid` alone would join strangers. Other copies have a new `uuid`: an answer is the same if its
     `message.id`, its `requestId` and its words are.
 
-    `files`: all files of the source, among which a parent that is not in its own file is looked for.
+    `files`: all files of the source, among which a parent that is not in its own file is looked for. `every_branch`:
+    branches that were given up are wanted as contexts.
     """
 
-    def __init__(self, files: Sequence[Path] = ()) -> None:
-        self._files = files
+    def __init__(self, files: Sequence[Path] = (), every_branch: bool = False) -> None:
+        self._files, self.every_branch = files, every_branch
         self._first: dict[str, tuple[int, str, Path]] = {}
         self._joined: dict[str, str] = {}
         self._order: dict[str, int] = {}

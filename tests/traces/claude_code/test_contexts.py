@@ -148,6 +148,35 @@ def test_a_branch_that_was_given_up_before_a_compaction_is_abandoned(write_jsonl
     assert [r.reason for r in found.report.lost_turns] == ["abandoned_branch"]
 
 
+@pytest.mark.parametrize("every_branch", [False, True])
+def test_branches_that_were_given_up_are_contexts_if_they_are_wanted(write_jsonl: Write, every_branch: bool) -> None:
+    lines = [
+        *OLD,
+        line("3", "2", "user", "three"),
+        answer("4", "3", "four"),
+        line("5", "4", "user", "five"),
+        answer("6", "5", "six"),
+        line("7", "4", "user", "seven"),
+        answer("8", "7", "eight"),
+        line("9", "2", "user", "nine"),
+        answer("10", "9", "ten"),
+    ]
+    source = resolve_source(str(write_jsonl("s.jsonl", lines)))
+    found = read_source(source, every_branch=every_branch)
+    last = ["one", "two", "nine", "ten"]
+    if every_branch:
+        assert contexts(found) == {
+            "s": ["one", "two", "three", "four", "five", "six"],
+            "s#2": ["one", "(two)", "three", "(four)", "seven", "eight"],
+            "s#3": ["one", "(two)", "nine", "ten"],
+        }
+        assert found.report.lost_turns == []
+    else:
+        assert contexts(found) == {"s": last}
+        assert [r.reason for r in found.report.lost_turns] == ["abandoned_branch"] * 3
+    assert {s.group for s in found.sessions} == {"s"}
+
+
 # The same id is not always the same message.
 
 
