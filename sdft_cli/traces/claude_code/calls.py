@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from sdft_cli.traces.claude_code.attachments import Block, object_field, text_field
-from sdft_cli.traces.claude_code.lines import CALLS, Line
+from sdft_cli.traces.claude_code.lines import CALLS, Line, version_of
 
 PLAN_FILES_SINCE = (2, 0, 51)
 """The version from which on a plan is a file, and ExitPlanMode has no plan of its own."""
@@ -28,24 +28,21 @@ def wire_inputs(lines: Iterable[Line]) -> dict[str, dict[str, Any]]:
     }
 
 
-def version_of(line: Line) -> tuple[int, ...]:
-    """Return the version that wrote a line, as numbers; () if it does not say."""
-    parts = text_field(line.data, "version").split("-")[0].split(".")
-    return tuple(map(int, parts)) if all(p.isascii() and p.isdigit() and len(p) < 9 for p in parts) else ()
+def wrote_a_plan_file(lines: Iterable[Line]) -> bool:
+    """Say whether a plan file was written in these lines."""
+    return any(
+        _PLANS in text_field(object_field(block, "input"), "file_path")
+        for line in lines
+        if line.kind == "assistant"
+        for block in line.blocks
+        if block.get("type") in CALLS
+    )
 
 
-def has_plan_files(lines: Iterable[Line]) -> bool:
-    """Say whether the sessions of these lines had plan files: by the version, or because one was written."""
-    for line in lines:
-        if version_of(line) >= PLAN_FILES_SINCE:
-            return True
-        if line.kind == "assistant" and any(
-            _PLANS in text_field(object_field(block, "input"), "file_path")
-            for block in line.blocks
-            if block.get("type") in CALLS
-        ):
-            return True
-    return False
+def has_plan_files(line: Line, one_was_written: bool) -> bool:
+    """Say whether ExitPlanMode had no plan of its own in this line: by its version, or because a file was written."""
+    version = version_of(line)
+    return version >= PLAN_FILES_SINCE if version else one_was_written
 
 
 def sent_arguments(block: Block, wire: dict[str, dict[str, Any]], plan_files: bool) -> Any:

@@ -17,16 +17,18 @@ from __future__ import annotations
 import sys
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from sdft_cli.traces.claude_code.attachments import object_field, text_field
-from sdft_cli.traces.claude_code.lines import CALLS, Line
+from sdft_cli.traces.claude_code.lines import CALLS, Line, version_of
 from sdft_cli.traces.claude_code.queue import queued_prompts
 
 _STEPS_PER_NODE = 10
 """Each compaction may walk and copy its context; more steps than this per node are refused: time stays linear."""
 _CUT_OFF = ("max_tokens", "model_context_window_exceeded", "refusal")
+_REASONS_SINCE = (2, 1, 260)
+"""The version from which on each line of a message has the reason for its end."""
 _MARKER_REACH = 20
 """How many attachments may stand between a turn and the marker that the user stopped it."""
 
@@ -106,7 +108,8 @@ def _said(block: dict[str, object]) -> tuple[str, str]:
     kind = text_field(block, "type")
     if kind in CALLS:
         return kind, text_field(block, "id")
-    return kind, text_field(block, "text") or text_field(block, "thinking") or text_field(block, "signature")
+    keys = ("text", "thinking", "signature", "tool_use_id", "data")
+    return kind, next((words for key in keys if (words := text_field(block, key))), "")
 
 
 def _ids(line: Line, kinds: Sequence[str], key: str) -> list[str]:
@@ -116,13 +119,16 @@ def _ids(line: Line, kinds: Sequence[str], key: str) -> list[str]:
 class Graph:
     """The conversation graph of one chain (the main one, or one subagent's) of a file.
 
-    `notes` counts what had to be decided: `repaired_links`, `cycles`, `orphan_tool_results`, `queued_prompts`,
+    `held`: lines that stand elsewhere, so that a root that names one of them is no cut beginning. `notes` counts what
+    had to be decided: `repaired_links`, `cycles`, `orphan_tool_results`, `queued_prompts`,
     `compactions_not_followed`.
     """
 
-    def __init__(self, lines: list[Line], notes: Counter[str]) -> None:
+    def __init__(self, lines: list[Line], notes: Counter[str], held: Collection[str] = ()) -> None:
         self.lines = lines
         self.notes = notes
+        self._held = held
+        self._answered = False
         self.nodes: list[Node] = []
         self.node_of: dict[str, Node] = {}
         self._by_uuid = {line.uuid: line for line in lines}
@@ -143,8 +149,13 @@ class Graph:
             if line.uuid != (text_field(line.data, "uuid") or line.uuid):
                 self._places.setdefault(text_field(line.data, "uuid"), []).append(line)
         self._boundaries = [line.number for line in lines if line.kind == "boundary"]
+        self._summary: dict[Node, Node] = {}
+        """The first summary behind a boundary."""
         self._replays: dict[Node, Node] = {}
         self._said: dict[Node, set[tuple[str, str]]] = {}
+        self._spot: dict[str, Node] = {}
+        """Where the chain stands behind a line: at its message, or at what was shown before the message was whole."""
+        self._base: dict[Node, Node] = {}
         self._prompts = 0
         self._queue = queued_prompts(lines)[::-1]
         self._build()
@@ -153,17 +164,39 @@ class Graph:
 
     def _build(self) -> None:
         owner: dict[str, Node] = {}
+        boundary: Node | None = None
         for line in self.lines:
             if line.kind == "assistant":
                 self._assistant_line(line, owner)
             elif line.kind == "user":
                 self._user_line(line, owner)
-            elif line.kind == "prompt":
-                self.node_of[line.uuid] = self._new("user", line)
+                if boundary is not None and line.data.get("isCompactSummary") is True:
+                    self._summary.setdefault(boundary, self.node_of[line.uuid])
             elif line.kind in ("boundary", "microcompact"):
                 node = self._new(line.kind, line)
                 if line.kind == "boundary":
-                    self.node_of[line.uuid] = node
+                    self.node_of[line.uuid] = boundary = node
+            self._place(line)
+
+    def _place(self, line: Line) -> None:
+        """Note where the chain stands behind a line.
+
+        Hooks speak between a call and its result, or between two calls: what they say stands behind the results of the
+        message, and what follows the message follows them.
+        """
+        behind = self._spot.get(line.parent or "")
+        node = self.node_of.get(line.uuid)
+        if node is None:
+            spot = behind
+        elif node.role == "user" and node.lines[0] is line:
+            spot = node
+            if behind is not None:
+                self._base[node] = behind if behind.role == "assistant" else self._base.get(behind, behind)
+        else:
+            inside = behind is not None and behind.role == "user" and self._base.get(behind) is node
+            spot = behind if inside else node
+        if spot is not None:
+            self._spot[line.uuid] = spot
 
     def _new(self, role: str, line: Line, key: str | None = None) -> Node:
         node = Node(role, [line], key or line.uuid, line.uuid)
@@ -180,8 +213,12 @@ class Graph:
         key = f"{name} {text_field(line.data, 'requestId') or self._prompts}"
         said = {_said(block) for block in line.blocks}
         first = self._messages.get(key)
-        node = self._replays.get(first, first) if first and said & self._said[first] else first
-        if node is None or said & self._said[node]:
+        before = self.node_of.get(line.parent or "")
+        if before is not None and before.key == name and before is self._latest_of(first):
+            node: Node | None = before  # directly behind a line of its message, it goes on with it
+        else:
+            node = self._latest_of(first) if first and said & self._said[first] else first
+        if node is None or (node is not before and said & self._said[node]):
             node = self._new("assistant", line, name)
             self._said[node] = said
             if first is None:
@@ -195,6 +232,10 @@ class Graph:
             self._said[node] |= said
         self.node_of[line.uuid] = node
         owner.update((call, node) for call in _ids(line, ("tool_use",), "id"))
+
+    def _latest_of(self, first: Node | None) -> Node | None:
+        """Return the latest replay of a message."""
+        return self._replays.get(first, first) if first is not None else None
 
     def _user_line(self, line: Line, owner: dict[str, Node]) -> None:
         results = _ids(line, ("tool_result",), "tool_use_id")
@@ -247,6 +288,7 @@ class Graph:
                 else:
                     self._attach(node, self._queued(node, parent))
             previous = node
+            self._answered = self._answered or node.role == "assistant"
         for node, parent in forward:
             self._attach(node, self._current(parent))
         self._ask(previous, None)
@@ -263,14 +305,28 @@ class Graph:
                 return None
             parent, top, missing = self._above(line.parent)
             if missing:
-                # The parent line is broken or missing: the order of lines decides.
-                node.cut = previous is None
-                self.notes["repaired_links"] += not node.cut
-                return self._current(previous)
+                return self._without_parent(node, line, top, previous)
             if parent is not node:
                 node.tree = node.tree if parent else top
                 return self._current(parent)
             line = self._by_uuid[top]
+        return None
+
+    def _without_parent(self, node: Node, line: Line, name: str, previous: Node | None) -> Node | None:
+        """Return the parent of a node above which a line is broken or missing: the order of lines decides.
+
+        Before the first answer it does not: then the beginning is missing, unless a summary stands for it, what is left
+        of a plan mode names the session before, or another file holds it.
+        """
+        if self._answered:
+            self.notes["repaired_links"] += 1
+            return self._current(previous)
+        while line.parent in self._by_uuid:
+            line = self._by_uuid[line.parent]
+            if line is node.lines[0]:
+                break
+        left = text_field(object_field(line.data, "attachment"), "type").startswith(("plan_", "auto_mode"))
+        node.cut = not (left or name in self._held or node.lines[0].data.get("isCompactSummary") is True)
         return None
 
     def _above(self, uuid: str) -> tuple[Node | None, str, bool]:
@@ -281,7 +337,7 @@ class Graph:
         while nearest is None:
             line = self._by_uuid.get(uuid)
             if uuid in self.node_of:
-                nearest = (self.node_of[uuid], uuid, False)
+                nearest = (self._spot.get(uuid, self.node_of[uuid]), uuid, False)
             elif line is None or uuid in visited or line.by_order:
                 nearest = (None, uuid, True)
             else:
@@ -333,16 +389,30 @@ class Graph:
         data = boundary.lines[0].data
         named = self._latest(text_field(data, "logicalParentUuid"), boundary.number)
         leaf = self._above(named)[0] if named else None
-        closed = self._current(leaf)
-        end = self._ask(closed or self._current(previous), boundary.number)
+        closed, live = self._current(leaf), self._current(previous)
+        behind = self._behind(closed, live)
+        end = self._ask(behind[-1] if behind else closed or live, boundary.number)
         if closed is not None and end is not None:
             self._ends.add(end)
         kept, anchor = self._kept(object_field(data, "compactMetadata"), boundary)
-        for node in {closed, end} - {None, boundary}:
+        for node in {closed, end, *behind} - {None, boundary}:
             if node is not None and node.role in ("user", "assistant") and node.number < boundary.number:
                 self._closed[node] = boundary
         if kept:
             self._copy[anchor] = self._copy_path(kept, anchor, frozenset(), boundary.tree)
+
+    def _behind(self, leaf: Node | None, live: Node | None) -> list[Node]:
+        """Return the path from behind a leaf to the live end of its context: what was written before the boundary."""
+        path: list[Node] = []
+        node = live
+        while node is not None and leaf is not None and node is not leaf and self._steps <= self._most_steps():
+            self._steps += 1
+            path.append(node)
+            node = node.parent
+        return path[::-1] if node is leaf and leaf is not None else []
+
+    def _most_steps(self) -> int:
+        return _STEPS_PER_NODE * (len(self.node_of) + 50)
 
     def _latest(self, uuid: str, before: int) -> str:
         """Return the name of the place at which a line stood last, before a line of this number."""
@@ -354,20 +424,21 @@ class Graph:
         node = replay if replay is not None and replay.number < before else node
         return self._copy.get(node, node)
 
-    def _written_again(self, nodes: list[Node], boundary: int) -> bool:
-        """Say whether one of these messages stands once more between a boundary and the next."""
+    def _written_again(self, node: Node, boundary: int) -> bool:
+        """Say whether a message stands once more between a boundary and the next."""
         place = bisect_right(self._boundaries, boundary)
         end = self._boundaries[place] if place < len(self._boundaries) else sys.maxsize
-        names = {text_field(line.data, "uuid") for node in nodes for line in node.lines}
-        again = [x.number for name in names for x in self._places.get(name, [])]
-        again += [self._replays[node].number for node in nodes if node in self._replays]
+        again = [x.number for line in node.lines for x in self._places.get(text_field(line.data, "uuid"), [])]
+        again += [self._replays[node].number] if node in self._replays else []
         return any(boundary < number < end for number in again)
 
     def _kept(self, metadata: dict[str, object], boundary: Node) -> tuple[list[Node], Node]:
         """Return the nodes that a compaction kept word for word, in order, and the node that they follow."""
         listed, segment = object_field(metadata, "preservedMessages"), object_field(metadata, "preservedSegment")
         anchor = text_field(listed, "anchorUuid") or text_field(segment, "anchorUuid")
-        after = self.node_of.get(anchor, boundary)
+        after = self._above(anchor)[0] if anchor in self._by_uuid else None
+        if after is None or after.number < boundary.number:  # it names none, or one of those that it keeps
+            after = self._summary.get(boundary, boundary)
         uuids = listed.get("uuids")
         if isinstance(uuids, list):
             names = [self._latest(u, boundary.number) for u in uuids if isinstance(u, str)]
@@ -375,8 +446,7 @@ class Graph:
         else:
             head, tail = (self._latest(text_field(segment, key), boundary.number) for key in ("headUuid", "tailUuid"))
             listed_nodes = self._segment(head, tail, boundary.number)
-        if self._written_again(listed_nodes, boundary.number):
-            return [], after
+        listed_nodes = [n for n in listed_nodes if not self._written_again(n, boundary.number)]
         kept = list(dict.fromkeys(self._shown(n, boundary.number) for n in listed_nodes))
         return [n for n in kept if n not in (after, boundary) and n.role in ("user", "assistant")], after
 
@@ -399,7 +469,7 @@ class Graph:
         """Return the path that ends with `last` and begins with `first` (with the root, if that is not above)."""
         path: list[Node] = []
         while last is not None and (not path or path[-1] is not first):
-            if self._steps > _STEPS_PER_NODE * (len(self.node_of) + 50):
+            if self._steps > self._most_steps():
                 self.notes["compactions_not_followed"] += 1
                 return []
             self._steps += 1
@@ -453,20 +523,22 @@ class Graph:
         }
         whole = sum(all(found) for found in reasons.values())
         none = [node for node, found in reasons.items() if not any(found)]
-        if whole > len(none):
-            for node in none:
-                if node.lines[0].message.get("model") != "<synthetic>":
-                    node.truncated = True
+        for node in none:
+            recent = version_of(node.lines[0]) >= _REASONS_SINCE
+            if (recent or whole > len(none)) and node.lines[0].message.get("model") != "<synthetic>":
+                node.truncated = True
 
     def _interrupt(self, line: Line) -> None:
-        node: Node | None = self._answers.get(text_field(line.data, "interruptedMessageId"))
-        if node is None:
-            node = self.node_of[line.uuid]
+        named = text_field(line.data, "interruptedMessageId")
+        node: Node | None = self.node_of[line.uuid]
+        if node is not None:
             node = node.parent if node.role == "user" else node
         for _ in range(_MARKER_REACH):  # attachments and queued prompts stand between the turn and the marker
             if node is None or node.role != "user" or node.lines[0].data.get("type") == "user":
                 break
             node = node.parent
+        if named and named in self._answers and (node is None or node.key != named):
+            node = self._answers[named]
         if node is not None and node.role == "assistant":
             (node.copy_of or node).interrupted = True
 

@@ -179,27 +179,34 @@ def read(path: Path, report: ReadReport) -> list[Line]:
     second place of the same message: lines that name its `uuid` from then on follow that place.
     """
     lines: list[Line] = []
-    parents: dict[str, set[str | None]] = {}
+    places: dict[str, list[tuple[Any, set[str | None]]]] = {}
     renamed: dict[str, str] = {}
+    compactions, said_at = 0, dict[str, int]()
     for number, data in read_lines(path):
         if data is None:
             report.fates[number] = "broken"
             report.broken.append(f"{path.name}:{number}")
             continue
         uuid, parent = text_field(data, "uuid"), text_field(data, "parentUuid") or None
-        again = uuid in parents
-        if again and (parent in parents[uuid] or "parentUuid" not in data):
+        parent = renamed.get(parent, parent) if parent else None
+        before = places.setdefault(uuid, []) if uuid else []
+        parents = next((found for message, found in before if message == data.get("message")), None)
+        if parents is not None and (parent in parents or "parentUuid" not in data):
             report.fates[number] = "duplicate"
             continue
-        if uuid:
-            parents.setdefault(uuid, set()).add(parent)
         line = Line(number, data, kind_of_line(data), uuid or f"line:{number}", parent, "parentUuid" not in data)
-        line.parent = renamed.get(parent, parent) if parent else None
-        if again:
+        if before:
             line.uuid = renamed[uuid] = f"{uuid}@{number}"
-            line.repeats = True
-            if data.get("type") == "saved_hook_context":
+            line.repeats = parents is not None
+        compactions += line.kind == "boundary"
+        if uuid and data.get("type") == "saved_hook_context":
+            if said_at.get(uuid) == compactions:
                 line.kind = "attachment"  # the place is another one, the words were said
+            said_at[uuid] = compactions
+        if parents is None:
+            before.append((data.get("message"), {parent}))
+        else:
+            parents.add(parent)
         _note(line, report)
         lines.append(line)
     return lines
@@ -212,6 +219,12 @@ def _note(line: Line, report: ReadReport) -> None:
         report.unknown[unknown] += 1
     if line.data.get("rendered") is not None and rendered_blocks(line.data) is None:
         report.notes["unreadable_rendered"] += 1
+
+
+def version_of(line: Line) -> tuple[int, ...]:
+    """Return the version that wrote a line, as numbers; () if it does not say."""
+    parts = text_field(line.data, "version").split("-")[0].split(".")
+    return tuple(map(int, parts)) if all(p.isascii() and p.isdigit() and len(p) < 9 for p in parts) else ()
 
 
 def group_of(lines: Iterable[Line], default: str) -> str:

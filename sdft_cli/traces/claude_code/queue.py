@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from sdft_cli.traces.claude_code.attachments import object_field, text_field
+from sdft_cli.traces.claude_code.attachments import blocks_of, object_field, text_field
 from sdft_cli.traces.claude_code.lines import Line
 
 
@@ -18,9 +18,7 @@ def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
     line that has its words takes it from the queue.
     """
     attached = Counter(
-        text_field(attachment, "prompt")
-        for line in lines
-        if (attachment := object_field(line.data, "attachment")).get("type") == "queued_command"
+        _words(line) for line in lines if object_field(line.data, "attachment").get("type") == "queued_command"
     )
     waiting: list[Line] = []
     words: Counter[str] = Counter()
@@ -29,14 +27,15 @@ def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
     shown: list[tuple[int, Line]] = []
     for line in lines:
         if line.kind == "user" and words and line.data.get("type") == "user":
-            text = "\n".join(text_field(b, "text") for b in line.blocks if b.get("type") == "text")
-            if words[text] > 0:
+            texts = {text_field(b, "text").strip() for b in line.blocks if b.get("type") == "text"}
+            text = next((text for text in texts | {_words(line)} if text and words[text] > 0), "")
+            if text:
                 waiting.pop(_place(waiting, text))
                 words[text] -= 1
                 delivered += 1
             continue
         operation = line.data.get("operation") if line.kind == "queue" else None
-        content = text_field(line.data, "content")
+        content = text_field(line.data, "content").strip()
         if operation == "enqueue":
             waiting.append(line)
             words[content] += 1
@@ -47,15 +46,22 @@ def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
             delivered -= 1  # if it was for another prompt, the user line of that one takes it out
         elif operation in ("remove", "dequeue") and waiting:
             prompt = waiting.pop(_place(waiting, content))
-            text = text_field(prompt.data, "content")
+            text = text_field(prompt.data, "content").strip()
             words[text] -= 1
             if operation == "remove" and attached[text] > 0:
                 attached[text] -= 1
-            elif operation == "remove" and text.strip():
+            elif operation == "remove" and text:
                 shown.append((line.number, prompt))
     return shown
 
 
 def _place(waiting: Sequence[Line], text: str) -> int:
     """Return where the prompt with these words waits; the first place, if none has them."""
-    return next((i for i, w in enumerate(waiting) if text and w.data.get("content") == text), 0)
+    found = (i for i, w in enumerate(waiting) if text and text_field(w.data, "content").strip() == text)
+    return next(found, 0)
+
+
+def _words(line: Line) -> str:
+    """Return the words of a prompt: of a user line, or of what an attachment says was queued."""
+    prompt = object_field(line.data, "attachment").get("prompt", line.message.get("content"))
+    return "\n".join(text_field(b, "text") for b in blocks_of(prompt) if b.get("type") == "text").strip()

@@ -6,9 +6,12 @@
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections import Counter
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from sdft_cli.records import Message, Rejection, Session
 from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, SIDE_QUERY
@@ -17,7 +20,7 @@ from sdft_cli.traces.claude_code.facts import untested_versions
 from sdft_cli.traces.claude_code.graph import Context, Graph
 from sdft_cli.traces.claude_code.lines import Line, chains, group_of, read
 from sdft_cli.traces.claude_code.prompts import Prompt, prompt_of
-from sdft_cli.traces.claude_code.seen import SeenLines
+from sdft_cli.traces.claude_code.seen import SeenLines, up_to
 from sdft_cli.traces.claude_code.writer import Writer
 from sdft_cli.traces.types import FileSessions, ReadReport
 
@@ -78,45 +81,84 @@ def _side_turns(lines: list[Line], base: str, report: ReadReport) -> None:
     report.fates.update((line.number, "side_query") for line in lines)
 
 
-def _inherited(chain: list[Line], agent: str, lines: list[Line], seen: SeenLines, path: Path) -> list[Line]:
-    """Return the lines of another file that a chain goes on from: a fork's parent, a session that was resumed.
+def _inherited(
+    chain: list[Line], agent: str, lines: list[Line], seen: SeenLines | None, path: Path
+) -> tuple[list[Line], set[str]]:
+    """Return the lines that a chain goes on from, and which missing parents another file or chain holds.
 
-    The groups of both files become one. `lines` are all of the file.
+    The main chain goes on from another file where a session was resumed; a subagent from its parent's talk, if it was
+    forked from it (`fork-context-ref`). Others have a context of their own, whatever their first line names. The groups
+    of the files become one. `lines` are all of the file.
     """
+    references = [x.data for x in lines if x.data.get("type") == "fork-context-ref"]
+    reference = next((x for x in references if x.get("agentId", agent) == agent), None) if agent else None
     start = next((line for line in chain if not line.by_order), None)
-    if start is None:
-        return []
-    if start.parent is None and agent:
-        references = (x.data for x in lines if x.data.get("type") == "fork-context-ref")
-        own = next((x for x in references if x.get("agentId") == agent), {})
-        start.parent = text_field(own, "parentLastUuid") or None
-    if start.parent is None or any(line.uuid == start.parent for line in lines):
-        return []
-    found = seen.before(start.parent, path)
-    if found is None:
-        return []
-    seen.join(found[1], group_of(chain, path.stem))
-    return found[0]
+    if start is not None and start.parent is None and reference is not None:
+        start.parent = text_field(reference, "parentLastUuid") or None
+    found: list[Line] = []
+    held: set[str] = set()
+    files = {path}
+    while (missing := _missing_parent([*found, *chain])) is not None:
+        source = next((line for line in lines if line.uuid == missing), None)
+        if source is not None:
+            taken, other, group = up_to(lines, source), path, ""
+        else:
+            before = seen.before(missing, path) if seen is not None else None
+            if before is None:
+                return found, held
+            taken, other, group = before
+        held.add(missing)
+        if (agent and reference is None) or (found and other in files) or not taken:
+            return found, held
+        files.add(other)
+        found = [*taken, *found]
+        if group and seen is not None:
+            seen.join(group, group_of(chain, path.stem))
+    return found, held
 
 
-def _parts(context: Context, writer: Writer, before: Prompt | None) -> list[tuple[Prompt | None, list[Message]]]:
-    """Write a context down once for each system prompt that was in force; turns under another one are context only."""
-    places = [i for i, node in enumerate(context.path) if node.lines[0].kind == "prompt"]
-    prompts = [prompt_of(context.path[i].lines[0], writer.notes) for i in places]
-    answers = [i for i, node in enumerate(context.path) if node.role == "assistant"]
-    changes: list[tuple[int, Prompt | None]] = [(0, before)]
-    for place, prompt in zip(places, prompts, strict=True):
-        if prompt == changes[-1][1]:
-            continue
-        if not any(changes[-1][0] <= i < place for i in answers):
-            changes.pop()  # no turn was written under the one before
-        changes.append((place, prompt))
+def _missing_parent(chain: list[Line]) -> str | None:
+    """Return the first parent that is not in the chain, of lines before its first answer and of that answer."""
+    own = {line.uuid for line in chain}
+    for line in chain:
+        if line.parent is not None and line.parent not in own:
+            return line.parent
+        if line.kind == "assistant":
+            return None
+    return None
+
+
+def _parts(
+    context: Context, writer: Writer, prompts: list[tuple[int, Prompt]]
+) -> list[tuple[Prompt | None, list[Message]]]:
+    """Write a context down once for each system prompt under which it has turns of its own; the others are context."""
+    numbers = [number for number, _ in prompts]
+    own: dict[int, list[int]] = {}
+    for place, node in enumerate(context.path):
+        if node.role == "assistant" and node in context.own and not node.repeats:
+            last = bisect_right(numbers, node.number) - 1
+            first = next((i for i in range(last + 1) if prompts[i][1] is prompts[last][1]), -1)
+            own.setdefault(first, []).append(place)
     parts: list[tuple[Prompt | None, list[Message]]] = []
-    for number, (start, in_force) in enumerate(changes):
-        stop = changes[number + 1][0] if number + 1 < len(changes) else len(context.path)
-        shown = Context(context.path[:stop], context.own & set(context.path[start:stop]), [])
-        parts.append((in_force, writer.messages(shown)))
+    for number, places in own.items():
+        others = {context.path[i] for key, found in own.items() if key != number for i in found}
+        stop = len(context.path) if len(own) == 1 or number == max(own) else places[-1] + 1
+        shown = Context(context.path[:stop], context.own - others, [])
+        parts.append((prompts[number][1] if number >= 0 else None, writer.messages(shown)))
     return parts
+
+
+def _prompts(lines: list[Line], notes: Counter[str]) -> list[tuple[int, Prompt]]:
+    """Return what each line of kind `prompt` records, with its number; equal ones are one object."""
+    known: dict[bytes, Prompt] = {}
+    found = []
+    for line in lines:
+        if line.kind == "prompt":
+            key = msgspec.json.encode([line.data.get("attachment"), line.data.get("tools")])
+            if key not in known:
+                known[key] = prompt_of(line, notes)
+            found.append((line.number, known[key]))
+    return found
 
 
 def _session(part: tuple[Prompt | None, list[Message]], name: str, group: str, metadata: dict[str, Any]) -> Session:
@@ -130,7 +172,7 @@ def _session(part: tuple[Prompt | None, list[Message]], name: str, group: str, m
 
 
 def _chain_sessions(
-    lines: list[Line], agent: str, path: Path, report: ReadReport, writer: Writer, every_branch: bool
+    lines: list[Line], held: set[str], agent: str, path: Path, report: ReadReport, writer: Writer, every_branch: bool
 ) -> list[Session]:
     """Read one chain of a file: the main one (`agent` is ""), or a subagent's."""
     own = [line for line in lines if line.number > 0]
@@ -140,19 +182,15 @@ def _chain_sessions(
     project = next((cwd for line in own if isinstance(cwd := line.data.get("cwd"), str)), None)
     report.lost_turns.extend(_errors(own, base))
     sessions: list[Session] = []
-    prompts = [line for line in lines if line.kind == "prompt"]
-    for context in Graph(lines, report.notes).contexts(every_branch):
+    prompts = _prompts(lines, report.notes)
+    for context in Graph(lines, report.notes, held).contexts(every_branch):
         report.lost_turns.extend(_lost(context, base))
         kept = any(node.role == "assistant" and not node.repeats for node in context.own)
         _account(context, report.fates, kept)
         if not kept:
             report.notes["contexts_without_turns"] += 1
             continue
-        first = min(node.number for node in context.path)
-        before = next((line for line in reversed(prompts) if line.number < first), None)
-        for part in _parts(context, writer, prompt_of(before, writer.notes) if before else None):
-            if not any(m.role == "assistant" and m.status != "repeated" for m in part[1]):
-                continue
+        for part in _parts(context, writer, prompts):
             number = len(sessions) + 1
             metadata: dict[str, Any] = {"format": FORMAT, "file": path.name, "models": models, "context": number}
             if context.compacted:
@@ -181,8 +219,9 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
     report.unknown.update(untested_versions(lines))
     if seen is not None:
         for line in lines:
-            held = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)
-            line.repeats = line.repeats or held
+            again = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)
+            line.repeats = line.repeats or again
+    writer = Writer(report.notes, lines)
     sessions: list[Session] = []
     for agent, chain in chains(lines).items():
         side = agent or (path.stem.removeprefix("agent-") if path.stem.startswith("agent-") else "")
@@ -190,10 +229,12 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
             base = group_of(chain, path.stem)
             _side_turns(chain, f"{base}/agent-{side}", report)
             continue
-        if seen is not None:
-            chain = [*_inherited(chain, agent, lines, seen, path), *chain]
-        writer = Writer(report.notes, [*chain, *lines])
-        sessions += _chain_sessions(chain, agent, path, report, writer, seen is not None and seen.every_branch)
+        before, held = _inherited(chain, agent, lines, seen, path)
+        for place, line in enumerate(before):
+            line.number = place - len(before)
+        chain = [*before, *chain]
+        every_branch = seen is not None and seen.every_branch
+        sessions += _chain_sessions(chain, held, agent, path, report, writer, every_branch)
     for line in lines:
         report.fates.setdefault(line.number, "duplicate" if line.repeats else line.kind)
     for number in [n for n in report.fates if n < 1]:

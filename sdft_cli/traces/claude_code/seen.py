@@ -71,23 +71,16 @@ class SeenLines:
         self.join(first[1], group)
         return True
 
-    def before(self, uuid: str, path: Path) -> tuple[list[Line], str] | None:
-        """Return the lines of another file up to one of them, and that file's group; None if no file holds it.
-
-        The lines are those of the chain that the line is in. They are numbered below 1, and repeated.
-        """
+    def before(self, uuid: str, path: Path) -> tuple[list[Line], Path, str] | None:
+        """Return the lines of another file up to one of them, that file, and its group; None if no file holds it."""
         other = self._place(uuid)
         if other is None or other == path:
             return None
         if self._last_read is None or self._last_read[0] != other:
             self._last_read = other, read(other, ReadReport())
         lines = self._last_read[1]
-        end = next((i for i, line in enumerate(lines) if line.uuid == uuid), None)
-        if end is None:
-            return None
-        taken = [line for line in lines[: end + 1] if line.agent == lines[end].agent]
-        copies = [Line(i - len(taken), x.data, x.kind, x.uuid, x.parent, x.by_order, True) for i, x in enumerate(taken)]
-        return copies, group_of(lines, other.stem)
+        end = next((line for line in lines if line.uuid == uuid), None)
+        return (up_to(lines, end), other, group_of(lines, other.stem)) if end is not None else None
 
     def _place(self, uuid: str) -> Path | None:
         """Return the first file of the source that has a line with this `uuid`; all are searched once, when asked."""
@@ -101,3 +94,9 @@ class SeenLines:
                         for found in _UUID.finditer(line):
                             self._places.setdefault(found.group(1), path)
         return self._places.get(uuid.encode("utf-8", "surrogatepass"))
+
+
+def up_to(lines: Sequence[Line], end: Line) -> list[Line]:
+    """Return copies of the lines of a chain up to one of them: numbered below 1, and repeated."""
+    taken = [line for line in lines if line.number <= end.number and line.agent == end.agent]
+    return [Line(i - len(taken), x.data, x.kind, x.uuid, x.parent, x.by_order, True) for i, x in enumerate(taken)]

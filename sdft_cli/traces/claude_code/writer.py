@@ -11,7 +11,7 @@ from typing import Any
 from sdft_cli.records import Message, ToolCall
 from sdft_cli.records.reasons import CUT_CONTEXT, INTERRUPTED, SYNTHETIC, TRUNCATED
 from sdft_cli.traces.claude_code.attachments import Block, blocks_of, text_field
-from sdft_cli.traces.claude_code.calls import has_plan_files, sent_arguments, wire_inputs
+from sdft_cli.traces.claude_code.calls import has_plan_files, sent_arguments, wire_inputs, wrote_a_plan_file
 from sdft_cli.traces.claude_code.facts import prompt_tokens
 from sdft_cli.traces.claude_code.graph import Context, Node
 from sdft_cli.traces.claude_code.lines import CALLS, Line
@@ -30,7 +30,7 @@ class Writer:
     def __init__(self, notes: Counter[str], lines: Sequence[Line]) -> None:
         self.notes = notes
         self.replaced = _replaced_results(lines)
-        self.plan_files = has_plan_files(lines)
+        self.plan_file_written = wrote_a_plan_file(lines)
 
     def text_of(self, blocks: list[Block]) -> str:
         """Flatten blocks to text; images and documents become counted placeholders."""
@@ -97,6 +97,7 @@ class Writer:
         parts = [_TurnParts(seen_tokens=None if status == "repeated" else prompt_tokens(node.lines, self.notes))]
         written: list[Message] = []
         names: dict[str, str] = {}
+        plan_files = has_plan_files(node.lines[0], self.plan_file_written)
         for block in (block for line in node.lines for block in line.blocks):
             kind = text_field(block, "type")
             if kind == "thinking":
@@ -104,7 +105,7 @@ class Writer:
             elif kind == "redacted_thinking":
                 self.notes["redacted_thinking"] += 1
             elif kind in CALLS:
-                call, whole = self._call(block, wire)
+                call, whole = self._call(block, sent_arguments(block, wire, plan_files))
                 parts[-1].calls[call.id] = call
                 names[call.id] = call.name
                 status = status or (None if whole else TRUNCATED.key)
@@ -129,9 +130,8 @@ class Writer:
             return SYNTHETIC.key
         return INTERRUPTED.key if node.interrupted else TRUNCATED.key if node.truncated else None
 
-    def _call(self, block: Block, wire: dict[str, dict[str, Any]]) -> tuple[ToolCall, bool]:
+    def _call(self, block: Block, arguments: Any) -> tuple[ToolCall, bool]:
         """Return a call, and whether its arguments are whole: a cut-off answer may leave text instead of an object."""
-        arguments = sent_arguments(block, wire, self.plan_files)
         call, name = text_field(block, "id"), text_field(block, "name")
         try:
             if isinstance(arguments, dict):
@@ -168,8 +168,9 @@ class _TurnParts:
     seen_tokens: int | None = None
 
     def message(self, status: str | None) -> Message:
-        texts = [t for t in self.texts if t.strip() and not (self.calls and t.strip() == NO_CONTENT)]
-        content = "\n".join(texts)
+        said = [t for t in self.texts if t.strip()]
+        texts = [t for t in said if t.strip() != NO_CONTENT]
+        content = "\n".join(texts if texts or self.calls else said)
         reasoning = "\n".join(self.reasoning)
         calls = tuple(self.calls.values())
         return Message("assistant", content, calls, reasoning=reasoning, status=status, seen_tokens=self.seen_tokens)

@@ -21,7 +21,7 @@ from tests.traces.lines import call, line, result, text
 
 FATES = {
     *("conversation", "abandoned", "duplicate", "no_turns", "boundary", "microcompact", "api_error", "progress"),
-    *("empty", "virtual", "attachment", "queue", "system", "broken", "unknown_type", "transcript_only"),
+    *("empty", "virtual", "attachment", "queue", "system", "broken", "unknown_type", "transcript_only", "prompt"),
 }
 QUIET = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -202,6 +202,8 @@ class Told:
         self.tail: str | None = None
         self.answered = 0
         """Answers of this context that are its own."""
+        self.reminded = False
+        """A hook's words stand in this context."""
 
     def put(self, kind: str, content: Any = None, parent: Any = ..., **extra: Any) -> str:
         uuid = str(len(self.lines))
@@ -235,7 +237,7 @@ class Told:
         extra = {"compactMetadata": {"preservedSegment": segment} if keeps else {}, "logicalParentUuid": leaf}
         self.put("system", parent=None, subtype="compact_boundary", **extra)
         kept = self.seen[-1:] if keeps else []
-        self.seen, self.answered = [], 0
+        self.seen, self.answered, self.reminded = [], 0, False
         self.user(f"<{len(self.lines)}>", isCompactSummary=True)
         self.seen += kept
         if keeps and how == "again" and last is not None:
@@ -268,8 +270,10 @@ class Told:
                 self.put("saved_hook_context")
                 self.lines[-1]["content"] = [mark]
             else:
+                self.seen += [] if self.reminded else first["content"]
                 self.lines.append({**first, "parentUuid": self.tail})
                 self.tail = first["uuid"]
+            self.reminded = True
         elif self.tail is not None and self.seen:  # there is something to compact
             self.compact(act)
 

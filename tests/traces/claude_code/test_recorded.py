@@ -115,7 +115,7 @@ def test_a_snapshot_is_the_system_prompt_and_the_tools_and_nothing_is_guessed(wr
         ("Ask", "Does Ask.", OBJECT, "given")
     ]
     assert found.report.notes["bad_tool_schemas"] == 2
-    assert found.report.lines == {"conversation": 3}
+    assert found.report.lines == {"conversation": 2, "prompt": 1}
 
 
 def test_another_prompt_begins_another_session_that_shows_the_turns_before(write_jsonl: Write) -> None:
