@@ -112,6 +112,21 @@ def _said(block: dict[str, object]) -> tuple[str, str]:
     return kind, next((words for key in keys if (words := text_field(block, key))), "")
 
 
+def _goes_on(message: Node, before: Node | None, line: Line) -> bool:
+    """Say whether a line without `requestId` may go on with a message that does not stand directly before it: a call
+    behind the result of its sibling, while the message has no reason for its end."""
+    is_call = any(block.get("type") in CALLS for block in line.blocks)
+    return before is message and is_call and message.lines[-1].message.get("stop_reason") is None
+
+
+def _is_prompt(line: Line) -> bool:
+    """Say whether the user typed this line for the model: it is no command, no result and no meta line."""
+    if line.data.get("type") != "user" or line.data.get("isMeta") is True:
+        return False
+    texts = [text_field(block, "text") for block in line.blocks if block.get("type") == "text"]
+    return bool(texts) and not texts[0].startswith(("<command-", "<local-command-", "/"))
+
+
 def _ids(line: Line, kinds: Sequence[str], key: str) -> list[str]:
     return [text_field(block, key) for block in line.blocks if block.get("type") in kinds]
 
@@ -141,6 +156,8 @@ class Graph:
         self._ends: set[Node] = set()
         self._closed: dict[Node, Node] = {}
         """The leaf that a compaction closed -> its boundary."""
+        self._carried: dict[Node, Node] = {}
+        """A prompt that was not answered yet when its context was closed -> the boundary."""
         self._tip: dict[Node, Node] = {}
         """The latest node in the tree of a boundary."""
         self._places: dict[str, list[Line]] = {}
@@ -156,7 +173,6 @@ class Graph:
         self._spot: dict[str, Node] = {}
         """Where the chain stands behind a line: at its message, or at what was shown before the message was whole."""
         self._base: dict[Node, Node] = {}
-        self._prompts = 0
         self._queue = queued_prompts(lines)[::-1]
         self._build()
         self._link()
@@ -206,22 +222,27 @@ class Graph:
     def _assistant_line(self, line: Line, owner: dict[str, Node]) -> None:
         """Add a line to its message, or begin one.
 
-        A `message.id` alone may be used again, so the `requestId` belongs to the key, or where there is none, the
-        prompt of the user before it. A block that the message has already begins a replay of it.
+        A `message.id` alone may be used again, so the `requestId` belongs to the key. Where there is none, a line goes
+        on with its message only directly behind it (`_goes_on`). A block that the message has already begins a replay.
         """
         name = text_field(line.message, "id") or line.uuid
-        key = f"{name} {text_field(line.data, 'requestId') or self._prompts}"
+        request = text_field(line.data, "requestId")
+        key = f"{name} {request}"
         said = {_said(block) for block in line.blocks}
         first = self._messages.get(key)
         before = self.node_of.get(line.parent or "")
-        if before is not None and before.key == name and before is self._latest_of(first):
+        parent = self._by_uuid.get(line.parent or "")
+        behind = parent is not None and parent.kind == line.kind and not line.repeats
+        if behind and before is not None and before is self._latest_of(first):
             node: Node | None = before  # directly behind a line of its message, it goes on with it
         else:
             node = self._latest_of(first) if first and said & self._said[first] else first
-        if node is None or (node is not before and said & self._said[node]):
+        direct = behind and node is before
+        other = first is not None and not (request or line.by_order or direct or _goes_on(first, before, line))
+        if node is None or other or (not direct and said & self._said[node]):
             node = self._new("assistant", line, name)
             self._said[node] = said
-            if first is None:
+            if first is None or (other and not said & self._said[first]):
                 self._messages[key] = node
             else:
                 node.replayed = True
@@ -244,8 +265,6 @@ class Graph:
             owner[result].results.setdefault(result, []).append(line)
         self.notes["orphan_tool_results"] += len(results) - len(owned)
         self.node_of[line.uuid] = owner[owned[0]] if owned else self._new("user", line)
-        if not results and line.data.get("type") == "user" and line.data.get("isMeta") is not True:
-            self._prompts += 1
 
     def _root(self, node: Node) -> Node:
         passed = []
@@ -321,10 +340,10 @@ class Graph:
         if self._answered:
             self.notes["repaired_links"] += 1
             return self._current(previous)
-        while line.parent in self._by_uuid:
+        passed: set[str] = set()
+        while line.parent in self._by_uuid and line.parent not in passed:
+            passed.add(line.parent)
             line = self._by_uuid[line.parent]
-            if line is node.lines[0]:
-                break
         left = text_field(object_field(line.data, "attachment"), "type").startswith(("plan_", "auto_mode"))
         node.cut = not (left or name in self._held or node.lines[0].data.get("isCompactSummary") is True)
         return None
@@ -358,6 +377,9 @@ class Graph:
             if boundary is None or node in passed:
                 break
             passed[node] = None
+            if self._carried.pop(node, None) is not None:
+                tip = self._copy.get(self._tip.get(boundary, boundary), self._tip.get(boundary, boundary))
+                return self._copy_path([node], tip, frozenset(), boundary.tree)
             node = self._tip.get(boundary, boundary)
         for other in passed:  # shortens the way for the next time
             self._closed[other] = self._closed[next(reversed(passed))]
@@ -391,10 +413,15 @@ class Graph:
         leaf = self._above(named)[0] if named else None
         closed, live = self._current(leaf), self._current(previous)
         behind = self._behind(closed, live)
+        if behind and _is_prompt(behind[-1].lines[0]):
+            self._carried[behind[-1]] = boundary
         end = self._ask(behind[-1] if behind else closed or live, boundary.number)
         if closed is not None and end is not None:
             self._ends.add(end)
         kept, anchor = self._kept(object_field(data, "compactMetadata"), boundary)
+        while closed is not None and closed.role == "user" and closed.lines[0].data.get("type") != "user":
+            behind.append(closed)  # what hung on the leaf's message beside it
+            closed = closed.parent
         for node in {closed, end, *behind} - {None, boundary}:
             if node is not None and node.role in ("user", "assistant") and node.number < boundary.number:
                 self._closed[node] = boundary
@@ -409,6 +436,8 @@ class Graph:
             self._steps += 1
             path.append(node)
             node = node.parent
+        if node is None and live is not None and leaf is not None and path[-1].role == "boundary":
+            return [live] if leaf.number < path[-1].number else []  # the leaf of a context that was closed before
         return path[::-1] if node is leaf and leaf is not None else []
 
     def _most_steps(self) -> int:
@@ -453,6 +482,10 @@ class Graph:
     def _segment(self, head: str, tail: str, before: int) -> list[Node]:
         nodes = (self.node_of.get(head), self._above(tail)[0] if tail else None)
         first, last = (node and self._shown(node, before) for node in nodes)
+        if first is None and last is not None and head in self._by_uuid:  # a line without words: what follows it
+            start = self._by_uuid[head].number
+            path = self._walk(last, None)
+            return [node for node in path if node.number > start]
         path = self._walk(last, first) if first is not None else []
         return path if path and path[0] is first else []
 
@@ -521,7 +554,7 @@ class Graph:
             for node in self.nodes
             if node.role == "assistant" and node.copy_of is None
         }
-        whole = sum(all(found) for found in reasons.values())
+        whole = sum(all(r) for n, r in reasons.items() if n.lines[0].message.get("model") != "<synthetic>")
         none = [node for node, found in reasons.items() if not any(found)]
         for node in none:
             recent = version_of(node.lines[0]) >= _REASONS_SINCE

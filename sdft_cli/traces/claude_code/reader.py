@@ -107,8 +107,11 @@ def _inherited(
             if before is None:
                 return found, held
             taken, other, group = before
+            if not agent and taken and taken[-1].agent is not None:
+                taken = []  # a main chain does not go on from a subagent's
         held.add(missing)
-        if (agent and reference is None) or (found and other in files) or not taken:
+        forked = reference is not None
+        if forked != bool(agent) or (source is not None and not forked) or (found and other in files) or not taken:
             return found, held
         files.add(other)
         found = [*taken, *found]

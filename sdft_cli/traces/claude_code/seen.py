@@ -60,7 +60,8 @@ class SeenLines:
         answer, request = text_field(line.message, "id"), text_field(line.data, "requestId")
         if line.kind == "assistant" and answer and request:
             words = hash(msgspec.json.encode(line.message.get("content")))
-            found = self._held(f"{answer} {request} {words}", words, group, path) or found
+            place = path / (line.agent or "")  # a fork in its parent's file copies its call
+            found = self._held(f"{answer} {request} {words}", words, group, place) or found
         return found
 
     def _held(self, key: str, content: int, group: str, path: Path) -> bool:

@@ -376,3 +376,192 @@ def test_questions_of_claude_codes_own_are_no_turns_of_the_session(
     assert (f"s/agent-{agent}" in contexts(found)) == counts
     assert [r.reason for r in found.report.lost_turns] == ([] if counts else ["side_query"])
     assert found.report.lines["side_query"] == (0 if counts else 2)
+
+
+# What stands inside a message, before a boundary, or at the edge of a rule.
+
+
+def calls(*ids: str, words: str = "") -> list[dict[str, Any]]:
+    return [*(text(words) if words else []), *(block for name in ids for block in call(name))]
+
+
+def attached(uuid: str, parent: str, words: str) -> dict[str, Any]:
+    return line(uuid, parent, "attachment", attachment={"type": "hook_additional_context", "content": [words]})
+
+
+INSIDE = {
+    "between parallel results": [
+        line("2", "1", "assistant", calls("a"), mid="m", requestId="r"),
+        line("3", "2", "assistant", calls("b"), mid="m", requestId="r"),
+        line("4", "3", "user", result("a", "A")),
+        attached("5", "4", "hook"),
+        line("6", "5", "user", result("b", "B")),
+    ],
+    "between a call and its result": [
+        line("2", "1", "assistant", calls("a", "b"), mid="m", requestId="r"),
+        attached("5", "2", "hook"),
+        line("6", "5", "user", [*result("a", "A"), *result("b", "B")]),
+    ],
+    "between two lines of a message": [
+        line("2", "1", "assistant", calls("a"), mid="m", requestId="r"),
+        attached("5", "2", "hook"),
+        line("3", "5", "assistant", calls("b"), mid="m", requestId="r"),
+        line("6", "3", "user", [*result("a", "A"), *result("b", "B")]),
+    ],
+}
+
+
+@pytest.mark.parametrize("inside", INSIDE.values(), ids=INSIDE)
+def test_what_a_hook_says_inside_a_message_stands_behind_its_results(write_jsonl: Write, inside: list[Any]) -> None:
+    found = read_claude_code(
+        write_jsonl("s.jsonl", [line("1", None, "user", "one"), *inside, answer("7", "6", "four")])
+    )
+    assert contexts(found)["s"] == ["one", "", "A", "B", "hook", "four"]
+    assert set(found.report.fates.values()) == {"conversation"}
+
+
+def test_a_prompt_that_waited_for_a_compaction_stands_behind_its_summary(write_jsonl: Write) -> None:
+    lines = [*OLD, line("3", "2", "user", "three"), boundary("b", "2"), summary("s", "b"), answer("4", "3", "four")]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {"s": ["one", "two", "three"], "s#2": ["summary\nthree", "four"]}
+
+
+@pytest.mark.parametrize("named", ["1", "2", "b", "s"])
+def test_a_boundary_closes_the_live_context_whatever_place_before_it_names(write_jsonl: Write, named: str) -> None:
+    lines = [
+        *OLD,
+        boundary("b", "2"),
+        summary("s", "b"),
+        line("3", "s", "user", "three"),
+        answer("4", "3", "four"),
+        boundary("c", named),
+        summary("t", "c", "second"),
+        line("5", "4", "user", "five"),
+        answer("6", "5", "six"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found)["s#3"] == ["second\nfive", "six"]
+
+
+def test_a_whole_tail_that_is_written_again_stands_once(write_jsonl: Write) -> None:
+    """Only its first line has another parent; the others name lines that are written again too."""
+    tail = [line("3", "2", "user", "three"), answer("4", "3", "four")]
+    kept = {"headUuid": "3", "anchorUuid": "s", "tailUuid": "4"}
+    lines = [
+        *OLD,
+        *tail,
+        boundary("b", "4", preservedSegment=kept),
+        summary("s", "b"),
+        {**tail[0], "parentUuid": "s"},
+        tail[1],
+        line("5", "4", "user", "five"),
+        answer("6", "5", "six"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found)["s#2"] == ["summary\nthree", "(four)", "five", "six"]
+
+
+def test_a_hook_is_said_again_behind_a_compaction(write_jsonl: Write) -> None:
+    lines = [
+        saved(None),
+        line("1", "h", "user", "one"),
+        answer("2", "1", "two"),
+        boundary("b", "2"),
+        summary("s", "b"),
+        saved("s"),
+        line("3", "h", "user", "three"),
+        answer("4", "3", "four"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found)["s#2"] == ["summary\nBe kind.\nthree", "four"]
+
+
+def test_a_tool_loop_whose_provider_has_one_message_id(write_jsonl: Write) -> None:
+    lines: list[Any] = [line("u", None, "user", "go")]
+    for number in range(3):
+        made = line(f"a{number}", lines[-1]["uuid"], "assistant", calls(f"c{number}", words=f"[{number}]"), mid="msg")
+        made["message"]["stop_reason"] = "tool_use"
+        lines += [made, line(f"r{number}", f"a{number}", "user", result(f"c{number}", "ok"))]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found)["s"] == ["go", "[0]", "ok", "[1]", "ok", "[2]", "ok"]
+
+
+@pytest.mark.parametrize("block", [{"type": "redacted_thinking", "data": "x"}, *text("OK.")])
+def test_equal_blocks_behind_each_other_are_no_replay(write_jsonl: Write, block: dict[str, Any]) -> None:
+    lines = [
+        line("1", None, "user", "one"),
+        line("2", "1", "assistant", [block], mid="m", requestId="r"),
+        line("3", "2", "assistant", [block], mid="m", requestId="r"),
+        line("4", "3", "assistant", text("done"), mid="m", requestId="r"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert len(found.sessions[0].assistant_turns()) == len(found.sessions[0].messages) - 1 == 1
+
+
+def test_another_answer_under_the_same_uuid_is_another_turn(write_jsonl: Write) -> None:
+    lines = [*OLD, line("3", "2", "user", "three"), {**answer("2", "3", "four"), "uuid": "2"}, answer("5", "2", "five")]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {"s": ["one", "two", "three", "four", "five"]}
+
+
+@pytest.mark.parametrize(
+    ("first", "cut"),
+    [
+        (line("0", None, "user", "left over"), True),
+        (line("0", "gone", "attachment", attachment={"type": "plan_mode_exit"}), False),
+        (summary("0", "gone"), False),
+    ],
+)
+def test_the_root_decides_whether_the_beginning_is_missing(write_jsonl: Write, first: Any, cut: bool) -> None:
+    parent = "gone" if cut else "0"
+    lines = [first, line("1", parent, "user", "one"), answer("2", "1", "two")]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert [m.status for s in found.sessions for m in s.messages if m.role == "assistant"] == [
+        "cut_context" if cut else None
+    ]
+
+
+def test_a_session_that_goes_on_over_three_files_is_whole(write_jsonl: Write, tmp_path: Path) -> None:
+    write_jsonl("all/a.jsonl", OLD)
+    write_jsonl("all/b.jsonl", [{**x, "sessionId": "t"} for x in (line("3", "2", "user", "3"), answer("4", "3", "4"))])
+    write_jsonl("all/c.jsonl", [{**x, "sessionId": "u"} for x in (line("5", "4", "user", "5"), answer("6", "5", "6"))])
+    found = read_source(resolve_source(str(tmp_path / "all")))
+    assert contexts(found)["u"] == ["one", "(two)", "3", "(4)", "5", "6"]
+    assert {s.group for s in found.sessions} == {"s"}
+
+
+def test_a_plain_subagent_has_a_context_of_its_own_whatever_its_first_line_names(
+    write_jsonl: Write, tmp_path: Path
+) -> None:
+    side = {"isSidechain": True, "agentId": "x1"}
+    write_jsonl("all/s.jsonl", OLD)
+    agent = [line("p1", "2", "user", "task", **side), answer("p2", "p1", "done", **side)]
+    write_jsonl("all/s/subagents/agent-x1.jsonl", agent)
+    found = read_source(resolve_source(str(tmp_path / "all")))
+    assert contexts(found)["s/agent-x1"] == ["task", "done"]
+
+
+def test_prompts_without_words_wait_for_nobody(write_jsonl: Write) -> None:
+    lines = [
+        line("1", None, "user", "one"),
+        line("2", "1", "assistant", call("c"), mid="m1"),
+        queue("enqueue", content="go"),
+        queue("enqueue"),
+        line("3", "2", "user", result("c", "ok")),
+        queue("remove"),
+        answer("4", "3", "four"),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found)["s"] == ["one", "", "ok", "go", "four"]
+
+
+def test_an_interrupt_names_the_turn_above_it_if_its_id_is_used_again(write_jsonl: Write) -> None:
+    lines = [
+        line("1", None, "user", "one"),
+        line("2", "1", "assistant", text("two"), mid="msg", requestId="r1"),
+        line("3", "2", "user", text("[Request interrupted by user]"), interruptedMessageId="msg"),
+        line("4", "3", "user", "four"),
+        line("5", "4", "assistant", text("five"), mid="msg", requestId="r2"),
+    ]
+    (session,) = read_claude_code(write_jsonl("s.jsonl", lines)).sessions
+    assert [m.status for m in session.messages if m.role == "assistant"] == ["interrupted", None]
