@@ -82,26 +82,24 @@ def _side_turns(lines: list[Line], base: str, report: ReadReport) -> None:
 
 
 def _inherited(
-    chain: list[Line], agent: str, lines: list[Line], seen: SeenLines | None, path: Path
+    chain: list[Line], agent: str, file: dict[str, Line], reference: Line | None, seen: SeenLines | None, path: Path
 ) -> tuple[list[Line], set[str]]:
     """Return the lines that a chain goes on from, and which missing parents another file or chain holds.
 
     The main chain goes on from another file where a session was resumed; a subagent from its parent's talk, if it was
     forked from it (`fork-context-ref`). Others have a context of their own, whatever their first line names. The groups
-    of the files become one. `lines` are all of the file.
+    of the files become one. `file`: all of its lines by `uuid`; `reference`: of the fork, if it is one.
     """
-    references = [x.data for x in lines if x.data.get("type") == "fork-context-ref"]
-    reference = next((x for x in references if x.get("agentId", agent) == agent), None) if agent else None
     start = next((line for line in chain if not line.by_order), None)
     if start is not None and start.parent is None and reference is not None:
-        start.parent = text_field(reference, "parentLastUuid") or None
+        start.parent = text_field(reference.data, "parentLastUuid") or None
     found: list[Line] = []
     held: set[str] = set()
     files = {path}
     while (missing := _missing_parent([*found, *chain])) is not None:
-        source = next((line for line in lines if line.uuid == missing), None)
+        source = file.get(missing)
         if source is not None:
-            taken, other, group = up_to(lines, source), path, ""
+            taken, other, group = (up_to([*file.values()], source) if reference else []), path, ""
         else:
             before = seen.before(missing, path) if seen is not None else None
             if before is None:
@@ -224,7 +222,8 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
         for line in lines:
             again = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)
             line.repeats = line.repeats or again
-    writer = Writer(report.notes, lines)
+    writer, file = Writer(report.notes, lines), {line.uuid: line for line in lines}
+    references = {text_field(x.data, "agentId"): x for x in lines if x.data.get("type") == "fork-context-ref"}
     sessions: list[Session] = []
     for agent, chain in chains(lines).items():
         side = agent or (path.stem.removeprefix("agent-") if path.stem.startswith("agent-") else "")
@@ -232,7 +231,8 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
             base = group_of(chain, path.stem)
             _side_turns(chain, f"{base}/agent-{side}", report)
             continue
-        before, held = _inherited(chain, agent, lines, seen, path)
+        reference = references.get(agent, references.get("")) if agent else None
+        before, held = _inherited(chain, agent, file, reference, seen, path)
         for place, line in enumerate(before):
             line.number = place - len(before)
         chain = [*before, *chain]
