@@ -26,20 +26,27 @@ from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "claude-code"
 _SIDE_QUERY = re.compile(
-    r"a?(compact|prompt_suggestion|side_question|session_memory|agent_summary|away_summary|extract_memories|speculation)-"
+    r"a?(compact|prompt_suggestion|side_question|session_memory|agent_summary|away_summary|extract_memories|speculation)"
+    r"-[0-9A-Za-z]+"
 )
 """Ids of agents that Claude Code itself asks something: a closed list."""
-_WARM_UP = "warmup"
-"""All that such an agent is asked."""
+_ASKED = re.compile(
+    r"warmup|\[suggestion mode\b.*|your task is to create a detailed summary of the conversation.*", re.DOTALL
+)
+"""What agents without such an id are asked by Claude Code itself, in lower case: all of it, or how it begins."""
+_REMINDER = re.compile(r"<system-reminder>.*?</system-reminder>", re.DOTALL)
 
 
 def is_side_query(agent: str, lines: list[Line]) -> bool:
-    """Say whether an agent's lines are a question of Claude Code's own, which is no turn of the user's session."""
-    if _SIDE_QUERY.match(agent):
+    """Say whether an agent's lines are a question of Claude Code's own, which is no turn of the user's session.
+
+    The id of the agent says so, or all that it was ever asked.
+    """
+    if _SIDE_QUERY.fullmatch(agent):
         return True
-    asked = next((line for line in lines if line.kind == "user"), None)
-    texts = [text_field(b, "text").strip().lower() for b in asked.blocks] if asked else []
-    return bool(agent) and texts == [_WARM_UP]
+    prompts = [x for x in lines if x.data.get("type") == "user" and all(b.get("type") == "text" for b in x.blocks)]
+    asked = [_REMINDER.sub("", "\n".join(text_field(b, "text") for b in x.blocks)).strip().lower() for x in prompts]
+    return bool(agent) and any(asked) and all(_ASKED.fullmatch(text) for text in asked if text)
 
 
 def _account(context: Context, fates: dict[int, str], kept: bool) -> None:

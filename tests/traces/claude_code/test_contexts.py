@@ -359,7 +359,12 @@ def test_a_fork_goes_on_from_its_parents_talk(write_jsonl: Write, tmp_path: Path
         ("aprompt_suggestion-1f", "Suggest.", False),
         ("aside_question-1f", "By the way?", False),
         ("a1f", "Warmup", False),
+        ("a1f", "<system-reminder>Be brief.</system-reminder>\nWarmup", False),
+        ("a1f", "[SUGGESTION MODE: Suggest what the user might type next.]", False),
+        ("a1f", "Your task is to create a detailed summary of the conversation so far.", False),
+        ("a1f", "Your task is to create a detailed summary of cart.py.", True),
         ("a1f", "Warmup the oven", True),
+        ("acompact-helper-4a5b", "Find it.", True),
         ("acompactor", "Find it.", True),
     ],
 )
@@ -376,6 +381,18 @@ def test_questions_of_claude_codes_own_are_no_turns_of_the_session(
     assert (f"s/agent-{agent}" in contexts(found)) == counts
     assert [r.reason for r in found.report.lost_turns] == ([] if counts else ["side_query"])
     assert found.report.lines["side_query"] == (0 if counts else 2)
+
+
+def test_an_agent_that_was_warmed_up_and_then_given_work_counts(write_jsonl: Write) -> None:
+    side = {"isSidechain": True, "agentId": "a1f"}
+    lines = [
+        line("x1", None, "user", "Warmup", **side),
+        answer("x2", "x1", "ready", **side),
+        line("x3", "x2", "user", "Find the bug.", **side),
+        answer("x4", "x3", "found", **side),
+    ]
+    found = read_claude_code(write_jsonl("s.jsonl", [*OLD, *lines]))
+    assert contexts(found)["s/agent-a1f"] == ["Warmup", "ready", "Find the bug.", "found"]
 
 
 # What stands inside a message, before a boundary, or at the edge of a rule.
