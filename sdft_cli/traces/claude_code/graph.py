@@ -425,6 +425,8 @@ class Graph:
         for node in {closed, end, *behind} - {None, boundary}:
             if node is not None and node.role in ("user", "assistant") and node.number < boundary.number:
                 self._closed[node] = boundary
+        if previous is not None and previous.role == "boundary":
+            self._closed[previous] = boundary  # a compaction that failed: nothing stands behind it
         if kept:
             self._copy[anchor] = self._copy_path(kept, anchor, frozenset(), boundary.tree)
 

@@ -59,6 +59,14 @@ def test_talk_that_goes_on_from_the_old_leaf_saw_the_summary(write_jsonl: Write,
     assert found.report.lost_turns == []
 
 
+@pytest.mark.parametrize("parent", ["2", "b", "t"])
+def test_a_compaction_that_failed_is_followed_by_one_that_did_not(write_jsonl: Write, parent: str) -> None:
+    lines = [*OLD, boundary("b", "2"), boundary("c", "2"), summary("t", "c")]
+    lines += [line("3", parent, "user", "three"), answer("4", "3", "four")]
+    found = read_claude_code(write_jsonl("s.jsonl", lines))
+    assert contexts(found) == {"s": ["one", "two"], "s#2": ["summary\nthree", "four"]}
+
+
 def test_talk_that_goes_on_behind_the_summary_is_left_as_it_is(write_jsonl: Write) -> None:
     lines = [*OLD, boundary("b", "2"), summary("s", "b"), line("3", "s", "user", "three"), answer("4", "3", "four")]
     found = read_claude_code(write_jsonl("s.jsonl", lines))
