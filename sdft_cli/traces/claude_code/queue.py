@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from sdft_cli.traces.claude_code.attachments import blocks_of, object_field, text_field
@@ -20,34 +20,28 @@ def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
     attached = Counter(
         _words(line) for line in lines if object_field(line.data, "attachment").get("type") == "queued_command"
     )
-    waiting: list[Line] = []
-    words: Counter[str] = Counter()
+    waiting = _Waiting()
     delivered = 0
     """Prompts whose user line came first: a `dequeue` of theirs may follow, or none."""
     shown: list[tuple[int, Line]] = []
     for line in lines:
-        if line.kind == "user" and words and line.data.get("type") == "user":
-            texts = {text_field(b, "text").strip() for b in line.blocks if b.get("type") == "text"}
-            text = next((text for text in texts | {_words(line)} if text and words[text] > 0), "")
+        if line.kind == "user" and line.data.get("type") == "user":
+            texts = [_words(line), *(text_field(b, "text").strip() for b in line.blocks if b.get("type") == "text")]
+            text = next((text for text in texts if text and waiting.has(text)), "")
             if text:
-                waiting.pop(_place(waiting, text))
-                words[text] -= 1
+                waiting.take(text)
                 delivered += 1
             continue
         operation = line.data.get("operation") if line.kind == "queue" else None
         content = text_field(line.data, "content").strip()
         if operation == "enqueue":
-            waiting.append(line)
-            words[content] += 1
+            waiting.add(line, content)
         elif operation == "popAll":
-            waiting.clear()
-            words.clear()
+            waiting = _Waiting()
         elif operation == "dequeue" and delivered and not content:
             delivered -= 1  # if it was for another prompt, the user line of that one takes it out
-        elif operation in ("remove", "dequeue") and waiting:
-            prompt = waiting.pop(_place(waiting, content))
-            text = text_field(prompt.data, "content").strip()
-            words[text] -= 1
+        elif operation in ("remove", "dequeue") and waiting.prompts:
+            prompt, text = waiting.take(content)
             if operation == "remove" and attached[text] > 0:
                 attached[text] -= 1
             elif operation == "remove" and text:
@@ -55,10 +49,28 @@ def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
     return shown
 
 
-def _place(waiting: Sequence[Line], text: str) -> int:
-    """Return where the prompt with these words waits; the first place, if none has them."""
-    found = (i for i, w in enumerate(waiting) if text and text_field(w.data, "content").strip() == text)
-    return next(found, 0)
+class _Waiting:
+    """Prompts in the order in which they came, found by their words too."""
+
+    def __init__(self) -> None:
+        self.prompts: dict[int, tuple[Line, str]] = {}
+        self._places: dict[str, deque[int]] = {}
+        self._next = 0
+
+    def add(self, line: Line, words: str) -> None:
+        self.prompts[self._next] = line, words
+        self._places.setdefault(words, deque()).append(self._next)
+        self._next += 1
+
+    def has(self, words: str) -> bool:
+        return bool(self._places.get(words))
+
+    def take(self, words: str) -> tuple[Line, str]:
+        """Take out the first prompt with these words; the first of all, if none has them."""
+        place = self._places[words][0] if words and self.has(words) else next(iter(self.prompts))
+        line, own = self.prompts.pop(place)
+        self._places[own].popleft()
+        return line, own
 
 
 def _words(line: Line) -> str:

@@ -418,6 +418,29 @@ def queue_and_interrupts(count: int) -> list[Any]:
     return lines
 
 
+def queue_that_is_delivered_in_reverse(count: int) -> list[Any]:
+    queued = [{"type": "queue-operation", "operation": "enqueue", "content": f"q{i}"} for i in range(count // 2)]
+    users = [line(f"u{i}", f"u{i + 1}", "user", f"q{i}") for i in reversed(range(count // 2))]
+    return [*queued, *users]
+
+
+def hooks_that_are_saved_again(count: int) -> list[Any]:
+    lines: list[Any] = []
+    for i in range(count // 2):
+        lines.append({**line("h", f"a{i - 1}" if i else None, "saved_hook_context"), "content": ["Be kind."]})
+        lines.append(line(f"a{i}", "h", "assistant", text("x"), mid=f"m{i}", requestId=f"r{i}"))
+    return lines
+
+
+def detached_compactions(count: int) -> list[Any]:
+    lines: list[Any] = [line("a0", None, "user", "x")]
+    for i in range((count - 1) // 3):
+        boundary = line(f"b{i}", None, "system", subtype="compact_boundary", logicalParentUuid=f"a{i}")
+        lines += [boundary, line(f"s{i}", f"b{i}", "user", "y", isCompactSummary=True)]
+        lines.append(line(f"a{i + 1}", f"a{i}", "assistant", text("z"), mid=f"m{i}", requestId=f"r{i}"))
+    return [*lines, *(line(f"z{i}", None, "progress") for i in range(count - len(lines)))]
+
+
 def one_message_with_many_calls(count: int) -> list[Any]:
     calls = [line(str(i), str(i - 1), "assistant", call(f"c{i}"), mid="m") for i in range(count // 2)]
     return calls + [line(f"r{i}", str(i), "user", result(f"c{i}", "x")) for i in range(count // 2)]
@@ -425,7 +448,8 @@ def one_message_with_many_calls(count: int) -> list[Any]:
 
 SHAPES: list[Callable[[int], list[Any]]] = [
     *(lambda n: [chain(i) for i in range(n)], only_progress_then_users, every_parent_ahead, microcompactions),
-    *(kept_segments, queue_and_interrupts, one_message_with_many_calls),
+    *(kept_segments, queue_and_interrupts, one_message_with_many_calls, queue_that_is_delivered_in_reverse),
+    *(hooks_that_are_saved_again, detached_compactions),
     lambda n: [line(str(i), "gone", "assistant", text("x"), mid=f"m{i}") for i in range(n)],
     lambda n: [line(str(i), "0", "assistant", text("x"), mid=f"m{i}") for i in range(n)],
 ]
