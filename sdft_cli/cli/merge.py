@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sdft_cli.run_folder import Run
 
 
+_NO_DTYPE = "Say which weights to write: add --bf16, or --dtype float32."
+
+
 @command
 def merge(
     run: Annotated[Path | None, typer.Argument(help="A run folder.", show_default="the newest under runs/")] = None,
@@ -77,16 +80,8 @@ def merge(
     if gguf and target.resolve() in (gguf.resolve(), *gguf.resolve().parents):
         raise UsageError(f"{gguf} would be a file of the checkpoint {target}: name one outside of it.")
     source, wanted = read_run(folder, best), "bfloat16" if bf16 else dtype
-    if (push or gguf) and not overwrite and target.is_dir() and any(target.iterdir()):
-        check = existing(source, target, wanted, base)
-    elif wanted is None:
-        raise UsageError("Say which weights to write: add --bf16, or --dtype float32.")
-    else:
-        check = run_merge(source, target, prompts, overwrite, wanted, base)
-
-    from sdft_cli.report import terminal
-
-    terminal.stdout().print(terminal.merge_table(check))
+    taken = bool(push or gguf) and not overwrite and target.is_dir() and any(target.iterdir())
+    check = _certified(source, target, taken, prompts, overwrite, wanted, base)
     if gguf and llama_cpp:
         _convert(target, gguf, llama_cpp, check["dtype"], overwrite)
     if push:
@@ -94,6 +89,22 @@ def merge(
 
         push_checkpoint(source, target, push, public)
     say(f"Checkpoint: {target}; next: sdft eval {folder}")
+
+
+def _certified(
+    run: Run, target: Path, taken: bool, prompts: int, overwrite: bool, dtype: str | None, base: str | None
+) -> dict[str, Any]:
+    """Take the checkpoint that is there, or merge; show and return the certificate."""
+    from sdft_cli.report import terminal
+
+    if taken:
+        check = existing(run, target, dtype, base)
+    elif dtype is None:
+        raise UsageError(_NO_DTYPE)
+    else:
+        check = run_merge(run, target, prompts, overwrite, dtype, base)
+    terminal.stdout().print(terminal.merge_table(check))
+    return check
 
 
 def _check_options(
@@ -111,7 +122,7 @@ def _check_options(
     if dtype not in (None, "bfloat16", "float32"):
         raise UsageError(f"--dtype {dtype} is not known: use bfloat16 or float32.")
     if not (bf16 or dtype or push or gguf):
-        raise UsageError("Say which weights to write: add --bf16, or --dtype float32.")
+        raise UsageError(_NO_DTYPE)
     if public and not push:
         raise UsageError("--public says how to push: add --push REPO.")
     if (gguf is None) != (llama_cpp is None):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,12 @@ def read(config: PrepareConfig, source: Source, progress: OnProgress) -> FileSes
     """Read the sessions of a source; raises `DataError` if there are none."""
     total = len(source.files)
     done = iter(range(total))
-    show: Callable[[Path], None] = lambda path: progress("Reading", next(done), total)  # noqa: E731
-    sessions = read_source(source, config.limit_sessions, show, every_branch=config.branches == "all")
+    sessions = read_source(
+        source,
+        config.limit_sessions,
+        lambda path: progress("Reading", next(done), total),
+        every_branch=config.branches == "all",
+    )
     progress("Reading", total, total)
     return sessions
 

@@ -4,6 +4,7 @@ source             a file, a folder or a Hub dataset, read file by file
 readers            every trace format, and which reader a file needs
 rows               the rows of a JSON Lines, JSON, Parquet or Arrow file: objects, and broken ones counted
 packed             `.gz` and `.zst` files as streams
+fields             fields of foreign objects, whatever stands in them
 types              what every reader returns
 claude_code/       native Claude Code JSONL -> sessions, one per context that the model saw
 messages           `messages` and `tools`, OpenAI-style or with Anthropic's content blocks

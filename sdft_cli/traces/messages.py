@@ -12,6 +12,7 @@ from typing import Any
 
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
 from sdft_cli.traces.agents.blocks import expanded, system_messages
+from sdft_cli.traces.fields import DOCUMENT, IMAGE
 from sdft_cli.traces.rows import Rows
 from sdft_cli.traces.types import FileSessions, ReadReport
 
@@ -55,10 +56,10 @@ def _text(content: Any, report: ReadReport) -> str:
             parts.append(part)
         elif isinstance(part, dict) and "image" in str(part.get("type")):
             report.notes["images"] += 1
-            parts.append("[image]")
+            parts.append(IMAGE)
         elif isinstance(part, dict) and part.get("type") == "document":
             report.notes["documents"] += 1
-            parts.append("[document]")
+            parts.append(DOCUMENT)
         else:
             report.notes["unknown_blocks"] += 1
     return "\n".join(parts)

@@ -13,14 +13,13 @@ class ReadReport:
     """The account of one or more files: what happened to each line, and which turns are in no conversation.
 
     `lines` counts lines by what they were (`conversation`, `meta`, `broken`, ...); their sum is the number of
-    non-blank lines. `notes` counts events inside lines (images, repaired links, orphan results). `unknown` counts what
-    this reader was not tested with, by kind and name ("line type: foo", "version: 2.2.0").
+    non-blank lines. `notes` counts events inside lines (images, repaired links, orphan results).
     """
 
     lines: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
     unknown: Counter[str] = field(default_factory=Counter)
-    """What this version does not know, by name: `line type: x`, `attachment type: y`."""
+    """What the reader was not tested with, by name: `line type: x`, `attachment type: y`, `version: 2.2.0`."""
     broken: list[str] = field(default_factory=list)
     """`file:line` of each line that is not a JSON object."""
     ignored: list[str] = field(default_factory=list)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sdft_cli.errors import DataError, MachineError
 from sdft_cli.records import Message, Session, ToolCall
-from sdft_cli.traces.claude_code.writer import IMAGE_PLACEHOLDER
+from sdft_cli.traces.fields import IMAGE
 from sdft_cli.traces.other_agents import OTHER_AGENTS, detect, read_other_agent
 from sdft_cli.traces.source import read_file, read_source, resolve_source
 from sdft_cli.traces.tools import with_tools
@@ -130,7 +130,7 @@ def test_text_beside_a_tool_result_and_images_stay(write_jsonl: WriteLines) -> N
     assert [m.role for m in cursor.messages] == ["user", "assistant", "tool", "user", "assistant"]
     assert cursor.messages[3].content == "and hurry"
     found = read(write_jsonl("p.jsonl", SESSIONS["pi"]))
-    assert found.sessions[0].messages[0] == Message("user", f"Set a to 2\n{IMAGE_PLACEHOLDER}")
+    assert found.sessions[0].messages[0] == Message("user", f"Set a to 2\n{IMAGE}")
     assert found.report.notes["images"] == 1
 
 
@@ -372,7 +372,7 @@ def _strings(value: Any) -> list[str]:
         return [value]
     items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
     blocks = [item for item in items if isinstance(item, dict)]
-    joined = "\n".join(IMAGE_PLACEHOLDER if b.get("type") == "image" else str(b.get("text") or "") for b in blocks)
+    joined = "\n".join(IMAGE if b.get("type") == "image" else str(b.get("text") or "") for b in blocks)
     return [joined, *(text for item in items for text in _strings(item))]
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from sdft_cli.records import Message, Session
 from sdft_cli.records.reasons import SYNTHETIC
 from sdft_cli.traces.agents.calls import json_text, one_system, pair_calls, tool_call
-from sdft_cli.traces.agents.log import IMAGE, object_of, objects_of, text_of
+from sdft_cli.traces.fields import IMAGE, object_of, objects_of, text_of
 from sdft_cli.traces.messages import tools_of
 from sdft_cli.traces.types import ReadReport
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-_CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
+from sdft_cli.traces.claude_code.lines import CALLS
+
 _THOUGHTS = ("thinking", "redacted_thinking")
 
 
@@ -27,7 +28,7 @@ def _assistant(raw: dict[str, Any], names: dict[str, str]) -> list[dict[str, Any
     messages = [turns[0]]
     for block in raw["content"]:
         kind = str(block.get("type")) if isinstance(block, dict) else ""
-        if kind in _CALLS:
+        if kind in CALLS:
             names[str(block.get("id"))] = str(block.get("name"))
             function = {"name": block.get("name"), "arguments": block.get("input")}
             turns[-1]["tool_calls"].append({"id": block.get("id"), "function": function})
@@ -56,7 +57,7 @@ def expanded(messages: list[Any]) -> list[Any]:
     for raw in messages:
         content = raw.get("content") if isinstance(raw, dict) else None
         kinds = _kinds(content)
-        if _role(raw) == "assistant" and any(k in (*_CALLS, *_THOUGHTS) or _is_result(k) for k in kinds):
+        if _role(raw) == "assistant" and any(k in (*CALLS, *_THOUGHTS) or _is_result(k) for k in kinds):
             found += _assistant(raw, names)
         elif _role(raw) == "user" and any(_is_result(kind) for kind in kinds):
             results = [b for b in content or () if isinstance(b, dict) and _is_result(str(b.get("type")))]

@@ -14,7 +14,8 @@ from typing import Any
 from sdft_cli.records import Message, Rejection
 from sdft_cli.records.reasons import ABANDONED_BRANCH, INTERRUPTED
 from sdft_cli.traces.agents.calls import json_text, tool_call
-from sdft_cli.traces.agents.log import Context, numbered_objects, object_of, objects_of, sessions_of, text_of
+from sdft_cli.traces.agents.log import Context, numbered_objects, sessions_of
+from sdft_cli.traces.fields import object_of, objects_of, text_of
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "copilot-cli"

@@ -12,28 +12,6 @@ from sdft_cli.traces.agents.calls import one_system, pair_calls
 from sdft_cli.traces.rows import read_lines
 from sdft_cli.traces.types import FileSessions, ReadReport
 
-IMAGE = "[image]"
-"""What stands for a picture; Claude Code's reader writes the same."""
-FILE = "[file]"
-
-
-def text_of(data: Any, key: str) -> str:
-    """Return `data[key]` if it is text, else "" (a foreign file may hold anything there)."""
-    value = data.get(key) if isinstance(data, dict) else None
-    return value if isinstance(value, str) else ""
-
-
-def object_of(data: Any, key: str) -> dict[str, Any]:
-    """Return `data[key]` if it is an object, else an empty one."""
-    value = data.get(key) if isinstance(data, dict) else None
-    return value if isinstance(value, dict) else {}
-
-
-def objects_of(data: Any, key: str) -> list[dict[str, Any]]:
-    """Return the objects in the list `data[key]`."""
-    value = data.get(key) if isinstance(data, dict) else None
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
 
 @dataclass
 class Entry:

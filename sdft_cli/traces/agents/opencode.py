@@ -12,8 +12,8 @@ from typing import Any
 from sdft_cli.records import Message, Rejection, Session
 from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED, TRUNCATED
 from sdft_cli.traces.agents.calls import pair_calls
-from sdft_cli.traces.agents.log import object_of, objects_of, text_of
 from sdft_cli.traces.agents.opencode_parts import prompt_of, turns_of
+from sdft_cli.traces.fields import object_of, objects_of, text_of
 from sdft_cli.traces.types import ReadReport
 
 FORMAT = "opencode"

@@ -8,7 +8,7 @@ from typing import Any
 
 from sdft_cli.records import Message, ToolCall
 from sdft_cli.traces.agents.calls import json_text, tool_call
-from sdft_cli.traces.agents.log import FILE, IMAGE, object_of, text_of
+from sdft_cli.traces.fields import FILE, IMAGE, object_of, text_of
 
 
 @dataclass

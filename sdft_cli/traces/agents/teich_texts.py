@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdft_cli.traces.agents.teich_lines import HEADERS, AgentLine
-from sdft_cli.traces.claude_code.writer import IMAGE_PLACEHOLDER
+from sdft_cli.traces.fields import IMAGE
 
 _TEXTS = ("text", "thinking", "content", "output", "reasoning_content", "reasoning")
 _IMAGES = ("image", "input_image", "image_url")
@@ -129,7 +129,7 @@ def _protect(value: Any, line: AgentLine, vault: Vault, reasoning: bool = False)
     kind = str(value.get("type"))
     if kind in _IMAGES:
         vault.notes["images"] += 1
-        return {"type": "text", "text": vault.keep(IMAGE_PLACEHOLDER, line)}
+        return {"type": "text", "text": vault.keep(IMAGE, line)}
     for key in _RESULT_IDS:
         if isinstance(value.get(key), str):
             vault.result_lines[value[key]] = line

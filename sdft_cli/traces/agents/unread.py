@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from sdft_cli.traces.agents.log import object_of, objects_of, text_of
+from sdft_cli.traces.fields import object_of, objects_of, text_of
 
 Signature = Callable[[dict[str, Any]], bool]
 

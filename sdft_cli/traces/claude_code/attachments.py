@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sdft_cli.traces.fields import object_of, objects_of, text_of
+
 Block = dict[str, Any]
 
 SNAPSHOT = "prompt_snapshot"
@@ -30,24 +32,6 @@ WORDLESS = frozenset(
 _HOOKS_SHOWN = ("SessionStart", "UserPromptSubmit")
 
 
-def text_field(data: dict[str, Any], key: str) -> str:
-    """Return `data[key]` if it is text, else "" (a foreign file may hold anything there)."""
-    value = data.get(key)
-    return value if isinstance(value, str) else ""
-
-
-def object_field(data: dict[str, Any], key: str) -> dict[str, Any]:
-    """Return `data[key]` if it is an object, else an empty one."""
-    value = data.get(key)
-    return value if isinstance(value, dict) else {}
-
-
-def objects_in(data: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """Return the objects in the list `data[key]`."""
-    value = data.get(key)
-    return [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
-
-
 def blocks_of(content: Any) -> list[Block]:
     """Return content as blocks; a plain string is one text block."""
     if isinstance(content, str):
@@ -59,15 +43,15 @@ def blocks_of(content: Any) -> list[Block]:
 
 def attachment_blocks(data: dict[str, Any]) -> list[Block]:
     """Return what the model saw of an attachment line; nothing if it saw nothing, or if its words are not recorded."""
-    attachment = object_field(data, "attachment")
-    kind = text_field(attachment, "type")
+    attachment = object_of(data, "attachment")
+    kind = text_of(attachment, "type")
     if kind == SNAPSHOT:
         return []
     blocks = rendered_blocks(data)
     if blocks is None:
         words = _WORDS.get(kind)
         blocks = [block for content in words(attachment) for block in blocks_of(content)] if words else []
-    return [b for b in blocks if b.get("type") != "text" or text_field(b, "text").strip()]
+    return [b for b in blocks if b.get("type") != "text" or text_of(b, "text").strip()]
 
 
 def rendered_blocks(data: dict[str, Any]) -> list[Block] | None:
@@ -75,9 +59,22 @@ def rendered_blocks(data: dict[str, Any]) -> list[Block] | None:
     rendered = data.get("rendered")
     if not isinstance(rendered, list):
         return None
-    contents = [item.get("content") if isinstance(item, dict) else item for item in rendered]
-    readable = [content for content in contents if isinstance(content, str | list)]
+    readable = [content for item in rendered if (content := _content(item)) is not None]
     return [b for content in readable for b in blocks_of(content)] if readable or not rendered else None
+
+
+def unreadable_renderings(data: dict[str, Any]) -> int:
+    """Count what was recorded as shown and is no text."""
+    rendered = data.get("rendered")
+    if rendered is None:
+        return 0
+    return sum(_content(item) is None for item in rendered) if isinstance(rendered, list) else 1
+
+
+def _content(item: Any) -> str | list[Any] | None:
+    """Return the text or the blocks of one rendering: of a message, or a block by itself."""
+    content = item.get("content", [item] if "type" in item else None) if isinstance(item, dict) else item
+    return content if isinstance(content, str | list) else None
 
 
 def is_known(kind: str) -> bool:
@@ -90,45 +87,45 @@ def _named(name: str, content: str) -> str:
 
 
 def _file(attachment: Block) -> Iterator[Any]:
-    content = object_field(attachment, "content")
-    name = text_field(attachment, "filename")
-    if text_field(content, "type") in ("image", "pdf"):
+    content = object_of(attachment, "content")
+    name = text_of(attachment, "filename")
+    if text_of(content, "type") in ("image", "pdf"):
         yield f"{name}:"
         yield [{"type": "image" if content["type"] == "image" else "document"}]
     else:
-        yield _named(name, text_field(object_field(content, "file"), "content"))
+        yield _named(name, text_of(object_of(content, "file"), "content"))
 
 
 def _diagnostics(attachment: Block) -> Iterator[str]:
-    for file in objects_in(attachment, "files"):
+    for file in objects_of(attachment, "files"):
         found = [
-            f"line {line + 1}: {text_field(item, 'severity')}: {text_field(item, 'message')}"
-            if isinstance(line := object_field(object_field(item, "range"), "start").get("line"), int)
-            else f"{text_field(item, 'severity')}: {text_field(item, 'message')}"
-            for item in objects_in(file, "diagnostics")
+            f"line {line + 1}: {text_of(item, 'severity')}: {text_of(item, 'message')}"
+            if isinstance(line := object_of(object_of(item, "range"), "start").get("line"), int)
+            else f"{text_of(item, 'severity')}: {text_of(item, 'message')}"
+            for item in objects_of(file, "diagnostics")
         ]
-        yield _named(text_field(file, "uri"), "\n".join(found))
+        yield _named(text_of(file, "uri"), "\n".join(found))
 
 
 def _selection(attachment: Block) -> Iterator[str]:
-    name, first, last = text_field(attachment, "filename"), attachment.get("lineStart"), attachment.get("lineEnd")
-    yield _named(f"{name}, lines {first} to {last}" if name else "", text_field(attachment, "content"))
+    name, first, last = text_of(attachment, "filename"), attachment.get("lineStart"), attachment.get("lineEnd")
+    yield _named(f"{name}, lines {first} to {last}" if name else "", text_of(attachment, "content"))
 
 
 def _resource(attachment: Block) -> Iterator[str]:
-    for part in objects_in(object_field(attachment, "content"), "contents"):
-        yield _named(text_field(part, "uri") or text_field(attachment, "uri"), text_field(part, "text"))
+    for part in objects_of(object_of(attachment, "content"), "contents"):
+        yield _named(text_of(part, "uri") or text_of(attachment, "uri"), text_of(part, "text"))
 
 
 def _hook_answer(attachment: Block) -> Iterator[str]:
-    response = object_field(attachment, "response")
-    yield text_field(response, "systemMessage")
-    yield text_field(object_field(response, "hookSpecificOutput"), "additionalContext")
+    response = object_of(attachment, "response")
+    yield text_of(response, "systemMessage")
+    yield text_of(object_of(response, "hookSpecificOutput"), "additionalContext")
 
 
 def _parts(key: str, name: str, content: str) -> Callable[[Block], Iterator[str]]:
     """Each object of a list: its text behind its name."""
-    return lambda a: (_named(text_field(part, name), text_field(part, content)) for part in objects_in(a, key))
+    return lambda a: (_named(text_of(part, name), text_of(part, content)) for part in objects_of(a, key))
 
 
 def _text(key: str, name: str = "") -> Callable[[Block], Iterator[Any]]:
@@ -136,7 +133,7 @@ def _text(key: str, name: str = "") -> Callable[[Block], Iterator[Any]]:
 
     def words(attachment: Block) -> Iterator[Any]:
         value = attachment.get(key)
-        yield _named(text_field(attachment, name), value) if name and isinstance(value, str) else value
+        yield _named(text_of(attachment, name), value) if name and isinstance(value, str) else value
 
     return words
 
@@ -147,11 +144,11 @@ _WORDS: dict[str, Callable[[Block], Iterator[Any]]] = {
     "directory": _text("content", "path"),
     "edited_text_file": _text("snippet", "filename"),
     "nested_memory": lambda a: iter(
-        [_named(text_field(a, "path"), text_field(object_field(a, "content"), "content") or text_field(a, "content"))]
+        [_named(text_of(a, "path"), text_of(object_of(a, "content"), "content") or text_of(a, "content"))]
     ),
     "plan_file_reference": _text("planContent", "planFilePath"),
     "hook_additional_context": _text("content"),
-    "hook_blocking_error": lambda a: iter([text_field(object_field(a, "blockingError"), "blockingError")]),
+    "hook_blocking_error": lambda a: iter([text_of(object_of(a, "blockingError"), "blockingError")]),
     "hook_success": lambda a: iter([a.get("content")] if a.get("hookEvent") in _HOOKS_SHOWN else []),
     "hook_stopped_continuation": _text("message"),
     "async_hook_response": _hook_answer,

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from sdft_cli.traces.claude_code.attachments import text_field
 from sdft_cli.traces.claude_code.lines import Line
+from sdft_cli.traces.fields import text_of
 
 TESTED_VERSIONS = (((2, 0, 0), (2, 1, 42)), ((2, 1, 260), (2, 1, 289)))
 """Ranges of versions, both ends included: the first by real sessions, the second by public descriptions alone."""
@@ -27,7 +27,7 @@ def is_tested(version: str) -> bool:
 
 def untested_versions(lines: Iterable[Line]) -> Counter[str]:
     """Count the lines of versions that the reader was not tested with, as `version: 2.2.0`; lines may name none."""
-    versions = Counter(text_field(line.data, "version") for line in lines)
+    versions = Counter(text_of(line.data, "version") for line in lines)
     return Counter({f"version: {name}": n for name, n in versions.items() if name and not is_tested(name)})
 
 
@@ -51,7 +51,7 @@ def prompt_tokens(lines: Iterable[Line], notes: Counter[str]) -> int | None:
     lines = list(lines)
     blocks = [block for line in lines for block in line.blocks]
     synthetic = any(line.message.get("model") == "<synthetic>" for line in lines)
-    if synthetic or any(text_field(block, "type").endswith("tool_result") for block in blocks):
+    if synthetic or any(text_of(block, "type").endswith("tool_result") for block in blocks):
         return None
     stated = [_sum_of(line.message["usage"]) for line in lines if line.message.get("usage") is not None]
     counts = {count for count in stated if count is not None}

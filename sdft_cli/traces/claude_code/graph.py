@@ -9,20 +9,20 @@
 Which place is live after a compaction is decided by the order of the file, not by `parentUuid` alone: what follows the
 leaf that a boundary closed, in the file and in the chain, goes on behind the summary.
 
-Every step is linear in the number of lines, up to the path compression of `_root`.
+Every step is linear in the number of lines, up to path compression (`_root`, `_current`) and binary searches.
 """
 
 from __future__ import annotations
 
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
-from sdft_cli.traces.claude_code.attachments import object_field, text_field
 from sdft_cli.traces.claude_code.lines import CALLS, Line, version_of
 from sdft_cli.traces.claude_code.queue import queued_prompts
+from sdft_cli.traces.fields import object_of, text_of
 
 _STEPS_PER_NODE = 10
 """Each compaction may walk and copy its context; more steps than this per node are refused: time stays linear."""
@@ -105,11 +105,11 @@ class Context:
 
 def _said(block: dict[str, object]) -> tuple[str, str]:
     """What tells a block of a message from the others: the id of a call, or its words."""
-    kind = text_field(block, "type")
+    kind = text_of(block, "type")
     if kind in CALLS:
-        return kind, text_field(block, "id")
+        return kind, text_of(block, "id")
     keys = ("text", "thinking", "signature", "tool_use_id", "data")
-    return kind, next((words for key in keys if (words := text_field(block, key))), "")
+    return kind, next((words for key in keys if (words := text_of(block, key))), "")
 
 
 def _goes_on(message: Node, before: Node | None, line: Line) -> bool:
@@ -123,12 +123,16 @@ def _is_prompt(line: Line) -> bool:
     """Say whether the user typed this line for the model: it is no command, no result and no meta line."""
     if line.data.get("type") != "user" or line.data.get("isMeta") is True:
         return False
-    texts = [text_field(block, "text") for block in line.blocks if block.get("type") == "text"]
+    texts = [text_of(block, "text") for block in line.blocks if block.get("type") == "text"]
     return bool(texts) and not texts[0].startswith(("<command-", "<local-command-", "/"))
 
 
+def _number(line: Line) -> int:
+    return line.number
+
+
 def _ids(line: Line, kinds: Sequence[str], key: str) -> list[str]:
-    return [text_field(block, key) for block in line.blocks if block.get("type") in kinds]
+    return [text_of(block, key) for block in line.blocks if block.get("type") in kinds]
 
 
 class Graph:
@@ -163,8 +167,8 @@ class Graph:
         self._places: dict[str, list[Line]] = {}
         """The second and later places of a line in the file, by its `uuid`."""
         for line in lines:
-            if line.uuid != (text_field(line.data, "uuid") or line.uuid):
-                self._places.setdefault(text_field(line.data, "uuid"), []).append(line)
+            if line.uuid != (text_of(line.data, "uuid") or line.uuid):
+                self._places.setdefault(text_of(line.data, "uuid"), []).append(line)
         self._boundaries = [line.number for line in lines if line.kind == "boundary"]
         self._summary: dict[Node, Node] = {}
         """The first summary behind a boundary."""
@@ -225,8 +229,8 @@ class Graph:
         A `message.id` alone may be used again, so the `requestId` belongs to the key. Where there is none, a line goes
         on with its message only directly behind it (`_goes_on`). A block that the message has already begins a replay.
         """
-        name = text_field(line.message, "id") or line.uuid
-        request = text_field(line.data, "requestId")
+        name = text_of(line.message, "id") or line.uuid
+        request = text_of(line.data, "requestId")
         key = f"{name} {request}"
         said = {_said(block) for block in line.blocks}
         first = self._messages.get(key)
@@ -344,7 +348,7 @@ class Graph:
         while line.parent in self._by_uuid and line.parent not in passed:
             passed.add(line.parent)
             line = self._by_uuid[line.parent]
-        left = text_field(object_field(line.data, "attachment"), "type").startswith(("plan_", "auto_mode"))
+        left = text_of(object_of(line.data, "attachment"), "type").startswith(("plan_", "auto_mode"))
         node.cut = not (left or name in self._held or node.lines[0].data.get("isCompactSummary") is True)
         return None
 
@@ -409,7 +413,7 @@ class Graph:
         """End the context that a boundary closes, and put what the compaction kept behind its summary."""
         boundary.fresh = True
         data = boundary.lines[0].data
-        named = self._latest(text_field(data, "logicalParentUuid"), boundary.number)
+        named = self._latest(text_of(data, "logicalParentUuid"), boundary.number)
         leaf = self._above(named)[0] if named else None
         closed, live = self._current(leaf), self._current(previous)
         behind = self._behind(closed, live)
@@ -418,7 +422,7 @@ class Graph:
         end = self._ask(behind[-1] if behind else closed or live, boundary.number)
         if closed is not None and end is not None:
             self._ends.add(end)
-        kept, anchor = self._kept(object_field(data, "compactMetadata"), boundary)
+        kept, anchor = self._kept(object_of(data, "compactMetadata"), boundary)
         while closed is not None and closed.role == "user" and closed.lines[0].data.get("type") != "user":
             behind.append(closed)  # what hung on the leaf's message beside it
             closed = closed.parent
@@ -447,7 +451,9 @@ class Graph:
 
     def _latest(self, uuid: str, before: int) -> str:
         """Return the name of the place at which a line stood last, before a line of this number."""
-        return next((x.uuid for x in reversed(self._places.get(uuid, [])) if x.number < before), uuid)
+        places = self._places.get(uuid, [])
+        found = bisect_left(places, before, key=_number)
+        return places[found - 1].uuid if found else uuid
 
     def _shown(self, node: Node, before: int) -> Node:
         """Return the latest copy or replay of a node, of those that stand before a line of this number."""
@@ -459,14 +465,16 @@ class Graph:
         """Say whether a message stands once more between a boundary and the next."""
         place = bisect_right(self._boundaries, boundary)
         end = self._boundaries[place] if place < len(self._boundaries) else sys.maxsize
-        again = [x.number for line in node.lines for x in self._places.get(text_field(line.data, "uuid"), [])]
-        again += [self._replays[node].number] if node in self._replays else []
-        return any(boundary < number < end for number in again)
+        for line in node.lines:
+            places = self._places.get(text_of(line.data, "uuid"), [])
+            if bisect_right(places, boundary, key=_number) < bisect_left(places, end, key=_number):
+                return True
+        return node in self._replays and boundary < self._replays[node].number < end
 
     def _kept(self, metadata: dict[str, object], boundary: Node) -> tuple[list[Node], Node]:
         """Return the nodes that a compaction kept word for word, in order, and the node that they follow."""
-        listed, segment = object_field(metadata, "preservedMessages"), object_field(metadata, "preservedSegment")
-        anchor = text_field(listed, "anchorUuid") or text_field(segment, "anchorUuid")
+        listed, segment = object_of(metadata, "preservedMessages"), object_of(metadata, "preservedSegment")
+        anchor = text_of(listed, "anchorUuid") or text_of(segment, "anchorUuid")
         after = self._above(anchor)[0] if anchor in self._by_uuid else None
         if after is None or after.number < boundary.number:  # it names none, or one of those that it keeps
             after = self._summary.get(boundary, boundary)
@@ -475,7 +483,7 @@ class Graph:
             names = [self._latest(u, boundary.number) for u in uuids if isinstance(u, str)]
             listed_nodes = [self.node_of[name] for name in names if name in self.node_of]
         else:
-            head, tail = (self._latest(text_field(segment, key), boundary.number) for key in ("headUuid", "tailUuid"))
+            head, tail = (self._latest(text_of(segment, key), boundary.number) for key in ("headUuid", "tailUuid"))
             listed_nodes = self._segment(head, tail, boundary.number)
         listed_nodes = [n for n in listed_nodes if not self._written_again(n, boundary.number)]
         kept = list(dict.fromkeys(self._shown(n, boundary.number) for n in listed_nodes))
@@ -493,7 +501,7 @@ class Graph:
 
     def _microcompact(self, node: Node, parent: Node | None) -> None:
         """Start a context that shows everything so far again, without the results that were cleared."""
-        metadata = object_field(node.lines[0].data, "microcompactMetadata")
+        metadata = object_of(node.lines[0].data, "microcompactMetadata")
         ids = metadata.get("compactedToolIds")
         cleared = frozenset(i for i in ids if isinstance(i, str)) if isinstance(ids, list) else frozenset()
         path = self._walk(parent, None) if cleared else []
@@ -564,7 +572,7 @@ class Graph:
                 node.truncated = True
 
     def _interrupt(self, line: Line) -> None:
-        named = text_field(line.data, "interruptedMessageId")
+        named = text_of(line.data, "interruptedMessageId")
         node: Node | None = self.node_of[line.uuid]
         if node is not None:
             node = node.parent if node.role == "user" else node

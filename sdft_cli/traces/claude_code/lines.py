@@ -16,10 +16,10 @@ from sdft_cli.traces.claude_code.attachments import (
     attachment_blocks,
     blocks_of,
     is_known,
-    object_field,
     rendered_blocks,
-    text_field,
+    unreadable_renderings,
 )
+from sdft_cli.traces.fields import object_of, text_of
 from sdft_cli.traces.rows import read_lines
 from sdft_cli.traces.types import ReadReport
 
@@ -55,7 +55,7 @@ _KNOWN_TYPES = frozenset({"user", "assistant", "system", "attachment", "saved_ho
 def looks_like(objects: Iterable[dict[str, Any]]) -> bool:
     """Say whether these first lines of a file are Claude Code's."""
     return any(
-        text_field(obj, "type") in _KNOWN_TYPES
+        text_of(obj, "type") in _KNOWN_TYPES
         and ("uuid" in obj or "leafUuid" in obj or "sessionId" in obj or "snapshot" in obj)
         for obj in objects
     )
@@ -80,7 +80,7 @@ class Line:
 
     @property
     def message(self) -> dict[str, Any]:
-        return object_field(self.data, "message")
+        return object_of(self.data, "message")
 
     @property
     def blocks(self) -> list[Block]:
@@ -98,22 +98,20 @@ class Line:
     def agent(self) -> str | None:
         """The key of the subagent that the line belongs to; "" where the line does not name it; None for no agent."""
         if self.data.get("isSidechain") is True:
-            return text_field(self.data, "agentId")
-        return text_field(self.data, "parent_tool_use_id") or None
+            return text_of(self.data, "agentId")
+        return text_of(self.data, "parent_tool_use_id") or None
 
     def is_interrupt(self) -> bool:
         """Say whether the line marks the point at which the user stopped the agent."""
-        if text_field(self.data, "interruptedMessageId"):
+        if text_of(self.data, "interruptedMessageId"):
             return True
         texts = (b.get("content") if b.get("type") == "tool_result" else b.get("text") for b in self.blocks)
         return any(isinstance(t, str) and t.strip() in _INTERRUPTS for t in texts)
 
     def says_truncated(self) -> bool:
         """Say whether an API error reports that the answer before it hit the output limit."""
-        errors = {text_field(self.data, "apiError"), text_field(self.data, "error")}
-        return "max_output_tokens" in errors or any(
-            "output token maximum" in text_field(b, "text") for b in self.blocks
-        )
+        errors = {text_of(self.data, "apiError"), text_of(self.data, "error")}
+        return "max_output_tokens" in errors or any("output token maximum" in text_of(b, "text") for b in self.blocks)
 
 
 def kind_of_line(data: dict[str, Any]) -> str:
@@ -131,18 +129,18 @@ def kind_of_line(data: dict[str, Any]) -> str:
       `system`, `snapshot`, `bookkeeping`, `unknown_type`: the model did not see them; counted, and walked through
       where they carry the chain.
     """
-    kind = text_field(data, "type")
+    kind = text_of(data, "type")
     if kind in ("assistant", "user"):
         return _kind_of_message(data, kind)
     if kind == "system":
-        subtype = text_field(data, "subtype")
-        if subtype == "local_command" and text_field(data, "content"):
+        subtype = text_of(data, "subtype")
+        if subtype == "local_command" and text_of(data, "content"):
             return "user"  # echoes of local commands reach the model, whichever type of line holds them
         if subtype == "init" and isinstance(data.get("tools"), list):
             return "prompt"
         return _KIND_OF_SYSTEM_SUBTYPE.get(subtype, "system")
     if kind == "attachment":
-        if text_field(object_field(data, "attachment"), "type") == SNAPSHOT:
+        if text_of(object_of(data, "attachment"), "type") == SNAPSHOT:
             return "prompt"
         return "user" if attachment_blocks(data) else "attachment"
     if kind == "saved_hook_context":
@@ -151,7 +149,7 @@ def kind_of_line(data: dict[str, Any]) -> str:
 
 
 def _kind_of_message(data: dict[str, Any], kind: str) -> str:
-    message = object_field(data, "message")
+    message = object_of(data, "message")
     if data.get("isVirtual") is True:
         return "virtual"
     if data.get("queueTranscriptOnly") is True and data.get("isCompactSummary") is not True:
@@ -164,8 +162,8 @@ def _kind_of_message(data: dict[str, Any], kind: str) -> str:
 def _unknown(data: dict[str, Any], kind: str) -> str | None:
     """Name the type of a line, or of its attachment, if this version does not know it."""
     if kind == "unknown_type":
-        return f"line type: {text_field(data, 'type') or '(none)'}"
-    attachment = text_field(object_field(data, "attachment"), "type") if kind in ("attachment", "user") else ""
+        return f"line type: {text_of(data, 'type') or '(none)'}"
+    attachment = text_of(object_of(data, "attachment"), "type") if kind in ("attachment", "user") else ""
     if attachment and not is_known(attachment) and rendered_blocks(data) is None:
         return f"attachment type: {attachment}"
     return None
@@ -187,7 +185,7 @@ def read(path: Path, report: ReadReport) -> list[Line]:
             report.fates[number] = "broken"
             report.broken.append(f"{path.name}:{number}")
             continue
-        uuid, parent = text_field(data, "uuid"), text_field(data, "parentUuid") or None
+        uuid, parent = text_of(data, "uuid"), text_of(data, "parentUuid") or None
         parent = renamed.get(parent, parent) if parent else None
         before = places.setdefault(uuid, []) if uuid else []
         parents = next((found for message, found in before if message == data.get("message")), None)
@@ -217,19 +215,18 @@ def _note(line: Line, report: ReadReport) -> None:
     unknown = _unknown(line.data, line.kind)
     if unknown:
         report.unknown[unknown] += 1
-    if line.data.get("rendered") is not None and rendered_blocks(line.data) is None:
-        report.notes["unreadable_rendered"] += 1
+    report.notes["unreadable_rendered"] += unreadable_renderings(line.data)
 
 
 def version_of(line: Line) -> tuple[int, ...]:
     """Return the version that wrote a line, as numbers; () if it does not say."""
-    parts = text_field(line.data, "version").split("-")[0].split(".")
+    parts = text_of(line.data, "version").split("-")[0].split(".")
     return tuple(map(int, parts)) if all(p.isascii() and p.isdigit() and len(p) < 9 for p in parts) else ()
 
 
 def group_of(lines: Iterable[Line], default: str) -> str:
     """Return the id of the session that these lines belong to."""
-    return next((n for x in lines for k in ("sessionId", "session_id") if (n := text_field(x.data, k))), default)
+    return next((n for x in lines for k in ("sessionId", "session_id") if (n := text_of(x.data, k))), default)
 
 
 def chains(lines: list[Line]) -> dict[str, list[Line]]:

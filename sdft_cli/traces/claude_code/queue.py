@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 
-from sdft_cli.traces.claude_code.attachments import blocks_of, object_field, text_field
+from sdft_cli.traces.claude_code.attachments import blocks_of
 from sdft_cli.traces.claude_code.lines import Line
+from sdft_cli.traces.fields import object_of, text_of
 
 
 def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
@@ -18,7 +19,7 @@ def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
     line that has its words takes it from the queue.
     """
     attached = Counter(
-        _words(line) for line in lines if object_field(line.data, "attachment").get("type") == "queued_command"
+        _words(line) for line in lines if object_of(line.data, "attachment").get("type") == "queued_command"
     )
     waiting = _Waiting()
     delivered = 0
@@ -26,14 +27,14 @@ def queued_prompts(lines: Sequence[Line]) -> list[tuple[int, Line]]:
     shown: list[tuple[int, Line]] = []
     for line in lines:
         if line.kind == "user" and line.data.get("type") == "user":
-            texts = [_words(line), *(text_field(b, "text").strip() for b in line.blocks if b.get("type") == "text")]
+            texts = [_words(line), *(text_of(b, "text").strip() for b in line.blocks if b.get("type") == "text")]
             text = next((text for text in texts if text and waiting.has(text)), "")
             if text:
                 waiting.take(text)
                 delivered += 1
             continue
         operation = line.data.get("operation") if line.kind == "queue" else None
-        content = text_field(line.data, "content").strip()
+        content = text_of(line.data, "content").strip()
         if operation == "enqueue":
             waiting.add(line, content)
         elif operation == "popAll":
@@ -75,5 +76,5 @@ class _Waiting:
 
 def _words(line: Line) -> str:
     """Return the words of a prompt: of a user line, or of what an attachment says was queued."""
-    prompt = object_field(line.data, "attachment").get("prompt", line.message.get("content"))
-    return "\n".join(text_field(b, "text") for b in blocks_of(prompt) if b.get("type") == "text").strip()
+    prompt = object_of(line.data, "attachment").get("prompt", line.message.get("content"))
+    return "\n".join(text_of(b, "text") for b in blocks_of(prompt) if b.get("type") == "text").strip()

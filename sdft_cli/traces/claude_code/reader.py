@@ -15,13 +15,14 @@ import msgspec
 
 from sdft_cli.records import Message, Rejection, Session
 from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, SIDE_QUERY
-from sdft_cli.traces.claude_code.attachments import text_field
 from sdft_cli.traces.claude_code.facts import untested_versions
 from sdft_cli.traces.claude_code.graph import Context, Graph
 from sdft_cli.traces.claude_code.lines import Line, chains, group_of, read
 from sdft_cli.traces.claude_code.prompts import Prompt, prompt_of
 from sdft_cli.traces.claude_code.seen import SeenLines, up_to
 from sdft_cli.traces.claude_code.writer import Writer
+from sdft_cli.traces.fields import text_of
+from sdft_cli.traces.tools import OFFERED
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "claude-code"
@@ -45,7 +46,7 @@ def is_side_query(agent: str, lines: list[Line]) -> bool:
     if _SIDE_QUERY.fullmatch(agent):
         return True
     prompts = [x for x in lines if x.data.get("type") == "user" and all(b.get("type") == "text" for b in x.blocks)]
-    asked = [_REMINDER.sub("", "\n".join(text_field(b, "text") for b in x.blocks)).strip().lower() for x in prompts]
+    asked = [_REMINDER.sub("", "\n".join(text_of(b, "text") for b in x.blocks)).strip().lower() for x in prompts]
     return bool(agent) and any(asked) and all(_ASKED.fullmatch(text) for text in asked if text)
 
 
@@ -99,7 +100,7 @@ def _inherited(
     """
     start = next((line for line in chain if not line.by_order), None)
     if start is not None and start.parent is None and reference is not None:
-        start.parent = text_field(reference.data, "parentLastUuid") or None
+        start.parent = text_of(reference.data, "parentLastUuid") or None
     found: list[Line] = []
     held: set[str] = set()
     files = {path}
@@ -141,12 +142,14 @@ def _parts(
 ) -> list[tuple[Prompt | None, list[Message]]]:
     """Write a context down once for each system prompt under which it has turns of its own; the others are context."""
     numbers = [number for number, _ in prompts]
+    firsts: dict[int, int] = {}
+    for place, (_, prompt) in enumerate(prompts):
+        firsts.setdefault(id(prompt), place)
     own: dict[int, list[int]] = {}
     for place, node in enumerate(context.path):
         if node.role == "assistant" and node in context.own and not node.repeats:
             last = bisect_right(numbers, node.number) - 1
-            first = next((i for i in range(last + 1) if prompts[i][1] is prompts[last][1]), -1)
-            own.setdefault(first, []).append(place)
+            own.setdefault(firsts[id(prompts[last][1])] if last >= 0 else -1, []).append(place)
     parts: list[tuple[Prompt | None, list[Message]]] = []
     for number, places in own.items():
         others = {context.path[i] for key, found in own.items() if key != number for i in found}
@@ -174,7 +177,7 @@ def _session(part: tuple[Prompt | None, list[Message]], name: str, group: str, m
     if prompt is None:
         return Session(name, tuple(messages), group=group, metadata=metadata)
     if prompt.names is not None:
-        metadata = {**metadata, "offered_tools": list(prompt.names)}
+        metadata = {**metadata, OFFERED: list(prompt.names)}
     system = [Message("system", prompt.system)] if prompt.system else []
     return Session(name, (*system, *messages), prompt.tools or (), group, metadata)
 
@@ -186,7 +189,7 @@ def _chain_sessions(
     own = [line for line in lines if line.number > 0]
     group = group_of(own, path.stem)
     base = f"{group}/agent-{agent}" if agent else group
-    models = sorted({text_field(line.message, "model") for line in own if line.kind == "assistant"} - {""})
+    models = sorted({text_of(line.message, "model") for line in own if line.kind == "assistant"} - {""})
     project = next((cwd for line in own if isinstance(cwd := line.data.get("cwd"), str)), None)
     report.lost_turns.extend(_errors(own, base))
     sessions: list[Session] = []
@@ -230,7 +233,7 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
             again = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)
             line.repeats = line.repeats or again
     writer, file = Writer(report.notes, lines), {line.uuid: line for line in lines}
-    references = {text_field(x.data, "agentId"): x for x in lines if x.data.get("type") == "fork-context-ref"}
+    references = {text_of(x.data, "agentId"): x for x in lines if x.data.get("type") == "fork-context-ref"}
     sessions: list[Session] = []
     for agent, chain in chains(lines).items():
         side = agent or (path.stem.removeprefix("agent-") if path.stem.startswith("agent-") else "")

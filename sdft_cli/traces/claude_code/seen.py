@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
 
-from sdft_cli.traces.claude_code.attachments import object_field, text_field
+from sdft_cli.errors import DataError
 from sdft_cli.traces.claude_code.lines import Line, group_of, read
+from sdft_cli.traces.fields import object_of, text_of
+from sdft_cli.traces.packed import opened
+from sdft_cli.traces.rows import LOGS, suffix_of
 from sdft_cli.traces.types import ReadReport
 
 _UUID = re.compile(rb'"uuid"\s*:\s*"([^"\\]+)"')
@@ -29,7 +33,7 @@ class SeenLines:
 
     def __init__(self, files: Sequence[Path] = (), every_branch: bool = False) -> None:
         self._files, self.every_branch = files, every_branch
-        self._first: dict[str, tuple[int, str, Path]] = {}
+        self._first: dict[str, tuple[int, str, object]] = {}
         self._joined: dict[str, str] = {}
         self._order: dict[str, int] = {}
         self._places: dict[bytes, Path] | None = None
@@ -54,20 +58,20 @@ class SeenLines:
 
     def repeats(self, line: Line, group: str, path: Path) -> bool:
         """Say whether another file held this line before; if so, join the two groups."""
-        key = text_field(object_field(line.data, "forkedFrom"), "messageUuid") or line.uuid
+        key = text_of(object_of(line.data, "forkedFrom"), "messageUuid") or line.uuid
         content = hash(msgspec.json.encode([line.kind, line.data.get("message")]))
         found = self._held(key, content, group, path)
-        answer, request = text_field(line.message, "id"), text_field(line.data, "requestId")
+        answer, request = text_of(line.message, "id"), text_of(line.data, "requestId")
         if line.kind == "assistant" and answer and request:
             words = hash(msgspec.json.encode(line.message.get("content")))
-            place = path / (line.agent or "")  # a fork in its parent's file copies its call
-            found = self._held(f"{answer} {request} {words}", words, group, place) or found
+            # A fork in its parent's file copies its call, so the chain belongs to the place.
+            found = self._held(f"{answer} {request} {words}", words, group, (path, line.agent)) or found
         return found
 
-    def _held(self, key: str, content: int, group: str, path: Path) -> bool:
-        first = self._first.setdefault(key, (content, group, path))
+    def _held(self, key: str, content: int, group: str, place: object) -> bool:
+        first = self._first.setdefault(key, (content, group, place))
         self._order.setdefault(group, len(self._order))
-        if first[0] != content or first[2] == path:
+        if first[0] != content or first[2] == place:
             return False
         self.join(first[1], group)
         return True
@@ -88,12 +92,12 @@ class SeenLines:
         if self._places is None:
             self._places = {}
             for path in self._files:
-                if path.suffix != ".jsonl":
-                    continue
-                with path.open("rb") as file:
-                    for line in file:
-                        for found in _UUID.finditer(line):
-                            self._places.setdefault(found.group(1), path)
+                if suffix_of(path) in LOGS:
+                    # `read_source` names a file that cannot be unpacked.
+                    with suppress(DataError), opened(path) as file:
+                        for line in file:
+                            for found in _UUID.finditer(line):
+                                self._places.setdefault(found.group(1), path)
         return self._places.get(uuid.encode("utf-8", "surrogatepass"))
 
 

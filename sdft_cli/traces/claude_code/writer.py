@@ -10,14 +10,13 @@ from typing import Any
 
 from sdft_cli.records import Message, ToolCall
 from sdft_cli.records.reasons import CUT_CONTEXT, INTERRUPTED, SYNTHETIC, TRUNCATED
-from sdft_cli.traces.claude_code.attachments import Block, blocks_of, text_field
+from sdft_cli.traces.claude_code.attachments import Block, blocks_of
 from sdft_cli.traces.claude_code.calls import has_plan_files, sent_arguments, wire_inputs, wrote_a_plan_file
 from sdft_cli.traces.claude_code.facts import prompt_tokens
 from sdft_cli.traces.claude_code.graph import Context, Node
 from sdft_cli.traces.claude_code.lines import CALLS, Line
+from sdft_cli.traces.fields import DOCUMENT, IMAGE, text_of
 
-IMAGE_PLACEHOLDER = "[image]"
-DOCUMENT_PLACEHOLDER = "[document]"
 CLEARED_RESULT = "[Old tool result content cleared]"
 """What Claude Code shows in place of a result that a microcompaction removed."""
 NO_CONTENT = "(no content)"
@@ -32,25 +31,25 @@ class Writer:
         self.replaced = _replaced_results(lines)
         self.plan_file_written = wrote_a_plan_file(lines)
 
-    def text_of(self, blocks: list[Block]) -> str:
+    def flat(self, blocks: list[Block]) -> str:
         """Flatten blocks to text; images and documents become counted placeholders."""
         return "\n".join(part for block in blocks if (part := self._block_text(block)) is not None)
 
     def _block_text(self, block: Block) -> str | None:
-        kind = text_field(block, "type")
+        kind = text_of(block, "type")
         if kind == "text":
-            return text_field(block, "text")
+            return text_of(block, "text")
         if kind == "image":
             self.notes["images"] += 1
-            return IMAGE_PLACEHOLDER
+            return IMAGE
         if kind == "document":
             self.notes["documents"] += 1
-            return DOCUMENT_PLACEHOLDER
+            return DOCUMENT
         if kind == "tool_reference":
             self.notes["tool_references"] += 1
-            return f"[tool: {text_field(block, 'tool_name')}]"
+            return f"[tool: {text_of(block, 'tool_name')}]"
         if kind == "web_search_result":
-            return f"{text_field(block, 'title')}\n{text_field(block, 'url')}"
+            return f"{text_of(block, 'title')}\n{text_of(block, 'url')}"
         self.notes["unknown_blocks"] += 1
         return None
 
@@ -74,17 +73,17 @@ class Writer:
         for line in lines:
             blocks = line.blocks
             written.extend(self._tool(b, None, frozenset()) for b in blocks if b.get("type") == "tool_result")
-            text = self.text_of([b for b in blocks if b.get("type") != "tool_result"])
+            text = self.flat([b for b in blocks if b.get("type") != "tool_result"])
             if text.strip():
                 written.append(Message("user", text))
         return written
 
     def _tool(self, block: Block, name: str | None, cleared: frozenset[str]) -> Message:
-        call = text_field(block, "tool_use_id")
+        call = text_of(block, "tool_use_id")
         if call in cleared:
             text = CLEARED_RESULT
         else:
-            text = self.replaced.get(call) or self.text_of(blocks_of(block.get("content")))
+            text = self.replaced.get(call) or self.flat(blocks_of(block.get("content")))
         return Message("tool", text, tool_call_id=call, name=name)
 
     def _assistant(self, node: Node, status: str | None) -> list[Message]:
@@ -93,15 +92,15 @@ class Writer:
         It is one assistant message, unless a server tool answered in the middle of it: then the model read a result
         and went on, which is two turns with a tool message between them.
         """
-        wire = wire_inputs(node.lines)
+        wire = wire_inputs(node.lines, self.notes)
         parts = [_TurnParts(seen_tokens=None if status == "repeated" else prompt_tokens(node.lines, self.notes))]
         written: list[Message] = []
         names: dict[str, str] = {}
         plan_files = has_plan_files(node.lines[0], self.plan_file_written)
         for block in (block for line in node.lines for block in line.blocks):
-            kind = text_field(block, "type")
+            kind = text_of(block, "type")
             if kind == "thinking":
-                parts[-1].reasoning.append(text_field(block, "thinking"))
+                parts[-1].reasoning.append(text_of(block, "thinking"))
             elif kind == "redacted_thinking":
                 self.notes["redacted_thinking"] += 1
             elif kind in CALLS:
@@ -111,7 +110,7 @@ class Writer:
                 status = status or (None if whole else TRUNCATED.key)
             elif kind.endswith("tool_result"):
                 self.notes["server_tool_results"] += 1
-                call_id = text_field(block, "tool_use_id")
+                call_id = text_of(block, "tool_use_id")
                 written += [parts[-1].message(status), self._tool(block, names.pop(call_id, None), node.cleared)]
                 parts.append(_TurnParts())
             elif (text := self._block_text(block)) is not None:
@@ -132,7 +131,7 @@ class Writer:
 
     def _call(self, block: Block, arguments: Any) -> tuple[ToolCall, bool]:
         """Return a call, and whether its arguments are whole: a cut-off answer may leave text instead of an object."""
-        call, name = text_field(block, "id"), text_field(block, "name")
+        call, name = text_of(block, "id"), text_of(block, "name")
         try:
             if isinstance(arguments, dict):
                 return ToolCall(call, name, json.dumps(arguments, ensure_ascii=False)), True
@@ -151,10 +150,10 @@ class Writer:
                 self.notes["unanswered_calls"] += 1
                 continue
             self.notes["repeated_tool_results"] += len(lines) - 1
-            blocks = [b for b in lines[-1].blocks if text_field(b, "tool_use_id") == call]
+            blocks = [b for b in lines[-1].blocks if text_of(b, "tool_use_id") == call]
             written.extend(self._tool(b, name, node.cleared) for b in blocks)
         for line in {line.number: line for lines in node.results.values() for line in lines}.values():
-            text = self.text_of([b for b in line.blocks if b.get("type") != "tool_result"])
+            text = self.flat([b for b in line.blocks if b.get("type") != "tool_result"])
             if text.strip():
                 written.append(Message("user", text))
         return written
@@ -179,7 +178,7 @@ class _TurnParts:
 def _only_a_placeholder(node: Node) -> bool:
     """Say whether an answer is nothing but the words that stand for no answer."""
     texts = [b for line in node.lines for b in line.blocks if b.get("type") in ("text", *CALLS)]
-    return bool(texts) and all(text_field(b, "text").strip() == NO_CONTENT for b in texts)
+    return bool(texts) and all(text_of(b, "text").strip() == NO_CONTENT for b in texts)
 
 
 def _replaced_results(lines: Sequence[Line]) -> dict[str, str]:
@@ -188,6 +187,6 @@ def _replaced_results(lines: Sequence[Line]) -> dict[str, str]:
     for line in lines:
         listed = line.data.get("replacements") if line.kind == "replacement" else None
         for item in listed if isinstance(listed, list) else []:
-            if isinstance(item, dict) and text_field(item, "replacement"):
-                replacements[text_field(item, "toolUseId")] = text_field(item, "replacement")
+            if isinstance(item, dict) and text_of(item, "replacement"):
+                replacements[text_of(item, "toolUseId")] = text_of(item, "replacement")
     return replacements

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -553,6 +555,18 @@ def test_a_session_that_goes_on_over_three_files_is_whole(write_jsonl: Write, tm
     found = read_source(resolve_source(str(tmp_path / "all")))
     assert contexts(found)["u"] == ["one", "(two)", "3", "(4)", "5", "6"]
     assert {s.group for s in found.sessions} == {"s"}
+
+
+@pytest.mark.parametrize("packed", ["a.jsonl.gz", "a.json"])
+def test_a_parent_is_found_in_every_file_that_is_read(write_jsonl: Write, tmp_path: Path, packed: str) -> None:
+    write_jsonl("all/b.jsonl", [{**x, "sessionId": "t"} for x in (line("3", "2", "user", "3"), answer("4", "3", "4"))])
+    content = "".join(json.dumps(x) + "\n" for x in OLD) if packed.endswith(".gz") else json.dumps(OLD)
+    file = tmp_path / "all" / packed
+    file.write_bytes(gzip.compress(content.encode()) if packed.endswith(".gz") else content.encode())
+    (tmp_path / "all" / "damaged.jsonl.gz").write_bytes(gzip.compress(b'{"uuid": "9"}')[:15])
+    found = read_source(resolve_source(str(tmp_path / "all")))
+    assert contexts(found)["t"] == ["one", "(two)", "3", "4"]
+    assert found.report.notes["unreadable_files"] == 1
 
 
 def test_a_plain_subagent_has_a_context_of_its_own_whatever_its_first_line_names(

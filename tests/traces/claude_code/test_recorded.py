@@ -81,19 +81,20 @@ def test_what_was_rendered_is_shown_in_the_place_of_the_parts(write_jsonl: Write
             attach("3", "2", "edited_text_file", [{"content": text("a.py was changed: 7")}], snippet="7"),
             attach("4", "3", "file", [], filename="a.py", content={"type": "text", "file": {"content": "not shown"}}),
             attach("5", "4", "directory", 7, path="src", content="a.py"),
-            attach("6", "5", "brand_new", [{"content": "new words"}]),
+            attach("5b", "5", "date", [{"content": "Friday"}, 7, {"content": {}}, *text("a block")]),
+            attach("6", "5b", "brand_new", [{"content": "new words"}]),
             attach("7", "6", "brand_new_too"),
             line("8", "7", "assistant", text("ok"), mid="m"),
         ],
     )
     found = read_claude_code(path)
     assert said(found.sessions[0]) == [
-        ("user", "hi\nPlatform: linux\na.py was changed: 7\nsrc:\na.py\nnew words"),
+        ("user", "hi\nPlatform: linux\na.py was changed: 7\nsrc:\na.py\nFriday\na block\nnew words"),
         ("assistant", "ok"),
     ]
-    assert found.report.notes["unreadable_rendered"] == 1
+    assert found.report.notes["unreadable_rendered"] == 1 + 2
     assert found.report.unknown == {"attachment type: brand_new_too": 1}
-    assert found.report.lines == {"conversation": 6, "attachment": 2}
+    assert found.report.lines == {"conversation": 7, "attachment": 2}
 
 
 # The system prompt and the tools.
@@ -104,7 +105,9 @@ def test_a_snapshot_is_the_system_prompt_and_the_tools_and_nothing_is_guessed(wr
         "s.jsonl",
         [
             line("1", None, "user", "hi"),
-            snapshot("2", "1", ["You help.", "Be brief."], tool("Ask", OBJECT), tool("Bad", "no schema"), {"name": 7}),
+            snapshot(
+                "2", "1", ["You help.", 7, *text("Be brief.")], tool("Ask", OBJECT), tool("Bad", "?"), {"name": 7}, 7
+            ),
             line("3", "2", "assistant", call("c", "Read", a="b"), mid="m"),
         ],
     )
@@ -114,7 +117,8 @@ def test_a_snapshot_is_the_system_prompt_and_the_tools_and_nothing_is_guessed(wr
     assert [(t.name, t.description, json.loads(t.parameters), t.origin) for t in session.tools] == [
         ("Ask", "Does Ask.", OBJECT, "given")
     ]
-    assert found.report.notes["bad_tool_schemas"] == 2
+    assert found.report.notes["bad_tool_schemas"] == 3
+    assert found.report.notes["unreadable_system_prompts"] == 1
     assert found.report.lines == {"conversation": 2, "prompt": 1}
 
 
@@ -205,6 +209,10 @@ SENT = {"command": "cd /srv && ls", "n": 1}
 def test_a_call_is_the_one_that_was_sent(write_jsonl: Write, wire: Any, expected: dict[str, Any]) -> None:
     (block,) = call("c", "Bash", command="ls")
     assert arguments(write_jsonl, block, wireToolInputs=wire) == expected
+    notes = read_claude_code(
+        write_jsonl("s.jsonl", [line("1", None, "assistant", [block], wireToolInputs=wire)])
+    ).report.notes
+    assert notes["unreadable_wire_inputs"] == (wire == "?" or wire.get("c") == "cd")
 
 
 @pytest.mark.parametrize(
