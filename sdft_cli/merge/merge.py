@@ -121,11 +121,15 @@ def _check_other_base(base: Path, run: Run) -> None:
     """Refuse a base of another family: one with other tokens, or that is prompted in another way."""
     from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
     from sdft_cli.prompts.teacher import load_teacher_template
+    from sdft_cli.prompts.template import OWN, ChatTemplate
 
     expected = run.info["dataset"].get("fingerprint")
     if not expected:  # an old run
         return
-    found = ChatPrompts(load_tokenizer(base), load_teacher_template()).fingerprint()
+    tokenizer, dataset = load_tokenizer(base), run.info["dataset"]
+    other = dataset.get("chat_template") or {"name": OWN, "text": None}
+    template = ChatTemplate(tokenizer, other["text"], other["name"], dataset.get("template_date"))
+    found = ChatPrompts(tokenizer, load_teacher_template(), template).fingerprint()
     differing = [key for key in ("tokenizer", "chat_template") if expected[key] != found[key]]
     if differing:
         raise VerificationError(

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from sdft_cli.config import PrepareConfig
 from sdft_cli.prepare.reasoning import strip_session
 from sdft_cli.prepare.turns import turns_of
-from sdft_cli.prompts.chat import ChatPrompts, TemplateError
+from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.incremental import SessionCounter, TokenCounter, ids_in_full
+from sdft_cli.prompts.template import TemplateError
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
 from sdft_cli.traces.source import read_source, resolve_source
 from sdft_cli.traces.tools import with_tools

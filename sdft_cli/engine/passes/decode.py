@@ -8,7 +8,7 @@ be decoded in any case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -36,15 +36,15 @@ class Rollout:
     log_probs: list[float] | None = None
 
 
-def stop_tokens(backend: Backend, turn_end_id: int) -> list[int]:
-    """Return the ids that end a rollout: the template's end of turn and those of the model's generation config.
+def stop_tokens(backend: Backend, turn_end_ids: Iterable[int]) -> list[int]:
+    """Return the ids that end a rollout: the template's ends of a turn and those of the model's generation config.
 
     Raises:
         UsageError: one of them is outside the vocabulary, so that no answer could ever end there.
     """
     configured = backend.base.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
-    found = sorted({turn_end_id, *(i for i in listed if i is not None)})
+    found = sorted({*turn_end_ids, *(i for i in listed if i is not None)})
     words = backend.head.shape[0]
     outside = [i for i in found if not 0 <= i < words]
     if outside:

@@ -157,7 +157,8 @@ def load(job: Job, say: Say) -> Loaded:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     if accelerator.num_processes > 1:
         raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
-    prompts = open_prompts(model, job.data.manifest, config.revision)
+    records = [*job.data.train, *job.data.validation]
+    prompts = open_prompts(model, job.data.manifest, config.revision, records)
     check_records(job.data.train, config)
     check_lengths(job.data.validation, config)
     with out_of_memory_explained(config, "loading the model"):
@@ -212,12 +213,13 @@ def records_hash(records: Sequence[Record]) -> str:
 
 
 def check_same_records(job: Job) -> None:
-    """Refuse to go on with other records than the run was started with.
+    """Refuse to go on with other records than the run was started with, or with records rendered in another way.
 
     Raises:
         DataError: they differ.
     """
-    if read_run_json(job.folder)["dataset"]["records_hash"] != records_hash(job.data.train):
+    stored, found = read_run_json(job.folder)["dataset"], dataset_facts(job.data)
+    if any(stored.get(key) != found[key] for key in ("records_hash", "fingerprint")):
         raise DataError(f"{job.data.path} is not the dataset that {job.folder} was started with: name that one.")
 
 
@@ -235,6 +237,8 @@ def dataset_facts(data: Dataset) -> dict[str, Any]:
         "path": str(data.path),
         "records_hash": records_hash(data.train),
         "fingerprint": manifest["fingerprint"],
+        "chat_template": manifest.get("chat_template"),
+        "template_date": manifest.get("template_date"),
         "source": manifest["source"],
         "caps": {key: value for key, value in manifest["config"].items() if key.startswith("max_")},
         "funnel": manifest["funnel"],

@@ -152,7 +152,7 @@ def decode(
 
     Greedily, or with a `seed`, sampled from the model as it is: temperature 1, no cut of its tail.
     """
-    stops = stop_tokens(role.backend, prompts.turn_end_id)
+    stops = stop_tokens(role.backend, prompts.turn_end_ids)
     lengths = [len(ids) + max_new_tokens for ids in prompt_ids]
     passes = [list(range(len(lengths)))] if max_tokens is None else padded_passes(lengths, max_tokens)
     found: dict[int, Rollout] = {}
