@@ -45,6 +45,8 @@ class Unsaid:
 
     def lost(self, record: Record, joined: bool = False) -> list[str]:
         """Name what a record has and the template drops; `joined`: user messages in a row are made one."""
+        if not self.prompt and not self.reference:
+            return []
         context = parts_of(record.context) - ({"users"} if joined else set())
         if record.tools:
             context.add("tools")
