@@ -208,14 +208,14 @@ def teacher_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: 
     return Phase("teacher", parts)
 
 
-def loss_bytes(settings: DistillSettings, answers: int, vocabulary: int, size: int) -> int:
+def loss_bytes(settings: DistillSettings, answers: int, shape: Shape, size: int) -> int:
     """Bytes of a chunk of logits in the loss: its fp32 buffers, and the product of a head in another type.
 
     On a CPU the buffers besides the logits are smaller: they hold a few rows.
     """
-    rows = min(settings.chunk_rows, answers) * vocabulary
+    rows = min(settings.chunk_rows, answers) * shape.vocabulary
     product = 2 * size * rows if size < 4 else 0
-    return 4 * rows * (2 + spare_buffers(settings, vocabulary)) + product
+    return 4 * rows * (2 + spare_buffers(settings, shape.vocabulary) + shape.softcap) + product
 
 
 def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: int, fused: bool) -> Phase:
@@ -233,7 +233,7 @@ def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: 
     parts["final norm"] = forward.tokens * 4 * hidden
     parts["attention mask"] = _mask_bytes(shape, forward.mask, size, masks)
     parts["hidden states"] = 2 * answers * hidden * size
-    loss = loss_bytes(config.distill, answers, shape.vocabulary, size) + answers * hidden * size
+    loss = loss_bytes(config.distill, answers, shape, size) + answers * hidden * size
     backward = forward.tokens * 8 * (shape.intermediate + hidden) + 2 * answers * hidden * size + recomputed
     parts["loss buffers" if loss > backward else "backward buffers"] = max(loss, backward)
     return Phase("student and backward", parts)
