@@ -71,12 +71,13 @@ class Backend(ABC):
         Raises:
             UsageError: transformers names none.
         """
-        trunk: nn.Module = self.base.base_model
-        if trunk is self.base:
+        base = self.base
+        trunk: Any = base.base_model
+        if trunk is base:
             raise UsageError(
-                f"{self.base.config.model_type} has no trunk apart from its output head: use a causal language model."
+                f"{base.config.model_type} has no trunk apart from its output head: use a causal language model."
             )
-        return trunk
+        return trunk  # type: ignore[no-any-return]
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters: the adapter's."""

@@ -46,7 +46,7 @@ class Head:
         return self.weight.shape[1]
 
     @property
-    def T(self) -> Tensor:  # noqa: N802  # as of a matrix
+    def T(self) -> Tensor:
         """(H, V): the weight alone, transposed."""
         return self.weight.T
 

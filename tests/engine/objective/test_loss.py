@@ -15,8 +15,8 @@ torch = pytest.importorskip("torch")
 from torch import Tensor  # noqa: E402
 
 from sdft_cli.config import DistillSettings  # noqa: E402
-from sdft_cli.engine.objective import loss as loss_module  # noqa: E402
 from sdft_cli.engine.models.head import Head  # noqa: E402
+from sdft_cli.engine.objective import loss as loss_module  # noqa: E402
 from sdft_cli.engine.objective.formula import plain_loss  # noqa: E402
 from sdft_cli.engine.objective.loss import cross_entropy_loss, distillation_loss, token_log_likelihood  # noqa: E402
 
@@ -426,7 +426,7 @@ def test_without_a_gradient_the_values_are_the_same_and_no_gradient_is_computed(
     def refuse(*_: Any) -> None:
         raise AssertionError("a gradient was computed")
 
-    monkeypatch.setattr(loss_module, "_into_hidden", refuse)
+    monkeypatch.setattr(Head, "into_hidden", refuse)
     monkeypatch.setattr(loss_module, "_through_softmax_", refuse)
     found = [distillation_loss(student.detach(), teacher, Head(weight), token_weights(), config)]
     with torch.no_grad():
