@@ -26,7 +26,7 @@ def switch_off_dropout(model: nn.Module) -> None:
 
 
 def _zero_dropouts(owner: Any) -> None:
-    for name, value in vars(owner).items():
+    for name, value in list(vars(owner).items()):
         if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
             setattr(owner, name, 0.0)
 

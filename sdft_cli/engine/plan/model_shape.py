@@ -16,6 +16,7 @@ from sdft_cli.engine.models.adapters import NOT_LANGUAGE, lora_layers
 from sdft_cli.engine.models.backend import Backend, Sharing
 from sdft_cli.engine.models.backend_transformers import attach_lora, model_class
 from sdft_cli.engine.models.head import head_of
+from sdft_cli.engine.models.modes import switch_off_dropout
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.passes.depth_first import path_obstacle
 from sdft_cli.engine.passes.packed import packing_obstacle
@@ -134,6 +135,7 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     _refuse_unknown(text, kinds)
     with torch.device("meta"):
         model = model_class(model_config).from_config(model_config).requires_grad_(False)
+        switch_off_dropout(model)  # as loading does
         obstacle = packing_obstacle(model)
         parameters = sum(p.numel() for p in model.parameters())
         modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not _OUTSIDE.fullmatch(n)}
@@ -158,7 +160,7 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
         adapted_parameters=sum(sizes),
         rank=config.lora.rank,
         packing_obstacle=obstacle,
-        path_obstacle=path_obstacle(peft_model, text),
+        path_obstacle=path_obstacle(peft_model, model.config.get_text_config()),
     )
 
 
