@@ -18,7 +18,7 @@ import torch
 from sdft_cli.engine.models.adapters import weights
 from sdft_cli.engine.models.backend_transformers import load_model
 from sdft_cli.engine.models.quiet import quiet_libraries
-from sdft_cli.engine.passes.decode import left_padded
+from sdft_cli.engine.passes.decode import decoding_config, left_padded, own_settings_off
 from sdft_cli.engine.passes.padded import padded_passes
 from sdft_cli.prompts.tool_calls import parse_turn
 from sdft_cli.run_folder import CheckPrompt
@@ -95,27 +95,27 @@ def greedy_answers(
 ) -> tuple[list[list[int]], torch.Tensor]:
     """Return greedy answers, each with the token that ends it, and log-probabilities at their positions.
 
-    Prompts are decoded together, padded on the left, up to `DECODE_TOKENS` a batch.
+    Of the model's own generation settings only its stop tokens have a say. Prompts are decoded together, padded on the
+    left, up to `DECODE_TOKENS` a batch.
 
     Args:
         prompts: of which no answer is longer than the longest that is there.
 
     Returns token ids, and log-probabilities as `log_probabilities` gives them.
     """
-    stops = _stops(model)
+    stops = sorted(_stops(model))
     pad, cap = min(stops, default=0), max(len(item.answer) for item in prompts)
     found: dict[int, tuple[list[int], torch.Tensor]] = {}
     for rows in padded_passes([len(item.prompt) + cap for item in prompts], DECODE_TOKENS):
         ids, mask = (t.to(device) for t in left_padded([prompts[i].prompt for i in rows], pad))
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=cap,
-            pad_token_id=pad,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        with own_settings_off(model):
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=decoding_config(cap, stops, pad),
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
         for n, i in enumerate(rows):
             row = output.sequences[n, ids.shape[1] :].tolist()
             size = next((place + 1 for place, token in enumerate(row) if token in stops), len(row))

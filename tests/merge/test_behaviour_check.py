@@ -74,6 +74,17 @@ def test_an_answer_ends_with_its_stop_token_and_no_later(tiny_model: Path) -> No
     assert log_p.argmax(-1).tolist() == answers[0]
 
 
+def test_settings_that_the_base_generates_with_have_no_say(tiny_model: Path) -> None:
+    model = load_model(str(tiny_model), torch.float32, CPU)
+    prompts = [CheckPrompt([5, 6, 7, 8], [1] * 9)]
+    plain = greedy_answers(model, prompts, CPU)[0]
+    own = model.generation_config
+    own.update(repetition_penalty=50.0, suppress_tokens=[plain[0][0]], min_new_tokens=9, no_repeat_ngram_size=1)
+    own.update(do_sample=True, temperature=9.0, num_beams=3, forced_bos_token_id=7)
+    assert greedy_answers(model, prompts, CPU)[0] == plain
+    assert model.generation_config is own
+
+
 def test_what_only_running_the_checkpoint_shows_is_caught(
     run: Path, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

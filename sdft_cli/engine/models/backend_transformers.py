@@ -13,6 +13,7 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.adapters import check_targets, target_pattern
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.kernels import leave_cudnn_attention
+from sdft_cli.engine.models.modes import switch_off_dropout, train_adapter_only
 from sdft_cli.engine.models.quiet import quiet_libraries
 
 
@@ -29,13 +30,14 @@ def model_class(config: Any) -> Any:
 
 
 def load_model(model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None) -> Any:
-    """Load a model for inference, in eval mode, frozen, from safetensors; no remote code."""
+    """Load a model for inference, in eval mode, frozen and without dropout, from safetensors; no remote code."""
     quiet_libraries()
     leave_cudnn_attention()
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, revision=revision or "main")
     loaded = model_class(config).from_pretrained(model, dtype=dtype, revision=revision or "main")
+    switch_off_dropout(loaded)
     return loaded.to(device).eval().requires_grad_(False)
 
 
@@ -79,7 +81,7 @@ class TransformersBackend(Backend):
         if config.gradient_checkpointing:
             peft_model.enable_input_require_grads()
             base.gradient_checkpointing_enable({"use_reentrant": False})
-            peft_model.train()  # checkpointing is off in eval mode; dropout 0 keeps the pass deterministic
+        train_adapter_only(peft_model)
         return cls(peft_model, device)
 
     def save_adapter(self, folder: Path) -> None:

@@ -15,6 +15,8 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.adapters import NOT_LANGUAGE, lora_layers
 from sdft_cli.engine.models.backend import Backend, Sharing
 from sdft_cli.engine.models.backend_transformers import attach_lora, model_class
+from sdft_cli.engine.models.head import head_of
+from sdft_cli.engine.models.modes import switch_off_dropout
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.passes.depth_first import path_obstacle
 from sdft_cli.engine.passes.packed import packing_obstacle
@@ -65,6 +67,8 @@ class Shape:
 
     hidden: int
     vocabulary: int
+    softcap: bool
+    """The logits have a cap, whose slope the loss keeps."""
     heads: int
     kv_heads: int
     head_dim: int
@@ -131,11 +135,12 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     _refuse_unknown(text, kinds)
     with torch.device("meta"):
         model = model_class(model_config).from_config(model_config).requires_grad_(False)
+        switch_off_dropout(model)  # as loading does
         obstacle = packing_obstacle(model)
         parameters = sum(p.numel() for p in model.parameters())
         modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not _OUTSIDE.fullmatch(n)}
         norms = {n for n, _ in model.named_modules() if n.endswith("q_norm")}
-        head = model.get_output_embeddings()
+        head, capped = model.get_output_embeddings(), head_of(model).softcap is not None
         peft_model = attach_lora(model, config)
     adapted = {name.removeprefix("base_model.model."): x for name, x in lora_layers(peft_model).items()}
     sizes = [layer.get_base_layer().weight.numel() for layer in adapted.values()]
@@ -143,6 +148,7 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     return Shape(
         hidden=text.hidden_size,
         vocabulary=head.weight.shape[0],
+        softcap=capped,
         heads=text.num_attention_heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
         head_dim=head_dim,
@@ -154,7 +160,7 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
         adapted_parameters=sum(sizes),
         rank=config.lora.rank,
         packing_obstacle=obstacle,
-        path_obstacle=path_obstacle(peft_model, text),
+        path_obstacle=path_obstacle(peft_model, model.config.get_text_config()),
     )
 
 

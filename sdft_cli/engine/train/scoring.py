@@ -18,6 +18,8 @@ from torch import Tensor
 from sdft_cli.config import DistillSettings
 from sdft_cli.engine.models.adapters import EmaAdapter, Weights, weights
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.head import Head
+from sdft_cli.engine.models.modes import evaluating
 from sdft_cli.engine.objective.loss import distillation_loss, token_log_likelihood
 from sdft_cli.engine.passes.decode import Rollout, generate, seeded, stop_tokens
 from sdft_cli.engine.passes.executors import answer_states, plan_passes
@@ -43,14 +45,9 @@ class Role:
     def weights(self, case: Weights) -> Iterator[None]:
         """These weights are on, without gradient and in eval mode; every module's mode is restored."""
         model = self.backend.model
-        training = [module for module in model.modules() if module.training]
-        model.eval()  # no dropout: an evaluation repeats exactly and draws no random number
-        try:
-            with torch.no_grad(), weights(model, case, self.ema):
-                yield
-        finally:
-            for module in training:
-                module.training = True
+        # No dropout: an evaluation repeats exactly and draws no random number.
+        with evaluating(model), torch.no_grad(), weights(model, case, self.ema):
+            yield
 
 
 @dataclass(frozen=True)
@@ -220,7 +217,7 @@ def score_records(
     ]
 
 
-def _reverse_kl(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
+def _reverse_kl(student: Tensor, teacher: Tensor, head: Head) -> Tensor:
     """KL(student||teacher) at every token, (N,), in nats."""
     ones = torch.ones(len(student), device=student.device)
     return distillation_loss(student, teacher, head, ones, DistillSettings()).per_token
