@@ -1,6 +1,8 @@
 """Adapter -> checkpoint, and the proof that it is the same model.
 
 merge            `sdft merge` as a function: merge, and certify what is on disk
+adapter          what an adapter on disk changes, and into what
+places           where these parameters stand in the base's files
 weights          W + (alpha/r) B A into the base's own files
 tensor_file      safetensors read and written piece by piece
 tensor_check     is it the base with this adapter added, and nothing else? every tensor, every file

@@ -12,10 +12,11 @@ import torch
 
 from sdft_cli.engine.models.names import FAILED, identity, known_as, license_of, local_folder
 from sdft_cli.errors import UsageError, VerificationError
+from sdft_cli.merge.adapter import Adapter
 from sdft_cli.merge.behaviour_check import compare_models, failures
 from sdft_cli.merge.certificate import CERTIFICATE, FORMAT, file_hash, file_hashes, has_passed
 from sdft_cli.merge.tensor_check import certify
-from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
+from sdft_cli.merge.weights import copy_companions, merge_weights
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import write_json
 from sdft_cli.run_folder import CheckPrompt, Run, read_check_prompts

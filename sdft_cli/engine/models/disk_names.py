@@ -92,6 +92,8 @@ class DiskNames:
         self.folder = folder
         self.model = empty_model(folder) if model is None else model
         self.shapes = stored_shapes(folder)
+        self._own = self.model.state_dict()
+        self._renamings, self._converters = _mapping(self.model)
         self.groups = _groups(self.model, self.shapes)
         pairs = getattr(self.model, "all_tied_weights_keys", None) or {}
         self.tied: dict[str, str] = {}
@@ -108,6 +110,17 @@ class DiskNames:
         if found is None:
             raise DataError(f"No tensor of {self.folder} becomes {parameter}: get the model again.")
         return found
+
+    def at_run_time(self, name: str) -> str | None:
+        """Return the model's name of a parameter that has this name in the model, or has it on disk; None: neither."""
+        from transformers.core_model_loading import rename_source_key
+
+        if name in self._own:
+            return name
+        found, pattern = rename_source_key(
+            name, self._renamings, self._converters, self.model.base_model_prefix, self._own
+        )
+        return found if found in self._own and pattern is None else None
 
     def to_model(self, group: Group, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return a group's parameters, made of its tensors on disk, as loading makes them."""
@@ -166,14 +179,21 @@ def _realised(converter: Any, first: str, model: Any) -> dict[str, Tensor]:
     return {name: value[0] if isinstance(value, list) else value for name, value in made.items()}
 
 
-def _groups(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Group]:
-    """Give every stored tensor the names that loading gives it; tensors that the model does not know are left out."""
+def _mapping(model: Any) -> tuple[list[Any], list[Any]]:
+    """Return transformers' renamings and conversions for a model."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    from transformers.core_model_loading import WeightConverter, WeightRenaming
 
     mapping = get_model_conversion_mapping(model)
     renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
-    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    return renamings, [entry for entry in mapping if isinstance(entry, WeightConverter)]
+
+
+def _groups(model: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Group]:
+    """Give every stored tensor the names that loading gives it; tensors that the model does not know are left out."""
+    from transformers.core_model_loading import dot_natural_key, rename_source_key
+
+    renamings, converters = _mapping(model)
     by_pattern = {pattern: entry for entry in converters for pattern in entry.source_patterns}
     prefix, own = model.base_model_prefix, model.state_dict()
     plain: dict[str, Group] = {}
