@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from sdft_cli.engine.models.disk_names import DiskNames
 from sdft_cli.engine.models.names import FAILED, identity, known_as, license_of, local_folder
 from sdft_cli.errors import UsageError, VerificationError
 from sdft_cli.merge.adapter import Adapter
@@ -53,15 +54,16 @@ def merge_run(
     base, revision = _found_base(run, model, other_base is None)
     check_target(target, run, str(base))
     items = read_check_prompts(run.path / "check_prompts.jsonl", prompts)
-    adapter = Adapter(run.adapter)
+    names = DiskNames(base)
+    adapter = Adapter(run.adapter, names)
     with new_folder(target, CERTIFICATE, overwrite) as scratch:
-        merge_weights(base, adapter, scratch, dtype)
+        merge_weights(base, adapter, scratch, dtype, names)
         copy_companions(base, scratch, str(dtype).removeprefix("torch."))
         document = {
             **known_as(other_base or run.config.model),
             "revision": revision,
             "license": license_of(base),
-            **_certificate(run, base, scratch, items, dtype),
+            **_certificate(run, base, scratch, items, dtype, names),
         }
         write_json(scratch / CERTIFICATE, document)
         if document["failures"]:
@@ -162,8 +164,10 @@ def _failed(failures: list[str], where: Path, more: str = "") -> VerificationErr
     )
 
 
-def _certificate(run: Run, base: Path, merged: Path, items: list[CheckPrompt], dtype: torch.dtype) -> dict[str, Any]:
-    found = certify(base, run.adapter, merged, dtype)
+def _certificate(
+    run: Run, base: Path, merged: Path, items: list[CheckPrompt], dtype: torch.dtype, names: DiskNames
+) -> dict[str, Any]:
+    found = certify(base, run.adapter, merged, dtype, names)
     behaviour = None
     if not found.failures:  # else there may be nothing that loads
         behaviour = compare_models(base, run.adapter, merged, items, getattr(torch, run.config.dtype))
