@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from sdft_cli.engine.models.adapters import target_module_names
 from sdft_cli.engine.models.backend_transformers import model_class
+from sdft_cli.engine.models.names import loaded_folder
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.records.json_files import read_json
@@ -143,7 +144,7 @@ class DiskNames:
         from transformers.core_model_loading import dot_natural_key, rename_source_key
 
         reverse = group.converter.reverse_transform()
-        first, collected = None, deepcopy(reverse)
+        first, collected = "", deepcopy(reverse)
         for name in sorted(group.parameters, key=dot_natural_key):
             renamed, pattern = rename_source_key(name, [], [reverse], reverse=True)
             first = first or renamed
@@ -234,8 +235,8 @@ def _converted(
             collecting.add_tensor(first, disk, pattern, torch.empty(shapes[disk], device="meta"))
         try:
             names = tuple(_realised(collecting, first, model))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise DataError(f"{first} cannot be made of the tensors on disk ({error}): get the model again.") from error
+        except (RuntimeError, ValueError, KeyError):  # told by `obstacle` of whoever wants this parameter
+            names = (first,)
         group = Group(
             names,
             tuple(disk for disk, _, _ in rows),
@@ -270,6 +271,44 @@ def check_reached(model: Any, targets: Sequence[str]) -> None:
                 f"{leaf} is {what}, which the loss reads without an adapter, so it would not be trained: leave {leaf} "
                 "out of lora.target_modules."
             )
+
+
+def check_adapter(model: str, revision: str | None, targets: Sequence[str], loaded: bool = False) -> bool:
+    """Refuse, before weights are loaded, targets that training would not reach or `sdft merge` could not write.
+
+    Args:
+        model: a folder or Hub id.
+        revision: of a Hub id.
+        targets: names of modules.
+        loaded: the model was loaded, so its files must be there.
+
+    Returns whether the names on disk could be looked at: False where the files are not on this machine yet.
+
+    Raises:
+        UsageError: names the target, and why.
+        DataError: a file of the model is damaged, or after loading it holds no safetensors files.
+    """
+    folder = loaded_folder(model, revision)
+    empty = empty_model(folder or model, revision)
+    check_reached(empty, targets)
+    if _is_quantised(empty.config):  # merged into its 16-bit form, whose names are looked at then
+        return True
+    if folder is None or not (loaded or _has_weights(folder)):
+        return False
+    check_mergeable(DiskNames(folder, empty), targets)
+    return True
+
+
+def _is_quantised(config: Any) -> bool:
+    return any(getattr(c, "quantization_config", None) for c in (config, config.get_text_config()))
+
+
+def _has_weights(folder: Path) -> bool:
+    """Say whether all files with weights are in a folder of the Hub's cache."""
+    if not (folder / INDEX).is_file():
+        return (folder / "model.safetensors").is_file()
+    listed = read_json(folder / INDEX, "get the model again").get("weight_map")
+    return isinstance(listed, dict) and all((folder / str(name)).is_file() for name in set(listed.values()))
 
 
 def check_mergeable(names: DiskNames, targets: Sequence[str]) -> None:
