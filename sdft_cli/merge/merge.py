@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from sdft_cli.engine.models.disk_names import DiskNames
 from sdft_cli.engine.models.names import FAILED, identity, known_as, license_of, local_folder
 from sdft_cli.errors import UsageError, VerificationError
+from sdft_cli.merge.adapter import Adapter
 from sdft_cli.merge.behaviour_check import compare_models, failures
 from sdft_cli.merge.certificate import CERTIFICATE, FORMAT, file_hash, file_hashes, has_passed
 from sdft_cli.merge.tensor_check import certify
-from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
+from sdft_cli.merge.weights import copy_companions, merge_weights
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import write_json
 from sdft_cli.run_folder import CheckPrompt, Run, read_check_prompts
@@ -52,15 +54,16 @@ def merge_run(
     base, revision = _found_base(run, model, other_base is None)
     check_target(target, run, str(base))
     items = read_check_prompts(run.path / "check_prompts.jsonl", prompts)
-    adapter = Adapter(run.adapter)
+    names = DiskNames(base)
+    adapter = Adapter(run.adapter, names)
     with new_folder(target, CERTIFICATE, overwrite) as scratch:
-        merge_weights(base, adapter, scratch, dtype)
+        merge_weights(base, adapter, scratch, dtype, names)
         copy_companions(base, scratch, str(dtype).removeprefix("torch."))
         document = {
             **known_as(other_base or run.config.model),
             "revision": revision,
             "license": license_of(base),
-            **_certificate(run, base, scratch, items, dtype),
+            **_certificate(run, base, scratch, items, dtype, names),
         }
         write_json(scratch / CERTIFICATE, document)
         if document["failures"]:
@@ -165,8 +168,10 @@ def _failed(failures: list[str], where: Path, more: str = "") -> VerificationErr
     )
 
 
-def _certificate(run: Run, base: Path, merged: Path, items: list[CheckPrompt], dtype: torch.dtype) -> dict[str, Any]:
-    found = certify(base, run.adapter, merged, dtype)
+def _certificate(
+    run: Run, base: Path, merged: Path, items: list[CheckPrompt], dtype: torch.dtype, names: DiskNames
+) -> dict[str, Any]:
+    found = certify(base, run.adapter, merged, dtype, names)
     behaviour = None
     if not found.failures:  # else there may be nothing that loads
         behaviour = compare_models(base, run.adapter, merged, items, getattr(torch, run.config.dtype))

@@ -32,6 +32,12 @@ def target_pattern(names: Sequence[str]) -> str:
     return rf"(?!(?:.*\.)?(?:{outside})\.)(?:.*\.)?(?:{'|'.join(map(re.escape, names))})"
 
 
+def target_module_names(module_names: Iterable[str], names: Sequence[str]) -> list[str]:
+    """Return the modules, of these, that target names hit."""
+    pattern = re.compile(target_pattern(names))
+    return [name for name in module_names if pattern.fullmatch(name)]
+
+
 def check_targets(module_names: Iterable[str], names: Sequence[str]) -> None:
     """Refuse target names that no module of the language trunk has.
 

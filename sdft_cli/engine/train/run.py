@@ -147,6 +147,7 @@ def load(job: Job, say: Say) -> Loaded:
     from accelerate import Accelerator
 
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
+    from sdft_cli.engine.models.disk_names import check_adapter
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.plan.memory import packed_room
     from sdft_cli.engine.train.loop import check_lengths, check_records
@@ -161,8 +162,11 @@ def load(job: Job, say: Say) -> Loaded:
     prompts = open_prompts(model, job.data.manifest, config.revision, records)
     check_records(job.data.train, config)
     check_lengths(job.data.validation, config)
+    checked = check_adapter(model, config.revision, config.lora.target_modules)
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model)
+    if not checked and not check_adapter(model, config.revision, config.lora.target_modules, loaded=True):
+        say(f"{WARNING}the files of {model} are not in the Hub's cache, so whether it can be merged is not known yet")
     backend.segment_tokens = config.segment_tokens
     rows = [record.row for record in job.data.train]
     room = packed_room(backend, rows, config) if config.prefix_sharing == "auto" else None
