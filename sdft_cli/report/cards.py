@@ -193,7 +193,7 @@ def _settings(
         ("LoRA rank", lora["rank"]),
         ("LoRA alpha", lora["alpha"]),
         ("LoRA dropout", lora["dropout"]),
-        ("LoRA targets", ", ".join(map(code_span, lora["target_modules"]))),
+        ("LoRA targets", _targets(lora["target_modules"])),
     ]
     if sdft:
         decay = f", decay {config['teacher']['ema_decay']}" if config["teacher"]["kind"] == "ema" else ""

@@ -207,7 +207,9 @@ FAMILIES: dict[str, Family] = {
         logits_scaling=8.0,
     ),
     "cohere": text("cohere", logit_scale=0.0625),
-    "cohere2": text("cohere2", logit_scale=0.0625, sliding_window=64, layer_types=["sliding_attention", "full_attention"]),
+    "cohere2": text(
+        "cohere2", logit_scale=0.0625, sliding_window=64, layer_types=["sliding_attention", "full_attention"]
+    ),
     "olmo": text("olmo"),
     "olmo2": text("olmo2"),
     "olmo3": text("olmo3", sliding_window=64, layer_types=["sliding_attention", "full_attention"]),
@@ -216,9 +218,7 @@ FAMILIES: dict[str, Family] = {
     "smollm3": text("smollm3"),
     "lfm2": text("lfm2", layer_types=["conv", "full_attention"]),
     "lfm2_moe": text("lfm2_moe", layer_types=["conv", "full_attention"], num_dense_layers=1, **EXPERTS),
-    "falcon": old(
-        "falcon", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, multi_query=True, alibi=False
-    ),
+    "falcon": old("falcon", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, multi_query=True, alibi=False),
     "falcon_alibi": old("falcon", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, alibi=True),
     "falcon_h1": text(
         "falcon_h1",
@@ -285,7 +285,9 @@ FAMILIES: dict[str, Family] = {
     "starcoder2": text("starcoder2"),
     "stablelm": text("stablelm"),
     "persimmon": text("persimmon"),
-    "gpt_oss": text("gpt_oss", head_dim=8, sliding_window=64, layer_types=["sliding_attention", "full_attention"], **EXPERTS),
+    "gpt_oss": text(
+        "gpt_oss", head_dim=8, sliding_window=64, layer_types=["sliding_attention", "full_attention"], **EXPERTS
+    ),
     "glm": text("glm", head_dim=8),
     "glm4": text("glm4", head_dim=8),
     "glm4_moe": text(
@@ -339,11 +341,11 @@ FAMILIES: dict[str, Family] = {
         mamba_ngroups=1,
         chunk_size=16,
     ),
-    "llama4_text": text(
-        "llama4_text", head_dim=8, intermediate_size_mlp=64, attention_chunk_size=64, **EXPERTS
-    ),
+    "llama4_text": text("llama4_text", head_dim=8, intermediate_size_mlp=64, attention_chunk_size=64, **EXPERTS),
     "mistral3": multimodal(
-        "mistral3", {"model_type": "mistral", "head_dim": 8, "sliding_window": None}, {**VISION, "model_type": "pixtral", "head_dim": 8}
+        "mistral3",
+        {"model_type": "mistral", "head_dim": 8, "sliding_window": None},
+        {**VISION, "model_type": "pixtral", "head_dim": 8},
     ),
     "internvl": multimodal(
         "internvl", {"model_type": "qwen2"}, {**VISION, "image_size": [28, 28], "patch_size": [14, 14]}
@@ -353,17 +355,28 @@ FAMILIES: dict[str, Family] = {
     "idefics3": multimodal("idefics3", {"model_type": "llama"}, VISION),
     "smolvlm": multimodal("smolvlm", {"model_type": "llama"}, VISION),
     "paligemma": multimodal(
-        "paligemma", {"model_type": "gemma", "head_dim": 8}, {**VISION, "model_type": "siglip_vision_model"},
+        "paligemma",
+        {"model_type": "gemma", "head_dim": 8},
+        {**VISION, "model_type": "siglip_vision_model"},
         projection_dim=32,
     ),
     "glm4v": multimodal(
         "glm4v",
         {"rope_parameters": {**MROPE, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]}},
-        {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "out_hidden_size": 32,
-         "image_size": 28, "patch_size": 14},
+        {
+            "depth": 2,
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_heads": 4,
+            "out_hidden_size": 32,
+            "image_size": 28,
+            "patch_size": 14,
+        },
     ),
     "lfm2_vl": multimodal(
-        "lfm2_vl", {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]}, {**VISION, "num_patches": 4, "model_type": "siglip2_vision_model"}
+        "lfm2_vl",
+        {"model_type": "lfm2", "layer_types": ["conv", "full_attention"]},
+        {**VISION, "num_patches": 4, "model_type": "siglip2_vision_model"},
     ),
     "llama4": multimodal(
         "llama4",

@@ -6,6 +6,7 @@ backend_transformers  transformers and peft
 backend_unsloth       unsloth, which may change nothing without being asked
 load                  which backend a run takes, what the machine must have, and loading
 adapters              LoRA on the language trunk; which weights are on: adapter, base, average, merged
+targets               which modules an adapter sits on, known before weights are loaded
 kernels               attention on a GPU without cuDNN
 device_memory         free memory, and what to lower when it ran out
 interrupts            Ctrl-C and SIGTERM, at once and never inside a change of state
