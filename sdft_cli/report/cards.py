@@ -173,6 +173,10 @@ def _share(on_policy: float) -> str:
     return f"{on_policy:.0%} of the records were trained on the model's own answer, the others on the expert's text"
 
 
+def _targets(names: list[str] | str) -> str:
+    return code_span(names) if isinstance(names, str) else ", ".join(map(code_span, names))
+
+
 def _settings(
     config: Mapping[str, Any], run: Mapping[str, Any], certificate: Mapping[str, Any], sdft: bool
 ) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ names                 a folder, a Hub id or an alias -> the folder of a model; w
 backend               the interface between the algorithm and the library that runs the model
 backend_transformers  transformers and peft
 backend_unsloth       unsloth, which may change nothing without being asked
+head                  the output head as the model applies it: scale, cap, bias
 load                  which backend a run takes, what the machine must have, and loading
 adapters              LoRA on the language trunk; which weights are on: adapter, base, average, merged
 targets               which modules an adapter sits on, known before weights are loaded

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.models.head import Head, head_of
+from sdft_cli.errors import UsageError
 
 Sharing = Literal["none", "packed", "depth_first"]
 
@@ -58,16 +60,24 @@ class Backend(ABC):
         return self.model.get_base_model()
 
     @property
-    def head(self) -> Tensor:
-        """(V, H) weight of the output head."""
-        weight: Tensor = self.base.get_output_embeddings().weight
-        return weight
+    def head(self) -> Head:
+        """The output head, as the model applies it."""
+        return head_of(self.base)
 
     @property
     def trunk(self) -> nn.Module:
-        """The model below its output head."""
-        trunk: nn.Module = self.base.model
-        return trunk
+        """The model below its output head.
+
+        Raises:
+            UsageError: transformers names none.
+        """
+        base = self.base
+        trunk: Any = base.base_model
+        if trunk is base:
+            raise UsageError(
+                f"{base.config.model_type} has no trunk apart from its output head: use a causal language model."
+            )
+        return trunk  # type: ignore[no-any-return]
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters: the adapter's."""

@@ -1,4 +1,4 @@
-"""Which modules an adapter sits on: linear layers of the language trunk, found by structure, before weights are loaded."""
+"""Which modules an adapter sits on: linear layers of the language trunk, by structure, before weights are loaded."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ READ_BY_KERNELS = frozenset({"out_proj", "x_proj", "dt_proj"})
 def trunk_path(model: Any) -> str:
     """Return the dotted name of the language trunk inside a model; empty if it is the model."""
     trunk = model.get_decoder()
-    return next(name for name, module in model.named_modules() if module is trunk)
+    path: str = next(name for name, module in model.named_modules() if module is trunk)
+    return path
 
 
 def trunk_linears(model: Any) -> dict[str, nn.Linear]:
@@ -94,8 +95,8 @@ def target_names(model: Any, asked: Sequence[str]) -> tuple[str, ...]:
     if not able:
         kinds = sorted({type(m).__name__ for m in model.get_decoder().modules() if not list(m.children())})
         raise UsageError(
-            f"The language trunk of this {model.config.model_type} model has no linear layer for an adapter (its layers "
-            f"are {', '.join(kinds)}): train a model of another family."
+            f"The trunk of this {model.config.model_type} model has no linear layer for an adapter, only "
+            f"{', '.join(kinds)}: train a model of another family."
         )
     if asked == "all-linear":
         return able

@@ -64,7 +64,7 @@ def sharing_error(backend: Backend, kind: Sharing) -> str | None:
     obstacle = sharing_obstacle(backend, kind)
     if obstacle:
         return obstacle
-    vocabulary = backend.head.shape[0]
+    vocabulary = backend.head.words
     ids = [(7919 * i + 101) % vocabulary for i in range(96)]
     prompts = [ids[:70], ids[:40], ids[:40], [*ids[:60], *ids[80:85]], ids[90:93]]
     answers = [ids[70:76], ids[40:55], ids[3:4], ids[1:9], ids[7:11]]
@@ -86,7 +86,7 @@ def sharing_error(backend: Backend, kind: Sharing) -> str | None:
 
             plain, ours = _gradient(backend, independent), _gradient(backend, together)
             pairs.append(("gradients", ours, plain))
-    for (name, found, expected), tolerance in zip(pairs, CHECK_TOLERANCE[backend.head.dtype], strict=False):
+    for (name, found, expected), tolerance in zip(pairs, CHECK_TOLERANCE[backend.head.weight.dtype], strict=False):
         difference = float((found - expected).float().norm() / expected.float().norm())
         if not difference <= tolerance:
             return f"{kind} {name} differ from those of independent turns by {difference:.1e}"

@@ -45,7 +45,7 @@ def stop_tokens(backend: Backend, turn_end_id: int) -> list[int]:
     configured = backend.base.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
     found = sorted({turn_end_id, *(i for i in listed if i is not None)})
-    words = backend.head.shape[0]
+    words = backend.head.words
     outside = [i for i in found if not 0 <= i < words]
     if outside:
         raise UsageError(

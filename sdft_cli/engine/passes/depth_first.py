@@ -277,7 +277,7 @@ def depth_first_states(backend: Backend, prompts: Sequences, answers: Sequences,
     """
     used = [i for i, answer in enumerate(answers) if answer]
     if not used:
-        return backend.head.new_empty((0, backend.head.shape[1]))
+        return backend.head.weight.new_empty((0, backend.head.width))
     prompts, answers = [prompts[i] for i in used], [answers[i] for i in used]
     rows = _rows(prompts, answers)
     backend.check_width(max(map(len, rows)))

@@ -80,7 +80,7 @@ def teacher_passes(
     if backend.sharing == "depth_first":
         states = answer_states(backend, prompts, answers, pad_id)
         return list(states.split([len(answer) for answer in answers]))
-    states_of = [backend.head.new_empty((0, backend.head.shape[1])) for _ in answers]
+    states_of = [backend.head.weight.new_empty((0, backend.head.width)) for _ in answers]
     for turns in _passes(backend, prompts, answers, max_tokens):
         chosen = [answers[i] for i in turns]
         states = answer_states(backend, [prompts[i] for i in turns], chosen, pad_id)

@@ -15,6 +15,7 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend, Sharing
 from sdft_cli.engine.models.backend_transformers import attach_lora, empty_model
+from sdft_cli.engine.models.head import head_of
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.models.targets import trunk_linears
 from sdft_cli.engine.passes.depth_first import path_obstacle
@@ -65,6 +66,8 @@ class Shape:
 
     hidden: int
     vocabulary: int
+    softcap: bool
+    """The logits have a cap, whose slope the loss keeps."""
     heads: int
     kv_heads: int
     head_dim: int
@@ -134,7 +137,7 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     parameters = sum(p.numel() for p in model.parameters())
     modules = trunk_linears(model)
     norms = {n for n, _ in model.named_modules() if n.endswith("q_norm")}
-    head = model.get_output_embeddings()
+    head, capped = model.get_output_embeddings(), head_of(model).softcap is not None
     with torch.device("meta"):
         peft_model = attach_lora(model, config)
     adapted = {name.removeprefix("base_model.model."): x for name, x in lora_layers(peft_model).items()}
@@ -143,6 +146,7 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     return Shape(
         hidden=text.hidden_size,
         vocabulary=head.weight.shape[0],
+        softcap=capped,
         heads=text.num_attention_heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
         head_dim=head_dim,

@@ -18,6 +18,7 @@ from torch import Tensor
 from sdft_cli.config import DistillSettings
 from sdft_cli.engine.models.adapters import EmaAdapter, Weights, weights
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.head import Head
 from sdft_cli.engine.objective.loss import distillation_loss, token_log_likelihood
 from sdft_cli.engine.passes.decode import Rollout, generate, seeded, stop_tokens
 from sdft_cli.engine.passes.executors import answer_states, plan_passes
@@ -220,7 +221,7 @@ def score_records(
     ]
 
 
-def _reverse_kl(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
+def _reverse_kl(student: Tensor, teacher: Tensor, head: Head) -> Tensor:
     """KL(student||teacher) at every token, (N,), in nats."""
     ones = torch.ones(len(student), device=student.device)
     return distillation_loss(student, teacher, head, ones, DistillSettings()).per_token
