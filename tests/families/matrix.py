@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-STAGES = ("train", "control", "merge", "eval")
-"""What is run on a prepared dataset, in this order."""
+STAGES = ("prepare", "train", "control", "merge", "eval")
+"""What is run, in this order."""
+PREPARATION = (
+    *("--teacher-template", "repeat", "--max-seq-tokens", "8192", "--max-prompt-tokens", "7168"),
+    *("--max-rollout-tokens", "512", "--no-redact", "--validation-fraction", "0.4", "--workers", "1"),
+)
 SETTINGS = {
     "lora.rank": "4",
     "lora.target_modules": "all-linear",
@@ -60,18 +64,20 @@ def settings(given: dict[str, str] | None = None) -> Iterator[str]:
         yield from ("--set", f"{key}={value}")
 
 
-def run_family(model: Path, data: Path, folder: Path, given: dict[str, str] | None = None) -> dict[str, Cell]:
+def run_family(model: Path, sessions: Path, folder: Path, given: dict[str, str] | None = None) -> dict[str, Cell]:
     """Run the stages on a model, up to the first that is not right; return how each ended.
 
     Args:
         model: a model's folder.
-        data: a dataset that was prepared for its tokenizer.
-        folder: where runs are written.
+        sessions: a folder of sessions.
+        folder: where dataset and runs are written.
         given: settings besides those of `SETTINGS`.
     """
+    data = folder / "data"
     start = ("train", data, "--profile", "cpu-demo", "--gate", "warn", "--model", model, *settings(given))
     run = folder / "run"
-    commands = {
+    commands: dict[str, tuple[object, ...]] = {
+        "prepare": ("prepare", sessions, "--model", model, "--out", data, *PREPARATION),
         "train": (*start, "--out", run),
         "control": (*start, "--out", folder / "control", "--objective", "sft"),
         "merge": ("merge", run, "--bf16", "--prompts", "2"),
