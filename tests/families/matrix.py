@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +29,38 @@ SETTINGS = {
     "gate.resamples": "50",
 }
 EVALUATION = ("--limit", "2", "--general", "2", "--questions", "2", "--max-new-tokens", "4")
+
+
+TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "read",
+            "description": "Read a file.",
+            "parameters": {"type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]},
+        },
+    }
+]
+
+
+def write_sessions(folder: Path, count: int = 6) -> Path:
+    """Write short made-up sessions, one question, one call and one answer each, as OpenAI's messages; return `folder`."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        call = {"name": "read", "arguments": json.dumps({"path": f"src/file{number}.py"})}
+        messages = [
+            {"role": "user", "content": f"What does file {number} say about {7 * number + 3}?"},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": f"call_{number}", "type": "function", "function": call}],
+            },
+            {"role": "tool", "tool_call_id": f"call_{number}", "content": f"x = {number * number}"},
+            {"role": "assistant", "content": f"It sets x to {number * number}."},
+        ]
+        line = json.dumps({"messages": messages, "tools": TOOLS})
+        (folder / f"session{number}.jsonl").write_text(f"{line}\n", encoding="utf-8")
+    return folder
 
 
 @dataclass

@@ -1,15 +1,14 @@
-"""Tiny random models of many families with SmolLM2's tokenizer and chat template: only the model's class differs."""
+"""Tiny random models of many families with one small tokenizer and chat template: only the model's class differs."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-VOCABULARY = 49_152
+VOCABULARY = 1024
 BASE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
@@ -387,11 +386,33 @@ FAMILIES: dict[str, Family] = {
 """Family -> what makes its configuration."""
 
 
-def make_model(family: str, folder: Path, tokenizer: Path, dtype: str = "bfloat16") -> Path:
-    """Write a random model of a family, with the tokenizer of another folder, as a model's folder.
+def write_tokenizer(folder: Path) -> None:
+    """Write a byte-level tokenizer of `VOCABULARY` words, trained on this project's templates, and SmolLM2's template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
-    The weights depend on nothing but the family. Returns the folder.
-    """
+    from sdft_cli.resources import resource_text
+
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY,
+        special_tokens=[AddedToken(token, special=True) for token in special],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    template = resource_text("templates", "chat", "smollm2.jinja")
+    texts = [template, *(resource_text("templates", "eval", name) for name in ("general.jsonl", "questions.jsonl"))]
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[2], pad_token=special[2])
+    fast.chat_template = template
+    fast.save_pretrained(folder)
+
+
+def make_model(family: str, folder: Path, dtype: str = "bfloat16") -> Path:
+    """Write a random model of a family as a model's folder; its weights depend on nothing but the family."""
     from transformers import GenerationConfig
 
     from sdft_cli.engine.models.backend_transformers import model_class
@@ -401,6 +422,5 @@ def make_model(family: str, folder: Path, tokenizer: Path, dtype: str = "bfloat1
     model = model_class(config).from_config(config)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(tokenizer / name, folder / name)
+    write_tokenizer(folder)
     return folder

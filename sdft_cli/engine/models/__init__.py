@@ -5,6 +5,8 @@ backend               the interface between the algorithm and the library that r
 backend_transformers  transformers and peft
 backend_unsloth       unsloth, which may change nothing without being asked
 head                  the output head as the model applies it: scale, cap, bias
+head_check            whether our logits are those of the model's own forward pass
+modes                 dropout, training and eval mode, positions: what must not leak from one pass into the next
 load                  which backend a run takes, what the machine must have, and loading
 adapters              LoRA on the language trunk; which weights are on: adapter, base, average, merged
 targets               which modules an adapter sits on, known before weights are loaded

@@ -12,6 +12,7 @@ import torch
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.kernels import leave_cudnn_attention
+from sdft_cli.engine.models.modes import switch_off_dropout, train_adapter_only
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.models.targets import target_names, target_pattern
 
@@ -35,13 +36,14 @@ def empty_model(model_config: Any) -> Any:
 
 
 def load_model(model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None) -> Any:
-    """Load a model for inference, in eval mode, frozen, from safetensors; no remote code."""
+    """Load a model for inference, in eval mode, frozen and without dropout, from safetensors; no remote code."""
     quiet_libraries()
     leave_cudnn_attention()
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, revision=revision or "main")
     loaded = model_class(config).from_pretrained(model, dtype=dtype, revision=revision or "main")
+    switch_off_dropout(loaded)
     return loaded.to(device).eval().requires_grad_(False)
 
 
@@ -84,7 +86,7 @@ class TransformersBackend(Backend):
         if config.gradient_checkpointing:
             peft_model.enable_input_require_grads()
             base.gradient_checkpointing_enable({"use_reentrant": False})
-            peft_model.train()  # checkpointing is off in eval mode; dropout 0 keeps the pass deterministic
+        train_adapter_only(peft_model)
         return cls(peft_model, device)
 
     def save_adapter(self, folder: Path) -> None:

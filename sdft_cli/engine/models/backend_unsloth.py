@@ -22,6 +22,7 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.kernels import leave_cudnn_attention
+from sdft_cli.engine.models.modes import modes_kept, switch_off_dropout
 from sdft_cli.engine.models.names import cache_folder
 from sdft_cli.engine.models.targets import hits, target_pattern, with_targets
 from sdft_cli.errors import DataError, MachineError, UsageError
@@ -239,6 +240,7 @@ class UnslothBackend(Backend):
         fast = not cuda or model_config.model_type in FAST_TYPES
         loader = unsloth.FastLanguageModel if fast else unsloth.FastModel
         base = _loaded(loader, loader_arguments(config, model, cuda))
+        switch_off_dropout(base)
         config = with_targets(config, base)
         pattern = None if fast else target_pattern(base, config.lora.target_modules)
         peft_model = loader.get_peft_model(base, **adapter_arguments(config, pattern))
@@ -253,13 +255,12 @@ class UnslothBackend(Backend):
 
         Its `generate` switches gradient checkpointing off and, called in eval mode, does not switch it on again.
         """
-        was_training = self.model.training
-        self._loader.for_inference(self.model)
-        try:
-            yield
-        finally:
-            self._loader.for_training(self.model, use_gradient_checkpointing=self._checkpointing)
-            self.model.train(was_training)
+        with modes_kept(self.model):
+            self._loader.for_inference(self.model)
+            try:
+                yield
+            finally:
+                self._loader.for_training(self.model, use_gradient_checkpointing=self._checkpointing)
 
     def check_width(self, tokens: int) -> None:
         """Refuse a sequence that unsloth would cut to `max_seq_tokens`."""

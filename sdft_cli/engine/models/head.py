@@ -50,6 +50,10 @@ class Head:
         """(H, V): the weight alone, transposed."""
         return self.weight.T
 
+    def plain(self) -> Head:
+        """The same head without scale and cap."""
+        return Head(self.weight, self.bias)
+
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the logits (R, V), at least fp32, of hidden states (R, H); in `out`, fp32, where it is given.
 

@@ -172,7 +172,7 @@ def generate(
     recorder = LogProbRecorder() if record_log_probs else None
     backend.check_width(ids.shape[1] + max_new_tokens)
     with _decoding(backend), _finite_only(), interruptible():
-        output = backend.model.generate(
+        output = backend.generate(
             input_ids=ids.to(backend.device),
             attention_mask=mask.to(backend.device),
             generation_config=_decoding_config(max_new_tokens, stop_ids, pad_id, temperature, top_p),

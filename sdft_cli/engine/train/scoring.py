@@ -19,6 +19,7 @@ from sdft_cli.config import DistillSettings
 from sdft_cli.engine.models.adapters import EmaAdapter, Weights, weights
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.head import Head
+from sdft_cli.engine.models.modes import evaluating
 from sdft_cli.engine.objective.loss import distillation_loss, token_log_likelihood
 from sdft_cli.engine.passes.decode import Rollout, generate, seeded, stop_tokens
 from sdft_cli.engine.passes.executors import answer_states, plan_passes
@@ -44,14 +45,9 @@ class Role:
     def weights(self, case: Weights) -> Iterator[None]:
         """These weights are on, without gradient and in eval mode; every module's mode is restored."""
         model = self.backend.model
-        training = [module for module in model.modules() if module.training]
-        model.eval()  # no dropout: an evaluation repeats exactly and draws no random number
-        try:
-            with torch.no_grad(), weights(model, case, self.ema):
-                yield
-        finally:
-            for module in training:
-                module.training = True
+        # No dropout: an evaluation repeats exactly and draws no random number.
+        with evaluating(model), torch.no_grad(), weights(model, case, self.ema):
+            yield
 
 
 @dataclass(frozen=True)
