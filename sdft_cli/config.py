@@ -112,7 +112,9 @@ class LoraSettings(_Config):
     dropout: float = Field(
         0.0, ge=0, lt=1, description="on the adapter's input; 0 keeps student log-probabilities deterministic"
     )
-    target_modules: tuple[str, ...] = Field(min_length=1, description="module names; language trunk only")
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | Literal["all-linear"] = Field(
+        description="module names, or all-linear: all linear layers; language trunk only, no routers of experts"
+    )
 
 
 class RolloutSettings(_Config):

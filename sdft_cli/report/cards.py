@@ -173,6 +173,10 @@ def _share(on_policy: float) -> str:
     return f"{on_policy:.0%} of the records were trained on the model's own answer, the others on the expert's text"
 
 
+def _targets(names: list[str] | str) -> str:
+    return code_span(names) if isinstance(names, str) else ", ".join(map(code_span, names))
+
+
 def _settings(
     config: Mapping[str, Any], run: Mapping[str, Any], certificate: Mapping[str, Any], sdft: bool
 ) -> list[tuple[str, str]]:
@@ -193,7 +197,7 @@ def _settings(
         ("LoRA rank", lora["rank"]),
         ("LoRA alpha", lora["alpha"]),
         ("LoRA dropout", lora["dropout"]),
-        ("LoRA targets", ", ".join(map(code_span, lora["target_modules"]))),
+        ("LoRA targets", _targets(lora["target_modules"])),
     ]
     if sdft:
         decay = f", decay {config['teacher']['ema_decay']}" if config["teacher"]["kind"] == "ema" else ""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from sdft_cli.config import TrainConfig
-from sdft_cli.engine.models.adapters import check_targets, target_pattern
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.kernels import leave_cudnn_attention
 from sdft_cli.engine.models.modes import switch_off_dropout, train_adapter_only
 from sdft_cli.engine.models.quiet import quiet_libraries
+from sdft_cli.engine.models.targets import target_names, target_pattern
 
 
 def model_class(config: Any) -> Any:
@@ -27,6 +27,12 @@ def model_class(config: Any) -> Any:
     if getattr(config, "vision_config", None) is not None:
         return getattr(transformers, "AutoModelForMultimodalLM", None) or transformers.AutoModelForImageTextToText
     return transformers.AutoModelForCausalLM
+
+
+def empty_model(model_config: Any) -> Any:
+    """Return a model without weights (on torch's meta device) from its config: its modules, names and sizes."""
+    with torch.device("meta"):
+        return model_class(model_config).from_config(model_config).requires_grad_(False)
 
 
 def load_model(model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None) -> Any:
@@ -45,17 +51,16 @@ def attach_lora(model: Any, config: TrainConfig) -> Any:
     """Put a fresh adapter (B = 0) on the language trunk; its weights are fp32 whatever the base is.
 
     Raises:
-        UsageError: a target name hits no module of the language trunk.
+        UsageError: a target name hits no linear layer of the language trunk.
     """
     from peft import LoraConfig, get_peft_model
 
-    names = config.lora.target_modules
-    check_targets((name for name, _ in model.named_modules()), names)
+    names = target_names(model, config.lora.target_modules)
     lora = LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
-        target_modules=target_pattern(names),
+        target_modules=target_pattern(model, names),
         bias="none",
         task_type="CAUSAL_LM",
     )

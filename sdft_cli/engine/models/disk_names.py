@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdft_cli.engine.models.adapters import target_module_names
 from sdft_cli.engine.models.backend_transformers import model_class
 from sdft_cli.engine.models.names import loaded_folder
 from sdft_cli.engine.models.quiet import quiet_libraries
+from sdft_cli.engine.models.targets import hits, target_names
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.records.json_files import read_json
 
@@ -262,11 +262,10 @@ def check_reached(model: Any, targets: Sequence[str]) -> None:
         ("the output head", model.get_output_embeddings()),
         ("the token embedding", model.get_input_embeddings()),
     )
-    hit = set(target_module_names((name for name, _ in model.named_modules()), targets))
     for name, module in model.named_modules():
         what = next((text for text, end in ends if module is end), None)
-        if name in hit and what:
-            leaf = name.rsplit(".", 1)[-1]
+        leaf = name.rsplit(".", 1)[-1]
+        if what and targets != "all-linear" and leaf in targets:
             raise UsageError(
                 f"{leaf} is {what}, which the loss reads without an adapter, so it would not be trained: leave {leaf} "
                 "out of lora.target_modules."
@@ -317,7 +316,7 @@ def check_mergeable(names: DiskNames, targets: Sequence[str]) -> None:
     Raises:
         UsageError: names the first one, and why.
     """
-    for module in target_module_names((name for name, _ in names.model.named_modules()), targets):
+    for module in hits(names.model, target_names(names.model, targets)):
         for parameter, _ in names.model.get_submodule(module).named_parameters(module, recurse=False):
             why = names.obstacle(parameter) if parameter.endswith(".weight") else None
             if why:

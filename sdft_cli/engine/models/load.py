@@ -54,8 +54,8 @@ def choose_backend(requested: str, model_type: str) -> tuple[str, str]:
     raise MachineError(f"No backend runs {model_type} here: {'; '.join(objections)}.")
 
 
-def model_type_of(model: str, revision: str | None) -> str:
-    """Read a model's `model_type` from its config.
+def config_of(model: str, revision: str | None) -> Any:
+    """Return a model's transformers config.
 
     Raises:
         UsageError: a local folder has no usable config.
@@ -64,7 +64,7 @@ def model_type_of(model: str, revision: str | None) -> str:
     from transformers import AutoConfig
 
     try:
-        return str(AutoConfig.from_pretrained(model, revision=revision or "main").model_type)
+        return AutoConfig.from_pretrained(model, revision=revision or "main")
     except (OSError, ValueError, KeyError) as error:
         if Path(model).exists():
             raise UsageError(f"{model} has no config.json that transformers knows: give a model folder.") from error

@@ -127,8 +127,8 @@ def load(job: Job, say: Say) -> Loaded:
         backend_class,
         check_machine,
         choose_backend,
+        config_of,
         load_backend,
-        model_type_of,
     )
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.engine.models.quiet import quiet_libraries
@@ -139,15 +139,17 @@ def load(job: Job, say: Say) -> Loaded:
     check_trackers(config.trackers)
     quiet_libraries()
     model = resolve_model(config.model, say)
-    name, why = choose_backend(config.backend, model_type_of(model, config.revision))
+    name, why = choose_backend(config.backend, config_of(model, config.revision).model_type)
     say(f"Backend: {name} ({why})")
     backend_class(name).import_first()
 
     import torch
     from accelerate import Accelerator
 
+    from sdft_cli.engine.models.backend_transformers import empty_model
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
     from sdft_cli.engine.models.disk_names import check_adapter
+    from sdft_cli.engine.models.targets import targets_told
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.plan.memory import packed_room
     from sdft_cli.engine.train.loop import check_lengths, check_records
@@ -163,6 +165,8 @@ def load(job: Job, say: Say) -> Loaded:
     check_records(job.data.train, config)
     check_lengths(job.data.validation, config)
     checked = check_adapter(model, config.revision, config.lora.target_modules)
+    for sentence in targets_told(empty_model(config_of(model, config.revision)), config.lora.target_modules):
+        say(sentence)
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model)
     if not checked and not check_adapter(model, config.revision, config.lora.target_modules, loaded=True):
