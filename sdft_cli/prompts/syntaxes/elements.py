@@ -43,7 +43,9 @@ class Elements:
                 return f"parameter {parameter[1]} twice"
             raw[parameter[1]] = parameter[2]
             position = parameter.end()
-        return "text after parameters" if inner[position:].strip() else ParsedCall(match[1], typed(raw, match[1], tools))
+        return (
+            "text after parameters" if inner[position:].strip() else ParsedCall(match[1], typed(raw, match[1], tools))
+        )
 
 
 FUNCTION = Elements(

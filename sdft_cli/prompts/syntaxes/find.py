@@ -42,7 +42,7 @@ SYNTAXES: list[Syntax] = [
 
 _ARGUMENTS: dict[str, Any] = {
     "path": "src/zebra crossing.py",
-    "text": "it's a \"zebra\" \\n \\ <b>&amp; {x: [y]}, z=1)\nsecond line, \u00e9\u4e2d\U0001f993",
+    "text": 'it\'s a "zebra" \\n \\ <b>&amp; {x: [y]}, z=1)\nsecond line, \u00e9\u4e2d\U0001f993',
     "digits": "0042",
     "count": -17,
     "ratio": 0.125,
@@ -105,7 +105,9 @@ def find_syntax(render: Callable[[Message], str]) -> FoundSyntax:
     for syntax in SYNTAXES:
         if all(_reads(syntax, text, message) for message, text in written):
             return FoundSyntax(syntax)
-    return FoundSyntax(None, f"no syntax that sdft knows reads back what the chat template writes: {_briefly(needed[1][1])}")
+    return FoundSyntax(
+        None, f"no syntax that sdft knows reads back what the chat template writes: {_briefly(needed[1][1])}"
+    )
 
 
 def _rendered(render: Callable[[Message], str], message: Message, planted: str) -> list[tuple[Message, str]]:
@@ -120,9 +122,11 @@ def _rendered(render: Callable[[Message], str], message: Message, planted: str) 
 def _reads(syntax: Syntax, text: str, message: Message) -> bool:
     turn = syntax.parse(text, [_TOOL])
     calls = [(call.name, call.arguments) for call in turn.calls]
-    return not turn.errors and calls == [(c.name, c.parsed_arguments()) for c in message.tool_calls] and prose_of(
-        turn
-    ) == message.content
+    return (
+        not turn.errors
+        and calls == [(c.name, c.parsed_arguments()) for c in message.tool_calls]
+        and prose_of(turn) == message.content
+    )
 
 
 def prose_of(turn: ParsedTurn) -> str:

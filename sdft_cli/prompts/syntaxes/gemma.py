@@ -48,9 +48,7 @@ def _syntax(name: str, marks: Marks, quote: str) -> Syntax:
 
 _ENDS = ("<|tool_response>", "<turn|>")
 """What may follow the calls of a turn, as its end."""
-GEMMA_4 = _syntax(
-    "Gemma 4", Marks("<|tool_call>", "<tool_call|>", ("<|channel>thought", "<channel|>"), _ENDS), '<|"|>'
-)
+GEMMA_4 = _syntax("Gemma 4", Marks("<|tool_call>", "<tool_call|>", ("<|channel>thought", "<channel|>"), _ENDS), '<|"|>')
 FUNCTION_GEMMA = _syntax(
     "FunctionGemma",
     Marks("<start_function_call>", "<end_function_call>", dropped=("<start_function_response>", "<end_of_turn>")),

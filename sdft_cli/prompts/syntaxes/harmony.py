@@ -14,7 +14,9 @@ from sdft_cli.prompts.syntaxes.json_reader import read_json
 from sdft_cli.prompts.syntaxes.turns import Marks, ParsedCall, ParsedTurn, Syntax, TurnSoFar
 from sdft_cli.records import ToolSchema
 
-_HEADER = re.compile(r"\s*(?:<\|start\|>assistant)?((?:(?!<\|message\|>|<\|start\|>|<\|end\|>).)*)<\|message\|>", re.DOTALL)
+_HEADER = re.compile(
+    r"\s*(?:<\|start\|>assistant)?((?:(?!<\|message\|>|<\|start\|>|<\|end\|>).)*)<\|message\|>", re.DOTALL
+)
 _TO = re.compile(r"to=functions\.([^\s<]+)")
 _END = re.compile(r"<\|(?:end|call|return)\|>")
 _MARKS = Marks("<|start|>assistant", "<|call|>")

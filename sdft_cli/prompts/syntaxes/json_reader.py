@@ -62,5 +62,5 @@ def call_of(value: Any, name: str = "name", arguments: tuple[str, ...] = ("argum
     """Return the call that an object is, with its name and its arguments under these keys, or what is wrong with it."""
     if not isinstance(value, dict) or not isinstance(value.get(name), str):
         return "no name"
-    found = next((value[key] for key in arguments if key in value), {})
+    found: Any = next((value[key] for key in arguments if key in value), {})
     return ParsedCall(value[name], found) if isinstance(found, dict) else "arguments are not an object"

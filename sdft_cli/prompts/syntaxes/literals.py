@@ -47,7 +47,8 @@ def escaped_string(text: str, start: int) -> tuple[str, int] | None:
     quote = text[start : start + 1]
     if quote not in {"'", '"'} or not quote:
         return None
-    found, position = [], start + 1
+    found: list[str] = []
+    position = start + 1
     while piece := _PIECE.match(text, position):
         position = piece.end()
         if piece[0] == quote:
@@ -90,7 +91,7 @@ def read_value(text: str, start: int, string: String, bare_keys: bool = False) -
     if found := string(text, position):
         return found
     scalar = _SCALAR.match(text, position)
-    if scalar is None or scalar[2] and scalar[2] not in _WORDS:
+    if scalar is None or (scalar[2] and scalar[2] not in _WORDS):
         if re.compile(r"[\w.+-]*").fullmatch(text, position):
             raise TornError
         raise UnreadableError

@@ -69,9 +69,7 @@ def read_call(text: str, start: int, string: String) -> tuple[ParsedCall, int]:
     return ParsedCall(name[1], arguments), position + 1
 
 
-def _read(
-    text: str, start: int, tools: Tools, turn: TurnSoFar, marks: Marks, string: String, brackets: bool
-) -> int:
+def _read(text: str, start: int, tools: Tools, turn: TurnSoFar, marks: Marks, string: String, brackets: bool) -> int:
     """Read the calls behind an opening mark, in brackets or a line each; return where the text goes on."""
     position, found, end = start, list[Found](), "]" if brackets else marks.closing
     try:
