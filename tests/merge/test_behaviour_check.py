@@ -20,6 +20,7 @@ from sdft_cli.merge.behaviour_check import (  # noqa: E402
 )
 from sdft_cli.merge.merge import merge_run  # noqa: E402
 from sdft_cli.merge.tensor_check import Certificate  # noqa: E402
+from sdft_cli.prompts.syntaxes.hermes import HERMES
 from sdft_cli.run_folder import CheckPrompt, read_check_prompts, read_run  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -57,10 +58,12 @@ def test_greedy_answers_are_known_from_one_pass(tiny_model: Path) -> None:
     likeliest = at_once.argmax(-1).tolist()
     texts = ["a", '<tool_call>{"name": "Ba', '<tool_call>{"name": "Ba']
     found = {"answers": 3, "same_answers": 3, "answers_with_calls": 2, "same_answers_with_calls": 2}
-    assert same_answers(own, texts, likeliest) == found
+    assert same_answers(own, texts, likeliest, HERMES) == found
     likeliest[len(own[0])] += 1  # the first token of the second answer
     found = {"answers": 3, "same_answers": 2, "answers_with_calls": 2, "same_answers_with_calls": 1}
-    assert same_answers(own, texts, likeliest) == found
+    assert same_answers(own, texts, likeliest, HERMES) == found
+    unknown = {"answers_with_calls": None, "same_answers_with_calls": None}
+    assert same_answers(own, texts, likeliest, None) == found | unknown
 
 
 def test_an_answer_ends_with_its_stop_token_and_no_later(tiny_model: Path) -> None:

@@ -160,6 +160,8 @@ def load(job: Job, say: Say) -> Loaded:
     prompts = open_prompts(model, job.data.manifest, config.revision)
     check_records(job.data.train, config)
     check_lengths(job.data.validation, config)
+    if warning := prompts.calls_warning([*job.data.train, *job.data.validation]):
+        say(warning)
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model)
     backend.segment_tokens = config.segment_tokens
