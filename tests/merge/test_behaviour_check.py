@@ -20,7 +20,7 @@ from sdft_cli.merge.behaviour_check import (  # noqa: E402
 )
 from sdft_cli.merge.merge import merge_run  # noqa: E402
 from sdft_cli.merge.tensor_check import Certificate  # noqa: E402
-from sdft_cli.prompts.syntaxes.hermes import HERMES
+from sdft_cli.prompts.syntaxes.hermes import HERMES  # noqa: E402
 from sdft_cli.run_folder import CheckPrompt, read_check_prompts, read_run  # noqa: E402
 
 CPU = torch.device("cpu")
