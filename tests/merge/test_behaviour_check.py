@@ -28,7 +28,12 @@ CPU = torch.device("cpu")
 
 def test_a_call_that_was_cut_off_is_a_call() -> None:
     call = '<tool_call>{"name": "Bash", "arguments": {"command": "ls"}}</tool_call>'
-    assert [has_call(text) for text in ("a", call, f"x {call}", '<tool_call>{"name": "Ba')] == [False, True, True, True]
+    assert [has_call(text, HERMES) for text in ("a", call, f"x {call}", '<tool_call>{"name": "Ba')] == [
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_comparison_by_hand_and_what_fails() -> None:
