@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -29,16 +30,33 @@ class Family:
     marks: tuple[str, ...]
 
 
+_FRAME = """
+{%- for m in messages -%}
+    {%- if m.role == 'user' -%}<user>{{ m.content }}</user>
+    {%- else -%}
+        {{- m.content -}}
+        {%- if m.tool_calls -%}
+            {{- BEFORE -}}
+            {%- for c in m.tool_calls -%}
+                {{- '' }}CALL{{ '' -}}
+                {%- if not loop.last -%}{{- BETWEEN -}}{%- endif -%}
+            {%- endfor -%}
+            {{- AFTER -}}
+        {%- endif -%}
+        {{- END -}}
+    {%- endif -%}
+{%- endfor -%}
+"""
+
+
 def _frame(before: str, call: str, between: str, after: str, end: str) -> str:
-    """A template that writes prose, then all calls: `call` has NAME, ID, and ARGUMENTS as JSON."""
+    """Return a template that writes prose, then all calls: `call` has NAME, ID, and ARGUMENTS as JSON."""
     for word, path in (("NAME", "c.function.name"), ("ID", "c.id"), ("ARGUMENTS", "c.function.arguments | tojson")):
-        call = call.replace(word, "{{ " + path + " }}")
-    calls = f"{{%- for c in m.tool_calls -%}}{{{{ '' }}}}{call}{{%- if not loop.last -%}}{{{{ {between!r} }}}}{{%- endif -%}}{{%- endfor -%}}"
-    turn = f"{{{{ m.content }}}}{{%- if m.tool_calls -%}}{{{{ {before!r} }}}}{calls}{{{{ {after!r} }}}}{{%- endif -%}}{end}"
-    return (
-        f"{{%- for m in messages -%}}{{%- if m.role == 'user' -%}}<user>{{{{ m.content }}}}</user>"
-        f"{{%- else -%}}{turn}{{%- endif -%}}{{%- endfor -%}}"
-    )
+        call = re.sub(rf"\b{word}\b", "{{ " + path + " }}", call)
+    text = _FRAME.replace("CALL", call)
+    for word, value in (("BEFORE", before), ("BETWEEN", between), ("AFTER", after), ("END", end)):
+        text = text.replace(f"- {word} -", f"- {value!r} -")
+    return text
 
 
 _PYTHONIC = (
@@ -46,6 +64,7 @@ _PYTHONIC = (
     "{%- if not loop.last -%}{{ ', ' }}{%- endif -%}{%- endfor -%})"
 )
 _PYTHONIC_RAW = _PYTHONIC.replace("{{ v | tojson }}", '{{ "\'" + v + "\'" if v is string else v | tojson }}')
+_NO_PROSE = ("{{- m.content -}}", "{%- if not m.tool_calls -%}{{- m.content -}}{%- endif -%}")
 _INVOKE = (
     '<invoke name="NAME">\n{%- for k, v in c.function.arguments.items() -%}{{ \'\\n\' }}<parameter name="{{ k }}">'
     "{{ v if v is string else v | tojson }}</parameter>{%- endfor -%}{{ '\\n' }}</invoke>"
@@ -139,6 +158,19 @@ FAMILIES: dict[str, Family] = {
         _frame("<function_calls>\n", _PYTHONIC_RAW, "\n", "\n</function_calls>", "<|im_end|>"),
         "<|im_end|>",
         ("<function_calls>", "</function_calls>"),
+    ),
+    "muse": Family("Muse Glimmer", "muse_glimmer", "<|eot|>", ("<|start|>", "<|message|>", "<|eom|>")),
+    "llama 3, pythonic": Family(
+        "Llama pythonic",
+        _frame("[", _PYTHONIC, ", ", "]", "<|eot_id|>").replace(*_NO_PROSE),
+        "<|eot_id|>",
+        ("<|python_tag|>",),
+    ),
+    "llama 3, raw": Family(
+        "Llama pythonic, nothing escaped",
+        _frame("[", _PYTHONIC_RAW, ", ", "]", "<|eot_id|>").replace(*_NO_PROSE),
+        "<|eot_id|>",
+        (),
     ),
     "llama 4": Family(
         "Llama pythonic",

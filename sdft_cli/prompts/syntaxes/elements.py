@@ -68,6 +68,17 @@ _ARGUMENT_PAIRS = Elements(
 )
 
 
+def _invoke(prefix: str) -> Elements:
+    """Return the elements `invoke` and `parameter` of a namespace, behind the opening mark `<invoke name=`."""
+    parameter = f"<{prefix}parameter name="
+    return Elements(
+        re.compile(r"\"([^\"\n]+)\">(.*)", re.DOTALL),
+        re.compile(r"\"([^\"\n]+)\">"),
+        re.compile(rf"{parameter}\"([^\"\n]+)\">(.*?)</{prefix}parameter>\s*(?={parameter}|\Z)", re.DOTALL),
+        re.compile(rf"</{prefix}parameter>.*{parameter}", re.DOTALL),
+    )
+
+
 def read_element(text: str, start: int, tools: Tools, turn: TurnSoFar, marks: Marks, elements: Elements) -> int:
     """Read the call whose opening mark ends at `start`; return where the text goes on."""
     close, again = text.find(marks.closing, start), text.find(marks.opening, start)
@@ -86,15 +97,24 @@ def _syntax(name: str, marks: Marks, elements: Elements) -> Syntax:
 
 
 _TAGS = Marks("<tool_call>", "</tool_call>")
-_INVOKE = Elements(
-    re.compile(r"\"([^\"\n]+)\">(.*)", re.DOTALL),
-    re.compile(r"\"([^\"\n]+)\">"),
-    re.compile(r"<parameter name=\"([^\"\n]+)\">(.*?)</parameter>\s*(?=<parameter name=|\Z)", re.DOTALL),
-    re.compile(r"</parameter>.*<parameter name=", re.DOTALL),
-)
-_INVOKE_MARKS = Marks("<invoke name=", "</invoke>", dropped=("<minimax:tool_call>", "</minimax:tool_call>"))
 QWEN_XML = _syntax("Qwen XML", _TAGS, FUNCTION)
 GLM = _syntax("GLM", _TAGS, _ARGUMENT_PAIRS)
 _SEED_MARKS = Marks("<seed:tool_call>", "</seed:tool_call>", ("<seed:think>", "</seed:think>"))
 SEED = _syntax("Seed-OSS", _SEED_MARKS, _FUNCTION_INLINE)
-MINIMAX = _syntax("MiniMax", _INVOKE_MARKS, _INVOKE)
+MINIMAX = _syntax(
+    "MiniMax",
+    Marks("<invoke name=", "</invoke>", dropped=("<minimax:tool_call>", "</minimax:tool_call>")),
+    _invoke(""),
+)
+MUSE = _syntax(
+    "Muse Glimmer",
+    Marks(
+        "<atem:invoke name=",
+        "</atem:invoke>",
+        (" to=self<|message|>", "<|eom|>"),
+        ("<atem:function_calls>", "</atem:function_calls>", "<|eot|>"),
+        r"<\|start\|>assistant| to=(?!self<)[^\s<]+<\|message\|>",
+        prompt_thinks=False,
+    ),
+    _invoke("atem:"),
+)

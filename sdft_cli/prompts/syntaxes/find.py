@@ -18,6 +18,7 @@ SYNTAXES: list[Syntax] = [
     elements.GLM,
     elements.SEED,
     elements.MINIMAX,
+    elements.MUSE,
     json_calls.LLAMA_JSON,
     json_calls.MISTRAL_LIST,
     json_calls.COMMAND_R,

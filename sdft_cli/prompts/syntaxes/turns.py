@@ -101,13 +101,16 @@ class Marks:
     """What stands around the calls of a syntax.
 
     `opening` and `closing` stand around a call (or a list of them); `closing` may be empty. `thoughts` stand around a
-    think block. `dropped` say nothing themselves: what frames all calls of a turn, or ends it.
+    think block; `prompt_thinks`: the prompt may have begun one, so that its end alone ends it. `dropped` say nothing
+    themselves: what frames all calls of a turn, or ends it; `header` is a pattern of more such text.
     """
 
     opening: str
     closing: str
     thoughts: tuple[str, str] = ("<think>", "</think>")
     dropped: tuple[str, ...] = ()
+    header: str = "(?!)"  # matches nowhere
+    prompt_thinks: bool = True
 
     def give_up(
         self,
@@ -161,7 +164,8 @@ def walk(text: str, tools: Sequence[ToolSchema], marks: Marks, read: Reader) -> 
     """Take a turn apart: prose, think blocks, and what `read` makes of each opening mark."""
     by_name = {tool.name: tool for tool in tools}
     think, thought = marks.thoughts
-    found = re.compile("|".join(map(re.escape, (think, thought, marks.opening, *marks.dropped))))
+    literal = map(re.escape, (think, thought, marks.opening, *marks.dropped))
+    found = re.compile("|".join((*literal, marks.header)))
     turn, position = TurnSoFar(), 0
     while mark := found.search(text, position):
         turn.content.append(text[position : mark.start()])
@@ -169,7 +173,7 @@ def walk(text: str, tools: Sequence[ToolSchema], marks: Marks, read: Reader) -> 
             end = text.find(thought, mark.end())
             turn.thought.append(text[mark.end() : end if end >= 0 else None])
             position = len(text) if end < 0 else end + len(thought)
-        elif mark[0] == thought:  # the prompt began the block: all so far was thought
+        elif mark[0] == thought and marks.prompt_thinks:  # the prompt began the block: all so far was thought
             turn, position = TurnSoFar(thought=[text[: mark.start()]]), mark.end()
         elif mark[0] == marks.opening:
             position = read(text, mark.end(), by_name, turn)
