@@ -9,7 +9,8 @@ teacher         the teacher's last message, with the expert's turn in a block
 encoding        text -> token ids, each distinct text once
 incremental     token counts of every turn of a session, each distinct text once
 control_tokens  no text of a session becomes a control token
-tool_calls      tool calls parsed out of text: Hermes JSON and Qwen3.5 XML
+tool_calls      the calls of a turn against those of a message
+syntaxes/       calls in the syntaxes of the models, and which one a model writes
 tool_scores     an answer's tool calls against the expert's
 leaks           copies of the reference in an answer, and paths out of nowhere
 answers         an answer against the expert's turn: calls, prose, copies

@@ -18,11 +18,13 @@ from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.errors import DataError, MachineError, UsageError
+from sdft_cli.errors import WARNING, DataError, MachineError, UsageError
 from sdft_cli.prompts.encoding import PieceEncoder
 from sdft_cli.prompts.forms import find_form
+from sdft_cli.prompts.syntaxes.find import FoundSyntax, find_syntax
 from sdft_cli.prompts.teacher import TeacherTemplate, load_teacher_template
 from sdft_cli.prompts.template import OWN, ChatTemplate, TemplateError, load_chat_template
+from sdft_cli.prompts.tool_calls import ParsedTurn, comes_back, parse_turn
 from sdft_cli.prompts.turn_end import TurnEnds, without_end
 from sdft_cli.prompts.unsaid import ANSWERS, ASK, MORE, SAY, TemplateLoses, Unsaid, find_unsaid, sentence
 from sdft_cli.records import Message, Record, ToolSchema
@@ -279,6 +281,29 @@ class ChatPrompts:
     def reference_text(self, message: Message) -> str:
         """Return an assistant turn as the model would write it, for a reader."""
         return self.encoder.control.restore(self.reference(message))
+
+    @cached_property
+    def syntax(self) -> FoundSyntax:
+        """How the template writes tool calls, or why nothing reads them back."""
+        return find_syntax(self.reference_text)
+
+    def parse(self, text: str, tools: Sequence[ToolSchema] = ()) -> ParsedTurn:
+        """Take an answer apart in the model's own syntax."""
+        return parse_turn(text, tools, self.syntax.syntax)
+
+    def scores_calls(self, record: Record) -> bool:
+        """Say whether the calls of an answer to a record can be scored: the expert's come back from its own turn."""
+        if self.syntax.syntax is None:
+            return False
+        if not record.reference.tool_calls:
+            return True
+        return comes_back(self.reference_text(record.reference), record.reference, record.tools, self.syntax.syntax)
+
+    def calls_warning(self, records: Sequence[Record]) -> str | None:
+        """Return a sentence for the user where records call tools and no call can be scored, else None."""
+        if self.syntax.syntax or not any(record.reference.tool_calls for record in records):
+            return None
+        return f"{WARNING}tool calls cannot be scored, and scores about them are left out: {self.syntax.reason}"
 
     def student_ids(self, record: Record) -> list[int]:
         """Return the token ids of the student's prompt."""

@@ -20,6 +20,7 @@ from sdft_cli.merge.behaviour_check import (  # noqa: E402
 )
 from sdft_cli.merge.merge import merge_run  # noqa: E402
 from sdft_cli.merge.tensor_check import Certificate  # noqa: E402
+from sdft_cli.prompts.syntaxes.hermes import HERMES  # noqa: E402
 from sdft_cli.run_folder import CheckPrompt, read_check_prompts, read_run  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -27,7 +28,12 @@ CPU = torch.device("cpu")
 
 def test_a_call_that_was_cut_off_is_a_call() -> None:
     call = '<tool_call>{"name": "Bash", "arguments": {"command": "ls"}}</tool_call>'
-    assert [has_call(text) for text in ("a", call, f"x {call}", '<tool_call>{"name": "Ba')] == [False, True, True, True]
+    assert [has_call(text, HERMES) for text in ("a", call, f"x {call}", '<tool_call>{"name": "Ba')] == [
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_comparison_by_hand_and_what_fails() -> None:
@@ -57,10 +63,12 @@ def test_greedy_answers_are_known_from_one_pass(tiny_model: Path) -> None:
     likeliest = at_once.argmax(-1).tolist()
     texts = ["a", '<tool_call>{"name": "Ba', '<tool_call>{"name": "Ba']
     found = {"answers": 3, "same_answers": 3, "answers_with_calls": 2, "same_answers_with_calls": 2}
-    assert same_answers(own, texts, likeliest) == found
+    assert same_answers(own, texts, likeliest, HERMES) == found
     likeliest[len(own[0])] += 1  # the first token of the second answer
     found = {"answers": 3, "same_answers": 2, "answers_with_calls": 2, "same_answers_with_calls": 1}
-    assert same_answers(own, texts, likeliest) == found
+    assert same_answers(own, texts, likeliest, HERMES) == found
+    unknown = {"answers_with_calls": None, "same_answers_with_calls": None}
+    assert same_answers(own, texts, likeliest, None) == found | unknown
 
 
 def test_an_answer_ends_with_its_stop_token_and_no_later(tiny_model: Path) -> None:

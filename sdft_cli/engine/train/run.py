@@ -164,6 +164,8 @@ def load(job: Job, say: Say) -> Loaded:
     prompts = open_prompts(model, job.data.manifest, config.revision, records)
     check_records(job.data.train, config)
     check_lengths(job.data.validation, config)
+    if warning := prompts.calls_warning([*job.data.train, *job.data.validation]):
+        say(warning)
     checked = check_adapter(model, config.revision, config.lora.target_modules)
     for sentence in targets_told(empty_model(config_of(model, config.revision)), config.lora.target_modules):
         say(sentence)
