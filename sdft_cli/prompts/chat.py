@@ -122,10 +122,25 @@ class ChatPrompts:
     @cached_property
     def generation_prompt(self) -> str:
         """What the template writes to have the next turn begun, with a thinking model's empty think block."""
-        question, prompt = self._question
-        plain = self.render([question], generation=False)  # some templates write a token that ends the document here
-        shared = commonprefix([prompt, plain])  # noqa: RUF071  # text, not paths
-        return prompt[len(shared) :]
+        _, prompt = self._question
+        return prompt[self._asked :]
+
+    @cached_property
+    def _plain(self) -> str:
+        """The same user message, nothing begun behind it; some templates end the document here."""
+        return self.render([self._question[0]], generation=False)
+
+    @cached_property
+    def _asked(self) -> int:
+        """The length of what both have in common, up to a whole token."""
+        prompt = self._question[1]
+        shared = commonprefix([prompt, self._plain])  # noqa: RUF071  # text, not paths
+        return self._ends.before_token(prompt, len(shared))
+
+    @cached_property
+    def _document_end(self) -> str:
+        """What the template writes behind the last message where no turn is begun: Phi-3's `<|endoftext|>`."""
+        return self._plain[self._asked :]
 
     @cached_property
     def joins_users(self) -> bool:
@@ -172,7 +187,8 @@ class ChatPrompts:
         text = self.render(messages, tools)
         if text.endswith(self.generation_prompt):
             return text
-        if messages[-1]["role"] != "tool" or text != self.render(messages, tools, generation=False):
+        goes_on = messages[-1]["role"] == "tool" and self._ends.last(text) != self._closing_token
+        if not goes_on or text != self.render(messages, tools, generation=False):
             raise TemplateError("The chat template begins the turn differently at this point of the conversation.")
         return text
 
@@ -212,7 +228,7 @@ class ChatPrompts:
         whole = self.render([question, *map(self.guarded, messages)], generation=False)
         if not whole.startswith(prompt):
             raise TemplateError("The chat template writes an assistant turn differently from its generation prompt.")
-        return whole[len(prompt) :]
+        return whole[len(prompt) :].removesuffix(self._document_end)
 
     @cached_property
     def _end_of_call(self) -> str:

@@ -19,13 +19,13 @@ class TurnEnds:
 
     Args:
         tokens: the special tokens of the tokenizer.
-        closed: rendered turns of plain text and what follows them: whether the template closes turns.
-        eos: the token where it writes none.
+        eos: the token where the template writes none.
     """
 
     def __init__(self, tokens: Iterable[str], eos: str | None) -> None:
         listed = "|".join(map(re.escape, sorted(set(tokens), key=len, reverse=True))) or "(?!)"
         self._last = re.compile(rf"({listed})\s*\Z")
+        self._any = re.compile(listed)
         self._first = re.compile(rf"\s*({listed})")
         self.eos = eos
 
@@ -33,6 +33,11 @@ class TurnEnds:
         """Return the token that closes a rendered turn, or None."""
         match = self._last.search(turn)
         return match[1] if match else None
+
+    def before_token(self, text: str, position: int) -> int:
+        """Return the position, or where the token begins that it would cut in two."""
+        inside = (match for match in self._any.finditer(text) if match.start() < position < match.end())
+        return next((match.start() for match in inside), position)
 
     def follows(self, text: str) -> str | None:
         """Return the token that the text behind a turn begins with, or None."""
