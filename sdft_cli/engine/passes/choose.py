@@ -69,8 +69,23 @@ def sharing_error(backend: Backend, kind: Sharing) -> str | None:
     obstacle = sharing_obstacle(backend, kind)
     if obstacle:
         return obstacle
-    vocabulary = backend.head.words
-    ids = [(7919 * i + 101) % vocabulary for i in range(96)]
+    try:
+        pairs = _both_ways(backend, kind)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines() or ["no reason given"]
+        return f"{kind} passes end in an error on it ({type(error).__name__}: {reason[0]})"
+    for (name, found, expected), tolerance in zip(pairs, CHECK_TOLERANCE[backend.head.weight.dtype], strict=False):
+        difference = float((found - expected).float().norm() / expected.float().norm())
+        if not difference <= tolerance:
+            return f"{kind} {name} differ from those of independent turns by {difference:.1e}"
+    return None
+
+
+def _both_ways(backend: Backend, kind: Sharing) -> list[tuple[str, Tensor, Tensor]]:
+    """Return the states, and with an adapter its gradient, of a small step: shared ones, and of independent turns."""
+    ids = [(7919 * i + 101) % backend.head.words for i in range(96)]
     prompts = [ids[:70], ids[:40], ids[:40], [*ids[:60], *ids[80:85]], ids[90:93]]
     answers = [ids[70:76], ids[40:55], ids[3:4], ids[1:9], ids[7:11]]
     with _set_for_check(backend, kind), _adapter_moved(backend), backend.decoding():
@@ -92,11 +107,7 @@ def sharing_error(backend: Backend, kind: Sharing) -> str | None:
 
             plain, ours = _gradient(backend, independent), _gradient(backend, together)
             pairs.append(("gradients", ours, plain))
-    for (name, found, expected), tolerance in zip(pairs, CHECK_TOLERANCE[backend.head.weight.dtype], strict=False):
-        difference = float((found - expected).float().norm() / expected.float().norm())
-        if not difference <= tolerance:
-            return f"{kind} {name} differ from those of independent turns by {difference:.1e}"
-    return None
+    return pairs
 
 
 def sharing_obstacle(backend: Backend, kind: Sharing) -> str | None:

@@ -102,7 +102,7 @@ def test_what_decoding_leaves_behind_is_found_out(llama: Backend, kind: Any, mon
     def leaky(**inputs: Any) -> Any:
         output = own(**inputs)
         llama.trunk.register_forward_pre_hook(
-            lambda module, args, inputs: (args, {**inputs, "input_ids": inputs["input_ids"] + 1}), with_kwargs=True
+            lambda module, args, inputs: (args, {**inputs, "input_ids": inputs["input_ids"] // 2}), with_kwargs=True
         )
         return output
 
