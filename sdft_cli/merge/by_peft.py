@@ -65,7 +65,9 @@ class ByPeft:
 
         owner, _, leaf = parameter.rpartition(".")
         module = deepcopy(self._names.model.get_submodule(owner))
-        setattr(module, leaf, nn.Parameter(base.float().clone(), requires_grad=False))
+        for name, other in list(module.named_parameters(recurse=False)):  # peft wants all of them in memory
+            value = base.float().clone() if name == leaf else torch.empty(other.shape)
+            setattr(module, name, nn.Parameter(value, requires_grad=False))
         alone = _at(owner, module)
         inject_adapter_in_model(self._only(owner, module), alone)
         set_peft_model_state_dict(alone, self._tensors(owner))

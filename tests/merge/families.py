@@ -126,6 +126,12 @@ FAMILIES: dict[str, tuple[Callable[[], Any], list[str]]] = {
         ATTENTION,
     ),
     "granite-moe": (lambda: text("granitemoe", num_local_experts=4), ATTENTION),
+    "qwen2": (lambda: text("qwen2"), LINEARS),
+    "gpt2": (
+        lambda: text("gpt2", n_embd=32, n_layer=2, n_head=4, n_positions=256),
+        ["c_attn", "c_proj", "c_fc"],
+    ),
+    "gpt-oss": (lambda: text("gpt_oss", num_local_experts=4, num_experts_per_tok=2, head_dim=8), ATTENTION),
     "phi3": (
         lambda: text("phi3", num_key_value_heads=4, original_max_position_embeddings=256),
         ["qkv_proj", "gate_up_proj", "o_proj", "down_proj"],
