@@ -387,7 +387,7 @@ FAMILIES: dict[str, Family] = {
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Write a byte-level tokenizer of `VOCABULARY` words, trained on our own templates, and SmolLM2 templates."""
+    """Write a byte-level tokenizer of `VOCABULARY` words, trained on this project's files, with SmolLM2's template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 

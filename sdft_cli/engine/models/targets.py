@@ -51,17 +51,13 @@ def adaptable(model: Any) -> dict[str, nn.Linear]:
 
 def suggested(model: Any) -> tuple[str, ...]:
     """Return names, for `lora.target_modules`, of all adaptable layers that choose no experts."""
-    able = adaptable(model)
-    wanted = [name for name in able if not ROUTERS & set(name.split("."))]
-    others = {_short(name, 1) for name, _ in model.named_modules() if name not in wanted and _inside(model, name)}
-    short = (_short(name, 1) for name in wanted)
-    names = (leaf if leaf not in others else _short(name, 2) for leaf, name in zip(short, wanted, strict=True))
-    return tuple(dict.fromkeys(names))
-
-
-def _inside(model: Any, name: str) -> bool:
     path = trunk_path(model)
-    return not path or name.startswith(f"{path}.")
+    start = f"{path}." if path else ""
+    wanted = {name: None for name in adaptable(model) if not ROUTERS & set(name.split("."))}
+    inside = (name for name, _ in model.named_modules() if name.startswith(start))
+    others = {_short(name, 1) for name in inside if name not in wanted}
+    names = (_short(name, 2 if _short(name, 1) in others else 1) for name in wanted)
+    return tuple(dict.fromkeys(names))
 
 
 def _short(name: str, words: int) -> str:
@@ -104,7 +100,8 @@ def target_names(model: Any, asked: Sequence[str]) -> tuple[str, ...]:
     missing = [name for name in asked if not hits(model, [name])]
     if missing:
         raise UsageError(f"The model has no language module named {', '.join(missing)}: {hint}")
-    wrong = [name for name in hits(model, asked) if name not in adaptable(model)]
+    sound = adaptable(model)
+    wrong = [name for name in hits(model, asked) if name not in sound]
     if wrong:
         raise UsageError(f"An adapter on {wrong[0]} would not be trained or merged rightly: {hint}")
     return tuple(asked)
