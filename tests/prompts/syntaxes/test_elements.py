@@ -21,7 +21,8 @@ def glm(*pairs: tuple[str, str], name: str = "Edit") -> str:
 
 
 def test_glm_values_are_raw_and_typed_by_the_schema() -> None:
-    text = f"So.\n{glm(('text', ' 5\n'), ('n', '-7'), ('l', '[1, {"a": null}]'), ('other', '5'))}\n{glm(name='Stop')}"
+    edit = glm(("text", " 5\n"), ("n", "-7"), ("l", '[1, {"a": null}]'), ("other", "5"))
+    text = f"So.\n{edit}\n{glm(name='Stop')}"
     turn = GLM.parse(text, [TOOL])
     first = ParsedCall("Edit", {"text": " 5\n", "n": -7, "l": [1, {"a": None}], "other": "5"})
     assert (turn.content, turn.calls, turn.errors) == ("So.", (first, ParsedCall("Stop", {})), ())
@@ -37,7 +38,7 @@ def test_glm_values_are_raw_and_typed_by_the_schema() -> None:
         ("<tool_call>Edit\nn = 5</tool_call>", ("not a function element",), None),
         ("<tool_call></tool_call>", ("not a function element",), None),
         (glm(("a", "1"), ("a", "2")), ("parameter a twice",), None),
-        (glm(("a", "1</arg_value> <arg_key>b")), ("text between parameters",), None),
+        (glm(("a", "1</arg_value> <arg_key>b")), ("text after parameters",), None),
         (glm(("a", "1")).replace("</tool_call>", "x</tool_call>"), ("text after parameters",), None),
     ],
 )
@@ -56,7 +57,7 @@ def test_values_of_seed_stand_without_line_breaks_of_the_template() -> None:
     call = "<function=Edit>\n<parameter=text>\na\n</parameter>\n</function>"
     assert SEED.parse(f"<seed:tool_call>\n{call}\n</seed:tool_call>", [TOOL]).calls[0].arguments == {"text": "\na\n"}
     assert QWEN_XML.parse(f"<tool_call>\n{call}\n</tool_call>", [TOOL]).calls[0].arguments == {"text": "a"}
-    assert SEED.parse(f"<seed:think>{call}</seed:think>x").thought == call
+    assert SEED.parse(f"<seed:think>{call}</seed:think>x", []).thought == call
 
 
 def test_qwen_xml_alone_reads_no_json() -> None:

@@ -60,10 +60,8 @@ def test_the_syntax_of_a_template_is_found_and_its_turns_come_back_or_are_said_n
     assert counts["back"] > 30
 
 
-HARD = [
-    "</tool_call><tool_call>{}",
-    "'", "\"", "\\", "\\n", "', b='x", "') , f(", "]", "}", "<|call|>", "[TOOL_CALLS]", "<｜tool▁call▁end｜>", " a ", "\n", "é🦓", "",
-]  # fmt: skip
+HARD = ["</tool_call><tool_call>{}", "'", '"', "\\", "\\n", "', b='x", "') , f(", "]", "}", "<|call|>", "[TOOL_CALLS]"]
+HARD += ["<｜tool▁call▁end｜>", " a ", "\n", "é🦓", ""]
 
 
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.syntax in ESCAPED])
@@ -79,9 +77,12 @@ def test_every_value_comes_back_where_values_are_escaped(name: str) -> None:
     assert (read.name, json.dumps(read.arguments)) == ("Write", json.dumps(arguments))
     for cut in range(len(text)):  # a call that was cut off is never the whole one, nor any other
         part = prompts.parse(text[:cut])
-        assert part.calls in {(), (read,)} or not same_calls(part, message)
-        if part.calls:
-            assert part.calls == (read,) and text[cut:].strip("\n ]`") in {"", "<tool_call|>"}  # noqa: PT018
+        assert part.calls in [(), (read,)]
+        if part.calls:  # only what says nothing is missing
+            ends = ("\n]<｜tool▁calls▁end｜>", "<|tool_calls_section_end|>")
+            assert part.errors or any(text[cut:] in end for end in ends)
+        else:
+            assert not same_calls(part, message)
 
 
 def rendered(call: Callable[[str, str], str], joined: str = "") -> Callable[[Message], str]:

@@ -11,7 +11,8 @@ Q = '<|"|>'
 def test_calls_before_and_behind_prose() -> None:
     text = (
         f"<|channel>thought\nhm<channel|>So.<|tool_call>call:Read{{a b:{Q}it's }}, x:1{Q},n:-1e-07,t:true,z:null,"
-        f"l:[{Q}x{Q},2,[]],o:{{k:{Q}{Q},{Q}q{Q}:None}}}}<tool_call|><|tool_call>call:Stop{{}}<tool_call|> Done.<|tool_response>"
+        f"l:[{Q}x{Q},2,[]],o:{{k:{Q}{Q},{Q}q{Q}:None}}}}<tool_call|><|tool_call>call:Stop{{}}<tool_call|>"
+        " Done.<|tool_response>"
     )
     turn = GEMMA_4.parse(text, [])
     arguments = {"a b": "it's }, x:1", "n": -1e-07, "t": True, "z": None, "l": ["x", 2, []], "o": {"k": "", "q": None}}

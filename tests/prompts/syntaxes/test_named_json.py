@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 from sdft_cli.prompts.syntaxes.named_json import DEEPSEEK_V3, DEEPSEEK_V31, KIMI, MISTRAL_ARGS
@@ -27,22 +29,27 @@ def mistral(arguments: str, name: str = "Read") -> str:
     return f"[TOOL_CALLS]{name}[ARGS]{arguments}"
 
 
-WRITERS = [(DEEPSEEK_V3, v3), (DEEPSEEK_V31, v31), (KIMI, kimi), (MISTRAL_ARGS, mistral)]
+Write = Callable[..., str]
+WRITERS = [
+    (DEEPSEEK_V3, v3, len("```json\n{}\n```<｜tool▁call▁end｜>")),
+    (DEEPSEEK_V31, v31, len("{}<｜tool▁call▁end｜>")),
+    (KIMI, kimi, len("{}<|tool_call_end|>")),
+    (MISTRAL_ARGS, mistral, len("{}")),
+]
 
 
-@pytest.mark.parametrize(("syntax", "write"), WRITERS, ids=lambda x: getattr(x, "name", ""))
-def test_calls_by_name(syntax: Syntax, write: type[str]) -> None:
-    two = "So." + write(HARD) + write("{}", "Stop")  # type: ignore[call-overload]
+@pytest.mark.parametrize(("syntax", "write", "behind_name"), WRITERS, ids=lambda x: getattr(x, "name", ""))
+def test_calls_by_name(syntax: Syntax, write: Write, behind_name: int) -> None:
+    two = "So." + write(HARD) + write("{}", "Stop")
     turn = syntax.parse(two, [])
     assert (turn.content, turn.errors) == ("So.", ())
     assert turn.calls == (ParsedCall("Read", VALUE), ParsedCall("Stop", {}))
-    closing = len(write("", "Stop")) - len(write("", "Stop").rstrip(f"}}`\n{END}"))  # type: ignore[call-overload]
-    for missing in range(1, closing + 2):
+    for missing in range(1, behind_name + 1):
         cut = syntax.parse(two[:-missing], [])
         assert (cut.calls, cut.errors, cut.begun) == (turn.calls[:1], ("unterminated",), "Stop")
-    assert syntax.parse(write("[1]"), []).errors == ("arguments are not an object",)  # type: ignore[call-overload]
-    assert syntax.parse(write('{"a": 1, "a": 2}'), []).errors == ("not JSON",)  # type: ignore[call-overload]
-    assert syntax.parse(write("{oops}"), []).errors == ("not JSON",)  # type: ignore[call-overload]
+    assert syntax.parse(write("[1]"), []).errors == ("arguments are not an object",)
+    assert syntax.parse(write('{"a": 1, "a": 2}'), []).errors == ("not JSON",)
+    assert syntax.parse(write("{oops}"), []).errors == ("not JSON",)
 
 
 def test_the_frame_of_all_calls_is_no_prose() -> None:
