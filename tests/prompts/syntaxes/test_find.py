@@ -107,7 +107,10 @@ def test_no_syntax_is_found_for_what_none_reads_and_the_reason_is_said() -> None
         "the chat template refuses a tool call (Only user and assistant roles are supported!)"
     )
     dropped = find_syntax(lambda message: message.content)
-    assert (dropped.syntax, dropped.reason) == (None, "the chat template leaves tool calls out of a turn")
+    assert (dropped.syntax, dropped.reason) == (
+        None,
+        "the chat template leaves tool calls, or their names, out of a turn",
+    )
 
 
 def test_a_syntax_that_reads_only_some_calls_of_a_turn_loses() -> None:

@@ -31,7 +31,8 @@ def test_thought_prose_and_calls_are_messages() -> None:
     assert (turn.thought, turn.content, turn.calls) == ("I read.", "I look.", (READ,))
     answer = HARMONY.parse(f"{THOUGHT}<|channel|>final<|message|>All is well.<|return|>", [])
     assert (answer.thought, answer.content, answer.calls) == ("I read.", "All is well.", ())
-    assert HARMONY.parse("just text", []).content == "just text"
+    for text in ("just text", "so to=functions.Read is how", "x\n to=functions.Read<|channel|>"):
+        assert (HARMONY.parse(text, []).content, HARMONY.parse(text, []).errors) == (text, ())
 
 
 @pytest.mark.parametrize(
