@@ -290,11 +290,11 @@ def test_without_any_call_that_can_be_scored_the_gate_judges_the_likelihood_alon
 
 
 def test_answers_of_a_model_without_a_known_syntax_are_not_judged_by_their_calls(
-    tiny_model: Path, data: Dataset, backend: Backend
+    tiny_model: Path, data: Dataset
 ) -> None:
     prompts = open_prompts(str(tiny_model), data.manifest)
     template = prompts.tokenizer.chat_template
     prompts.tokenizer.chat_template = template.replace("<tool_call>", "<@>").replace("</tool_call>", "</@>")
     assert prompts.syntax.syntax is None
-    found = gate(backend, prompts, list(data.train)[:4])
+    found = gate(adapted(tiny_model), prompts, choose_records(data.validation, 4))
     assert {(i.agrees_without, i.agrees_with) for i in found.items} == {(None, None)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from random import Random
@@ -11,9 +12,12 @@ from hypothesis import strategies as st
 from benchmarks.call_turns import FAMILIES, prompts_of, turn
 from benchmarks.syntaxes import outcome
 from sdft_cli.errors import DataError
+from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.syntaxes.find import SYNTAXES, find_syntax
+from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.prompts.tool_calls import same_calls
-from sdft_cli.records import Message, ToolCall, ToolSchema
+from sdft_cli.records import Message, Record, ToolCall, ToolSchema
+from tests.prompts.test_leaks import record_of
 
 pytest.importorskip("trl")
 
@@ -137,4 +141,28 @@ def test_what_the_model_wrote_is_scored_in_its_own_syntax() -> None:
     )
     assert same_calls(
         prompts.parse(answer, [tool]), Message("assistant", "", (ToolCall("1", "Read", '{"path": "a"}'),))
+    )
+
+
+def test_only_records_whose_calls_come_back_can_be_scored() -> None:
+    tool = ToolSchema("Write", "", json.dumps({"properties": {"text": {"type": "string"}}}))
+
+    def record(text: str) -> Record:
+        call = ToolCall("1", "Write", json.dumps({"text": text}))
+        return record_of([Message("user", "x")], Message("assistant", "", (call,)), (tool,))
+
+    prose = record_of([Message("user", "x")], Message("assistant", "Done."), (tool,))
+    prompts = prompts_of("qwen3_5")
+    scored = [prompts.scores_calls(r) for r in (record("a"), record("a</tool_call>"), prose)]
+    assert scored == [True, False, True]
+    assert prompts.calls_warning([record("a")]) is None
+
+    tokenizer = copy.deepcopy(prompts.tokenizer)
+    tokenizer.chat_template = prompts.tokenizer.chat_template.replace("<function=", "<f=")
+    unknown = ChatPrompts(tokenizer, load_teacher_template())
+    assert not any(unknown.scores_calls(r) for r in (record("a"), prose))
+    assert unknown.calls_warning([prose]) is None
+    assert str(unknown.calls_warning([prose, record("a")])).startswith(
+        "WARNING: tool calls cannot be scored, and scores about them are left out: no syntax that sdft knows reads back "
+        "what the chat template writes: <tool_call> <f=zebra_second>"
     )
