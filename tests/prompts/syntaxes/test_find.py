@@ -163,6 +163,6 @@ def test_only_records_whose_calls_come_back_can_be_scored() -> None:
     assert not any(unknown.scores_calls(r) for r in (record("a"), prose))
     assert unknown.calls_warning([prose]) is None
     assert str(unknown.calls_warning([prose, record("a")])).startswith(
-        "WARNING: tool calls cannot be scored, and scores about them are left out: no syntax that sdft knows reads back "
-        "what the chat template writes: <tool_call> <f=zebra_second>"
+        "WARNING: tool calls cannot be scored, and scores about them are left out: no syntax that sdft knows reads "
+        "back what the chat template writes: <tool_call> <f=zebra_second>"
     )
