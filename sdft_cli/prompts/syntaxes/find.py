@@ -101,7 +101,7 @@ def find_syntax(render: Callable[[Message], str]) -> FoundSyntax:
     except DataError as error:
         return FoundSyntax(None, f"the chat template refuses a tool call ({_briefly(str(error))})")
     if not all(call.name in text for message, text in needed for call in message.tool_calls):
-        return FoundSyntax(None, "the chat template leaves tool calls out of a turn")
+        return FoundSyntax(None, "the chat template leaves tool calls, or their names, out of a turn")
     written = [*needed, *_rendered(render, _WITH_PROSE, _PROSE), *_rendered(render, _PARALLEL, _SECOND)]
     for syntax in SYNTAXES:
         if all(_reads(syntax, text, message) for message, text in written):

@@ -20,7 +20,7 @@ _HEADER = re.compile(
 _TO = re.compile(r"to=functions\.([^\s<]+)")
 _END = re.compile(r"<\|(?:end|call|return)\|>")
 _MARKS = Marks("<|start|>assistant", "<|call|>")
-_BEGUN = re.compile(r"\s*(?:<\|start\|>assistant)?(?:(?!<\|message\|>).)*?to=functions\.([^\s<]+)[\s<]", re.DOTALL)
+_BEGUN = re.compile(r"\s*(?:<\|start\|>assistant)?(?:<\|channel\|>\w+)?\s*to=functions\.([^\s<]+)[\s<]")
 
 
 def _read_call(text: str, header: int, body: int, name: str, turn: TurnSoFar) -> int:
@@ -47,13 +47,13 @@ def _parse(text: str, tools: Sequence[ToolSchema]) -> ParsedTurn:
             continue
         end = _END.search(text, header.end())
         body = text[header.end() : end.start() if end else None]
-        (turn.thought if "analysis" in header[1] else turn.content).append(body)
+        (turn.thought if "<|channel|>analysis" in header[1] else turn.content).append(body)
         position = end.end() if end else len(text)
     rest = text[position:]
-    if name := _BEGUN.match(rest):
+    if _BEGUN.match(rest):
         _MARKS.give_up(rest, 0, turn, "", _BEGUN, (len(rest), len(rest)))
     else:
-        turn.content.append("" if name else rest)
+        turn.content.append(rest)
     return turn.done()
 
 

@@ -12,28 +12,35 @@ from sdft_cli.records import ToolSchema
 
 
 def _read(
-    text: str, start: int, tools: Tools, turn: TurnSoFar, marks: Marks, head: re.Pattern[str], tail: re.Pattern[str]
+    text: str,
+    start: int,
+    tools: Tools,
+    turn: TurnSoFar,
+    marks: Marks,
+    head: re.Pattern[str],
+    tail: re.Pattern[str],
+    begun: re.Pattern[str],
 ) -> int:
-    """Read the call behind an opening mark: `head` matches up to its JSON, `tail` behind it."""
+    """Read the call behind an opening mark: `head` matches up to its JSON, `tail` behind it, `begun` its name."""
     name = head.match(text, start)
     if name is None:
-        return marks.give_up(text, start, turn, "no name", head, (start if marks.closing else len(text), start))
+        return marks.give_up(text, start, turn, "no name", begun, (start if marks.closing else len(text), start))
     json_at = read_json(text, name.end())
     closed = tail.match(text, json_at.end) if json_at.state == "whole" else None
     if closed is None:
         seen = (json_at.end, start if json_at.state == "bad" else json_at.end)
-        return marks.give_up(text, start, turn, "not JSON", head, seen)
+        return marks.give_up(text, start, turn, "not JSON", begun, seen)
     is_object = isinstance(json_at.value, dict)
     outcome = ParsedCall(name[1], json_at.value) if is_object else "arguments are not an object"
     turn.add(outcome, text[start : json_at.end])
     return closed.end()
 
 
-def _syntax(name: str, marks: Marks, head: str, tail: str) -> Syntax:
+def _syntax(name: str, marks: Marks, head: str, tail: str, begun: str = "") -> Syntax:
     def parse(text: str, tools: Sequence[ToolSchema]) -> ParsedTurn:
         return walk(text, tools, marks, read)
 
-    read = partial(_read, marks=marks, head=re.compile(head), tail=re.compile(tail))
+    read = partial(_read, marks=marks, head=re.compile(head), tail=re.compile(tail), begun=re.compile(begun or head))
     return Syntax(name, parse)
 
 
@@ -47,6 +54,7 @@ DEEPSEEK_V3 = _syntax(
     _DEEPSEEK_MARKS,
     r"\s*function<｜tool▁sep｜>([^\n<]+)\n```json\n",
     r"\s*```\s*<｜tool▁call▁end｜>",
+    r"\s*function<｜tool▁sep｜>([^\n<]+)\n",
 )
 DEEPSEEK_V31 = _syntax("DeepSeek V3.1", _DEEPSEEK_MARKS, r"\s*([^\n<]+)<｜tool▁sep｜>", r"\s*<｜tool▁call▁end｜>")
 _KIMI_MARKS = Marks(

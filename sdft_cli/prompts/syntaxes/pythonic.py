@@ -80,12 +80,12 @@ def _read(text: str, start: int, tools: Tools, turn: TurnSoFar, marks: Marks, st
             position = skip(text, position + 1)
         while not text.startswith(end, position):
             call, behind = read_call(text, position, string)
-            found.append((call, position, behind))
-            position = skip(text, behind)
-            if brackets and text[position] == ",":
-                position = skip(text, position + 1)
-            elif brackets and text[position] != "]":
+            following = skip(text, behind)  # where the text ends here, the call may not be the last
+            if brackets and text[following] not in ",]":
                 raise UnreadableError
+            found.append((call, position, behind))
+            position = following + (brackets and text[following] == ",")
+            position = skip(text, position)
     except TornError:
         turn.add_all(text, found)
         return marks.give_up(text, position, turn, "not calls", _BEGUN, (len(text), len(text)))
