@@ -23,7 +23,7 @@ from sdft_cli.prompts.encoding import PieceEncoder
 from sdft_cli.prompts.forms import find_form
 from sdft_cli.prompts.syntaxes.find import FoundSyntax, find_syntax
 from sdft_cli.prompts.teacher import TeacherTemplate, load_teacher_template
-from sdft_cli.prompts.template import OWN, ChatTemplate, TemplateError, load_chat_template
+from sdft_cli.prompts.template import OWN, ChatTemplate, TemplateError, check_tokens, load_chat_template
 from sdft_cli.prompts.tool_calls import ParsedTurn, comes_back, parse_turn
 from sdft_cli.prompts.turn_end import TurnEnds, without_end
 from sdft_cli.prompts.unsaid import ANSWERS, ASK, MORE, SAY, TemplateLoses, Unsaid, find_unsaid, sentence
@@ -362,10 +362,13 @@ def prompts_for(
         revision: of the model.
 
     Raises:
-        UsageError, MachineError: as `load_tokenizer`, `load_teacher_template` and `load_chat_template`.
+        UsageError: there is no such template or tokenizer, or the template is for other tokens.
+        MachineError: the Hub cannot be reached.
     """
     tokenizer, wording = load_tokenizer(model, revision), load_teacher_template(teacher)
     text = None if chat_template is None else load_chat_template(chat_template)
+    if text is not None:
+        check_tokens(tokenizer, text, str(chat_template))
     return ChatPrompts(tokenizer, wording, ChatTemplate(tokenizer, text, chat_template or OWN, date))
 
 
