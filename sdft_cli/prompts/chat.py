@@ -24,7 +24,7 @@ from sdft_cli.prompts.forms import find_form
 from sdft_cli.prompts.syntaxes.find import FoundSyntax, find_syntax
 from sdft_cli.prompts.teacher import TeacherTemplate, load_teacher_template
 from sdft_cli.prompts.template import OWN, ChatTemplate, TemplateError, check_tokens, load_chat_template
-from sdft_cli.prompts.tool_calls import ParsedTurn, comes_back, parse_turn
+from sdft_cli.prompts.tool_calls import ParsedTurn, calls_of, comes_back, parse_turn
 from sdft_cli.prompts.turn_end import TurnEnds, without_end
 from sdft_cli.prompts.unsaid import ANSWERS, ASK, MORE, SAY, TemplateLoses, Unsaid, find_unsaid, sentence
 from sdft_cli.records import Message, Record, ToolSchema
@@ -51,6 +51,10 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
             f"Model {model} is no local folder and could not be loaded from the Hub: check the name and the network, "
             "or use the alias smollm2-135m."
         ) from error
+
+
+class UnreadableCall(TemplateError):
+    """A call that the model's own syntax cannot hold; the record is rejected as `unreadable_call`."""
 
 
 @dataclass(frozen=True)
@@ -314,6 +318,16 @@ class ChatPrompts:
         if not record.reference.tool_calls:
             return True
         return comes_back(self.reference_text(record.reference), record.reference, record.tools, self.syntax.syntax)
+
+    def check_calls(self, message: Message, tools: Sequence[ToolSchema]) -> None:
+        """Raise `UnreadableCall` if the calls of a turn, as the model would write them, do not read as what they are.
+
+        Where no syntax is known, nothing can be said.
+        """
+        if not message.tool_calls or self.syntax.syntax is None:
+            return
+        if not calls_of(self.parse(self.reference_text(message), tools), message):
+            raise UnreadableCall(f"{self.syntax.syntax.name}, as this model writes calls, cannot hold this one.")
 
     def calls_warning(self, records: Sequence[Record]) -> str | None:
         """Return a sentence for the user where records call tools and no call can be scored, else None."""
