@@ -52,12 +52,15 @@ def plan(
             "or raise max_prompt_tokens."
         )
     from sdft_cli.engine.models.backend_transformers import TransformersBackend
+    from sdft_cli.engine.models.limits import check_limits
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.engine.plan.model_shape import possible_sharing, read_shape
     from sdft_cli.engine.plan.plan import choose_sharing, find_gpu, machine_gpu, plan_of
 
     card = find_gpu(gpu) if gpu else machine_gpu()
-    shape = read_shape(config, resolve_model(config.model, say))
+    model_folder = resolve_model(config.model, say)
+    check_limits(model_folder, config.revision, rows, config.rollout.max_new_tokens)
+    shape = read_shape(config, model_folder)
     possible = possible_sharing(shape, config, TransformersBackend)
     sharing = choose_sharing(possible, rows, shape, config, card.usable if card else None)
     document = plan_of(rows, shape, config, sharing, card, rollout_tokens, utilisation, fused)

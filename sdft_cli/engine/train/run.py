@@ -147,6 +147,7 @@ def load(job: Job, say: Say) -> Loaded:
     from accelerate import Accelerator
 
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
+    from sdft_cli.engine.models.limits import check_limits
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.plan.memory import packed_room
     from sdft_cli.engine.train.loop import check_lengths, check_records
@@ -160,6 +161,8 @@ def load(job: Job, say: Say) -> Loaded:
     prompts = open_prompts(model, job.data.manifest, config.revision)
     check_records(job.data.train, config)
     check_lengths(job.data.validation, config)
+    every = [record.row for record in (*job.data.train, *job.data.validation)]
+    check_limits(model, config.revision, every, config.rollout.max_new_tokens, prompts)
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model)
     backend.segment_tokens = config.segment_tokens
