@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,6 +143,8 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     with torch.device("meta"):
         peft_model = attach_lora(model, config)
     adapted = {name.removeprefix("base_model.model."): x for name, x in lora_layers(peft_model).items()}
+    blocks = _blocks(kinds, modules, adapted, norms)
+    _refuse_other_layers(text, blocks)
     sizes = [layer.get_base_layer().weight.numel() for layer in adapted.values()]
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(
@@ -152,7 +154,7 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
         heads=text.num_attention_heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
         head_dim=head_dim,
-        blocks=_blocks(kinds, modules, adapted, norms),
+        blocks=blocks,
         delta_net=_delta_net(text) if LINEAR in kinds else None,
         parameters=parameters,
         matrix_parameters=sum(m.weight.numel() for m in modules.values()),
@@ -181,6 +183,18 @@ def _refuse_unknown(text: Any, kinds: tuple[str, ...]) -> None:
     if unknown or experts:
         what = "a mixture of experts" if experts else f"a model with {', '.join(unknown)} layers"
         raise UsageError(f"{text.model_type} is {what}, which `sdft plan` does not model: rehearse it on the card.")
+
+
+def _refuse_other_layers(text: Any, blocks: Sequence[Block]) -> None:
+    """Refuse layers whose matrices the plan does not know; the widths of these two are what it counts with."""
+    for block in blocks:
+        needed = ("down_proj",) if block.kind == LINEAR else ("o_proj", "down_proj")
+        missing = [name for name in needed if name not in block.linears]
+        if missing:
+            raise UsageError(
+                f"{text.model_type} has layers without {' and '.join(missing)}, which `sdft plan` does not model: "
+                "rehearse it on the card."
+            )
 
 
 def _delta_net(text: Any) -> DeltaNet:
