@@ -154,6 +154,29 @@ def model_card(
     )
 
 
+def adapted_card(certificate: Mapping[str, Any], vision: bool) -> str:
+    """Return the card of a checkpoint that an adapter of another trainer was merged into.
+
+    Args:
+        certificate: of the merge, one that passed.
+        vision: the base has a vision tower.
+    """
+    license = certificate["license"]
+    metadata: dict[str, Any] = {**license, "library_name": "transformers"}
+    metadata["pipeline_tag"] = "image-text-to-text" if vision else "text-generation"
+    if certificate["base_kind"] == "hub":
+        metadata |= {"base_model": certificate["base"], "base_model_relation": "finetune"}
+    return render(
+        "cards/adapted.md.jinja",
+        metadata=yaml.safe_dump(metadata, sort_keys=False),
+        certificate=certificate,
+        merge=merge_rows(certificate),
+        model_id=MODEL_ID,
+        license=license,
+        vision=vision,
+    )
+
+
 def _divergence(distill: Mapping[str, Any]) -> tuple[str, str]:
     named = DIVERGENCES[distill["divergence"]]
     short, long = named.symbol, named.phrase

@@ -28,14 +28,24 @@ def model_class(config: Any) -> Any:
     return transformers.AutoModelForCausalLM
 
 
-def load_model(model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None) -> Any:
-    """Load a model for inference, in eval mode, frozen, from safetensors; no remote code."""
+def load_model(
+    model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None, cls: Any = None
+) -> Any:
+    """Load a model for inference, in eval mode, frozen, from safetensors; no remote code.
+
+    Args:
+        model: a folder or Hub id.
+        dtype: of all weights.
+        device: where it goes.
+        revision: of a Hub id.
+        cls: a class of model or an auto class; left out, the one that keeps all of the checkpoint.
+    """
     quiet_libraries()
     leave_cudnn_attention()
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, revision=revision or "main")
-    loaded = model_class(config).from_pretrained(model, dtype=dtype, revision=revision or "main")
+    loaded = (cls or model_class(config)).from_pretrained(model, dtype=dtype, revision=revision or "main")
     return loaded.to(device).eval().requires_grad_(False)
 
 
