@@ -136,6 +136,7 @@ def make_step(job: dict[str, Any]) -> tuple[Callable[[], Any], Any]:
     """Return one step of a side, and the tensor whose gradient it fills."""
     import torch
 
+    from sdft_cli.engine.models.head import Head
     from sdft_cli.engine.objective.loss import distillation_loss
 
     settings = DistillSettings(chunk_rows=job["chunk_rows"], **CASES[job["case"]])
@@ -144,7 +145,7 @@ def make_step(job: dict[str, Any]) -> tuple[Callable[[], Any], Any]:
 
     compute: Callable[[], Any] = lambda: plain(inputs, settings)  # noqa: E731
     if job["side"] == "ours":
-        compute = lambda: distillation_loss(student, teacher, weight, share, settings).loss  # noqa: E731
+        compute = lambda: distillation_loss(student, teacher, Head(weight), share, settings).loss  # noqa: E731
     elif job["side"] in OTHERS:
         other = other_loss(job["side"])
         compute = lambda: other(inputs)  # noqa: E731

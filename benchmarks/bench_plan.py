@@ -177,7 +177,7 @@ def trainer_of(case: dict[str, Any]) -> Any:
     backend = TransformersBackend(model, torch.device("cpu"))
     backend.sharing = case.get("sharing", "none")
     backend.segment_tokens = config.segment_tokens
-    prompts: Any = SimpleNamespace(turn_end_id=0)  # the trainer asks it for the end of a turn only
+    prompts: Any = SimpleNamespace(turn_end_id=0, turn_end_ids=(0,))  # the trainer asks it for the end of a turn only
     return Trainer(config, backend, prompts, Accelerator(cpu=True))
 
 
@@ -189,7 +189,7 @@ def step(trainer: Any, case: dict[str, Any], lengths: list[int], phases: Peaks) 
     from sdft_cli.engine.train.rollouts import sample_rollouts
     from sdft_cli.engine.train.sdft_step import Example
 
-    vocabulary = trainer.backend.head.shape[0]
+    vocabulary = trainer.backend.head.words
     torch.manual_seed(1)
     shared = torch.randint(1, vocabulary, (case.get("shared", 0),)).tolist()
     made = [[*shared, *torch.randint(1, vocabulary, (n - len(shared),)).tolist()] for n in lengths]

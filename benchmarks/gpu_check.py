@@ -512,7 +512,7 @@ def load(check: Check) -> None:
     check.backend = TransformersBackend(adapted, check.device)
     check.backend.segment_tokens = config.segment_tokens
     check.shape = shape_of(base.config, config)
-    prompts: Any = types.SimpleNamespace(turn_end_id=check.vocabulary - 3)
+    prompts: Any = types.SimpleNamespace(turn_end_id=check.vocabulary - 3, turn_end_ids=(check.vocabulary - 3,))
     accelerator = Accelerator(cpu=not check.cuda, mixed_precision="no")
     check.trainer = Trainer(config, check.backend, prompts, accelerator, "adapter")
     text = base.config.get_text_config()

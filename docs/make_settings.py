@@ -36,6 +36,8 @@ def _values(schema: Mapping[str, Any]) -> str:
         return ", ".join(map(_values, schema["anyOf"]))
     if "enum" in schema:
         return ", ".join(schema["enum"])
+    if "const" in schema:
+        return str(schema["const"])
     if "prefixItems" in schema:
         return f"list of {len(schema['prefixItems'])}: {_values(schema['prefixItems'][0])}"
     if "items" in schema:

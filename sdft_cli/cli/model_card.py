@@ -59,9 +59,9 @@ def write_adapter_cards(folder: Path) -> None:
     Args:
         folder: of the run.
     """
-    from transformers import AutoConfig
-
+    from sdft_cli.engine.models.disk_names import unloaded
     from sdft_cli.engine.models.names import known_as, license_of, loaded_folder, resolve_model
+    from sdft_cli.engine.models.targets import target_names
     from sdft_cli.records.folders import write_text
     from sdft_cli.report.cards import adapter_card
     from sdft_cli.run_folder import read_run
@@ -69,7 +69,7 @@ def write_adapter_cards(folder: Path) -> None:
     run = read_run(folder)
     model = resolve_model(run.config.model)
     base = loaded_folder(model, run.revision)
-    vision = getattr(AutoConfig.from_pretrained(model, revision=run.revision or "main"), "vision_config", None)
+    empty = unloaded(model, run.revision)
     last, best = run.info["last_step"]["step"], run.info.get("best_step")
     for name, steps in (("adapter", last), ("adapter-best", best)):
         if (folder / name).is_dir():
@@ -78,7 +78,8 @@ def write_adapter_cards(folder: Path) -> None:
                 run.info,
                 known_as(run.config.model),
                 license=license_of(base) if base else None,
-                vision=vision is not None,
+                vision=getattr(empty.config, "vision_config", None) is not None,
+                targets=target_names(empty, run.config.lora.target_modules),
                 steps=steps,
             )
             write_text(folder / name / "README.md", text, overwrite=True)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.head import Head
 from sdft_cli.engine.passes.executors import answer_states, plan_passes
 from sdft_cli.engine.train.scoring import Role, answer_text, decode
 from sdft_cli.prompts.chat import ChatPrompts
@@ -129,11 +130,11 @@ def base_answers(
 
 
 @torch.no_grad()
-def drift(model: Role, base: BaseAnswers, head: Tensor, pad_id: int, caps: tuple[int, int]) -> list[Drift]:
+def drift(model: Role, base: BaseAnswers, head: Head, pad_id: int, caps: tuple[int, int]) -> list[Drift]:
     """Compare a model with the base at the tokens of the base's answers.
 
     Args:
-        head: the base's output head (V, H).
+        head: the base's output head.
         caps: as `base_answers`.
     """
     states = _states(model, base.prompt_ids, base.answers, pad_id, caps)
@@ -145,12 +146,12 @@ def drift(model: Role, base: BaseAnswers, head: Tensor, pad_id: int, caps: tuple
     return found
 
 
-def _compare(own: Tensor, base: Tensor, own_head: Tensor, base_head: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _compare(own: Tensor, base: Tensor, own_head: Head, base_head: Head) -> tuple[Tensor, Tensor, Tensor]:
     """Return KL(base||model), equality of the likeliest words, and the model's entropy, at every row: (N,) each."""
     parts = []
     for o, b in zip(own.split(ROWS), base.split(ROWS), strict=True):
-        q = (o.to(own_head) @ own_head.T).float().log_softmax(-1)
-        p = (b.to(base_head) @ base_head.T).float().log_softmax(-1)
+        q = own_head.logits(o.to(own_head.weight)).log_softmax(-1)
+        p = base_head.logits(b.to(base_head.weight)).log_softmax(-1)
         kl = (p.exp() * (p - q)).sum(-1)
         parts.append((kl, p.argmax(-1) == q.argmax(-1), -(q.exp() * q).sum(-1)))
     kl, same, entropy = (torch.cat(column) for column in zip(*parts, strict=True))

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sdft_cli.engine.models.disk_names import DiskNames, empty_model
+from sdft_cli.engine.models.disk_names import DiskNames, unloaded
 from sdft_cli.engine.models.names import FAILED, identity, known_as, license_of, local_folder
 from sdft_cli.errors import DataError, UsageError, VerificationError
 from sdft_cli.merge.adapter import Adapter
@@ -127,7 +127,7 @@ def names_for(base: Path, adapter: Path) -> tuple[DiskNames, Any]:
         Adapter(adapter, whole)
     except DataError as error:
         try:
-            text = DiskNames(base, empty_model(base, cls=AutoModelForCausalLM))
+            text = DiskNames(base, unloaded(base, cls=AutoModelForCausalLM))
             Adapter(adapter, text)
         except (DataError, ValueError):  # it fits neither: what it lacks of the whole is told
             raise error from None
@@ -208,11 +208,15 @@ def _check_other_base(base: Path, run: Run) -> None:
     """Refuse a base of another family: one with other tokens, or that is prompted in another way."""
     from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
     from sdft_cli.prompts.teacher import load_teacher_template
+    from sdft_cli.prompts.template import OWN, ChatTemplate
 
     expected = run.info["dataset"].get("fingerprint")
     if not expected:  # an old run
         return
-    found = ChatPrompts(load_tokenizer(base), load_teacher_template()).fingerprint()
+    tokenizer, dataset = load_tokenizer(base), run.info["dataset"]
+    other = dataset.get("chat_template") or {"name": OWN, "text": None}
+    template = ChatTemplate(tokenizer, other["text"], other["name"], dataset.get("template_date"))
+    found = ChatPrompts(tokenizer, load_teacher_template(), template).fingerprint()
     differing = [key for key in ("tokenizer", "chat_template") if expected[key] != found[key]]
     if differing:
         raise VerificationError(

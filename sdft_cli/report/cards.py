@@ -164,6 +164,7 @@ def adapter_card(
     *,
     license: Mapping[str, str] | None = None,
     vision: bool = False,
+    targets: Sequence[str],
     steps: int,
 ) -> str:
     """Return the card of an adapter that training left behind.
@@ -174,6 +175,7 @@ def adapter_card(
         base: `base`, its name as others read it, and `base_kind`: hub, package or folder.
         license: the Hub's keys `license`, `license_name`, `license_link` of the base, where they are known.
         vision: the base has a vision tower.
+        targets: names of the modules that it sits on.
         steps: optimizer steps behind this adapter.
     """
     hub = base["base_kind"] == "hub"
@@ -195,6 +197,7 @@ def adapter_card(
         pinned=f', revision="{commit}"' if commit else "",
         config=config,
         backend=run["backend"],
+        targets=targets,
         steps=steps,
         sdft=sdft,
         loader="AutoModelForMultimodalLM" if vision else "AutoModelForCausalLM",
@@ -246,6 +249,10 @@ def _share(on_policy: float) -> str:
     return f"{on_policy:.0%} of the records were trained on the model's own answer, the others on the expert's text"
 
 
+def _targets(names: list[str] | str) -> str:
+    return code_span(names) if isinstance(names, str) else ", ".join(map(code_span, names))
+
+
 def _settings(
     config: Mapping[str, Any], run: Mapping[str, Any], certificate: Mapping[str, Any], sdft: bool
 ) -> list[tuple[str, str]]:
@@ -266,7 +273,7 @@ def _settings(
         ("LoRA rank", lora["rank"]),
         ("LoRA alpha", lora["alpha"]),
         ("LoRA dropout", lora["dropout"]),
-        ("LoRA targets", ", ".join(map(code_span, lora["target_modules"]))),
+        ("LoRA targets", _targets(lora["target_modules"])),
     ]
     if sdft:
         decay = f", decay {config['teacher']['ema_decay']}" if config["teacher"]["kind"] == "ema" else ""

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Literal
 
 import torch
 from torch import nn
-
-from sdft_cli.errors import UsageError
 
 Weights = Literal["student", "adapter", "base", "ema", "merged"]
 
@@ -24,34 +21,6 @@ NOT_LANGUAGE = (
     "mtp",
 )
 """Names of sub-modules that are no part of the language trunk."""
-
-
-def target_pattern(names: Sequence[str]) -> str:
-    """Return the regular expression, for peft's `target_modules`, of these modules of the language trunk only."""
-    outside = "|".join(NOT_LANGUAGE)
-    return rf"(?!(?:.*\.)?(?:{outside})\.)(?:.*\.)?(?:{'|'.join(map(re.escape, names))})"
-
-
-def target_module_names(module_names: Iterable[str], names: Sequence[str]) -> list[str]:
-    """Return the modules, of these, that target names hit."""
-    pattern = re.compile(target_pattern(names))
-    return [name for name in module_names if pattern.fullmatch(name)]
-
-
-def check_targets(module_names: Iterable[str], names: Sequence[str]) -> None:
-    """Refuse target names that no module of the language trunk has.
-
-    Raises:
-        UsageError: names the ones that hit nothing; a silent miss would train less than the profile says.
-    """
-    pattern = re.compile(target_pattern(names))
-    hit = {name.rsplit(".", 1)[-1] for name in module_names if pattern.fullmatch(name)}
-    missing = [name for name in names if name not in hit]
-    if missing:
-        raise UsageError(
-            f"The model has no language module named {', '.join(missing)}: correct lora.target_modules "
-            f"(e.g. --set 'lora.target_modules=[{', '.join(sorted(hit)) or 'q_proj, v_proj'}]')."
-        )
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:

@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.models.head import Head, head_of
+from sdft_cli.engine.models.modes import evaluating, forget_positions
+from sdft_cli.errors import UsageError
 
 Sharing = Literal["none", "packed", "depth_first"]
 
@@ -22,8 +25,9 @@ class Backend(ABC):
     `model` is the peft model; `device` is where its inputs go. The base weights are frozen and never written.
     `sharing` says how common prefixes are computed (`engine/passes/executors.py`), `segment_tokens` how many tokens a
     depth-first pass has; `takes_masks`, whether the library leaves masks and attention to us; `mergeable`, whether the
-    adapter can be added to the base weights (not to 4-bit ones); `vllm` is an engine that samples rollouts, with a
-    function that hands it the adapter, if the library brings one. `package` has to be installed for it; `features` are
+    adapter can be added to the base weights (not to 4-bit ones); `plain_head`, whether the model leaves out the scale
+    and the cap that its config names (`head_check.py`); `vllm` is an engine that samples rollouts, with a function that
+    hands it the adapter, if the library brings one. `package` has to be installed for it; `features` are
     settings that it can honour and others cannot.
     """
 
@@ -36,6 +40,7 @@ class Backend(ABC):
     segment_tokens: int = 2048
     takes_masks: bool = True
     mergeable: bool = True
+    plain_head: bool = False
     vllm: tuple[Any, Any] | None = None
 
     @classmethod
@@ -58,16 +63,25 @@ class Backend(ABC):
         return self.model.get_base_model()
 
     @property
-    def head(self) -> Tensor:
-        """(V, H) weight of the output head."""
-        weight: Tensor = self.base.get_output_embeddings().weight
-        return weight
+    def head(self) -> Head:
+        """The output head, as the model applies it."""
+        found = head_of(self.base)
+        return found.plain() if self.plain_head else found
 
     @property
     def trunk(self) -> nn.Module:
-        """The model below its output head."""
-        trunk: nn.Module = self.base.model
-        return trunk
+        """The model below its output head.
+
+        Raises:
+            UsageError: transformers names none.
+        """
+        base = self.base
+        trunk: Any = base.base_model
+        if trunk is base:
+            raise UsageError(
+                f"{base.config.model_type} has no trunk apart from its output head: use a causal language model."
+            )
+        return trunk  # type: ignore[no-any-return]
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the trainable parameters: the adapter's."""
@@ -76,12 +90,23 @@ class Backend(ABC):
     @contextmanager
     def decoding(self) -> Iterator[None]:
         """Put the model into the mode in which it decodes, and back: gradient checkpointing switches the cache off."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with evaluating(self.model):
             yield
-        finally:
-            self.model.train(was_training)
+
+    def trunk_pass(self, **inputs: Any) -> Any:
+        """Run the trunk; nothing of an earlier batch has a say. Returns its output, with `last_hidden_state`."""
+        forget_positions(self.base)
+        return self.trunk(**inputs)
+
+    def full_pass(self, **inputs: Any) -> Any:
+        """Run the model's own forward pass, as `trunk_pass`; returns its output, with `logits`."""
+        forget_positions(self.base)
+        return self.base(**inputs)
+
+    def generate(self, **inputs: Any) -> Any:
+        """Run the library's own `generate`, as `trunk_pass`."""
+        forget_positions(self.base)
+        return self.model.generate(**inputs)
 
     def check_width(self, tokens: int) -> None:  # noqa: B027  # most libraries take any length
         """Refuse a sequence that is longer than the library takes whole.

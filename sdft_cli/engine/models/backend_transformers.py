@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from sdft_cli.config import TrainConfig
-from sdft_cli.engine.models.adapters import check_targets, target_pattern
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.kernels import leave_cudnn_attention
+from sdft_cli.engine.models.modes import switch_off_dropout, train_adapter_only
 from sdft_cli.engine.models.quiet import quiet_libraries
+from sdft_cli.engine.models.targets import target_names, target_pattern
 
 
 def model_class(config: Any) -> Any:
@@ -28,17 +29,28 @@ def model_class(config: Any) -> Any:
     return transformers.AutoModelForCausalLM
 
 
+def empty_model(model_config: Any, cls: Any = None) -> Any:
+    """Return a model without weights (on torch's meta device) from its config: its modules, names and sizes.
+
+    Args:
+        model_config: of transformers.
+        cls: an auto class; left out, the one that keeps all of the checkpoint.
+    """
+    with torch.device("meta"):
+        return (cls or model_class(model_config)).from_config(model_config).requires_grad_(False)
+
+
 def load_model(
     model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None, cls: Any = None
 ) -> Any:
-    """Load a model for inference, in eval mode, frozen, from safetensors; no remote code.
+    """Load a model for inference, in eval mode, frozen and without dropout, from safetensors; no remote code.
 
     Args:
         model: a folder or Hub id.
         dtype: of all weights.
         device: where it goes.
         revision: of a Hub id.
-        cls: a class of model or an auto class; left out, the one that keeps all of the checkpoint.
+        cls: an auto class; left out, the one that keeps all of the checkpoint.
     """
     quiet_libraries()
     leave_cudnn_attention()
@@ -46,6 +58,7 @@ def load_model(
 
     config = AutoConfig.from_pretrained(model, revision=revision or "main")
     loaded = (cls or model_class(config)).from_pretrained(model, dtype=dtype, revision=revision or "main")
+    switch_off_dropout(loaded)
     return loaded.to(device).eval().requires_grad_(False)
 
 
@@ -53,17 +66,16 @@ def attach_lora(model: Any, config: TrainConfig) -> Any:
     """Put a fresh adapter (B = 0) on the language trunk; its weights are fp32 whatever the base is.
 
     Raises:
-        UsageError: a target name hits no module of the language trunk.
+        UsageError: a target name hits no linear layer of the language trunk.
     """
     from peft import LoraConfig, get_peft_model
 
-    names = config.lora.target_modules
-    check_targets((name for name, _ in model.named_modules()), names)
+    names = target_names(model, config.lora.target_modules)
     lora = LoraConfig(
         r=config.lora.rank,
         lora_alpha=config.lora.alpha,
         lora_dropout=config.lora.dropout,
-        target_modules=target_pattern(names),
+        target_modules=target_pattern(model, names),
         bias="none",
         task_type="CAUSAL_LM",
     )
@@ -89,7 +101,7 @@ class TransformersBackend(Backend):
         if config.gradient_checkpointing:
             peft_model.enable_input_require_grads()
             base.gradient_checkpointing_enable({"use_reentrant": False})
-            peft_model.train()  # checkpointing is off in eval mode; dropout 0 keeps the pass deterministic
+        train_adapter_only(peft_model)
         return cls(peft_model, device)
 
     def save_adapter(self, folder: Path) -> None:

@@ -11,7 +11,6 @@ can be known, and by `check_loaded` on what was really loaded.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,10 +19,12 @@ from typing import Any
 import torch
 
 from sdft_cli.config import TrainConfig
-from sdft_cli.engine.models.adapters import check_targets, lora_layers, target_pattern
+from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.kernels import leave_cudnn_attention
+from sdft_cli.engine.models.modes import modes_kept, switch_off_dropout
 from sdft_cli.engine.models.names import cache_folder
+from sdft_cli.engine.models.targets import hits, target_pattern, with_targets
 from sdft_cli.errors import DataError, MachineError, UsageError
 
 FAST_TYPES = frozenset({"llama", "mistral", "gemma", "gemma2", "qwen2", "qwen3"})
@@ -77,8 +78,8 @@ def loader_arguments(config: TrainConfig, model: str, cuda: bool) -> dict[str, A
     return {**common, **exact}
 
 
-def adapter_arguments(config: TrainConfig, multimodal: bool) -> dict[str, Any]:
-    """Return the arguments of `get_peft_model`, of `FastModel`'s where the checkpoint is multimodal."""
+def adapter_arguments(config: TrainConfig, pattern: str | None) -> dict[str, Any]:
+    """Return the arguments of `get_peft_model`, of `FastModel`'s if it gets the targets as a pattern."""
     common = {
         "r": config.lora.rank,
         "target_modules": list(config.lora.target_modules),
@@ -88,12 +89,12 @@ def adapter_arguments(config: TrainConfig, multimodal: bool) -> dict[str, Any]:
         "use_gradient_checkpointing": _checkpointing(config),
         "random_state": config.seed,
     }
-    if not multimodal:
+    if pattern is None:
         return common
     # A pattern is taken as it is; a list would be filtered by names that do not know every language module.
     return {
         **common,
-        "target_modules": target_pattern(config.lora.target_modules),
+        "target_modules": pattern,
         "finetune_vision_layers": False,
         "finetune_language_layers": True,
         "finetune_attention_modules": True,
@@ -138,8 +139,7 @@ def check_loaded(model: Any, config: TrainConfig, model_config: Any) -> None:
 
 def _difference(model: Any, config: TrainConfig, model_config: Any) -> str | None:
     base = model.get_base_model()
-    pattern = re.compile(target_pattern(config.lora.target_modules))
-    asked = {name for name, _ in base.named_modules() if pattern.fullmatch(name)}
+    asked = set(hits(base, config.lora.target_modules))
     layers = lora_layers(base)
     if asked != layers.keys():
         name = min(asked ^ layers.keys())
@@ -240,8 +240,10 @@ class UnslothBackend(Backend):
         fast = not cuda or model_config.model_type in FAST_TYPES
         loader = unsloth.FastLanguageModel if fast else unsloth.FastModel
         base = _loaded(loader, loader_arguments(config, model, cuda))
-        check_targets((name for name, _ in base.named_modules()), config.lora.target_modules)
-        peft_model = loader.get_peft_model(base, **adapter_arguments(config, multimodal=not fast))
+        switch_off_dropout(base)
+        config = with_targets(config, base)
+        pattern = None if fast else target_pattern(base, config.lora.target_modules)
+        peft_model = loader.get_peft_model(base, **adapter_arguments(config, pattern))
         check_loaded(peft_model, config, model_config)
         if not config.gradient_checkpointing:
             peft_model.eval()
@@ -253,13 +255,12 @@ class UnslothBackend(Backend):
 
         Its `generate` switches gradient checkpointing off and, called in eval mode, does not switch it on again.
         """
-        was_training = self.model.training
-        self._loader.for_inference(self.model)
-        try:
-            yield
-        finally:
-            self._loader.for_training(self.model, use_gradient_checkpointing=self._checkpointing)
-            self.model.train(was_training)
+        with modes_kept(self.model):
+            self._loader.for_inference(self.model)
+            try:
+                yield
+            finally:
+                self._loader.for_training(self.model, use_gradient_checkpointing=self._checkpointing)
 
     def check_width(self, tokens: int) -> None:
         """Refuse a sequence that unsloth would cut to `max_seq_tokens`."""

@@ -13,6 +13,7 @@ from sdft_cli.choices import BACKENDS
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.backend_transformers import PlainModel, TransformersBackend, load_model
+from sdft_cli.engine.models.head_check import check_head
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.errors import MachineError, UsageError
 
@@ -53,8 +54,8 @@ def choose_backend(requested: str, model_type: str) -> tuple[str, str]:
     raise MachineError(f"No backend runs {model_type} here: {'; '.join(objections)}.")
 
 
-def model_type_of(model: str, revision: str | None) -> str:
-    """Read a model's `model_type` from its config.
+def config_of(model: str, revision: str | None) -> Any:
+    """Return a model's transformers config.
 
     Raises:
         UsageError: a local folder has no usable config.
@@ -63,7 +64,7 @@ def model_type_of(model: str, revision: str | None) -> str:
     from transformers import AutoConfig
 
     try:
-        return str(AutoConfig.from_pretrained(model, revision=revision or "main").model_type)
+        return AutoConfig.from_pretrained(model, revision=revision or "main")
     except (OSError, ValueError, KeyError) as error:
         if Path(model).exists():
             raise UsageError(f"{model} has no config.json that transformers knows: give a model folder.") from error
@@ -107,7 +108,8 @@ def load_backend(config: TrainConfig, name: str, model: str) -> Backend:
     """Load the model (a folder or Hub id, already resolved) with a fresh adapter into the named backend.
 
     Raises:
-        MachineError: as `check_machine`, or the backend does not do what the configuration asks for.
+        MachineError: as `check_machine`, or the backend does not do what the configuration asks for, or its logits are
+            not the model's.
         UsageError: the configuration asks for something that this backend has not.
     """
     check_machine(config)
@@ -118,13 +120,18 @@ def load_backend(config: TrainConfig, name: str, model: str) -> Backend:
             raise UsageError(
                 f"The {name} backend has no {what}: use --backend {able}, or leave {option} out (--set {option}=false)."
             )
-    return backend.load(config, model)
+    loaded = backend.load(config, model)
+    check_head(loaded)
+    return loaded
 
 
 def open_for_eval(model: str, dtype: str | None, revision: str | None, adapter: Path | None) -> TransformersBackend:
     """Load a model, with a trained adapter if there is one, for evaluation.
 
     Without one it is wrapped as `PlainModel`, so that the same code measures it.
+
+    Raises:
+        MachineError: its logits are not ours.
     """
     quiet_libraries()
     from peft import PeftModel
@@ -133,4 +140,6 @@ def open_for_eval(model: str, dtype: str | None, revision: str | None, adapter: 
     chosen = getattr(torch, dtype) if dtype else (torch.bfloat16 if device.type == "cuda" else torch.float32)
     base = load_model(model, chosen, device, revision)
     wrapped: Any = PeftModel.from_pretrained(base, str(adapter)) if adapter else PlainModel(base)
-    return TransformersBackend(wrapped.eval(), device)
+    backend = TransformersBackend(wrapped.eval(), device)
+    check_head(backend)
+    return backend

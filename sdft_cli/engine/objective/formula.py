@@ -1,6 +1,6 @@
 """What is minimised, in plain torch. `loss.py` computes the same value and gradient, a few rows of logits at a time.
 
-    loss = sum_t w_t D(p_t, q_t)        p = softmax(h_student W^T / T), q = softmax(h_teacher W^T / T)
+    loss = sum_t w_t D(p_t, q_t)        p = softmax(head(h_student) / T), q = softmax(head(h_teacher) / T)
 
 w_t is the weight of a trajectory's token (`token_weights`), D a divergence (`FORMULAS`). Outcomes o are the tokens of
 the vocabulary; or the top-k tokens, and one more outcome for all the others. SDFT, arXiv 2601.19897, eq. 3 (direction:
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sdft_cli.config import DistillSettings
+from sdft_cli.engine.models.head import Head
 from sdft_cli.engine.passes.decode import Rollout
 
 
@@ -83,11 +84,11 @@ def top_k_outcomes(student: Tensor, teacher: Tensor, settings: DistillSettings) 
 
 
 def plain_loss(
-    student: Tensor, teacher: Tensor, weight: Tensor, token_weights: Tensor, settings: DistillSettings
+    student: Tensor, teacher: Tensor, head: Head, token_weights: Tensor, settings: DistillSettings
 ) -> Tensor:
     """Return the loss of `loss.distillation_loss` (same arguments), differentiable, with all logits in memory."""
-    z_student, z_teacher = (states @ weight.T / settings.kl_temperature for states in (student, teacher))
-    if settings.support == "top_k" and settings.top_k < len(weight):
+    z_student, z_teacher = (head.logits(states) / settings.kl_temperature for states in (student, teacher))
+    if settings.support == "top_k" and settings.top_k < head.words:
         z_student, z_teacher = top_k_outcomes(z_student, z_teacher, settings)
     log_p, log_q = z_student.log_softmax(-1), z_teacher.log_softmax(-1)
     return torch.dot(token_weights, FORMULAS[settings.divergence](log_p, log_q, settings))

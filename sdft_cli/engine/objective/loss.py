@@ -2,15 +2,15 @@
 
 With g_o = dD/dp_o up to a constant, the gradient in the student's logits z and hidden states h is
 
-    dz_o = p_o (g_o - sum_i p_i g_i)        dh = dz W / T
+    dz_o = p_o (g_o - sum_i p_i g_i)        dh = (dz * slope) W * scale / T
 
     reverse_kl   g_o = log(p_o / q_o)
     forward_kl   g_o = -q_o / p_o
     jsd          g_o = (1 - b) log(p_o / M_o)
 
 and is known as soon as the value is: neither logits nor an autograd graph outlive a chunk. These three are written out
-(`FUSED`); any other divergence goes through autograd of its formula, chunk by chunk. The head W is frozen under LoRA
-and gets no gradient.
+(`FUSED`); any other divergence goes through autograd of its formula, chunk by chunk. The head (`Head`: W, scale, and
+the slope of its cap, 1 without one) is frozen under LoRA and gets no gradient.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from sdft_cli.config import DistillSettings
+from sdft_cli.engine.models.head import Head
 from sdft_cli.engine.objective.formula import FORMULAS
 
 LOGITS_PER_BLOCK = 1 << 17
@@ -78,15 +79,8 @@ def _sum_over_chunks(student: Tensor, token_weights: Tensor, chunk_rows: int, ch
     return LossOutput(loss, per_token)
 
 
-def _buffer(rows: int, weight: Tensor) -> Tensor:
-    return torch.empty(rows, len(weight), dtype=torch.float32, device=weight.device)
-
-
-def _logits(hidden: Tensor, weight: Tensor, logits: Tensor) -> Tensor:
-    """Return hidden W^T as fp32 (R, V), in `logits`."""
-    if weight.dtype == torch.float32:
-        return torch.mm(hidden, weight.T, out=logits)
-    return logits.copy_(torch.mm(hidden, weight.T))
+def _buffer(rows: int, head: Head) -> Tensor:
+    return torch.empty(rows, head.words, dtype=torch.float32, device=head.weight.device)
 
 
 def _from_largest_(logits: Tensor) -> Tensor:
@@ -224,19 +218,19 @@ def _top_k_divergence(
 
 
 def distillation_loss(
-    student: Tensor, teacher: Tensor, weight: Tensor, token_weights: Tensor, settings: DistillSettings
+    student: Tensor, teacher: Tensor, head: Head, token_weights: Tensor, settings: DistillSettings
 ) -> LossOutput:
     """Return the weighted sum over tokens of the divergence between student and teacher.
 
     Besides inputs and gradient it holds fp32 buffers of V tokens: 2 chunk_rows of them, and `spare_buffers` times as
-    many rows as go through the divergence at once (on a CPU a few, on a GPU chunk_rows). A head of another type adds
-    one product of 2 chunk_rows in its type and the logits' gradient in it. Where no gradient can flow (no grad mode, or
-    a student that needs none) only values are computed.
+    many rows as go through the divergence at once (on a CPU a few, on a GPU chunk_rows), and one such buffer more for a
+    cap. A head of another type adds one product of 2 chunk_rows in its type and the logits' gradient in it. Where no
+    gradient can flow (no grad mode, or a student that needs none) only values are computed.
 
     Args:
         student: (N, H) hidden states of the student at the positions that predict the trajectory's tokens.
         teacher: (N, H) hidden states of the teacher at the same tokens; no gradient flows into them.
-        weight: (V, H) the frozen output head, shared by both.
+        head: the frozen output head, shared by both.
         token_weights: (N,) weight of each token, e.g. 1/count; rows of weight 0 are not computed, and their loss and
             gradient are exactly 0.
         settings: divergence, support, temperature, and rows of logits held at once. The choice of the top-k tokens has
@@ -245,30 +239,37 @@ def distillation_loss(
     Raises:
         ValueError: shapes do not match.
     """
-    if student.shape != teacher.shape or student.shape[1] != weight.shape[1] or len(token_weights) != len(student):
+    if student.shape != teacher.shape or student.shape[1] != head.width or len(token_weights) != len(student):
         raise ValueError(
             f"shapes do not match: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}, "
-            f"weight {tuple(weight.shape)}, token_weights {tuple(token_weights.shape)}"
+            f"head {tuple(head.weight.shape)}, token_weights {tuple(token_weights.shape)}"
         )
-    divergence = _divergence if _is_full(settings, len(weight)) else _top_k_divergence
+    divergence = _divergence if _is_full(settings, head.words) else _top_k_divergence
     rows_held = min(settings.chunk_rows, len(student))
-    block = min(rows_held, _block_rows(weight))
+    block = min(rows_held, _block_rows(head))
     # Allocated once: the allocator would not always put a chunk where the last one was.
-    memory = _buffer(2 * rows_held, weight)
-    buffers = spare_buffers(settings, len(weight)) if settings.divergence in FUSED else 0
-    spare = [_buffer(block, weight) for _ in range(buffers)]
+    memory = _buffer(2 * rows_held, head)
+    buffers = spare_buffers(settings, head.words) if settings.divergence in FUSED else 0
+    spare = [_buffer(block, head) for _ in range(buffers)]
+    slopes = _buffer(block, head) if head.softcap is not None else None
+
+    def value_of(own: Tensor, other: Tensor, wanted: bool) -> Tensor:
+        slope = None
+        if slopes is not None and wanted:
+            slope = head.slope(own, settings.kl_temperature, slopes[: len(own)])
+        value = divergence(own, other, [x[: len(own)] for x in spare], settings, wanted)
+        if slope is not None:
+            other.mul_(slope)
+        return value
 
     def chunk(rows: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
         # One product for both: the more rows, the fewer times the head is read.
-        logits = _logits(torch.cat([student[rows], teacher[rows]]), weight, memory[: 2 * len(rows)])
+        logits = head.logits(torch.cat([student[rows], teacher[rows]]), memory[: 2 * len(rows)])
         if settings.kl_temperature != 1.0:
             logits.div_(settings.kl_temperature)
         own, other = logits.chunk(2)
-        values = [
-            divergence(s, t, [x[: len(s)] for x in spare], settings, wanted)
-            for s, t in zip(own.split(block), other.split(block), strict=True)
-        ]
-        return torch.cat(values), _into_hidden(other, weight) / settings.kl_temperature if wanted else None
+        values = [value_of(s, t, wanted) for s, t in zip(own.split(block), other.split(block), strict=True)]
+        return torch.cat(values), head.into_hidden(other) / settings.kl_temperature if wanted else None
 
     return _sum_over_chunks(student, token_weights, settings.chunk_rows, chunk)
 
@@ -284,26 +285,21 @@ def spare_buffers(settings: DistillSettings, vocabulary: int) -> int:
     return FUSED[settings.divergence][1] if _is_full(settings, vocabulary) else 0
 
 
-def _block_rows(weight: Tensor) -> int:
+def _block_rows(head: Head) -> int:
     """Return the rows of logits that go through a divergence together."""
-    return max(1, LOGITS_PER_BLOCK // len(weight)) if weight.device.type == "cpu" else sys.maxsize
-
-
-def _into_hidden(dz: Tensor, weight: Tensor) -> Tensor:
-    """Return the gradient in the hidden states (R, H), fp32, for one in their logits (R, V)."""
-    return torch.mm(dz.to(weight.dtype), weight).float()
+    return max(1, LOGITS_PER_BLOCK // head.words) if head.weight.device.type == "cpu" else sys.maxsize
 
 
 def cross_entropy_loss(
-    student: Tensor, weight: Tensor, targets: Tensor, token_weights: Tensor, chunk_rows: int = 256
+    student: Tensor, head: Head, targets: Tensor, token_weights: Tensor, chunk_rows: int = 256
 ) -> LossOutput:
     """Return the weighted sum of -log p(target): supervised fine-tuning, the control arm.
 
-    It holds one fp32 buffer of (chunk_rows, V).
+    It holds one fp32 buffer of (chunk_rows, V), and one more where the head has a cap.
 
     Args:
         student: (N, H) hidden states at the positions that predict `targets`.
-        weight: (V, H) the frozen output head.
+        head: the frozen output head.
         targets: (N,) token ids.
         token_weights: (N,) as in `distillation_loss`.
         chunk_rows: rows of logits held at once.
@@ -311,16 +307,18 @@ def cross_entropy_loss(
     Raises:
         ValueError: shapes do not match.
     """
-    if student.shape[1] != weight.shape[1] or not len(student) == len(targets) == len(token_weights):
+    if student.shape[1] != head.width or not len(student) == len(targets) == len(token_weights):
         raise ValueError(
-            f"shapes do not match: student {tuple(student.shape)}, weight {tuple(weight.shape)}, "
+            f"shapes do not match: student {tuple(student.shape)}, head {tuple(head.weight.shape)}, "
             f"targets {tuple(targets.shape)}, token_weights {tuple(token_weights.shape)}"
         )
 
-    memory = _buffer(min(chunk_rows, len(student)), weight)
+    memory = _buffer(min(chunk_rows, len(student)), head)
+    slopes = _buffer(len(memory), head) if head.softcap is not None else None
 
     def chunk(rows: Tensor, wanted: bool) -> tuple[Tensor, Tensor | None]:
-        logits, target = _logits(student[rows], weight, memory[: len(rows)]), targets[rows].unsqueeze(-1)
+        logits, target = head.logits(student[rows], memory[: len(rows)]), targets[rows].unsqueeze(-1)
+        slope = head.slope(logits, out=slopes[: len(rows)]) if slopes is not None and wanted else None
         chosen = _from_largest_(logits).gather(-1, target)
         p, log_z = _softmax(logits, logits)
         value = (log_z - chosen).squeeze(-1)
@@ -328,19 +326,20 @@ def cross_entropy_loss(
             return value, None
         # p - 1 at the target is minus the sum of the others, which does not cancel when p is nearly 1.
         p.scatter_(-1, target, 0.0)
-        return value, _into_hidden(p.scatter_(-1, target, -p.sum(-1, keepdim=True)), weight)
+        dz = p.scatter_(-1, target, -p.sum(-1, keepdim=True))
+        return value, head.into_hidden(dz if slope is None else dz.mul_(slope))
 
     return _sum_over_chunks(student, token_weights, chunk_rows, chunk)
 
 
-def token_log_likelihood(hidden: Tensor, weight: Tensor, targets: Tensor, chunk_rows: int = 256) -> Tensor:
+def token_log_likelihood(hidden: Tensor, head: Head, targets: Tensor, chunk_rows: int = 256) -> Tensor:
     """Return log p(target) in nats for each row, detached.
 
     Args:
         hidden: (N, H) hidden states at the positions that predict `targets`.
-        weight: (V, H) output head.
+        head: the output head.
         targets: (N,) token ids.
         chunk_rows: rows of logits held at once.
     """
     everywhere = torch.ones(len(hidden), device=hidden.device)
-    return -cross_entropy_loss(hidden.detach(), weight, targets, everywhere, chunk_rows).per_token
+    return -cross_entropy_loss(hidden.detach(), head, targets, everywhere, chunk_rows).per_token

@@ -83,7 +83,7 @@ class _Walker:
         """Run the tokens of a span behind the path as it is; return their last hidden states (n, H)."""
         device = self.backend.device
         with self.phases("student"), path_attention(self.config):
-            output = self.backend.trunk(
+            output = self.backend.trunk_pass(
                 input_ids=torch.tensor([self.rows[sequence][slice(*span)]], device=device),
                 position_ids=torch.arange(*span, device=device)[None],
                 past_key_values=self.path.cache,
@@ -277,7 +277,7 @@ def depth_first_states(backend: Backend, prompts: Sequences, answers: Sequences,
     """
     used = [i for i, answer in enumerate(answers) if answer]
     if not used:
-        return backend.head.new_empty((0, backend.head.shape[1]))
+        return backend.head.weight.new_empty((0, backend.head.width))
     prompts, answers = [prompts[i] for i in used], [answers[i] for i in used]
     rows = _rows(prompts, answers)
     backend.check_width(max(map(len, rows)))
@@ -317,8 +317,4 @@ def forked_cache(backend: Backend, prompts: Sequences, segment_tokens: int, room
                 keys[index, :, width - end.length : width] = k
                 values[index, :, width - end.length : width] = v
             recurrent[index] = end.states
-    trunk: Any = backend.trunk
-    if hasattr(trunk, "rope_deltas"):
-        # Left there by an earlier batch: where a cache is given, generate adds it to the positions of this batch.
-        trunk.rope_deltas = None
     return batch_cache(walker.config, attention, [torch.cat(x) for x in zip(*recurrent, strict=True)], room)

@@ -135,7 +135,7 @@ def _packed(backend: Backend, rows: Sequences, use_cache: bool) -> tuple[Any, li
     tree = build_tree(rows)
     # A tree with one branch is a plain sequence: without a mask the attention kernel skips the upper triangle.
     mask = torch.from_numpy(tree.mask())[None, None].to(backend.device) if len(tree.branches) > 1 else None
-    output = backend.trunk(
+    output = backend.trunk_pass(
         input_ids=torch.from_numpy(tree.ids)[None].to(backend.device),
         attention_mask=mask,
         position_ids=torch.from_numpy(tree.depths)[None].to(backend.device),

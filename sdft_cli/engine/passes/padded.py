@@ -22,7 +22,7 @@ def padded_states(backend: Backend, rows: Sequences, pad_id: int) -> list[Tensor
     for i, row in enumerate(rows):
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
-    states = backend.trunk(
+    states = backend.trunk_pass(
         input_ids=ids.to(backend.device), attention_mask=mask.to(backend.device), use_cache=False
     ).last_hidden_state
     return [state[: len(row)] for state, row in zip(states, rows, strict=True)]

@@ -12,10 +12,13 @@ import torch
 from torch import nn
 
 from sdft_cli.config import TrainConfig
-from sdft_cli.engine.models.adapters import NOT_LANGUAGE, lora_layers
+from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend, Sharing
-from sdft_cli.engine.models.backend_transformers import attach_lora, model_class
+from sdft_cli.engine.models.backend_transformers import attach_lora, empty_model
+from sdft_cli.engine.models.head import head_of
+from sdft_cli.engine.models.modes import switch_off_dropout
 from sdft_cli.engine.models.quiet import quiet_libraries
+from sdft_cli.engine.models.targets import trunk_linears
 from sdft_cli.engine.passes.depth_first import path_obstacle
 from sdft_cli.engine.passes.packed import packing_obstacle
 from sdft_cli.errors import MachineError, UsageError
@@ -23,7 +26,6 @@ from sdft_cli.errors import MachineError, UsageError
 BYTES = {"float32": 4, "bfloat16": 2}
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 _LAYER = re.compile(r"(?:.*\.)?layers\.(\d+)\.(.+)")
-_OUTSIDE = re.compile(rf"(?:.*\.)?(?:{'|'.join(NOT_LANGUAGE)})\..*")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,8 @@ class Shape:
 
     hidden: int
     vocabulary: int
+    softcap: bool
+    """The logits have a cap, whose slope the loss keeps."""
     heads: int
     kv_heads: int
     head_dim: int
@@ -129,13 +133,14 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     text = model_config.get_text_config()
     kinds = tuple(getattr(text, "layer_types", None) or (FULL,) * text.num_hidden_layers)
     _refuse_unknown(text, kinds)
+    model = empty_model(model_config)
+    switch_off_dropout(model)  # as loading does
+    obstacle = packing_obstacle(model)
+    parameters = sum(p.numel() for p in model.parameters())
+    modules = trunk_linears(model)
+    norms = {n for n, _ in model.named_modules() if n.endswith("q_norm")}
+    head, capped = model.get_output_embeddings(), head_of(model).softcap is not None
     with torch.device("meta"):
-        model = model_class(model_config).from_config(model_config).requires_grad_(False)
-        obstacle = packing_obstacle(model)
-        parameters = sum(p.numel() for p in model.parameters())
-        modules = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear) and not _OUTSIDE.fullmatch(n)}
-        norms = {n for n, _ in model.named_modules() if n.endswith("q_norm")}
-        head = model.get_output_embeddings()
         peft_model = attach_lora(model, config)
     adapted = {name.removeprefix("base_model.model."): x for name, x in lora_layers(peft_model).items()}
     sizes = [layer.get_base_layer().weight.numel() for layer in adapted.values()]
@@ -143,18 +148,19 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     return Shape(
         hidden=text.hidden_size,
         vocabulary=head.weight.shape[0],
+        softcap=capped,
         heads=text.num_attention_heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
         head_dim=head_dim,
         blocks=_blocks(kinds, modules, adapted, norms),
         delta_net=_delta_net(text) if LINEAR in kinds else None,
         parameters=parameters,
-        matrix_parameters=sum(m.weight.numel() for m in modules.values() if m is not head),
+        matrix_parameters=sum(m.weight.numel() for m in modules.values()),
         adapter_parameters=sum(p.numel() for p in peft_model.parameters() if p.requires_grad),
         adapted_parameters=sum(sizes),
         rank=config.lora.rank,
         packing_obstacle=obstacle,
-        path_obstacle=path_obstacle(peft_model, text),
+        path_obstacle=path_obstacle(peft_model, model.config.get_text_config()),
     )
 
 

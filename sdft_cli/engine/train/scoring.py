@@ -18,6 +18,8 @@ from torch import Tensor
 from sdft_cli.config import DistillSettings
 from sdft_cli.engine.models.adapters import EmaAdapter, Weights, weights
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.head import Head
+from sdft_cli.engine.models.modes import evaluating
 from sdft_cli.engine.objective.loss import distillation_loss, token_log_likelihood
 from sdft_cli.engine.passes.decode import Rollout, generate, seeded, stop_tokens
 from sdft_cli.engine.passes.executors import answer_states, plan_passes
@@ -43,14 +45,9 @@ class Role:
     def weights(self, case: Weights) -> Iterator[None]:
         """These weights are on, without gradient and in eval mode; every module's mode is restored."""
         model = self.backend.model
-        training = [module for module in model.modules() if module.training]
-        model.eval()  # no dropout: an evaluation repeats exactly and draws no random number
-        try:
-            with torch.no_grad(), weights(model, case, self.ema):
-                yield
-        finally:
-            for module in training:
-                module.training = True
+        # No dropout: an evaluation repeats exactly and draws no random number.
+        with evaluating(model), torch.no_grad(), weights(model, case, self.ema):
+            yield
 
 
 @dataclass(frozen=True)
@@ -83,11 +80,12 @@ class Item:
     score: Score
 
     def to_json(self) -> dict[str, Any]:
-        """Return it flat, as it stands in eval.json; three flags stand beside `flags` too."""
+        """Return it flat, as it stands in eval.json; three flags stand beside `flags` too, None if not scored."""
         row = asdict(self)
         row |= row.pop("score")
-        shown = {flag: row["flags"].get(flag, False) for flag in ("parsed", "named", "valid")}
-        return {**row, "is_tool_turn": bool(row["flags"]), **shown}
+        is_tool_turn = bool(row["tools"])
+        shown = {flag: row["flags"].get(flag, None if is_tool_turn else False) for flag in ("parsed", "named", "valid")}
+        return {**row, "is_tool_turn": is_tool_turn, **shown}
 
 
 def group_of(record: Record) -> str:
@@ -152,7 +150,7 @@ def decode(
 
     Greedily, or with a `seed`, sampled from the model as it is: temperature 1, no cut of its tail.
     """
-    stops = stop_tokens(role.backend, prompts.turn_end_id)
+    stops = stop_tokens(role.backend, prompts.turn_end_ids)
     lengths = [len(ids) + max_new_tokens for ids in prompt_ids]
     passes = [list(range(len(lengths)))] if max_tokens is None else padded_passes(lengths, max_tokens)
     found: dict[int, Rollout] = {}
@@ -166,8 +164,9 @@ def decode(
 
 
 def answer_text(answer: Rollout, prompts: ChatPrompts) -> str:
-    """Return an answer as text, without the token that ended it."""
-    return str(prompts.tokenizer.decode(answer.ids[:-1] if answer.finished else answer.ids))
+    """Return an answer as text to the last character, control tokens too, without the token that ended it."""
+    ids = answer.ids[:-1] if answer.finished else answer.ids
+    return str(prompts.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def log_likelihood(states: Tensor, backend: Backend, answers: Sequence[Sequence[int]]) -> list[float]:
@@ -215,12 +214,12 @@ def score_records(
     kl = _reverse_kl(own, scored, student.backend.head).split([len(i) for i in ids])
     likelihoods = log_likelihood(expert, student.backend, references)
     return [
-        _item(e, answer_text(answer, prompts), rollout, float(k.sum()), -n, prose)
+        _item(e, answer_text(answer, prompts), rollout, float(k.sum()), -n, prompts, prose)
         for e, answer, rollout, k, n in zip(batch, answers, rollouts, kl, likelihoods, strict=True)
     ]
 
 
-def _reverse_kl(student: Tensor, teacher: Tensor, head: Tensor) -> Tensor:
+def _reverse_kl(student: Tensor, teacher: Tensor, head: Head) -> Tensor:
     """KL(student||teacher) at every token, (N,), in nats."""
     ones = torch.ones(len(student), device=student.device)
     return distillation_loss(student, teacher, head, ones, DistillSettings()).per_token
@@ -232,6 +231,7 @@ def _item(
     rollout: Rollout,
     kl: float,
     nll: float,
+    prompts: ChatPrompts,
     prose: Callable[[str, str], float] | None,
 ) -> Item:
     record = encoded.record
@@ -245,5 +245,5 @@ def _item(
         nll=nll,
         reference_tokens=len(encoded.reference),
         text=text,
-        score=score(record, text, prose),
+        score=score(record, text, prose, prompts.syntax.syntax, prompts.scores_calls(record)),
     )

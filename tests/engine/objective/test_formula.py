@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 
 from sdft_cli.choices import DIVERGENCES  # noqa: E402
 from sdft_cli.config import DistillSettings  # noqa: E402
+from sdft_cli.engine.models.head import Head  # noqa: E402
 from sdft_cli.engine.objective import formula, loss  # noqa: E402
 from sdft_cli.engine.objective.formula import loss_range, token_weights  # noqa: E402
 from sdft_cli.engine.passes.decode import Rollout  # noqa: E402
@@ -49,7 +50,7 @@ def test_the_loss_worked_out_by_hand(divergence: str, support: dict[str, Any], p
     """Two rows with weights 0.25 and 2: p against q, and q against itself, which adds nothing."""
     settings = DistillSettings(divergence=divergence, jsd_beta=0.3, kl_temperature=0.5, **support)
     log = torch.tensor([P, Q, Q], dtype=torch.float64).log() * settings.kl_temperature
-    head, weights = torch.eye(5, dtype=torch.float64), torch.tensor([0.25, 2.0], dtype=torch.float64)
+    head, weights = Head(torch.eye(5, dtype=torch.float64)), torch.tensor([0.25, 2.0], dtype=torch.float64)
     found = formula.plain_loss(log[:2], log[1:], head, weights, settings)
     assert float(found) == pytest.approx(0.25 * by_hand(divergence, p, q, 0.3), abs=1e-12)
 
@@ -61,7 +62,7 @@ def test_a_divergence_without_a_written_gradient_goes_through_autograd(
     """Without its entry in `FUSED`, reverse KL has the same value and gradient, chunk by chunk, masked rows too."""
     generator = torch.Generator().manual_seed(0)
     student, teacher = (torch.randn(13, 8, generator=generator) for _ in range(2))
-    head, weights = torch.randn(37, 8, generator=generator), torch.rand(13, generator=generator)
+    head, weights = Head(torch.randn(37, 8, generator=generator)), torch.rand(13, generator=generator)
     weights[[0, 7]] = 0
     settings = DistillSettings(chunk_rows=4, kl_temperature=0.7, **support)
 

@@ -15,6 +15,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor  # noqa: E402
 
 from sdft_cli.config import DistillSettings  # noqa: E402
+from sdft_cli.engine.models.head import Head  # noqa: E402
 from sdft_cli.engine.objective import loss as loss_module  # noqa: E402
 from sdft_cli.engine.objective.formula import plain_loss  # noqa: E402
 from sdft_cli.engine.objective.loss import cross_entropy_loss, distillation_loss, token_log_likelihood  # noqa: E402
@@ -75,7 +76,7 @@ def gradient_of(value: Tensor, states: Tensor) -> Tensor:
 
 def on_logits(student: Tensor, teacher: Tensor, config: DistillSettings) -> Any:
     """The loss with an identity as the head, so that hidden states are logits."""
-    return distillation_loss(student, teacher, torch.eye(student.shape[1]), torch.ones(len(student)), config)
+    return distillation_loss(student, teacher, Head(torch.eye(student.shape[1])), torch.ones(len(student)), config)
 
 
 # --- by hand: logits ln 3, 0 (p = 3/4, 1/4) against 0, 0 (q = 1/2, 1/2)
@@ -176,8 +177,8 @@ def test_value_and_gradient_equal_the_plain_formula(
         weights = token_weights(masked)
         config = configure(divergence=divergence, kl_temperature=temperature, chunk_rows=chunk, **support)
         expected = plain(student.double(), teacher.double(), weight.double(), config)
-        found = distillation_loss(student, teacher, weight, weights, config)
-        in_product = plain_loss(student.double(), teacher.double(), weight.double(), weights.double(), config)
+        found = distillation_loss(student, teacher, Head(weight), weights, config)
+        in_product = plain_loss(student.double(), teacher.double(), Head(weight.double()), weights.double(), config)
         kept = weights > 0
         assert torch.allclose(found.per_token[kept], expected[kept].float(), rtol=1e-5, atol=1e-6)
         total = (expected * weights).sum()
@@ -215,16 +216,16 @@ def test_nearly_one_hot_distributions_keep_their_gradient(divergence: str, suppo
 @pytest.mark.parametrize("of", ["student", "teacher"])
 def test_top_k_of_all_words_is_the_full_vocabulary(divergence: str, tail: bool, of: str) -> None:
     student, teacher, weight = inputs()
-    full = distillation_loss(student, teacher, weight, torch.ones(N), configure(divergence=divergence))
+    full = distillation_loss(student, teacher, Head(weight), torch.ones(N), configure(divergence=divergence))
     for k in (V, V + 1, 10 * V):
         config = configure(divergence=divergence, support="top_k", top_k=k, top_k_tail=tail, top_k_of=of)
-        found = distillation_loss(student, teacher, weight, torch.ones(N), config)
+        found = distillation_loss(student, teacher, Head(weight), torch.ones(N), config)
         assert torch.equal(found.per_token, full.per_token)
         assert torch.equal(gradient_of(found.loss, student), gradient_of(full.loss, student))
-        full = distillation_loss(student, teacher, weight, torch.ones(N), configure(divergence=divergence))
+        full = distillation_loss(student, teacher, Head(weight), torch.ones(N), configure(divergence=divergence))
     # One word in the tail is that word: the same outcomes as the full vocabulary, computed the other way.
     config = configure(divergence=divergence, support="top_k", top_k=V - 1, top_k_of=of)
-    found = distillation_loss(student, teacher, weight, torch.ones(N), config)
+    found = distillation_loss(student, teacher, Head(weight), torch.ones(N), config)
     assert (found.per_token - full.per_token).abs().max() <= 1e-6
     judge = gradient_of(full.loss, student)
     assert (gradient_of(found.loss, student) - judge).abs().max() <= 1e-5 * judge.abs().max()
@@ -246,11 +247,11 @@ def test_trl_computes_the_same_where_it_is_installed(divergence: str, tail: bool
     student, teacher, weight = inputs()
     alpha = {"reverse_kl": 1.0, "forward_kl": 0.0, "jsd": 0.3}[divergence]
     logits = student @ weight.T, teacher @ weight.T
-    full = distillation_loss(student, teacher, weight, torch.ones(N), configure(divergence=divergence)).per_token
+    full = distillation_loss(student, teacher, Head(weight), torch.ones(N), configure(divergence=divergence)).per_token
     theirs = trl.compute_full_logit_self_distillation_loss(*logits, distillation_alpha=alpha)
     assert torch.allclose(full, theirs, rtol=1e-5, atol=1e-6)
     config = configure(divergence=divergence, support="top_k", top_k=5, top_k_tail=tail)
-    few = distillation_loss(student, teacher, weight, torch.ones(N), config).per_token
+    few = distillation_loss(student, teacher, Head(weight), torch.ones(N), config).per_token
     theirs = trl.compute_topk_self_distillation_loss(
         *logits, distillation_topk=5, distillation_alpha=alpha, distillation_add_tail=tail
     )
@@ -350,7 +351,9 @@ def test_a_large_flat_vocabulary_does_not_go_negative() -> None:
     student = torch.randn(6, 2, generator=generator)
     teacher = student + 1e-5 * torch.randn(6, 2, generator=generator)
     for divergence in DIVERGENCES:
-        values = distillation_loss(student, teacher, weight, torch.ones(6), configure(divergence=divergence)).per_token
+        values = distillation_loss(
+            student, teacher, Head(weight), torch.ones(6), configure(divergence=divergence)
+        ).per_token
         assert values.min() >= -1e-6
         assert values.max() <= 1e-6
 
@@ -361,12 +364,12 @@ def test_a_large_flat_vocabulary_does_not_go_negative() -> None:
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_an_empty_mask_is_exactly_zero_loss_and_zero_gradient(divergence: str) -> None:
     student, teacher, weight = inputs()
-    found = distillation_loss(student, teacher, weight, torch.zeros(N), configure(divergence=divergence))
+    found = distillation_loss(student, teacher, Head(weight), torch.zeros(N), configure(divergence=divergence))
     found.loss.backward()
     assert found.loss.item() == 0.0
     assert student.grad is not None
     assert not student.grad.any()
-    none = distillation_loss(student[:0], teacher[:0], weight, torch.zeros(0), configure(divergence=divergence))
+    none = distillation_loss(student[:0], teacher[:0], Head(weight), torch.zeros(0), configure(divergence=divergence))
     assert none.loss.item() == 0.0
     assert none.per_token.shape == (0,)
 
@@ -378,8 +381,8 @@ def test_rows_of_weight_zero_are_not_computed() -> None:
         student[MASKED] = torch.nan
         teacher[MASKED] = torch.nan
     for found in (
-        distillation_loss(student, teacher, weight, token_weights(), configure()),
-        cross_entropy_loss(student, weight, torch.arange(N), token_weights(), 4),
+        distillation_loss(student, teacher, Head(weight), token_weights(), configure()),
+        cross_entropy_loss(student, Head(weight), torch.arange(N), token_weights(), 4),
     ):
         assert math.isfinite(found.loss.item())
         assert not found.per_token[MASKED].any()
@@ -393,7 +396,7 @@ def test_rows_of_weight_zero_are_not_computed() -> None:
 def test_equal_distributions_have_no_divergence_and_no_gradient(divergence: str, support: dict[str, Any]) -> None:
     student, _, weight = inputs()
     config = configure(divergence=divergence, **support)
-    found = distillation_loss(student, student.detach().clone(), weight, torch.ones(N), config)
+    found = distillation_loss(student, student.detach().clone(), Head(weight), torch.ones(N), config)
     assert found.per_token.abs().max().item() <= 2e-7
     assert gradient_of(found.loss, student).abs().max() <= 1e-6
 
@@ -403,7 +406,7 @@ def test_only_the_student_gets_a_gradient_and_inputs_are_not_written() -> None:
     teacher.requires_grad_()
     weight.requires_grad_()
     before = [x.detach().clone() for x in (student, teacher, weight)]
-    found = distillation_loss(student, teacher, weight, torch.ones(N), configure(chunk_rows=N))
+    found = distillation_loss(student, teacher, Head(weight), torch.ones(N), configure(chunk_rows=N))
     assert not found.per_token.requires_grad
     found.loss.backward()
     assert teacher.grad is None
@@ -418,16 +421,16 @@ def test_without_a_gradient_the_values_are_the_same_and_no_gradient_is_computed(
 ) -> None:
     student, teacher, weight = inputs()
     config = configure(divergence=divergence, **support)
-    expected = distillation_loss(student, teacher, weight, token_weights(), config)
+    expected = distillation_loss(student, teacher, Head(weight), token_weights(), config)
 
     def refuse(*_: Any) -> None:
         raise AssertionError("a gradient was computed")
 
-    monkeypatch.setattr(loss_module, "_into_hidden", refuse)
+    monkeypatch.setattr(Head, "into_hidden", refuse)
     monkeypatch.setattr(loss_module, "_through_softmax_", refuse)
-    found = [distillation_loss(student.detach(), teacher, weight, token_weights(), config)]
+    found = [distillation_loss(student.detach(), teacher, Head(weight), token_weights(), config)]
     with torch.no_grad():
-        found.append(distillation_loss(student, teacher, weight, token_weights(), config))
+        found.append(distillation_loss(student, teacher, Head(weight), token_weights(), config))
     for output in found:
         assert not output.loss.requires_grad
         assert torch.equal(output.per_token, expected.per_token)
@@ -436,22 +439,22 @@ def test_without_a_gradient_the_values_are_the_same_and_no_gradient_is_computed(
 
 def test_upstream_gradient_scales_and_shapes_are_checked() -> None:
     student, teacher, weight = inputs()
-    one = gradient_of(distillation_loss(student, teacher, weight, torch.ones(N), configure()).loss, student)
-    three = gradient_of(distillation_loss(student, teacher, weight, torch.ones(N), configure()).loss * 3, student)
+    one = gradient_of(distillation_loss(student, teacher, Head(weight), torch.ones(N), configure()).loss, student)
+    three = gradient_of(distillation_loss(student, teacher, Head(weight), torch.ones(N), configure()).loss * 3, student)
     assert torch.allclose(three, one * 3)
     with pytest.raises(ValueError, match="shapes do not match"):
-        distillation_loss(student, teacher[:-1], weight, torch.ones(N), configure())
+        distillation_loss(student, teacher[:-1], Head(weight), torch.ones(N), configure())
     with pytest.raises(ValueError, match="shapes do not match"):
-        cross_entropy_loss(student, weight, torch.arange(N - 1), torch.ones(N))
+        cross_entropy_loss(student, Head(weight), torch.arange(N - 1), torch.ones(N))
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_bf16_inputs_are_summed_in_fp32(divergence: str) -> None:
     student, teacher, weight = inputs(dtype=torch.bfloat16)
     config = configure(divergence=divergence)
-    low = distillation_loss(student, teacher, weight, torch.ones(N), config)
+    low = distillation_loss(student, teacher, Head(weight), torch.ones(N), config)
     wide = student.detach().float().requires_grad_()
-    high = distillation_loss(wide, teacher.float(), weight.float(), torch.ones(N), config)
+    high = distillation_loss(wide, teacher.float(), Head(weight.float()), torch.ones(N), config)
     assert low.loss.dtype == torch.float32
     assert low.loss.item() == pytest.approx(high.loss.item(), rel=0.05)
     gradient, judge = gradient_of(low.loss, student), gradient_of(high.loss, wide)
@@ -469,7 +472,7 @@ def test_rows_that_go_through_a_divergence_together_change_nothing(
     found = []
     for rows in (1, 2, 100):
         monkeypatch.setattr(loss_module, "LOGITS_PER_BLOCK", rows * V)
-        output = distillation_loss(student, teacher, weight, token_weights(), config)
+        output = distillation_loss(student, teacher, Head(weight), token_weights(), config)
         found.append((output.per_token, gradient_of(output.loss, student)))
     for values, gradient in found[1:]:
         torch.testing.assert_close(values, found[0][0], rtol=1e-6, atol=1e-7)
@@ -481,7 +484,7 @@ def test_rows_that_go_through_a_divergence_together_change_nothing(
 
 def test_cross_entropy_by_hand() -> None:
     states = torch.tensor([[math.log(3), 0.0]], requires_grad=True)
-    found = cross_entropy_loss(states, torch.eye(2), torch.tensor([1]), torch.tensor([2.0]))
+    found = cross_entropy_loss(states, Head(torch.eye(2)), torch.tensor([1]), torch.tensor([2.0]))
     assert found.per_token.item() == pytest.approx(math.log(4), abs=1e-6)
     assert found.loss.item() == pytest.approx(2 * math.log(4), abs=1e-6)
     assert gradient_of(found.loss, states).tolist()[0] == pytest.approx([1.5, -1.5], abs=1e-6)
@@ -493,7 +496,7 @@ def test_cross_entropy_equals_torch(chunk: int, masked: bool) -> None:
     student, _, weight = inputs(scale=3.0)
     targets, weights = torch.arange(N) * 5 % V, token_weights(masked)
     each = torch.nn.functional.cross_entropy(student.double() @ weight.double().T, targets, reduction="none")
-    found = cross_entropy_loss(student, weight, targets, weights, chunk)
+    found = cross_entropy_loss(student, Head(weight), targets, weights, chunk)
     kept = weights > 0
     assert torch.allclose(found.per_token[kept], each[kept].float(), rtol=1e-5, atol=1e-6)
     assert not found.per_token[~kept].any()
@@ -501,7 +504,9 @@ def test_cross_entropy_equals_torch(chunk: int, masked: bool) -> None:
     gradient = gradient_of(found.loss, student)
     assert (gradient - judge).abs().max() <= 1e-5 * judge.abs().max()
     assert not gradient[~kept].any()
-    assert torch.allclose(token_log_likelihood(student, weight, targets, chunk), -each.float(), rtol=1e-5, atol=1e-6)
+    assert torch.allclose(
+        token_log_likelihood(student, Head(weight), targets, chunk), -each.float(), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_cross_entropy_of_a_sure_student_keeps_its_gradient() -> None:
@@ -509,5 +514,5 @@ def test_cross_entropy_of_a_sure_student_keeps_its_gradient() -> None:
     states = torch.eye(N, V).mul(torch.linspace(5, 18, N).unsqueeze(-1)).requires_grad_()
     targets = torch.arange(N)
     judge = gradient_of(torch.nn.functional.cross_entropy(states.double(), targets, reduction="sum"), states)
-    gradient = gradient_of(cross_entropy_loss(states, torch.eye(V), targets, torch.ones(N)).loss, states)
+    gradient = gradient_of(cross_entropy_loss(states, Head(torch.eye(V)), targets, torch.ones(N)).loss, states)
     assert ((gradient - judge).norm(dim=-1) / judge.norm(dim=-1)).max() <= 1e-5
