@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -190,11 +191,11 @@ def adapter_card(
         "cards/adapter.md.jinja",
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         base=base["base"],
-        base_id=base["base"].replace("\\", "\\\\").replace('"', '\\"'),
+        base_id=json.dumps(base["base"]),
         kind=base["base_kind"],
         kinds=_KINDS,
         revision=commit,
-        pinned=f', revision="{commit}"' if commit else "",
+        pinned=f", revision={json.dumps(commit)}" if commit else "",
         config=config,
         backend=run["backend"],
         targets=targets,
