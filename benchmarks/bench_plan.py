@@ -177,7 +177,7 @@ def trainer_of(case: dict[str, Any]) -> Any:
     backend = TransformersBackend(model, torch.device("cpu"))
     backend.sharing = case.get("sharing", "none")
     backend.segment_tokens = config.segment_tokens
-    prompts: Any = SimpleNamespace(turn_end_id=0)  # the trainer asks it for the end of a turn only
+    prompts: Any = SimpleNamespace(turn_end_id=0, turn_end_ids=(0,))  # the trainer asks it for the end of a turn only
     return Trainer(config, backend, prompts, Accelerator(cpu=True))
 
 

@@ -20,9 +20,10 @@ from typing import Any
 
 from sdft_cli.engine.models.names import resolve_model
 from sdft_cli.prepare.reasoning import strip_session
-from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer, template_message
+from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.incremental import TokenCounter, TurnIds, TurnLengths
 from sdft_cli.prompts.teacher import load_teacher_template
+from sdft_cli.prompts.template import TemplateError
 from sdft_cli.records import Message, Session
 from sdft_cli.traces.source import read_source, resolve_source
 from sdft_cli.traces.tools import with_tools
@@ -60,9 +61,9 @@ def plain_ids(prompts: ChatPrompts, session: Session, turn: int) -> TurnIds:
         return found
 
     tools = [t.as_openai() for t in session.tools] or None
-    context = [template_message(m) for m in session.messages[:turn]]
+    context = [prompts.form.write(m) for m in session.messages[:turn]]
     reference = prompts.reference_text(session.messages[turn])
-    last = template_message(prompts.teacher.message(reference))
+    last = prompts.form.write(prompts.teacher.message(reference))
     return TurnIds(
         ids(context, tools),
         ids([*context, last], tools),
@@ -100,7 +101,7 @@ def differing_ids(counter: TokenCounter, sessions: list[Session], every: int) ->
 def spells_control_tokens(prompts: ChatPrompts, session: Session, turn: int) -> bool:
     """Say whether the text up to a turn spells an added token, which plain encoding takes for the token itself."""
     control = prompts.encoder.control
-    shown: list[Any] = [template_message(m) for m in session.messages[: turn + 1]]
+    shown: list[Any] = [prompts.form.write(m) for m in session.messages[: turn + 1]]
     text = json.dumps([*shown, *(t.as_openai() for t in session.tools)], ensure_ascii=False)
     return any(token in text for token in control.tokens)
 

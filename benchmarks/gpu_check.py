@@ -512,7 +512,7 @@ def load(check: Check) -> None:
     check.backend = TransformersBackend(adapted, check.device)
     check.backend.segment_tokens = config.segment_tokens
     check.shape = shape_of(base.config, config)
-    prompts: Any = types.SimpleNamespace(turn_end_id=check.vocabulary - 3)
+    prompts: Any = types.SimpleNamespace(turn_end_id=check.vocabulary - 3, turn_end_ids=(check.vocabulary - 3,))
     accelerator = Accelerator(cpu=not check.cuda, mixed_precision="no")
     check.trainer = Trainer(config, check.backend, prompts, accelerator, "adapter")
     text = base.config.get_text_config()
@@ -732,9 +732,10 @@ def merge(check: Check) -> None:
     """Write a smaller model and an adapter, merge them, certify the files, load them and compare what they do."""
     from sdft_cli.engine.models.adapters import weights
     from sdft_cli.engine.models.backend_transformers import TransformersBackend, load_model
+    from sdft_cli.merge.adapter import Adapter
     from sdft_cli.merge.behaviour_check import compare, failures, log_probabilities
     from sdft_cli.merge.tensor_check import certify
-    from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
+    from sdft_cli.merge.weights import copy_companions, merge_weights
     from sdft_cli.run_folder import CheckPrompt
 
     check.backend = check.trainer = None  # frees the large model

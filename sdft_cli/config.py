@@ -76,6 +76,21 @@ class PrepareConfig(_Config):
         "recorded",
         description="none drops the system messages that a session begins with, also those of plain conversations",
     )
+    chat_template: str | None = Field(
+        None,
+        description="the chat template of all later stages: a name in templates/chat/, or a .jinja file; null: the "
+        "model's own",
+    )
+    template_date: str | None = Field(
+        None,
+        pattern=r"^\d{4}-\d{2}-\d{2}$",
+        description="the date that a chat template which asks for it is told, always, as YYYY-MM-DD; null: today's",
+    )
+    parallel_calls: Literal["keep", "split"] = Field(
+        "keep",
+        description="split makes consecutive turns, each with its result, of a turn with several calls, for templates "
+        "that write one call a turn",
+    )
     teacher_template: str = Field(
         "expert_reference", description="the teacher's wording: a name in templates/teacher/, or a .txt file"
     )

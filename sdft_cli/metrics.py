@@ -159,7 +159,7 @@ def _p95_of_tokens(items: Sequence[Item]) -> float | None:
 
 def _prose(key: str) -> Callable[[Item], Part | None]:
     """Count a number of the other turns."""
-    return lambda item: None if item["flags"] or item[key] is None else (float(item[key]), 1.0)
+    return lambda item: None if item["tools"] or item[key] is None else (float(item[key]), 1.0)
 
 
 _learned, _copied = (partial(Metric, "records", s) for s in ("Did it learn?", "Does it copy or make things up?"))
@@ -169,7 +169,7 @@ _mistake = partial(_copied, form=".1%", better="lower", yes_or_no=True)
 
 
 def _tool(flag: str, label: str, brief: tuple[str, str] = ("", "")) -> Metric:
-    """Make a metric of a flag of `ToolScore`, on the turns in which the expert called tools."""
+    """Make a metric of a flag of `ToolScore`, on the turns in which the expert called tools and calls can be scored."""
 
     def count(item: Item) -> Part | None:
         return (float(item["flags"][flag]), 1.0) if item["flags"] else None

@@ -167,3 +167,24 @@ def test_a_backend_is_two_files(tmp_path: Path, tiny_model: Path) -> None:
     assert metrics["updated"]
     choose = "from sdft_cli.engine.models.load import choose_backend; print(choose_backend('auto', 'mamba')[0])"
     assert run_on(copy, "-c", choose) == "transformers\n"
+
+
+TOY_TURNS = """
+from sdft_cli.prompts.syntaxes.find import find_syntax
+
+def render(message):
+    return message.content + "".join(f"<<{c.name} {c.arguments}>>" for c in message.tool_calls)
+
+found = find_syntax(render).syntax
+turn = found.parse('So. <<Read {"path": ">>"}>> and <<Stop {', [])
+print(found.name, turn.content, turn.calls, turn.errors, turn.begun)
+"""
+
+
+def test_a_call_syntax_is_two_files(tmp_path: Path) -> None:
+    heading = "A call syntax"
+    files = [file for file, _ in blocks_of(heading)]
+    assert files == ["sdft_cli/prompts/syntaxes/toy.py", "sdft_cli/prompts/syntaxes/find.py"]
+    printed = run_on(apply_section(tmp_path, heading), "-c", TOY_TURNS)
+    call = "ParsedCall(name='Read', arguments={'path': '>>'})"
+    assert printed == f"toy So.  and ({call},) ('unterminated',) Stop\n"

@@ -47,6 +47,9 @@ def test_means_are_weighted_by_tokens_and_count_only_what_applies() -> None:
     assert found["unknown_path_share"] == 0.5
     assert set(found) == {key for key, m in METRICS.items() if m.about == "records"}
     assert METRICS["tool_exact_share"].of(items[:1]) is None
+    unscored = item("c", "u", tools="Read", flags={}, chrf=None, calls_unasked=None)
+    assert summary([*items, unscored], "records")["tool_named_share"] == 1.0
+    assert METRICS["unasked_call_share"].of([item("d", "u", calls_unasked=None)]) is None
     assert METRICS["kl_per_token"].of([item("a", "s", kl=0.0, rollout_tokens=0)]) is None
 
 

@@ -164,7 +164,9 @@ def run_evaluation(
     others = [read_run(path) for path in controls]
     checkpoint = _existing(found.path / "merged") if found and merged else None
     model = resolve_model(found.config.model if found else subject, say)
-    prompts = open_prompts(model, data.manifest, found.revision if found else None)
+    prompts = open_prompts(model, data.manifest, found.revision if found else None, data.validation)
+    if warning := prompts.calls_warning(data.validation):
+        say(warning)
     if found:
         certificate = check_certified(checkpoint, found.adapter) if checkpoint else None
         for one in [found, *others]:

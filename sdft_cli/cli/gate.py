@@ -83,7 +83,9 @@ def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> G
     check_machine(config)
     records, split = gate_records(data, config.gate.records)
     model = resolve_model(config.model, say)
-    prompts = open_prompts(model, data.manifest, config.revision)
+    prompts = open_prompts(model, data.manifest, config.revision, [*data.train, *data.validation])
+    if warning := prompts.calls_warning(records):
+        say(warning)
     if config.load_in_4bit:
         say(f"The gate measures the weights in {config.dtype}, not in 4 bits.")
     backend = open_for_eval(model, config.dtype, config.revision, None)

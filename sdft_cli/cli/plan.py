@@ -52,12 +52,15 @@ def plan(
             "or raise max_prompt_tokens."
         )
     from sdft_cli.engine.models.backend_transformers import TransformersBackend
+    from sdft_cli.engine.models.disk_names import check_adapter
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.engine.plan.model_shape import possible_sharing, read_shape
     from sdft_cli.engine.plan.plan import choose_sharing, find_gpu, machine_gpu, plan_of
 
     card = find_gpu(gpu) if gpu else machine_gpu()
-    shape = read_shape(config, resolve_model(config.model, say))
+    resolved = resolve_model(config.model, say)
+    shape = read_shape(config, resolved)
+    check_adapter(resolved, config.revision, config.lora.target_modules)
     possible = possible_sharing(shape, config, TransformersBackend)
     sharing = choose_sharing(possible, rows, shape, config, card.usable if card else None)
     document = plan_of(rows, shape, config, sharing, card, rollout_tokens, utilisation, fused)

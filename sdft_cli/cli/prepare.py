@@ -37,6 +37,9 @@ def prepare(
     tools: Annotated[str | None, setting("prepare.tools")] = None,
     branches: Annotated[str | None, setting("prepare.branches")] = None,
     system_prompt: Annotated[str | None, setting("prepare.system_prompt")] = None,
+    chat_template: Annotated[str | None, setting("prepare.chat_template")] = None,
+    template_date: Annotated[str | None, setting("prepare.template_date")] = None,
+    parallel_calls: Annotated[str | None, setting("prepare.parallel_calls")] = None,
     teacher_template: Annotated[str | None, setting("prepare.teacher_template")] = None,
     validation_fraction: Annotated[float | None, setting("prepare.validation_fraction", panel="Held out")] = None,
     split_by: Annotated[str | None, setting("prepare.split_by")] = None,
@@ -89,8 +92,9 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.prepare.pipeline import make_records, manifest_of, read, write
     from sdft_cli.prepare.workers import Job
-    from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
+    from sdft_cli.prompts.chat import prompts_for
     from sdft_cli.prompts.teacher import load_teacher_template
+    from sdft_cli.prompts.template import load_chat_template
     from sdft_cli.records.folders import check_output_folder
     from sdft_cli.report import terminal
     from sdft_cli.report.cards import dataset_card
@@ -102,12 +106,16 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
     source = resolve_source(config.source, config.revision)
     card = load_data_card(source.name) if source.kind == "hub" else None
     source = replace(source, format=card.reader if card else None)
-    template = load_teacher_template(config.teacher_template)
+    load_teacher_template(config.teacher_template)  # bad names are told before anything is read or downloaded
+    if config.chat_template:
+        load_chat_template(config.chat_template)
     with terminal.progress_reporter() as progress:  # before the tokenizer: bad input should not wait for a download
         found = read(config, source, progress)
     if found.report.ignored:
         say(f"{len(found.report.ignored)} file(s) beside the sessions hold none: {_some(found.report.ignored)}")
-    prompts = ChatPrompts(load_tokenizer(resolve_model(config.model, say)), template)
+    prompts = prompts_for(
+        resolve_model(config.model, say), config.teacher_template, config.chat_template, config.template_date
+    )
     with terminal.progress_reporter() as progress:
         prepared = make_records(source, found, Job(config, prompts, redactor(config)), progress)
     manifest = manifest_of(config, source, prompts, prepared)

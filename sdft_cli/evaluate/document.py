@@ -18,7 +18,7 @@ Items = Sequence[dict[str, Any]]
 
 def of_records(items: Items) -> dict[str, Any]:
     """Return a model's results on held-out records (`scoring.Item.to_json`), by tool and by position too."""
-    tool_turns = [item for item in items if item["flags"]]
+    tool_turns = [item for item in items if item["tools"]]
     return {
         "summary": {"records": len(items), "tool_turns": len(tool_turns), **summary(items, "records")},
         "by_tool": by_group(tool_turns, "tools"),

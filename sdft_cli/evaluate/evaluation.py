@@ -23,7 +23,6 @@ from sdft_cli.evaluate.harness import Harness
 from sdft_cli.prompts.answers import prose_scorer
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.leaks import context_text, expert_text, unknown_paths
-from sdft_cli.prompts.tool_calls import comes_back
 from sdft_cli.records import Record
 
 SEEDS = 1_000_003
@@ -166,8 +165,9 @@ def _on_general(
 def _facts(records: Sequence[Record], prompts: ChatPrompts, max_new_tokens: int) -> dict[str, Any]:
     """What is true of the records whatever the model: what an answer could reach at most."""
     tool = [r for r in records if r.reference.tool_calls]
-    back = [comes_back(prompts.reference_text(r.reference), r.reference, r.tools) for r in tool]
+    back = [prompts.scores_calls(record) for record in tool]
     prompts.encoder.forget()
+    syntax = prompts.syntax.syntax
     paths = [bool(unknown_paths(expert_text(r), context_text(r))) for r in records]
     return {
         "sessions": len({r.row.session_id for r in records}),
@@ -175,7 +175,9 @@ def _facts(records: Sequence[Record], prompts: ChatPrompts, max_new_tokens: int)
         "tool_turns": len(tool),
         "turns_over_the_cap": sum(r.row.reference_tokens > max_new_tokens for r in records),
         "tool_turns_over_the_cap": sum(r.row.reference_tokens > max_new_tokens for r in tool),
-        "tool_turns_that_the_syntax_cannot_represent": back.count(False),
+        "call_syntax": syntax.name if syntax else None,
+        "calls_not_scored": prompts.syntax.reason or None,
+        "tool_turns_that_the_syntax_cannot_represent": back.count(False) if syntax else 0,
         "expert_unknown_path_share": sum(paths) / len(paths),
         "chrf": "sacrebleu" if prose_scorer() else "not measured: the package sacrebleu is not installed",
     }

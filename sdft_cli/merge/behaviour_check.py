@@ -18,9 +18,11 @@ import torch
 from sdft_cli.engine.models.adapters import weights
 from sdft_cli.engine.models.backend_transformers import load_model
 from sdft_cli.engine.models.quiet import quiet_libraries
-from sdft_cli.engine.passes.decode import left_padded
+from sdft_cli.engine.passes.decode import decoding_config, left_padded, own_settings_off
 from sdft_cli.engine.passes.padded import padded_passes
-from sdft_cli.prompts.tool_calls import parse_turn
+from sdft_cli.prompts.chat import ChatPrompts
+from sdft_cli.prompts.teacher import load_teacher_template
+from sdft_cli.prompts.tool_calls import Syntax, parse_turn
 from sdft_cli.run_folder import CheckPrompt
 
 MAX_MEAN_KL = 0.01
@@ -74,8 +76,9 @@ def _compared(
         base_log_p = log_probabilities(adapted, replays, device)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(merged))
     found = compare(trained_log_p, merged_log_p, base_log_p)
-    texts = [tokenizer.decode(answer) for answer in answers]
-    return {"device": device.type, **found, **same_answers(answers, texts, trained_log_p.argmax(-1).tolist())}
+    syntax = ChatPrompts(tokenizer, load_teacher_template()).syntax.syntax
+    texts = [tokenizer.decode(answer, clean_up_tokenization_spaces=False) for answer in answers]
+    return {"device": device.type, **found, **same_answers(answers, texts, trained_log_p.argmax(-1).tolist(), syntax)}
 
 
 @torch.no_grad()
@@ -95,27 +98,27 @@ def greedy_answers(
 ) -> tuple[list[list[int]], torch.Tensor]:
     """Return greedy answers, each with the token that ends it, and log-probabilities at their positions.
 
-    Prompts are decoded together, padded on the left, up to `DECODE_TOKENS` a batch.
+    Of the model's own generation settings only its stop tokens have a say. Prompts are decoded together, padded on the
+    left, up to `DECODE_TOKENS` a batch.
 
     Args:
         prompts: of which no answer is longer than the longest that is there.
 
     Returns token ids, and log-probabilities as `log_probabilities` gives them.
     """
-    stops = _stops(model)
+    stops = sorted(_stops(model))
     pad, cap = min(stops, default=0), max(len(item.answer) for item in prompts)
     found: dict[int, tuple[list[int], torch.Tensor]] = {}
     for rows in padded_passes([len(item.prompt) + cap for item in prompts], DECODE_TOKENS):
         ids, mask = (t.to(device) for t in left_padded([prompts[i].prompt for i in rows], pad))
-        output = model.generate(
-            input_ids=ids,
-            attention_mask=mask,
-            do_sample=False,
-            max_new_tokens=cap,
-            pad_token_id=pad,
-            output_logits=True,
-            return_dict_in_generate=True,
-        )
+        with own_settings_off(model):
+            output = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                generation_config=decoding_config(cap, stops, pad),
+                output_logits=True,
+                return_dict_in_generate=True,
+            )
         for n, i in enumerate(rows):
             row = output.sequences[n, ids.shape[1] :].tolist()
             size = next((place + 1 for place, token in enumerate(row) if token in stops), len(row))
@@ -130,7 +133,9 @@ def _stops(model: Any) -> set[int]:
     return set(ends if isinstance(ends, list) else [] if ends is None else [ends])
 
 
-def same_answers(answers: Sequence[list[int]], texts: Sequence[str], likeliest: Sequence[int]) -> dict[str, int]:
+def same_answers(
+    answers: Sequence[list[int]], texts: Sequence[str], likeliest: Sequence[int], syntax: Syntax | None
+) -> dict[str, int | None]:
     """Count the checkpoint's greedy answers that the trained model would give too, all of them and those with a call.
 
     Args:
@@ -138,23 +143,25 @@ def same_answers(answers: Sequence[list[int]], texts: Sequence[str], likeliest: 
         texts: the same, as text.
         likeliest: the trained model's likeliest token at every position of every answer. Where each of them is the
             answer's, the answer is its own greedy one, without decoding it again.
+        syntax: the model's, in which calls are written; where it is None, those with a call are not counted: None.
     """
     found, place = [], 0
     for answer in answers:
         found.append(list(likeliest[place : place + len(answer)]) == answer)
         place += len(answer)
-    calls = [has_call(text) for text in texts]
+    calls = [has_call(text, syntax) for text in texts] if syntax else None
+    both = [same and call for same, call in zip(found, calls, strict=True)] if calls is not None else None
     return {
         "answers": len(answers),
         "same_answers": sum(found),
-        "answers_with_calls": sum(calls),
-        "same_answers_with_calls": sum(same and call for same, call in zip(found, calls, strict=True)),
+        "answers_with_calls": None if calls is None else sum(calls),
+        "same_answers_with_calls": None if both is None else sum(both),
     }
 
 
-def has_call(text: str) -> bool:
+def has_call(text: str, syntax: Syntax) -> bool:
     """Say whether an answer holds a tool call, or the beginning of one."""
-    turn = parse_turn(text)
+    turn = parse_turn(text, (), syntax)
     return bool(turn.calls or turn.errors)
 
 

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from sdft_cli.engine.models.disk_names import DiskNames
 from sdft_cli.engine.models.names import FAILED, identity, known_as, license_of, local_folder
 from sdft_cli.errors import UsageError, VerificationError
+from sdft_cli.merge.adapter import Adapter
 from sdft_cli.merge.behaviour_check import compare_models, failures
 from sdft_cli.merge.certificate import CERTIFICATE, FORMAT, file_hash, file_hashes, has_passed
 from sdft_cli.merge.tensor_check import certify
-from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
+from sdft_cli.merge.weights import copy_companions, merge_weights
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import write_json
 from sdft_cli.run_folder import CheckPrompt, Run, read_check_prompts
@@ -52,15 +54,16 @@ def merge_run(
     base, revision = _found_base(run, model, other_base is None)
     check_target(target, run, str(base))
     items = read_check_prompts(run.path / "check_prompts.jsonl", prompts)
-    adapter = Adapter(run.adapter)
+    names = DiskNames(base)
+    adapter = Adapter(run.adapter, names)
     with new_folder(target, CERTIFICATE, overwrite) as scratch:
-        merge_weights(base, adapter, scratch, dtype)
+        merge_weights(base, adapter, scratch, dtype, names)
         copy_companions(base, scratch, str(dtype).removeprefix("torch."))
         document = {
             **known_as(other_base or run.config.model),
             "revision": revision,
             "license": license_of(base),
-            **_certificate(run, base, scratch, items, dtype),
+            **_certificate(run, base, scratch, items, dtype, names),
         }
         write_json(scratch / CERTIFICATE, document)
         if document["failures"]:
@@ -121,11 +124,15 @@ def _check_other_base(base: Path, run: Run) -> None:
     """Refuse a base of another family: one with other tokens, or that is prompted in another way."""
     from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
     from sdft_cli.prompts.teacher import load_teacher_template
+    from sdft_cli.prompts.template import OWN, ChatTemplate
 
     expected = run.info["dataset"].get("fingerprint")
     if not expected:  # an old run
         return
-    found = ChatPrompts(load_tokenizer(base), load_teacher_template()).fingerprint()
+    tokenizer, dataset = load_tokenizer(base), run.info["dataset"]
+    other = dataset.get("chat_template") or {"name": OWN, "text": None}
+    template = ChatTemplate(tokenizer, other["text"], other["name"], dataset.get("template_date"))
+    found = ChatPrompts(tokenizer, load_teacher_template(), template).fingerprint()
     differing = [key for key in ("tokenizer", "chat_template") if expected[key] != found[key]]
     if differing:
         raise VerificationError(
@@ -161,8 +168,10 @@ def _failed(failures: list[str], where: Path, more: str = "") -> VerificationErr
     )
 
 
-def _certificate(run: Run, base: Path, merged: Path, items: list[CheckPrompt], dtype: torch.dtype) -> dict[str, Any]:
-    found = certify(base, run.adapter, merged, dtype)
+def _certificate(
+    run: Run, base: Path, merged: Path, items: list[CheckPrompt], dtype: torch.dtype, names: DiskNames
+) -> dict[str, Any]:
+    found = certify(base, run.adapter, merged, dtype, names)
     behaviour = None
     if not found.failures:  # else there may be nothing that loads
         behaviour = compare_models(base, run.adapter, merged, items, getattr(torch, run.config.dtype))

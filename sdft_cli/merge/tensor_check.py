@@ -1,7 +1,7 @@
 """Is the folder the base with this adapter added, and nothing else? Read from disk, tensor by tensor and file by file.
 
-Nothing here is shared with the code that merged: the scaling comes from the adapter's own configuration, sums are made
-again from the files.
+Sums are made again from the files (`wanted.py`), by none of the code that merged; where the parameters stand on disk is
+said by transformers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sdft_cli.engine.models.disk_names import DiskNames, Group
 from sdft_cli.errors import DataError
+from sdft_cli.merge.adapter import Adapter
+from sdft_cli.merge.places import Places
+from sdft_cli.merge.wanted import Wanted
 
 WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"),
@@ -100,15 +104,6 @@ class Tensors:
         return tensor
 
 
-def _deltas(adapter: Path) -> dict[str, tuple[str, float]]:
-    """Return, for each tensor of the base that the adapter changes, its module's name and the scaling alpha / r."""
-    config = json.loads((adapter / "adapter_config.json").read_bytes())
-    scaling = config["lora_alpha"] / config["r"]
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        modules = {k.removesuffix(".lora_A.weight") for k in file.keys() if k.endswith(".lora_A.weight")}  # noqa: SIM118
-    return {m.removeprefix("base_model.model.") + ".weight": (m, scaling) for m in modules}
-
-
 def ordered(tensor: Tensor) -> Tensor:
     """Map floats to integers in their order, neighbours one apart, so that differences are units in the last place."""
     bits = tensor.contiguous().view({2: torch.int16, 4: torch.int32}[tensor.element_size()]).to(torch.int64)
@@ -137,41 +132,46 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(t.reshape(-1).split(PIECE) for t in tensors), strict=True)
 
 
-def certify(base: Path, adapter: Path, merged: Path, dtype: torch.dtype) -> Certificate:
+def certify(base: Path, adapter: Path, merged: Path, dtype: torch.dtype, names: DiskNames | None = None) -> Certificate:
     """Compare a merged checkpoint on disk with what the base and the adapter on disk make.
 
     Args:
         base, adapter, merged: folders.
         dtype: of the merged weights, bfloat16 or float32.
+        names: of the base; without it parameters have the same names on disk as in the adapter.
 
     Raises:
         DataError: base or adapter cannot be read; a merged file that cannot is a failure of the certificate.
     """
     found = Certificate(str(dtype).removeprefix("torch."))
     bases = Tensors(base)
-    deltas = _deltas(adapter)
+    change = Adapter(adapter, names)
+    places, wanted = Places(change, names), Wanted(change, names)
     try:
         new = Tensors(merged)
     except DataError as error:
         found.failures.append(str(error))
         return found
-    found.failures += _keys_differ(bases, new, deltas)
-    with safe_open(adapter / "adapter_model.safetensors", "pt") as file:
-        for name in sorted(bases.where.keys() & new.where.keys()):
-            problem = _compare_tensor(name, bases, new, deltas.get(name), file, dtype, found)
-            if problem:
-                found.failures.append(problem)
+    found.failures += _keys_differ(bases, new, places.groups)
+    common = bases.where.keys() & new.where.keys()
+    for name in sorted(common):
+        problem = _compare_tensor(name, bases, new, name in places.groups, dtype, found)
+        if problem:
+            found.failures.append(problem)
+    for group in {group.disk: group for _, group in sorted(places.groups.items())}.values():
+        if common.issuperset(group.disk) and not any(bases[n].shape != new[n].shape for n in group.disk):
+            found.failures += _compare_group(group, places, wanted, bases, new, found)
     found.failures += _index_differs(merged, new)
     found.failures += list(_files_differ(base, merged, found))
     return found
 
 
-def _keys_differ(bases: Tensors, new: Tensors, deltas: Mapping[str, object]) -> list[str]:
+def _keys_differ(bases: Tensors, new: Tensors, adapted: Mapping[str, object]) -> list[str]:
     found = []
     for what, names in (
         ("is missing from the checkpoint", bases.where.keys() - new.where.keys()),
         ("is in the checkpoint and not in the base", new.where.keys() - bases.where.keys()),
-        ("is adapted and not in the base", deltas.keys() - bases.where.keys()),
+        ("is adapted and not in the base", adapted.keys() - bases.where.keys()),
     ):
         if names:
             found.append(f"{min(names)} {what} ({len(names)} such tensors)")
@@ -179,40 +179,51 @@ def _keys_differ(bases: Tensors, new: Tensors, deltas: Mapping[str, object]) -> 
 
 
 def _compare_tensor(
-    name: str,
-    bases: Tensors,
-    new: Tensors,
-    delta: tuple[str, float] | None,
-    file: Any,
-    dtype: torch.dtype,
-    found: Certificate,
+    name: str, bases: Tensors, new: Tensors, adapted: bool, dtype: torch.dtype, found: Certificate
 ) -> str | None:
+    """Say what is wrong with a tensor on disk but for what the adapter changes in it."""
     before, after = bases[name], new[name]
     if before.shape != after.shape:
         return f"{name} has the shape {tuple(after.shape)}, in the base {tuple(before.shape)}"
-    expected_type = dtype if delta is not None or before.dtype == bases.main else before.dtype
+    expected_type = dtype if adapted or before.dtype == bases.main else before.dtype
     if after.dtype != expected_type:
         return f"{name} is {after.dtype}, not {expected_type}"
-    if delta is None:
-        found.identical += before.dtype == expected_type
-        found.cast += before.dtype != expected_type
-        return None if same_bytes(before, after) else f"{name} is not adapted and differs from the base"
-    module, scaling = delta
-    a, b = (file.get_tensor(f"{module}.lora_{x}.weight").float() for x in "AB")
-    return _compare_adapted(name, before, (b @ a).mul_(scaling), after, found)
+    if adapted:
+        return None
+    found.identical += before.dtype == expected_type
+    found.cast += before.dtype != expected_type
+    return None if same_bytes(before, after) else f"{name} is not adapted and differs from the base"
 
 
-def _compare_adapted(name: str, before: Tensor, change: Tensor, after: Tensor, found: Certificate) -> str | None:
-    if change.shape != before.shape:
-        return f"{name} has the shape {tuple(before.shape)}, its update {tuple(change.shape)}"
+def _compare_group(
+    group: Group, places: Places, wanted: Wanted, bases: Tensors, new: Tensors, found: Certificate
+) -> Iterator[str]:
+    """Compare the parameters that loading makes of some tensors; of those with a name of their own, that is told."""
+    before = places.to_model(group, {name: bases[name] for name in group.disk})
+    after = places.to_model(group, {name: new[name] for name in group.disk})
+    for parameter in group.parameters:
+        name = group.disk[0] if len(group.disk) == len(group.parameters) == 1 else parameter
+        owner = places.owners.get(parameter)
+        if owner is None:
+            problem = None if same_bytes(before[parameter], after[parameter]) else f"{name} differs from the base"
+        else:
+            expected = wanted(owner, before[parameter])
+            problem = _compare_adapted(name, before[parameter], expected, after[parameter], found)
+        if problem:
+            yield problem
+
+
+def _compare_adapted(name: str, before: Tensor, expected: Tensor, after: Tensor, found: Certificate) -> str | None:
+    if expected.shape != before.shape:
+        return f"{name} has the shape {tuple(before.shape)}, its update {tuple(expected.shape)}"
     ulps = changed = surviving = differing = 0
     finite = True
-    for was, step, now in _pieces(before, change, after):
-        ulps = max(ulps, distance(now, (was.float() + step).to(now.dtype)))
+    for was, should, now in _pieces(before, expected, after):
+        ulps = max(ulps, distance(now, should.to(now.dtype)))
         finite = finite and bool(now.isfinite().all())
-        differs = now != was.to(now.dtype)
-        changed += int((step != 0).sum())
-        surviving += int(((step != 0) & differs).sum())
+        differs, moved = now != was.to(now.dtype), should != was.float()
+        changed += int(moved.sum())
+        surviving += int((moved & differs).sum())
         differing += int(differs.sum())
     found.adapted.append(AdaptedTensor(name, ulps, surviving / changed if changed else 0.0))
     if ulps > 1 or not finite:

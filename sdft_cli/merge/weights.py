@@ -1,5 +1,7 @@
 """W + (alpha/r) B A into the base's own files: in fp32, cast once. Nothing else is touched.
 
+Where loading makes one parameter of several tensors on disk, these are read, changed as one, and taken apart again.
+
 If other weights are asked for than the base mainly has, what has its main dtype is cast. Tensors that the base keeps in
 another float dtype, as Qwen3.5 keeps `A_log` in fp32, stay as they are.
 
@@ -18,13 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
+from sdft_cli.engine.models.disk_names import DiskNames, Group
 from sdft_cli.errors import DataError, VerificationError
+from sdft_cli.merge.adapter import Adapter
+from sdft_cli.merge.places import Places
 from sdft_cli.merge.tensor_file import DTYPES, FLOATS, TensorFile, bytes_of, header_of, layout
 from sdft_cli.records.json_files import read_json
 
-_PREFIX = "base_model.model."
 _WEIGHT_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"),
     *(".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".tflite"),
@@ -37,57 +40,6 @@ _OURS = ("README.md", "merge-certificate.json", _INDEX)
 _GET_AGAIN = "get the model again"
 _QUANTISED = (".absmax", ".quant_map", ".qweight", ".weight_scale", ".weight_scale_inv")
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
-
-
-class Adapter:
-    """A peft LoRA adapter on disk: `delta(name)` is what it adds to the weight `name`.
-
-    Raises:
-        DataError: it is damaged, holds no tensors, or is of a kind that is merged in another way.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        try:
-            config: dict[str, Any] = json.loads((folder / "adapter_config.json").read_bytes())
-            self.rank: int = config["r"]
-            self.scaling = config["lora_alpha"] / self.rank
-            self._file = safe_open(folder / "adapter_model.safetensors", "pt")
-        except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError, SafetensorError) as error:
-            raise DataError(
-                f"{folder} holds no whole adapter ({type(error).__name__}: {error}): run `sdft train` again."
-            ) from error
-        unsupported = [key for key in ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern") if config.get(key)]
-        if unsupported:
-            raise DataError(f"The adapter uses {unsupported[0]}, which sdft merge does not know: merge it with peft.")
-        keys = set(self._file.keys())
-        self.names = sorted(
-            key.removeprefix(_PREFIX).removesuffix(".lora_A.weight") + ".weight"
-            for key in keys
-            if key.endswith(".lora_A.weight")
-        )
-        if not keys:
-            raise DataError(f"{folder / 'adapter_model.safetensors'} holds no tensors: run `sdft train` again.")
-        if keys != {_key(name, side) for name in self.names for side in "AB"}:
-            raise DataError("The adapter holds tensors besides lora_A and lora_B pairs: merge it with peft.")
-
-    def delta(self, name: str) -> torch.Tensor:
-        """Return (alpha/r) B A in fp32, shaped like the weight.
-
-        Raises:
-            DataError: A is not (r, in) or B is not (out, r).
-        """
-        a, b = (self._file.get_tensor(_key(name, side)).float() for side in "AB")
-        if a.dim() != 2 or len(a) != self.rank or b.shape[1:] != (self.rank,):
-            raise DataError(
-                f"The adapter's A {tuple(a.shape)} and B {tuple(b.shape)} of {name} are not of its rank {self.rank}: "
-                "run `sdft train` again."
-            )
-        delta: torch.Tensor = (b @ a).mul_(self.scaling)
-        return delta
-
-
-def _key(name: str, side: str) -> str:
-    return f"{_PREFIX}{name.removesuffix('.weight')}.lora_{side}.weight"
 
 
 def base_shards(base: Path) -> list[Path]:
@@ -143,36 +95,79 @@ def check_not_quantised(base: Path) -> None:
         )
 
 
-def merge_weights(base: Path, adapter: Adapter, out: Path, dtype: torch.dtype = torch.bfloat16) -> None:
+def merge_weights(
+    base: Path, adapter: Adapter, out: Path, dtype: torch.dtype = torch.bfloat16, names: DiskNames | None = None
+) -> None:
     """Write the base's files with the adapter added into `out`, and their index if the base has one.
+
+    Args:
+        base, out: folders.
+        adapter: what is added.
+        dtype: of the merged weights.
+        names: of the base; without it parameters have the same names on disk as in the adapter.
 
     Raises:
         VerificationError: the adapter adapts a tensor that the base does not hold, or one of another shape.
-        DataError: the base is quantised, or one of its files is damaged.
+        DataError: the base is quantised, or one of its files is damaged, or the adapter cannot be written into it.
     """
     check_not_quantised(base)
     size, main = 0, main_dtype(base)
-    missing = set(adapter.names)
+    changed = _Changed(base, adapter, Places(adapter, names))
     for shard in base_shards(base):
         with TensorFile(shard) as file:
-            size += _merge_file(file, adapter, out / shard.name, main, dtype)
-            missing -= file.entries.keys()
-    if missing:
-        raise VerificationError(
-            f"The base holds no tensor {min(missing)} ({len(missing)} of {len(adapter.names)} adapted tensors are "
-            "missing): is this the base that the adapter was trained on?"
-        )
+            size += _merge_file(file, changed, out / shard.name, main, dtype)
     if (base / _INDEX).is_file():
         index = read_json(base / _INDEX, _GET_AGAIN)
         index["metadata"] = {**(index.get("metadata") or {}), "total_size": size}  # another one if the dtype is
         (out / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _merge_file(file: TensorFile, adapter: Adapter, target: Path, main: str, dtype: torch.dtype) -> int:
+class _Changed:
+    """The tensors on disk that change: made when the first of a group is asked for, kept until each was taken.
+
+    Raises:
+        VerificationError: the base does not hold one of them.
+    """
+
+    def __init__(self, base: Path, adapter: Adapter, places: Places) -> None:
+        self._adapter, self._places = adapter, places
+        self._made: dict[str, torch.Tensor] = {}
+        self._where: dict[str, Path] = {}
+        for shard in base_shards(base):
+            with TensorFile(shard) as file:
+                self._where |= dict.fromkeys(file.entries, shard)
+        missing = places.groups.keys() - self._where.keys()
+        if missing:
+            raise VerificationError(
+                f"The base holds no tensor {min(missing)} ({len(missing)} of {len(places.groups)} adapted tensors are "
+                "missing): is this the base that the adapter was trained on?"
+            )
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places.groups
+
+    def take(self, name: str) -> torch.Tensor:
+        """Return a tensor with the adapter in it, in fp32, once."""
+        if name not in self._made:
+            self._made |= self._make(self._places.groups[name])
+        return self._made.pop(name)
+
+    def _make(self, group: Group) -> dict[str, torch.Tensor]:
+        parameters = self._places.to_model(group, {name: self._read(name) for name in group.disk})
+        owners = self._places.owners
+        for name, tensor in parameters.items():
+            parameters[name] = self._adapter.updated(owners[name], tensor) if name in owners else tensor.float()
+        return self._places.to_disk(group, parameters)
+
+    def _read(self, name: str) -> torch.Tensor:
+        with TensorFile(self._where[name]) as file:
+            return file.tensor(name)
+
+
+def _merge_file(file: TensorFile, changed: _Changed, target: Path, main: str, dtype: torch.dtype) -> int:
     """Write one file of the checkpoint; return the bytes of its tensors."""
-    wanted = set(adapter.names)
     new = {
-        name: _NAMES[dtype] if name in wanted or entry.dtype == main else entry.dtype
+        name: _NAMES[dtype] if name in changed or entry.dtype == main else entry.dtype
         for name, entry in file.entries.items()
     }
     ordered = layout((name, new[name], entry.shape) for name, entry in file.entries.items())
@@ -180,22 +175,12 @@ def _merge_file(file: TensorFile, adapter: Adapter, target: Path, main: str, dty
     with target.open("wb") as out:
         out.write(header)
         for name, _, _ in ordered:
-            if name in wanted:
-                out.write(bytes_of(_adapted(file, name, adapter, dtype)))
+            if name in changed:
+                out.write(bytes_of(changed.take(name).to(dtype)))
             else:
                 for piece in _untouched(file, name, DTYPES[new[name]]):
                     out.write(piece)
         return out.tell() - len(header)
-
-
-def _adapted(file: TensorFile, name: str, adapter: Adapter, dtype: torch.dtype) -> torch.Tensor:
-    total = adapter.delta(name)
-    if total.shape != file.entries[name].shape:
-        raise VerificationError(
-            f"{name} is {file.entries[name].shape} in the base and {tuple(total.shape)} in the adapter: is this the "
-            "base that the adapter was trained on?"
-        )
-    return total.add_(file.tensor(name)).to(dtype)  # in the delta's fp32
 
 
 def _untouched(file: TensorFile, name: str, dtype: torch.dtype) -> Iterator[bytearray | memoryview]:

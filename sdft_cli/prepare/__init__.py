@@ -4,6 +4,7 @@ pipeline    `sdft prepare` as a function: source -> sessions -> turns -> dataset
 workers     sessions tokenised in one process or in several, with the same result
 turns       one session -> its turns, each a record or rejected for one of the reasons in records/reasons.py
 reasoning   reasoning taken out of contexts and references
+parallel    parallel calls taken apart into consecutive ones
 system      system prompts, counted and perhaps dropped
 coverage    how much of what the model saw the records hold, by the provider's own token counts
 duplicates  copies of turns and of sessions, within a split and across it

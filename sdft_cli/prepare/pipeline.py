@@ -17,9 +17,9 @@ from sdft_cli.prepare.split import split_keys, validation_groups
 from sdft_cli.prepare.system import system_summary
 from sdft_cli.prepare.turns import SessionTurns
 from sdft_cli.prepare.workers import Job, OnProgress, map_sessions
-from sdft_cli.prompts.chat import ChatPrompts
+from sdft_cli.prompts.chat import ChatPrompts, template_facts
 from sdft_cli.records import RecordRow, Rejection, Session, write_dataset
-from sdft_cli.records.reasons import REASON_OF_CAP, advice_of
+from sdft_cli.records.reasons import REASON_OF_CAP, TEMPLATE_ERROR, TEMPLATE_LOSES, advice_of
 from sdft_cli.records.types import record_id_of
 from sdft_cli.traces.source import Source, read_source
 from sdft_cli.traces.tools import with_tools
@@ -132,10 +132,22 @@ def _judged(turns: Sequence[SessionTurns], most: int) -> tuple[list[SessionTurns
     return [t.refusing(refused.get(t.session.session_id, {})) for t in turns], found
 
 
-def _nothing_kept(source: Source, rejected: Counter[str]) -> DataError:
-    reasons = ", ".join(f"{reason} {count}" for reason, count in rejected.most_common())
-    advice = advice_of(next((reason for reason, _ in rejected.most_common()), ""))
-    return DataError(f"No turn of {source.name} can be kept ({reasons}): {advice}.")
+def _nothing_kept(source: Source, rejected: Sequence[Rejection]) -> DataError:
+    counts = Counter(r.reason for r in rejected).most_common()
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
+    most = counts[0][0] if counts else ""
+    said = next((f" {text}" for text, _ in refusals(rejected)), "") if most in REFUSALS else ""
+    return DataError(f"No turn of {source.name} can be kept ({reasons}):{said} {advice_of(most)}.")
+
+
+REFUSALS = (TEMPLATE_ERROR.key, TEMPLATE_LOSES.key)
+REFUSALS_LISTED, REFUSAL_CHARACTERS = 5, 300
+
+
+def refusals(rejected: Sequence[Rejection]) -> list[tuple[str, int]]:
+    """Return the chat template's own sentences about the turns that it refuses or drops, the most frequent first."""
+    found = Counter(r.detail[:REFUSAL_CHARACTERS] for r in rejected if r.reason in REFUSALS)
+    return sorted(found.items(), key=lambda item: (-item[1], item[0]))[:REFUSALS_LISTED]
 
 
 def make_records(source: Source, read_sessions: FileSessions, job: Job, progress: OnProgress) -> Prepared:
@@ -169,7 +181,7 @@ def make_records(source: Source, read_sessions: FileSessions, job: Job, progress
     funnel.notes["silent_compactions"] += sum(c.drops for c in coverage)
     funnel.check()
     if not rows:
-        raise _nothing_kept(source, funnel.rejected)
+        raise _nothing_kept(source, rejected)
     redacted = sum((t.redacted for t in turns), Counter[str]()) if job.redact is not None else None
     system_tokens = {t.session.session_id: t.system_tokens for t in turns if t.system_tokens is not None}
     return Prepared(
@@ -191,6 +203,8 @@ def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, pre
     """Return the manifest: all that is needed to make the dataset again. It holds no time and no local path."""
     settings = config.model_dump(mode="json", exclude={"source", "revision", "workers"})
     settings["model"] = Path(config.model).name if Path(config.model).exists() else config.model
+    if config.chat_template is not None:
+        settings["chat_template"] = Path(config.chat_template).name
     redacted = prepared.redacted
     return {
         "sdft_version": __version__,
@@ -200,9 +214,11 @@ def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, pre
         "exact_piece_encoding": prompts.encoder.exact_pieces,
         "local_template": prepared.local_template,
         "teacher_template": prompts.teacher.name,
+        **template_facts(prompts),
         "funnel": prepared.funnel.as_dict(),
         "redaction": {"enabled": redacted is not None, "counts": dict(sorted((redacted or {}).items()))},
         "near_copies": [list(pair) for pair in prepared.near[:NEAR_COPIES_LISTED]],
+        "refusals": [list(pair) for pair in refusals(prepared.rejected)],
         "broken_lines": prepared.report.broken,
         "coverage": summary(prepared.coverage),
         "system_prompt": _system_summary(config, prepared),

@@ -7,7 +7,8 @@ from dataclasses import replace
 from statistics import median_low
 from typing import Any
 
-from sdft_cli.prompts.chat import ChatPrompts, TemplateError
+from sdft_cli.prompts.chat import ChatPrompts
+from sdft_cli.prompts.template import TemplateError
 from sdft_cli.records import Message, Rejection, Session
 from sdft_cli.records.reasons import REASON_OF_CAP
 

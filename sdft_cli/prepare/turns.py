@@ -9,12 +9,21 @@ from dataclasses import dataclass, field, replace
 from sdft_cli.config import PrepareConfig
 from sdft_cli.prepare.coverage import Turn, Usage
 from sdft_cli.prepare.duplicates import turn_hashes, turn_sketch
+from sdft_cli.prepare.parallel import split_parallel
 from sdft_cli.prepare.reasoning import strip_session
 from sdft_cli.prepare.system import system_tokens, without
-from sdft_cli.prompts.chat import TemplateError
 from sdft_cli.prompts.incremental import SessionCounter, TokenCounter
+from sdft_cli.prompts.template import TemplateError
+from sdft_cli.prompts.unsaid import TemplateLoses
 from sdft_cli.records import RecordRow, Rejection, Session
-from sdft_cli.records.reasons import CONTEXT_INCOMPLETE, REASON_OF_CAP, TEMPLATE_ERROR, Candidate, first_reason
+from sdft_cli.records.reasons import (
+    CONTEXT_INCOMPLETE,
+    REASON_OF_CAP,
+    TEMPLATE_ERROR,
+    TEMPLATE_LOSES,
+    Candidate,
+    first_reason,
+)
 from sdft_cli.records.types import record_id_of
 
 Redact = Callable[[Session, Counter[str]], Session]
@@ -89,7 +98,8 @@ def _outcome(
         if reason is None:
             return candidate.row
     except TemplateError as error:
-        return Rejection(name, session.session_id, turn, TEMPLATE_ERROR.key, str(error))
+        refused = TEMPLATE_LOSES if isinstance(error, TemplateLoses) else TEMPLATE_ERROR
+        return Rejection(name, session.session_id, turn, refused.key, str(error))
     return reason.rejection(candidate.row) if reason.cap else Rejection(name, session.session_id, turn, reason.key)
 
 
@@ -110,6 +120,8 @@ def turns_of(session: Session, counter: TokenCounter, config: PrepareConfig, red
     """
     counts, redacted = Counter[str](), Counter[str]()
     dropped = system_tokens(counter.prompts, session) if config.system_prompt == "none" else None
+    if config.parallel_calls == "split":
+        session = split_parallel(session, counts)
     session, seen = _take_usage(without(session) if config.system_prompt == "none" else session)
     session, reasoning_only = strip_session(session, counts)
     if redact is not None:

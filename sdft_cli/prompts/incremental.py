@@ -22,7 +22,8 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from sdft_cli.prompts.chat import ChatPrompts, TemplateError
+from sdft_cli.prompts.chat import ChatPrompts
+from sdft_cli.prompts.template import TemplateError
 from sdft_cli.records import Message, Record, RecordRow, Session, ToolCall, ToolSchema
 
 
@@ -68,7 +69,7 @@ class _Windows:
 
     def __init__(self, prompts: ChatPrompts) -> None:
         self.prompts = prompts
-        self.stub = {"role": "user", "content": "."}
+        self.stub = prompts.form.write(Message("user", "."))
         self.before = prompts.render([self.stub], generation=False)
         self.generation = self.after(prompts.render([self.stub]))
         self.user = self.after(prompts.render([self.stub, self.stub], generation=False))
@@ -141,9 +142,9 @@ class _Sums:
 
     def _ends(self, turn: int) -> tuple[list[int], list[int]]:
         """Return the ids of the teacher's message and of the reference."""
-        reference = self.prompts.reference(self.session.messages[turn])
-        message = self.prompts.render([self.windows.stub, self.prompts.teacher_message(reference)], generation=False)
-        return self.encode(self.windows.after(message)), [*self.encode(reference), self.prompts.turn_end_id]
+        answer = self.prompts.turn(self.session.messages[turn])
+        message = self.prompts.render([self.windows.stub, self.prompts.teacher_message(answer.text)], generation=False)
+        return self.encode(self.windows.after(message)), self.prompts.turn_ids(answer)
 
     def lengths(self, turn: int) -> TurnLengths:
         """Count the tokens of a turn; turns come in order."""
@@ -175,6 +176,7 @@ class SessionCounter:
 
     def lengths(self, turn: int) -> TurnLengths:
         """Return the token counts of a turn that has a user message before it; raises `TemplateError`."""
+        self.prompts.check(record_at(self.session, turn))
         if self._sums is not None and not self.in_full:
             with suppress(NotLocalError, TemplateError):
                 return self._sums.lengths(turn)

@@ -96,7 +96,13 @@ ADVICE = {
         "look for the whole files, or raise --max-unseen-tokens if these sessions had very many tools"
     ),
     "cut_context": "the files lack the beginning of sessions: look for the whole files",
-    "template_error": "choose a model (--model) whose chat template takes these conversations",
+    "template_error": (
+        "choose a model (--model) or a template (--chat-template) that takes these conversations; --parallel-calls "
+        "split takes parallel calls apart, --system-prompt none leaves out system messages"
+    ),
+    "template_loses": (
+        "name a template that writes them (--chat-template), or take parallel calls apart (--parallel-calls split)"
+    ),
     "unknown_tool": "the tools that the source lists are not those that it calls: correct the list",
 }
 """What can be done where one reason takes most turns, by its key. Of a cap it is to raise it."""
@@ -133,6 +139,7 @@ register(
 
 # What comes out when it is rendered, and when all records are compared: the first of equals is kept and named.
 TEMPLATE_ERROR = register("template_error", "the chat template refuses it")
+TEMPLATE_LOSES = register("template_loses", "the chat template would drop a part of it")
 DUPLICATE = register("duplicate", "the same tools, context and turn as another record")
 CONTEXT_INCOMPLETE = register("context_incomplete", "the model saw far more than the session holds")  # or far less
 

@@ -122,9 +122,11 @@ def notes(result: Mapping[str, Any]) -> list[str]:
     lost = facts["tool_turns_that_the_syntax_cannot_represent"]
     if lost:
         notes.append(
-            f"{lost} of {facts['tool_turns']} expert's calls cannot be told apart in the model's syntax: no answer can "
-            "equal them."
+            f"{lost} of {facts['tool_turns']} expert's calls cannot be told apart in the model's syntax: scores about "
+            "calls leave them out."
         )
+    if facts.get("calls_not_scored"):
+        notes.append(f"Tool calls could not be scored: {facts['calls_not_scored']}.")
     if facts["expert_unknown_path_share"]:
         notes.append(f"The expert names a new path in {facts['expert_unknown_path_share']:.1%} of these turns.")
     if facts["groups"] < facts["sessions"]:

@@ -24,5 +24,10 @@ def merge_rows(check: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("largest KL at a position, nats", f"{behaviour['max_kl']:.2e}"),
         ("same top-1 token", f"{behaviour['top1_agreement']:.2%} of {behaviour['positions']}"),
         ("same greedy answer", f"{behaviour['same_answers']} of {behaviour['answers']}"),
-        ("  with a tool call", f"{behaviour['same_answers_with_calls']} of {behaviour['answers_with_calls']}"),
+        *_with_calls(behaviour),
     ]
+
+
+def _with_calls(behaviour: Mapping[str, Any]) -> list[tuple[str, str]]:
+    same, calls = behaviour["same_answers_with_calls"], behaviour["answers_with_calls"]
+    return [] if calls is None else [("  with a tool call", f"{same} of {calls}")]

@@ -144,6 +144,10 @@ _LIFT_ROWS = (
 )
 
 
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1%}"
+
+
 def gate_table(result: Mapping[str, Any]) -> RenderableType:
     """Show the teacher-lift gate: the base model's metrics under each prompt, and the lifts with their intervals."""
     summary = result["summary"]
@@ -154,11 +158,13 @@ def gate_table(result: Mapping[str, Any]) -> RenderableType:
         ["", "none", shown, "another's"],
         [
             ("expert NLL per token (nats)", *(f"{summary[f'nll_{p}']:.3f}" for p in ("without", "with", "control"))),
-            ("answers that agree", *(f"{summary[f'agreement_{p}']:.1%}" for p in ("without", "with")), "-"),
+            ("answers that agree", *(_share(summary[f"agreement_{p}"]) for p in ("without", "with")), "-"),
         ],
     )
     rows = []
     for label, name, unit in _LIFT_ROWS:
+        if name not in result["lifts"]:  # no record's calls can be scored
+            continue
         lift = result["lifts"][name]
         interval = "all equal" if lift["degenerate"] else f"{lift['low']:+.3f} to {lift['high']:+.3f}"
         rows.append(

@@ -83,6 +83,31 @@ def unknown_sentence(manifest: Mapping[str, Any], quote: Quote = printable) -> s
     )
 
 
+def refusals_sentence(manifest: Mapping[str, Any], quote: Quote = printable) -> str | None:
+    """Say in the chat template's own words why it takes some turns not."""
+    found = manifest.get("refusals")
+    if not found:
+        return None
+    named = [f"{quote(text)} ({count:,} turn(s))" for text, count in found]
+    return f"The chat template does not take every turn: {'; '.join(named)}"
+
+
+def template_sentence(manifest: Mapping[str, Any]) -> str | None:
+    """Say which chat template and which date all later stages use, where it is not just the model's own."""
+    other, date = manifest.get("chat_template"), manifest.get("template_date")
+    if not other and not date:
+        return None
+    name = f"{other['name']}, not the model's own" if other else "the model's own"
+    told = f"; asked for the date, it is told {date}" if date else ""
+    return f"The chat template of this dataset and of all later stages is {name}{told}."
+
+
+def split_sentence(manifest: Mapping[str, Any]) -> str | None:
+    """Say how many turns with parallel calls were taken apart."""
+    count = manifest["funnel"].get("notes", {}).get("parallel_calls_split", 0)
+    return f"{count:,} turn(s) with parallel calls became consecutive turns, each with its result." if count else None
+
+
 def dominant_sentence(funnel: Mapping[str, Any]) -> str | None:
     """Name the reason that rejects more than half of all turns, and what to do about it."""
     reason, count = max(funnel["rejected"].items(), key=lambda item: item[1], default=("", 0))
@@ -100,6 +125,9 @@ def sentences(manifest: Mapping[str, Any], quote: Quote = printable) -> list[str
         gaps_sentence(manifest, quote),
         system_sentence(manifest),
         unknown_sentence(manifest, quote),
+        template_sentence(manifest),
+        split_sentence(manifest),
+        refusals_sentence(manifest, quote),
         dominant_sentence(manifest["funnel"]),
     )
     return [sentence for sentence in found if sentence]

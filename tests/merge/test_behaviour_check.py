@@ -20,6 +20,7 @@ from sdft_cli.merge.behaviour_check import (  # noqa: E402
 )
 from sdft_cli.merge.merge import merge_run  # noqa: E402
 from sdft_cli.merge.tensor_check import Certificate  # noqa: E402
+from sdft_cli.prompts.syntaxes.hermes import HERMES  # noqa: E402
 from sdft_cli.run_folder import CheckPrompt, read_check_prompts, read_run  # noqa: E402
 
 CPU = torch.device("cpu")
@@ -27,7 +28,12 @@ CPU = torch.device("cpu")
 
 def test_a_call_that_was_cut_off_is_a_call() -> None:
     call = '<tool_call>{"name": "Bash", "arguments": {"command": "ls"}}</tool_call>'
-    assert [has_call(text) for text in ("a", call, f"x {call}", '<tool_call>{"name": "Ba')] == [False, True, True, True]
+    assert [has_call(text, HERMES) for text in ("a", call, f"x {call}", '<tool_call>{"name": "Ba')] == [
+        False,
+        True,
+        True,
+        True,
+    ]
 
 
 def test_comparison_by_hand_and_what_fails() -> None:
@@ -57,10 +63,12 @@ def test_greedy_answers_are_known_from_one_pass(tiny_model: Path) -> None:
     likeliest = at_once.argmax(-1).tolist()
     texts = ["a", '<tool_call>{"name": "Ba', '<tool_call>{"name": "Ba']
     found = {"answers": 3, "same_answers": 3, "answers_with_calls": 2, "same_answers_with_calls": 2}
-    assert same_answers(own, texts, likeliest) == found
+    assert same_answers(own, texts, likeliest, HERMES) == found
     likeliest[len(own[0])] += 1  # the first token of the second answer
     found = {"answers": 3, "same_answers": 2, "answers_with_calls": 2, "same_answers_with_calls": 1}
-    assert same_answers(own, texts, likeliest) == found
+    assert same_answers(own, texts, likeliest, HERMES) == found
+    unknown = {"answers_with_calls": None, "same_answers_with_calls": None}
+    assert same_answers(own, texts, likeliest, None) == found | unknown
 
 
 def test_an_answer_ends_with_its_stop_token_and_no_later(tiny_model: Path) -> None:
@@ -72,6 +80,17 @@ def test_an_answer_ends_with_its_stop_token_and_no_later(tiny_model: Path) -> No
     answers, log_p = greedy_answers(model, prompts, CPU)
     assert answers == [free[: place + 1]]
     assert log_p.argmax(-1).tolist() == answers[0]
+
+
+def test_settings_that_the_base_generates_with_have_no_say(tiny_model: Path) -> None:
+    model = load_model(str(tiny_model), torch.float32, CPU)
+    prompts = [CheckPrompt([5, 6, 7, 8], [1] * 9)]
+    plain = greedy_answers(model, prompts, CPU)[0]
+    own = model.generation_config
+    own.update(repetition_penalty=50.0, suppress_tokens=[plain[0][0]], min_new_tokens=9, no_repeat_ngram_size=1)
+    own.update(do_sample=True, temperature=9.0, num_beams=3, forced_bos_token_id=7)
+    assert greedy_answers(model, prompts, CPU)[0] == plain
+    assert model.generation_config is own
 
 
 def test_what_only_running_the_checkpoint_shows_is_caught(

@@ -18,10 +18,11 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from sdft_cli.cli.merge import run_merge  # noqa: E402
 from sdft_cli.engine.models.names import identity, resolve_model  # noqa: E402
 from sdft_cli.errors import DataError, UsageError, VerificationError  # noqa: E402
+from sdft_cli.merge.adapter import Adapter  # noqa: E402
 from sdft_cli.merge.certificate import check_certified  # noqa: E402
 from sdft_cli.merge.merge import check_target, merge_run  # noqa: E402
 from sdft_cli.merge.tensor_check import ordered  # noqa: E402
-from sdft_cli.merge.weights import Adapter, base_shards, copy_companions  # noqa: E402
+from sdft_cli.merge.weights import base_shards, copy_companions  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer  # noqa: E402
 from sdft_cli.prompts.teacher import load_teacher_template  # noqa: E402
 from sdft_cli.run_folder import read_run  # noqa: E402

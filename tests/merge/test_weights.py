@@ -18,10 +18,11 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sdft_cli.errors import DataError, VerificationError  # noqa: E402
+from sdft_cli.merge.adapter import Adapter  # noqa: E402
 from sdft_cli.merge.certificate import file_hashes  # noqa: E402
 from sdft_cli.merge.tensor_check import certify  # noqa: E402
 from sdft_cli.merge.tensor_file import TensorFile  # noqa: E402
-from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights  # noqa: E402
+from sdft_cli.merge.weights import copy_companions, merge_weights  # noqa: E402
 
 W = "model.layers.0.self_attn.q_proj.weight"
 
@@ -328,7 +329,8 @@ import sys
 from pathlib import Path
 import torch
 from sdft_cli.merge.tensor_check import certify
-from sdft_cli.merge.weights import Adapter, copy_companions, merge_weights
+from sdft_cli.merge.adapter import Adapter
+from sdft_cli.merge.weights import copy_companions, merge_weights
 
 def megabytes():
     return next(int(x.split()[1]) / 1024 for x in open("/proc/self/status") if x.startswith("VmHWM"))

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from sdft_cli.prompts.answers import position_of, prose_scorer, score
+from sdft_cli.prompts.syntaxes.named_json import MISTRAL_ARGS
 from sdft_cli.records import Message, ToolCall, ToolSchema
 from tests.prompts.test_leaks import record_of
 
@@ -119,3 +120,17 @@ def test_what_the_tools_descriptions_say_is_no_copy() -> None:
     record = record_of([USER], expert, (EDIT,))
     assert score(record, "path description in the folder here", None).copied_share == 0.0
     assert score(record, "it says path description in the", None).copied_share == 1.0
+
+
+def test_what_is_about_calls_is_left_out_where_they_cannot_be_scored() -> None:
+    found = score(TOOL_TURN, call(path="a/b.py"), None, scorable=False)
+    assert (found.flags, found.tools, found.chrf) == ({}, "Read", None)
+    prose = score(PROSE, call(path="x") + "All is done.", lambda answer, expert: float(answer == expert), None, False)
+    assert (prose.calls_unasked, prose.chrf) == (None, 1.0)
+
+
+def test_calls_are_read_in_the_syntax_of_the_model() -> None:
+    answer = '[TOOL_CALLS]Read[ARGS]{"path": "a/b.py"}'
+    assert score(TOOL_TURN, answer, None, MISTRAL_ARGS).flags["exact"]
+    assert not score(TOOL_TURN, answer, None).flags["parsed"]
+    assert score(PROSE, answer, None, MISTRAL_ARGS).calls_unasked

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 
 from sdft_cli.errors import DataError, UsageError
-from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer, open_prompts
+from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer, open_prompts
 from sdft_cli.prompts.teacher import TeacherTemplate, load_teacher_template
+from sdft_cli.prompts.template import TemplateError
 from sdft_cli.records import Message, Record, RecordRow, Session, ToolCall, ToolSchema
 from tests.prompts.texts import student_text, teacher_text
 
@@ -94,8 +95,9 @@ def test_think_prefix_is_the_same_on_both_sides(smollm2: Path) -> None:
     """Templates of thinking models open an empty think block; the reference must not repeat it."""
     tokenizer: Any = load_tokenizer(smollm2)
     tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{{ tools | tojson if tools }}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}"
+        "{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n"
         "{% if not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
     )

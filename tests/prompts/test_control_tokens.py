@@ -106,10 +106,8 @@ def test_any_mixture_gives_no_control_token_and_loses_no_text(plain_prompts: Cha
 
 def test_clean_conversations_are_what_the_plain_template_gives(prompts: ChatPrompts) -> None:
     def plain(messages: tuple[Message, ...], tools: tuple[ToolSchema, ...]) -> list[int]:
-        from sdft_cli.prompts.chat import template_message
-
         text = prompts.tokenizer.apply_chat_template(
-            [template_message(m) for m in messages],
+            [prompts.form.write(m) for m in messages],
             tools=[t.as_openai() for t in tools],
             tokenize=False,
             add_generation_prompt=True,

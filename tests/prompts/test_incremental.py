@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from sdft_cli.config import PrepareConfig
 from sdft_cli.prepare.reasoning import strip_session
 from sdft_cli.prepare.turns import turns_of
-from sdft_cli.prompts.chat import ChatPrompts, TemplateError
+from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.incremental import SessionCounter, TokenCounter, ids_in_full
+from sdft_cli.prompts.template import ChatTemplate, TemplateError
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
 from sdft_cli.traces.source import read_source, resolve_source
 from sdft_cli.traces.tools import with_tools
@@ -90,6 +91,10 @@ ONE = "{%- for m in messages -%}<|im_start|>{{ m.role }}\\n{{ m.content }}"
 END = "<|im_end|>\\n{%- endfor -%}{%- if add_generation_prompt -%}<|im_start|>assistant\\n{%- endif -%}"
 
 
+def with_template(prompts: ChatPrompts, text: str) -> ChatPrompts:
+    return ChatPrompts(prompts.tokenizer, prompts.teacher, ChatTemplate(prompts.tokenizer, text))
+
+
 @pytest.mark.parametrize(
     ("template", "refused"),
     [
@@ -102,9 +107,7 @@ END = "<|im_end|>\\n{%- endfor -%}{%- if add_generation_prompt -%}<|im_start|>as
 def test_a_template_that_is_not_local_is_found_out_and_counted_in_full(
     make_prompts: Callable[[str], ChatPrompts], template: str, refused: bool
 ) -> None:
-    prompts = make_prompts("smollm2")
-    prompts.tokenizer.chat_template = template.replace("\\n", "\n")
-    counter = TokenCounter(prompts)
+    counter = TokenCounter(with_template(make_prompts("smollm2"), template.replace("\\n", "\n")))
     assert not counter.local
     session = Session("s", tuple(Message("user" if i % 2 == 0 else "assistant", f"m{i}") for i in range(6)))
     if refused:
@@ -127,8 +130,8 @@ def test_a_session_that_the_probes_did_not_foresee_is_caught_at_its_last_turn(
 ) -> None:
     """A template may behave for the probes and not for a session: here, from the 40th message on."""
     prompts = make_prompts("smollm2")
-    prompts.tokenizer.chat_template += "{%- if messages | length > 40 -%}<|im_start|>too long{%- endif -%}"
-    counter = TokenCounter(prompts)
+    tail = "{%- if messages | length > 40 -%}<|im_start|>too long{%- endif -%}"
+    counter = TokenCounter(with_template(prompts, prompts.template.text + tail))
     assert counter.local
     messages = tuple(Message("user" if i % 2 == 0 else "assistant", f"m{i}") for i in range(60))
     session = Session("s", messages)
@@ -144,10 +147,9 @@ def test_turns_that_were_summed_before_one_that_could_not_be_are_not_trusted(
     """The block of one turn does not begin at a token boundary; the turns before it were summed all the same."""
     prompts = make_prompts("smollm2")
     start = "'<|im_start|>' + message['role']"
-    assert start in prompts.tokenizer.chat_template
+    assert start in prompts.template.text
     odd = start.replace("'<|im_start|>'", "('##' if message['content'] == 'odd' else '<|im_start|>')")
-    prompts.tokenizer.chat_template = prompts.tokenizer.chat_template.replace(start, odd)
-    counter = TokenCounter(prompts)
+    counter = TokenCounter(with_template(prompts, prompts.template.text.replace(start, odd)))
     assert counter.local
     texts = ("q", "a", "r", "b", "s", "odd", "t", "c")
     session = Session("s", tuple(Message("user" if i % 2 == 0 else "assistant", t) for i, t in enumerate(texts)))

@@ -10,9 +10,10 @@ import pytest
 
 from sdft_cli.config import PrepareConfig, build
 from sdft_cli.prepare.turns import turns_of
-from sdft_cli.prompts.chat import ChatPrompts, TemplateError, load_tokenizer
+from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.incremental import TokenCounter, record_at
 from sdft_cli.prompts.teacher import load_teacher_template
+from sdft_cli.prompts.template import TemplateError
 from sdft_cli.records import Message, RecordRow, Rejection, Session, ToolCall, ToolSchema
 from tests.prompts.texts import student_text, teacher_text
 
@@ -104,8 +105,9 @@ def prompts_with(smollm2: Path, after_results: str) -> ChatPrompts:
     """A template that begins a turn with an empty think block, but otherwise right after a tool result."""
     tokenizer: Any = load_tokenizer(smollm2)
     tokenizer.chat_template = (
-        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
-        "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{{ tools | tojson if tools }}{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% if m.role == 'assistant' %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}"
+        "{{ m.tool_calls | tojson if m.tool_calls }}<|im_end|>\n{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n"
         f"{{% if messages[-1].role == 'tool' %}}{after_results}{{% else %}}<think>\n\n</think>\n\n{{% endif %}}"
         "{% endif %}"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console, RenderableType
@@ -130,3 +131,13 @@ def test_the_gate_shows_what_was_measured_and_what_must_hold() -> None:
     assert "24 validation records of 15 sessions" in " ".join(text.split())
     assert "90% interval" in text
     assert "all equal" in "\n".join(shown(terminal.gate_table(gate_result(degenerate=True)), 110))
+
+
+def test_the_gate_shows_no_agreement_where_no_call_can_be_scored() -> None:
+    result: Any = gate_result()
+    del result["lifts"]["agreement"]
+    result["summary"] |= {"agreement_without": None, "agreement_with": None}
+    lines = shown(terminal.gate_table(result), 110)
+    rows = [[cell.strip() for cell in line.split("\u2502")[1:-1]] for line in lines if "\u2502" in line]
+    assert rows[1] == ["answers that agree", "-", "-", "-"]
+    assert len(rows) == 4

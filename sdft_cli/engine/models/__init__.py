@@ -9,6 +9,7 @@ head_check            whether our logits are those of the model's own forward pa
 modes                 dropout, training and eval mode, positions: what must not leak from one pass into the next
 load                  which backend a run takes, what the machine must have, and loading
 adapters              LoRA on the language trunk; which weights are on: adapter, base, average, merged
+disk_names            which tensors on disk hold a parameter; targets that could not be merged are refused
 targets               which modules an adapter sits on, known before weights are loaded
 kernels               attention on a GPU without cuDNN
 device_memory         free memory, and what to lower when it ran out

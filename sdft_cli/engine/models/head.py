@@ -59,6 +59,7 @@ class Head:
 
         The product is in the weight's type, all that follows in the result's. With `out` there is no gradient.
         """
+        hidden = hidden.to(self.weight.dtype)  # Mamba's norm leaves fp32 ones
         if out is None:
             product = hidden @ self.weight.T
             logits = product.to(torch.promote_types(product.dtype, torch.float32))

@@ -41,11 +41,13 @@ def check_head(backend: Backend) -> None:
         backend.plain_head = True
         return
     raise MachineError(
-        f"{backend.base.config.model_type} computes its logits in a way that sdft does not reproduce (log-probabilities "
-        f"differ by up to {found:.3g} nats): use a model whose output head is one matrix with a scale, a cap or a bias."
+        f"{backend.base.config.model_type} computes its logits in a way that sdft does not reproduce "
+        f"(log-probabilities differ by up to {found:.3g} nats): use a model whose output head is one matrix with a "
+        "scale, a cap or a bias."
     )
 
 
+@torch.no_grad()
 def difference(head: Head, states: Tensor, logits: Tensor) -> tuple[float, float]:
     """Return the largest difference of log-probabilities in nats, and what rounding can explain.
 

@@ -13,8 +13,8 @@ from torch.nn.modules.dropout import _DropoutNd
 def switch_off_dropout(model: nn.Module) -> None:
     """Set every dropout of a model to 0 for good, whatever mode it will be in; call it before an adapter is attached.
 
-    The base is frozen: with dropout, two scorings by the same teacher differ. Libraries keep the probability in dropout
-    modules, in numbers beside them (`attention_dropout`, `layerdrop`), and in configs that are read in the forward pass.
+    The base is frozen: with dropout, two scorings by the same teacher differ. Probabilities stand in dropout modules,
+    in numbers beside them (`attention_dropout`, `layerdrop`), and in configs that are read in the forward pass.
     """
     for module in model.modules():
         if isinstance(module, _DropoutNd):
@@ -26,7 +26,7 @@ def switch_off_dropout(model: nn.Module) -> None:
 
 
 def _zero_dropouts(owner: Any) -> None:
-    for name, value in vars(owner).items():
+    for name, value in list(vars(owner).items()):
         if "drop" in name and isinstance(value, int | float) and not isinstance(value, bool) and value > 0:
             setattr(owner, name, 0.0)
 

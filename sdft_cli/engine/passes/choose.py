@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sdft_cli.engine.models.backend import Backend, Sharing
 from sdft_cli.engine.passes.attention import use_tree_attention
+from sdft_cli.engine.passes.decode import generate
 from sdft_cli.engine.passes.depth_first import depth_first_obstacle
 from sdft_cli.engine.passes.executors import answer_states, student_passes
 from sdft_cli.engine.passes.packed import packing_obstacle
@@ -18,6 +19,9 @@ from sdft_cli.errors import WARNING, UsageError
 
 CHECK_TOLERANCE = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (3e-2, 1e-1), torch.float16: (3e-2, 1e-1)}
 """Largest relative difference of hidden states, and of the gradient, that counts as rounding, by dtype."""
+
+DECODED = 3
+"""Tokens that are decoded between the two ways."""
 
 
 def choose_sharing(backend: Backend, requested: str, room: str | None = None) -> str:
@@ -56,21 +60,38 @@ def choose_sharing(backend: Backend, requested: str, room: str | None = None) ->
 def sharing_error(backend: Backend, kind: Sharing) -> str | None:
     """Compare a small step with independent turns on the loaded model: hidden states and the adapter's gradient.
 
-    Ids are made up; turns are uneven, one extends another, one shares nothing, two have the same prompt. B is made
-    non-zero for the while, since A has no gradient at B = 0. Weights, gradients and generators are left as they were.
+    Ids are made up; turns are uneven, one extends another, one shares nothing, two have the same prompt. In between a
+    few tokens are decoded, as in a step, so that what decoding leaves behind is seen. B is made non-zero for the while,
+    since A has no gradient at B = 0. Weights, gradients and generators are left as they were.
 
     Returns None if they agree within `CHECK_TOLERANCE`, else why this model is not to be run this way.
     """
     obstacle = sharing_obstacle(backend, kind)
     if obstacle:
         return obstacle
-    vocabulary = backend.head.words
-    ids = [(7919 * i + 101) % vocabulary for i in range(96)]
+    try:
+        pairs = _both_ways(backend, kind)
+    except torch.OutOfMemoryError:
+        raise
+    except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines() or ["no reason given"]
+        return f"{kind} passes end in an error on it ({type(error).__name__}: {reason[0]})"
+    for (name, found, expected), tolerance in zip(pairs, CHECK_TOLERANCE[backend.head.weight.dtype], strict=False):
+        difference = float((found - expected).float().norm() / expected.float().norm())
+        if not difference <= tolerance:
+            return f"{kind} {name} differ from those of independent turns by {difference:.1e}"
+    return None
+
+
+def _both_ways(backend: Backend, kind: Sharing) -> list[tuple[str, Tensor, Tensor]]:
+    """Return the states, and with an adapter its gradient, of a small step: shared ones, and of independent turns."""
+    ids = [(7919 * i + 101) % backend.head.words for i in range(96)]
     prompts = [ids[:70], ids[:40], ids[:40], [*ids[:60], *ids[80:85]], ids[90:93]]
     answers = [ids[70:76], ids[40:55], ids[3:4], ids[1:9], ids[7:11]]
     with _set_for_check(backend, kind), _adapter_moved(backend), backend.decoding():
         with torch.no_grad():
             alone = torch.cat([_alone(backend, x, y) for x, y in zip(prompts, answers, strict=True)])
+        generate(backend, prompts[1:4], DECODED, (), 0)
         states = answer_states(backend, prompts, answers, 0)
         pairs = [("states", states, alone)]
         if backend.parameters():
@@ -86,11 +107,7 @@ def sharing_error(backend: Backend, kind: Sharing) -> str | None:
 
             plain, ours = _gradient(backend, independent), _gradient(backend, together)
             pairs.append(("gradients", ours, plain))
-    for (name, found, expected), tolerance in zip(pairs, CHECK_TOLERANCE[backend.head.weight.dtype], strict=False):
-        difference = float((found - expected).float().norm() / expected.float().norm())
-        if not difference <= tolerance:
-            return f"{kind} {name} differ from those of independent turns by {difference:.1e}"
-    return None
+    return pairs
 
 
 def sharing_obstacle(backend: Backend, kind: Sharing) -> str | None:

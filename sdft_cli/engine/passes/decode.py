@@ -8,7 +8,7 @@ be decoded in any case.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -36,15 +36,15 @@ class Rollout:
     log_probs: list[float] | None = None
 
 
-def stop_tokens(backend: Backend, turn_end_id: int) -> list[int]:
-    """Return the ids that end a rollout: the template's end of turn and those of the model's generation config.
+def stop_tokens(backend: Backend, turn_end_ids: Iterable[int]) -> list[int]:
+    """Return the ids that end a rollout: the template's ends of a turn and those of the model's generation config.
 
     Raises:
         UsageError: one of them is outside the vocabulary, so that no answer could ever end there.
     """
     configured = backend.base.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
-    found = sorted({turn_end_id, *(i for i in listed if i is not None)})
+    found = sorted({*turn_end_ids, *(i for i in listed if i is not None)})
     words = backend.head.words
     outside = [i for i in found if not 0 <= i < words]
     if outside:
@@ -97,21 +97,28 @@ class LogProbRecorder:
 
 
 @contextmanager
-def _decoding(backend: Backend) -> Iterator[None]:
-    """The backend's decoding mode, and none of the model's own generation settings.
+def own_settings_off(model: Any) -> Iterator[None]:
+    """None of a Hugging Face model's own generation settings has a say.
 
     `generate` fills whatever its arguments leave open from the model's `generation_config.json`: penalties, min_p,
-    banned and forced words. They would sample from another distribution than the one that the trainer scores.
+    banned and forced words. They would decode from another distribution than the one that is scored.
     """
     from transformers import GenerationConfig
 
-    own, config = backend.base.generation_config, backend.base.config.get_text_config()
-    backend.base.generation_config = GenerationConfig()
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
     try:
-        with backend.decoding(), grouped_attention(config) if backend.takes_masks else nullcontext():
-            yield
+        yield
     finally:
-        backend.base.generation_config = own
+        model.generation_config = own
+
+
+@contextmanager
+def _decoding(backend: Backend) -> Iterator[None]:
+    """The backend's decoding mode, its attention, and none of the model's own generation settings."""
+    attention = grouped_attention(backend.base.config.get_text_config()) if backend.takes_masks else nullcontext()
+    with own_settings_off(backend.base), backend.decoding(), attention:
+        yield
 
 
 @contextmanager
@@ -128,9 +135,13 @@ def _finite_only() -> Iterator[None]:
         ) from error
 
 
-def _decoding_config(
-    max_new_tokens: int, stop_ids: Sequence[int], pad_id: int, temperature: float | None, top_p: float
+def decoding_config(
+    max_new_tokens: int, stop_ids: Iterable[int], pad_id: int, temperature: float | None = None, top_p: float = 1.0
 ) -> Any:
+    """Return transformers' settings for greedy decoding, or for sampling at a temperature; made from scratch.
+
+    They hold under `own_settings_off` only.
+    """
     from transformers import GenerationConfig
 
     sampling: dict[str, Any] = {"do_sample": False}
@@ -175,7 +186,7 @@ def generate(
         output = backend.generate(
             input_ids=ids.to(backend.device),
             attention_mask=mask.to(backend.device),
-            generation_config=_decoding_config(max_new_tokens, stop_ids, pad_id, temperature, top_p),
+            generation_config=decoding_config(max_new_tokens, stop_ids, pad_id, temperature, top_p),
             logits_processor=[recorder] if recorder else None,
             past_key_values=decoding_cache(backend, prompts, max_new_tokens),
         )

@@ -16,6 +16,7 @@ from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend, Sharing
 from sdft_cli.engine.models.backend_transformers import attach_lora, empty_model
 from sdft_cli.engine.models.head import head_of
+from sdft_cli.engine.models.modes import switch_off_dropout
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.models.targets import trunk_linears
 from sdft_cli.engine.passes.depth_first import path_obstacle
@@ -133,6 +134,7 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     kinds = tuple(getattr(text, "layer_types", None) or (FULL,) * text.num_hidden_layers)
     model = empty_model(model_config)
     _refuse_unknown(text, kinds, any("experts" in name.split(".") for name, _ in model.named_modules()))
+    switch_off_dropout(model)  # as loading does
     obstacle = packing_obstacle(model)
     parameters = sum(p.numel() for p in model.parameters())
     modules = trunk_linears(model)
@@ -160,7 +162,7 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
         adapted_parameters=sum(sizes),
         rank=config.lora.rank,
         packing_obstacle=obstacle,
-        path_obstacle=path_obstacle(peft_model, text),
+        path_obstacle=path_obstacle(peft_model, model.config.get_text_config()),
     )
 
 

@@ -12,7 +12,8 @@ The gate passes if
 
 1. the lift in likelihood, NLL(without) - NLL(with) of the expert's turn in nats per token, has an interval above 0;
 2. NLL(control) - NLL(with) has an interval above 0;
-3. the lift in agreement, agree(with) - agree(without) of greedy answers, has an interval that is not wholly below 0.
+3. the lift in agreement, agree(with) - agree(without) of greedy answers, has an interval that is not wholly below 0;
+   where calls can be scored on no record, this is left out.
 
 1 and 2 are claims, so noise must be excluded. All of them must hold together, which makes a false pass rarer than one
 interval alone would, so no correction for several tests is needed. 3 is a safeguard: agreement is yes or no per
@@ -37,7 +38,6 @@ from sdft_cli.engine.train.scoring import Role, answer_text, choose_records, dec
 from sdft_cli.errors import DataError, UsageError, VerificationError
 from sdft_cli.intervals import FEW, Interval, session_interval
 from sdft_cli.prompts.chat import ChatPrompts
-from sdft_cli.prompts.tool_calls import parse_turn
 from sdft_cli.prompts.tool_scores import agrees
 from sdft_cli.records import Dataset, Record
 
@@ -47,7 +47,10 @@ REMEDY = "use another teacher template or a larger model, or set gate.action=war
 
 @dataclass(frozen=True)
 class GateItem:
-    """One record under the three prompts. NLL is that of the expert's turn, in nats, summed over its tokens."""
+    """One record under the three prompts. NLL is that of the expert's turn, in nats, summed over its tokens.
+
+    `agrees_without`, `agrees_with`: both None where calls cannot be scored.
+    """
 
     record_id: str
     session_id: str
@@ -59,8 +62,8 @@ class GateItem:
     nll_without: float
     nll_with: float
     nll_control: float
-    agrees_without: bool
-    agrees_with: bool
+    agrees_without: bool | None
+    agrees_with: bool | None
     text_without: str
     text_with: str
 
@@ -230,8 +233,9 @@ def _item(
 ) -> GateItem:
     """Put one record's numbers together; `nll` and `answers` are in the order without, with, control."""
     texts = [answer_text(answer, prompts) for answer in answers]
+    scorable = prompts.scores_calls(record)
     agree = [
-        agrees(parse_turn(text, record.tools), answer.finished, record.reference)
+        agrees(prompts.parse(text, record.tools), answer.finished, record.reference) if scorable else None
         for text, answer in zip(texts, answers, strict=True)
     ]
     return GateItem(
@@ -283,31 +287,51 @@ def judge(
     """
     if not all(math.isfinite(x) for i in items for x in (i.nll_without, i.nll_with, i.nll_control)):
         raise VerificationError("The base model's log-likelihoods are not finite: check the model, or use float32.")
-    groups = [i.group for i in items]
     tokens = [float(i.reference_tokens) for i in items]
-
-    def interval(values: Sequence[float], weights: Sequence[float]) -> Interval:
-        return session_interval(values, weights, groups, settings.confidence, settings.resamples, seed)
-
     lifts = {
-        "likelihood": Lift(
-            interval([(i.nll_without - i.nll_with) / i.reference_tokens for i in items], tokens), "above 0"
+        "likelihood": _lift(
+            items, [(i.nll_without - i.nll_with) / i.reference_tokens for i in items], tokens, settings, seed, "above 0"
         ),
-        "likelihood_over_control": Lift(
-            interval([(i.nll_control - i.nll_with) / i.reference_tokens for i in items], tokens), "above 0"
-        ),
-        "agreement": Lift(
-            interval([float(i.agrees_with) - float(i.agrees_without) for i in items], [1.0] * len(items)),
-            "not below 0",
+        "likelihood_over_control": _lift(
+            items, [(i.nll_control - i.nll_with) / i.reference_tokens for i in items], tokens, settings, seed, "above 0"
         ),
     }
+    scored = _scored(items)
+    if len({i.group for i in scored}) > 1:
+        gains = [float(bool(i.agrees_with)) - float(bool(i.agrees_without)) for i in scored]
+        lifts["agreement"] = _lift(scored, gains, [1.0] * len(scored), settings, seed, "not below 0")
     passed = all(lift.passed for lift in lifts.values())
     verdict = _verdict(passed, lifts, len(items), split, shuffled)
-    notes = _notes(split, len(set(groups)))
+    notes = (*_notes(split, len({i.group for i in items})), *_notes_on_calls(items))
     return GateResult(passed, verdict, notes, lifts, tuple(items), settings, split, shuffled, seed)
 
 
+def _lift(
+    items: Sequence[GateItem],
+    values: Sequence[float],
+    weights: Sequence[float],
+    settings: GateSettings,
+    seed: int,
+    rule: Literal["above 0", "not below 0"],
+) -> Lift:
+    groups = [i.group for i in items]
+    return Lift(session_interval(values, weights, groups, settings.confidence, settings.resamples, seed), rule)
+
+
+def _scored(items: Sequence[GateItem]) -> list[GateItem]:
+    """Return the items on which the agreement of both answers is known."""
+    return [i for i in items if i.agrees_without is not None and i.agrees_with is not None]
+
+
+def _notes_on_calls(items: Sequence[GateItem]) -> tuple[str, ...]:
+    left_out = len(items) - len(_scored(items))
+    if not left_out:
+        return ()
+    return (f"The agreement of answers leaves out {left_out} of {len(items)} records: their calls cannot be scored.",)
+
+
 def _summary(items: Sequence[GateItem]) -> dict[str, Any]:
+    scored = _scored(items)
     tokens = sum(i.reference_tokens for i in items)
     return {
         "records": len(items),
@@ -316,8 +340,9 @@ def _summary(items: Sequence[GateItem]) -> dict[str, Any]:
         "nll_without": sum(i.nll_without for i in items) / tokens,
         "nll_with": sum(i.nll_with for i in items) / tokens,
         "nll_control": sum(i.nll_control for i in items) / tokens,
-        "agreement_without": sum(i.agrees_without for i in items) / len(items),
-        "agreement_with": sum(i.agrees_with for i in items) / len(items),
+        "agreement_records": len(scored),
+        "agreement_without": sum(bool(i.agrees_without) for i in scored) / len(scored) if scored else None,
+        "agreement_with": sum(bool(i.agrees_with) for i in scored) / len(scored) if scored else None,
     }
 
 

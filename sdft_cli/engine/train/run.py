@@ -148,6 +148,7 @@ def load(job: Job, say: Say) -> Loaded:
 
     from sdft_cli.engine.models.backend_transformers import empty_model
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
+    from sdft_cli.engine.models.disk_names import check_adapter
     from sdft_cli.engine.models.targets import targets_told
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.plan.memory import packed_room
@@ -159,13 +160,19 @@ def load(job: Job, say: Say) -> Loaded:
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     if accelerator.num_processes > 1:
         raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
-    prompts = open_prompts(model, job.data.manifest, config.revision)
+    records = [*job.data.train, *job.data.validation]
+    prompts = open_prompts(model, job.data.manifest, config.revision, records)
     check_records(job.data.train, config)
     check_lengths(job.data.validation, config)
+    if warning := prompts.calls_warning([*job.data.train, *job.data.validation]):
+        say(warning)
+    checked = check_adapter(model, config.revision, config.lora.target_modules)
     for sentence in targets_told(empty_model(config_of(model, config.revision)), config.lora.target_modules):
         say(sentence)
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model)
+    if not checked and not check_adapter(model, config.revision, config.lora.target_modules, loaded=True):
+        say(f"{WARNING}the files of {model} are not in the Hub's cache, so whether it can be merged is not known yet")
     backend.segment_tokens = config.segment_tokens
     rows = [record.row for record in job.data.train]
     room = packed_room(backend, rows, config) if config.prefix_sharing == "auto" else None
@@ -216,12 +223,13 @@ def records_hash(records: Sequence[Record]) -> str:
 
 
 def check_same_records(job: Job) -> None:
-    """Refuse to go on with other records than the run was started with.
+    """Refuse to go on with other records than the run was started with, or with records rendered in another way.
 
     Raises:
         DataError: they differ.
     """
-    if read_run_json(job.folder)["dataset"]["records_hash"] != records_hash(job.data.train):
+    stored, found = read_run_json(job.folder)["dataset"], dataset_facts(job.data)
+    if any(stored.get(key) != found[key] for key in ("records_hash", "fingerprint")):
         raise DataError(f"{job.data.path} is not the dataset that {job.folder} was started with: name that one.")
 
 
@@ -239,6 +247,8 @@ def dataset_facts(data: Dataset) -> dict[str, Any]:
         "path": str(data.path),
         "records_hash": records_hash(data.train),
         "fingerprint": manifest["fingerprint"],
+        "chat_template": manifest.get("chat_template"),
+        "template_date": manifest.get("template_date"),
         "source": manifest["source"],
         "caps": {key: value for key, value in manifest["config"].items() if key.startswith("max_")},
         "funnel": manifest["funnel"],

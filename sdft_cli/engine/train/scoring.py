@@ -80,11 +80,12 @@ class Item:
     score: Score
 
     def to_json(self) -> dict[str, Any]:
-        """Return it flat, as it stands in eval.json; three flags stand beside `flags` too."""
+        """Return it flat, as it stands in eval.json; three flags stand beside `flags` too, None if not scored."""
         row = asdict(self)
         row |= row.pop("score")
-        shown = {flag: row["flags"].get(flag, False) for flag in ("parsed", "named", "valid")}
-        return {**row, "is_tool_turn": bool(row["flags"]), **shown}
+        is_tool_turn = bool(row["tools"])
+        shown = {flag: row["flags"].get(flag, None if is_tool_turn else False) for flag in ("parsed", "named", "valid")}
+        return {**row, "is_tool_turn": is_tool_turn, **shown}
 
 
 def group_of(record: Record) -> str:
@@ -149,7 +150,7 @@ def decode(
 
     Greedily, or with a `seed`, sampled from the model as it is: temperature 1, no cut of its tail.
     """
-    stops = stop_tokens(role.backend, prompts.turn_end_id)
+    stops = stop_tokens(role.backend, prompts.turn_end_ids)
     lengths = [len(ids) + max_new_tokens for ids in prompt_ids]
     passes = [list(range(len(lengths)))] if max_tokens is None else padded_passes(lengths, max_tokens)
     found: dict[int, Rollout] = {}
@@ -163,8 +164,9 @@ def decode(
 
 
 def answer_text(answer: Rollout, prompts: ChatPrompts) -> str:
-    """Return an answer as text, without the token that ended it."""
-    return str(prompts.tokenizer.decode(answer.ids[:-1] if answer.finished else answer.ids))
+    """Return an answer as text to the last character, control tokens too, without the token that ended it."""
+    ids = answer.ids[:-1] if answer.finished else answer.ids
+    return str(prompts.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def log_likelihood(states: Tensor, backend: Backend, answers: Sequence[Sequence[int]]) -> list[float]:
@@ -212,7 +214,7 @@ def score_records(
     kl = _reverse_kl(own, scored, student.backend.head).split([len(i) for i in ids])
     likelihoods = log_likelihood(expert, student.backend, references)
     return [
-        _item(e, answer_text(answer, prompts), rollout, float(k.sum()), -n, prose)
+        _item(e, answer_text(answer, prompts), rollout, float(k.sum()), -n, prompts, prose)
         for e, answer, rollout, k, n in zip(batch, answers, rollouts, kl, likelihoods, strict=True)
     ]
 
@@ -229,6 +231,7 @@ def _item(
     rollout: Rollout,
     kl: float,
     nll: float,
+    prompts: ChatPrompts,
     prose: Callable[[str, str], float] | None,
 ) -> Item:
     record = encoded.record
@@ -242,5 +245,5 @@ def _item(
         nll=nll,
         reference_tokens=len(encoded.reference),
         text=text,
-        score=score(record, text, prose),
+        score=score(record, text, prose, prompts.syntax.syntax, prompts.scores_calls(record)),
     )

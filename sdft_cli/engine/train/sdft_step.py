@@ -111,7 +111,7 @@ class Trainer:
         self.accelerator = accelerator
         self.sampling = sampling
         self.pad_id = prompts.turn_end_id
-        self.stop_ids = stop_tokens(backend, prompts.turn_end_id)
+        self.stop_ids = stop_tokens(backend, prompts.turn_end_ids)
         optimizer, schedule = adamw(backend, config.optim)
         backend.model, self.optimizer, self.schedule = accelerator.prepare(backend.model, optimizer, schedule)
         is_ema = config.teacher.kind == "ema" and config.objective == "sdft"

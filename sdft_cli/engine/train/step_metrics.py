@@ -13,9 +13,9 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.engine.objective.formula import token_weights
 from sdft_cli.engine.passes.decode import Rollout
 from sdft_cli.engine.train.rollouts import sampler_gap
+from sdft_cli.engine.train.scoring import answer_text
 from sdft_cli.engine.train.sdft_step import StepResult
 from sdft_cli.prompts.chat import ChatPrompts
-from sdft_cli.prompts.tool_calls import parse_turn
 from sdft_cli.prompts.tool_scores import score_tool_turn
 from sdft_cli.records import Record
 
@@ -66,11 +66,10 @@ def _gap(rollouts: Sequence[Rollout], log_probs: Sequence[list[float]]) -> dict[
 
 
 def _valid_call(record: Record, rollout: Rollout, prompts: ChatPrompts) -> bool | None:
-    """Say whether a rollout is a valid call of the right tool; None where the expert called none."""
-    if not record.reference.tool_calls:
+    """Say whether a rollout is a valid call of the right tool; None where none was made or none can be scored."""
+    if not record.reference.tool_calls or not prompts.scores_calls(record):
         return None
-    ids = rollout.ids[:-1] if rollout.finished else rollout.ids
-    turn = parse_turn(prompts.tokenizer.decode(ids), record.tools)
+    turn = prompts.parse(answer_text(rollout, prompts), record.tools)
     return score_tool_turn(turn, record.reference, record.tools).valid
 
 

@@ -70,3 +70,18 @@ def make_model(model_type: str, **settings: Any) -> Any:
             if name.endswith("bias"):
                 parameter.normal_()
     return model
+
+
+def make_qwen_vl(model_type: str) -> Any:
+    """Return a tiny Qwen2.5-VL or Qwen3-VL with its vision tower, in eval mode."""
+    import transformers
+
+    kind = {"qwen2_5_vl": "Qwen2_5_VL", "qwen3_vl": "Qwen3VL"}[model_type]
+    rope = {"rope_type": "default", "mrope_section": [2, 1, 1], "rope_theta": 10000.0}
+    text = {**COMMON, "rope_parameters": rope | ({"mrope_interleaved": True} if model_type == "qwen3_vl" else {})}
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 64, "num_heads": 4, "out_hidden_size": 32}
+    if model_type == "qwen3_vl":
+        vision |= {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]}
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{kind}Config")(text_config=text, vision_config=vision)
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()

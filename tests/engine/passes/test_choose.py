@@ -95,6 +95,22 @@ def test_a_gradient_that_is_wrong_is_found_out(llama: Backend, kind: Any, monkey
 
 
 @pytest.mark.parametrize("kind", ["packed", "depth_first"])
+def test_what_decoding_leaves_behind_is_found_out(llama: Backend, kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As offsets of positions, or a mode that is not put back."""
+    own = llama.generate
+
+    def leaky(**inputs: Any) -> Any:
+        output = own(**inputs)
+        llama.trunk.register_forward_pre_hook(
+            lambda module, args, inputs: (args, {**inputs, "input_ids": inputs["input_ids"] // 2}), with_kwargs=True
+        )
+        return output
+
+    monkeypatch.setattr(llama, "generate", leaky)
+    assert f"{kind} states differ" in str(sharing_error(llama, kind))
+
+
+@pytest.mark.parametrize("kind", ["packed", "depth_first"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_check_passes_and_leaves_everything_as_it_was(kind: Any, dtype: Any) -> None:
     backend = make("llama", dtype)

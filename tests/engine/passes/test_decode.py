@@ -187,7 +187,7 @@ def test_a_models_generation_config_does_not_change_what_is_sampled(backend: Bac
     bare = [TransformersBackend(PlainModel(b.model.unload()), b.device) for b in (hostile, backend)]
     assert generate(bare[0], PROMPTS, 8, [2], 2) == generate(bare[1], PROMPTS, 8, [2], 2)
     assert hostile.base.generation_config is own
-    assert stop_tokens(hostile, 7) == [2, 7, 17]
+    assert stop_tokens(hostile, [7]) == [2, 7, 17]
 
 
 def test_generation_settings_in_the_models_config_do_not_either(backend: Backend, tiny_model: Path) -> None:
@@ -290,14 +290,14 @@ def test_a_rollout_ends_at_the_first_of_several_stop_tokens_whatever_its_neighbo
 def test_stop_tokens_join_template_and_generation_config(backend: Backend) -> None:
     for configured, expected in (([2, 0], [0, 2, 7]), (3, [3, 7]), (None, [7]), ([7], [7])):
         backend.base.generation_config.eos_token_id = configured
-        assert stop_tokens(backend, 7) == expected
+        assert stop_tokens(backend, [7]) == expected
 
 
 @pytest.mark.parametrize("outside", [49_152, -1])
 def test_a_stop_token_that_cannot_be_sampled_is_refused(backend: Backend, outside: int) -> None:
     backend.base.generation_config.eos_token_id = [2, outside]
     with pytest.raises(UsageError) as caught:
-        stop_tokens(backend, 7)
+        stop_tokens(backend, [7])
     assert str(caught.value) == (
         f"Stop token {outside} is outside the model's vocabulary of 49152 words: correct eos_token_id in its "
         "generation_config.json, or use the tokenizer that belongs to the model."

@@ -42,7 +42,9 @@ def gate(
 # Hand-made numbers: 8 sessions, a record of 10 tokens each.
 
 
-def item(session: int, own: float, control: float, agreement: tuple[bool, bool], without: float = 20.0) -> GateItem:
+def item(
+    session: int, own: float, control: float, agreement: tuple[bool | None, bool | None], without: float = 20.0
+) -> GateItem:
     return GateItem(
         record_id=f"s{session}/1",
         session_id=f"s{session}",
@@ -266,3 +268,33 @@ def test_the_real_small_model_passes_with_its_references_and_fails_with_others(s
     assert len({r.row.session_id for r in records}) == 6
     assert gate(backend, prompts, records).passed
     assert not gate(backend, prompts, records, shuffle=True).passed
+
+
+def test_agreement_is_of_the_records_whose_calls_can_be_scored() -> None:
+    some = [item(i, 5.0 + 0.1 * i, 3.0, (None, None) if i < 3 else (False, True)) for i in range(8)]
+    found = judge(some, GateSettings(), seed=0)
+    assert found.passed
+    assert found.lifts["agreement"].interval.value == 1.0
+    assert found.notes == ("The agreement of answers leaves out 3 of 8 records: their calls cannot be scored.",)
+    summary = found.to_json()["summary"]
+    assert [summary[f"agreement_{key}"] for key in ("records", "without", "with")] == [5, 0.0, 1.0]
+
+
+def test_without_any_call_that_can_be_scored_the_gate_judges_the_likelihood_alone() -> None:
+    for unscored in (8, 7):  # one session allows no interval
+        items = [item(i, 5.0 + 0.1 * i, 3.0, (None, None) if i < unscored else (True, False)) for i in range(8)]
+        found = judge(items, GateSettings(), seed=0)
+        assert found.passed
+        assert list(found.lifts) == ["likelihood", "likelihood_over_control"]
+    assert judge(items[:7], GateSettings(), seed=0).to_json()["summary"]["agreement_with"] is None
+
+
+def test_answers_of_a_model_without_a_known_syntax_are_not_judged_by_their_calls(
+    tiny_model: Path, data: Dataset
+) -> None:
+    prompts = open_prompts(str(tiny_model), data.manifest)
+    template = prompts.tokenizer.chat_template
+    prompts.tokenizer.chat_template = template.replace("<tool_call>", "<@>").replace("</tool_call>", "</@>")
+    assert prompts.syntax.syntax is None
+    found = gate(adapted(tiny_model), prompts, choose_records(data.validation, 4))
+    assert {(i.agrees_without, i.agrees_with) for i in found.items} == {(None, None)}

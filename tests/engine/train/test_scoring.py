@@ -182,5 +182,7 @@ def test_an_item_is_flat_as_in_the_evaluation_file() -> None:
         "named": True,
         "valid": False,
     }
+    unknown = Item("a", "s", "g", 3.0, 4, True, 6.0, 2, "text", Score("Read", "first turn", {})).to_json()
+    assert [unknown[key] for key in ("is_tool_turn", "parsed", "named", "valid")] == [True, None, None, None]
     prose = Item("a", "s", "g", 3.0, 4, True, 6.0, 2, "text", Score("", "first turn")).to_json()
     assert [prose[key] for key in ("is_tool_turn", "parsed", "named", "valid", "flags")] == [False] * 4 + [{}]
