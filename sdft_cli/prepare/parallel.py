@@ -27,7 +27,7 @@ def split_parallel(session: Session, counts: Counter[str]) -> Session:
         by_call = {result.tool_call_id: result for result in results}
         position += 1 + len(results)
         wanted = [call.id for call in message.tool_calls]
-        if len(wanted) > 1 and len(results) == len(wanted) and by_call.keys() == set(wanted):
+        if len(wanted) > 1 and len(wanted) == len(results) == len(by_call) and by_call.keys() == set(wanted):
             counts["parallel_calls_split"] += 1
             messages += _one_by_one(message, by_call)
         else:

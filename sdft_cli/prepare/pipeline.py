@@ -19,7 +19,7 @@ from sdft_cli.prepare.turns import SessionTurns
 from sdft_cli.prepare.workers import Job, OnProgress, map_sessions
 from sdft_cli.prompts.chat import ChatPrompts, template_facts
 from sdft_cli.records import RecordRow, Rejection, Session, write_dataset
-from sdft_cli.records.reasons import REASON_OF_CAP, TEMPLATE_ERROR, TEMPLATE_LOSES, advice_of
+from sdft_cli.records.reasons import REASON_OF_CAP, TEMPLATE_ERROR, TEMPLATE_LOSES, UNREADABLE_CALL, advice_of
 from sdft_cli.records.types import record_id_of
 from sdft_cli.traces.source import Source, read_source
 from sdft_cli.traces.tools import with_tools
@@ -140,7 +140,7 @@ def _nothing_kept(source: Source, rejected: Sequence[Rejection]) -> DataError:
     return DataError(f"No turn of {source.name} can be kept ({reasons}):{said} {advice_of(most)}.")
 
 
-REFUSALS = (TEMPLATE_ERROR.key, TEMPLATE_LOSES.key)
+REFUSALS = (TEMPLATE_ERROR.key, TEMPLATE_LOSES.key, UNREADABLE_CALL.key)
 REFUSALS_LISTED, REFUSAL_CHARACTERS = 5, 300
 
 

@@ -12,6 +12,7 @@ from sdft_cli.prepare.duplicates import turn_hashes, turn_sketch
 from sdft_cli.prepare.parallel import split_parallel
 from sdft_cli.prepare.reasoning import strip_session
 from sdft_cli.prepare.system import system_tokens, without
+from sdft_cli.prompts.chat import UnreadableCall
 from sdft_cli.prompts.incremental import SessionCounter, TokenCounter
 from sdft_cli.prompts.template import TemplateError
 from sdft_cli.prompts.unsaid import TemplateLoses
@@ -21,7 +22,9 @@ from sdft_cli.records.reasons import (
     REASON_OF_CAP,
     TEMPLATE_ERROR,
     TEMPLATE_LOSES,
+    UNREADABLE_CALL,
     Candidate,
+    Reason,
     first_reason,
 )
 from sdft_cli.records.types import record_id_of
@@ -96,11 +99,16 @@ def _outcome(
     try:
         reason = first_reason(candidate)
         if reason is None:
+            counted.prompts.check_calls(candidate.message, session.tools)
             return candidate.row
     except TemplateError as error:
-        refused = TEMPLATE_LOSES if isinstance(error, TemplateLoses) else TEMPLATE_ERROR
-        return Rejection(name, session.session_id, turn, refused.key, str(error))
+        return Rejection(name, session.session_id, turn, _refused_as(error).key, str(error))
     return reason.rejection(candidate.row) if reason.cap else Rejection(name, session.session_id, turn, reason.key)
+
+
+def _refused_as(error: TemplateError) -> Reason:
+    kinds = {TemplateLoses: TEMPLATE_LOSES, UnreadableCall: UNREADABLE_CALL}
+    return next((reason for kind, reason in kinds.items() if isinstance(error, kind)), TEMPLATE_ERROR)
 
 
 def _outcomes(

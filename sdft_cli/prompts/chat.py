@@ -23,8 +23,8 @@ from sdft_cli.prompts.encoding import PieceEncoder
 from sdft_cli.prompts.forms import find_form
 from sdft_cli.prompts.syntaxes.find import FoundSyntax, find_syntax
 from sdft_cli.prompts.teacher import TeacherTemplate, load_teacher_template
-from sdft_cli.prompts.template import OWN, ChatTemplate, TemplateError, load_chat_template
-from sdft_cli.prompts.tool_calls import ParsedTurn, comes_back, parse_turn
+from sdft_cli.prompts.template import OWN, ChatTemplate, TemplateError, check_tokens, load_chat_template
+from sdft_cli.prompts.tool_calls import ParsedTurn, calls_of, comes_back, parse_turn
 from sdft_cli.prompts.turn_end import TurnEnds, without_end
 from sdft_cli.prompts.unsaid import ANSWERS, ASK, MORE, SAY, TemplateLoses, Unsaid, find_unsaid, sentence
 from sdft_cli.records import Message, Record, ToolSchema
@@ -51,6 +51,10 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
             f"Model {model} is no local folder and could not be loaded from the Hub: check the name and the network, "
             "or use the alias smollm2-135m."
         ) from error
+
+
+class UnreadableCall(TemplateError):
+    """A call that the model's own syntax cannot hold; the record is rejected as `unreadable_call`."""
 
 
 @dataclass(frozen=True)
@@ -315,6 +319,16 @@ class ChatPrompts:
             return True
         return comes_back(self.reference_text(record.reference), record.reference, record.tools, self.syntax.syntax)
 
+    def check_calls(self, message: Message, tools: Sequence[ToolSchema]) -> None:
+        """Raise `UnreadableCall` if the calls of a turn, as the model would write them, do not read as what they are.
+
+        Where no syntax is known, nothing can be said.
+        """
+        if not message.tool_calls or self.syntax.syntax is None:
+            return
+        if not calls_of(self.parse(self.reference_text(message), tools), message):
+            raise UnreadableCall(f"{self.syntax.syntax.name}, as this model writes calls, cannot hold this one.")
+
     def calls_warning(self, records: Sequence[Record]) -> str | None:
         """Return a sentence for the user where records call tools and no call can be scored, else None."""
         if self.syntax.syntax or not any(record.reference.tool_calls for record in records):
@@ -362,10 +376,13 @@ def prompts_for(
         revision: of the model.
 
     Raises:
-        UsageError, MachineError: as `load_tokenizer`, `load_teacher_template` and `load_chat_template`.
+        UsageError: there is no such template or tokenizer, or the template is for other tokens.
+        MachineError: the Hub cannot be reached.
     """
     tokenizer, wording = load_tokenizer(model, revision), load_teacher_template(teacher)
     text = None if chat_template is None else load_chat_template(chat_template)
+    if text is not None:
+        check_tokens(tokenizer, text, str(chat_template))
     return ChatPrompts(tokenizer, wording, ChatTemplate(tokenizer, text, chat_template or OWN, date))
 
 

@@ -17,6 +17,7 @@ from sdft_cli.resources import resource, resource_text, text_hash
 
 OWN = "own"
 """The name of the template that a model's tokenizer brings."""
+_TOKEN = re.compile(r"<\|[^|<>\s'\"{}]+\|>|<(?:start|end)_of_turn>")
 _CLOCK = re.compile(r"\bstrftime_now\b")
 
 
@@ -123,6 +124,21 @@ def load_chat_template(name: str) -> str:
             f"Chat template {path} is no Jinja (line {error.lineno}: {error.message}): mend it."
         ) from error
     return text
+
+
+def check_tokens(tokenizer: Any, text: str, name: str) -> None:
+    """Refuse a template that writes control tokens which the tokenizer does not have: it is for another family.
+
+    Raises:
+        UsageError: names them.
+    """
+    known = tokenizer.get_added_vocab()
+    missing = sorted({token for token in _TOKEN.findall(text) if token not in known})
+    if missing:
+        raise UsageError(
+            f"Chat template {name} writes {', '.join(missing)}, and the model has no such token: choose one for the "
+            f"model's family ({', '.join(chat_templates())}, or a file)."
+        )
 
 
 def _day(text: str) -> Date:

@@ -16,7 +16,7 @@ from sdft_cli.prompts.syntaxes.hermes import HERMES_OR_QWEN
 from sdft_cli.prompts.syntaxes.turns import ParsedCall, ParsedTurn, Syntax
 from sdft_cli.records import Message, ToolSchema
 
-__all__ = ["ParsedCall", "ParsedTurn", "Syntax", "canonical", "comes_back", "parse_turn", "same_calls"]
+__all__ = ["ParsedCall", "ParsedTurn", "Syntax", "calls_of", "canonical", "comes_back", "parse_turn", "same_calls"]
 
 
 def parse_turn(text: str, tools: Sequence[ToolSchema] = (), syntax: Syntax | None = None) -> ParsedTurn:
@@ -45,9 +45,13 @@ def comes_back(text: str, message: Message, tools: Sequence[ToolSchema], syntax:
     prose does not count: chat templates trim it.
     """
     turn = parse_turn(text, tools, syntax)
+    return calls_of(turn, message) and prose_of(turn) == message.content.strip()
+
+
+def calls_of(turn: ParsedTurn, message: Message) -> bool:
+    """Say whether a turn has the calls of a message, in their order, and no more."""
     expected = [canonical(call.name, call.parsed_arguments()) for call in message.tool_calls]
-    calls = [canonical(call.name, call.arguments) for call in turn.calls]
-    return not turn.errors and calls == expected and prose_of(turn) == message.content.strip()
+    return not turn.errors and [canonical(call.name, call.arguments) for call in turn.calls] == expected
 
 
 def same_calls(answer: ParsedTurn, message: Message) -> bool:

@@ -140,6 +140,7 @@ register(
 # What comes out when it is rendered, and when all records are compared: the first of equals is kept and named.
 TEMPLATE_ERROR = register("template_error", "the chat template refuses it")
 TEMPLATE_LOSES = register("template_loses", "the chat template would drop a part of it")
+UNREADABLE_CALL = register("unreadable_call", "a call that the model's own syntax cannot hold")
 DUPLICATE = register("duplicate", "the same tools, context and turn as another record")
 CONTEXT_INCOMPLETE = register("context_incomplete", "the model saw far more than the session holds")  # or far less
 

@@ -113,7 +113,7 @@ def run_family(model: Path, sessions: Path, folder: Path, given: dict[str, str] 
         "prepare": ("prepare", sessions, "--model", model, "--out", data, *PREPARATION),
         "train": (*start, "--out", run),
         "control": (*start, "--out", folder / "control", "--objective", "sft"),
-        "merge": ("merge", run, "--bf16", "--prompts", "2"),
+        "merge": ("merge", run, "--dtype", "float32", "--prompts", "2"),
         "eval": ("eval", run, data, "--merged", "--control", folder / "control", *EVALUATION),
     }
     found: dict[str, Cell] = {}

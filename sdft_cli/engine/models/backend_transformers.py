@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.kernels import leave_cudnn_attention
 from sdft_cli.engine.models.modes import switch_off_dropout, train_adapter_only
 from sdft_cli.engine.models.quiet import quiet_libraries
-from sdft_cli.engine.models.targets import target_names, target_pattern
+from sdft_cli.engine.models.targets import hits, target_names, target_pattern
+from sdft_cli.errors import MachineError
 
 
 def model_class(config: Any) -> Any:
@@ -67,6 +69,7 @@ def attach_lora(model: Any, config: TrainConfig) -> Any:
 
     Raises:
         UsageError: a target name hits no linear layer of the language trunk.
+        MachineError: peft put the adapter elsewhere.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -79,7 +82,15 @@ def attach_lora(model: Any, config: TrainConfig) -> Any:
         bias="none",
         task_type="CAUSAL_LM",
     )
-    return get_peft_model(model, lora, autocast_adapter_dtype=True)
+    asked = set(hits(model, names))
+    peft_model = get_peft_model(model, lora, autocast_adapter_dtype=True)
+    moved = asked ^ lora_layers(peft_model.get_base_model()).keys()
+    if moved:
+        raise MachineError(
+            f"peft does not adapt {min(moved)} of this {model.config.model_type} model as it was asked to: leave its "
+            "name out of lora.target_modules, or install another version of peft."
+        )
+    return peft_model
 
 
 class TransformersBackend(Backend):

@@ -38,15 +38,26 @@ def trunk_linears(model: Any) -> dict[str, nn.Linear]:
 
 
 def adaptable(model: Any) -> dict[str, nn.Linear]:
-    """Return those that an adapter can sit on: not read past it by a kernel, and with weights of their own."""
+    """Return those that an adapter can sit on: of weights of their own, not read past it, not taken for others."""
+    taken = _taken_for_experts(model)
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     mixers = {name for name, module in model.named_modules() if "Mamba" in type(module).__name__}
     found = {}
     for name, module in trunk_linears(model).items():
         parent, _, leaf = name.rpartition(".")
-        if uses[id(module.weight)] == 1 and not (leaf in READ_BY_KERNELS and parent in mixers):
+        past = leaf in READ_BY_KERNELS and parent in mixers
+        if uses[id(module.weight)] == 1 and not past and leaf not in taken:
             found[name] = module
     return found
+
+
+def _taken_for_experts(model: Any) -> frozenset[str]:
+    """Return names of modules for which peft, at this type of model, adapts the routed experts' tensors instead."""
+    from peft.utils import transformers_weight_conversion as conversion
+
+    kind = conversion._MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type)
+    renamed = conversion._MOE_TARGET_MODULE_MAPPING.get(kind, {}) if conversion._MOE_FUSED_TARGETS.get(kind) else {}
+    return frozenset(renamed)
 
 
 def suggested(model: Any) -> tuple[str, ...]:

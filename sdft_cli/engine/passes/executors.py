@@ -99,9 +99,12 @@ def _passes(backend: Backend, prompts: Sequences, answers: Sequences, max_tokens
 def decoding_cache(backend: Backend, prompts: Sequences, new_tokens: int) -> Any:
     """Return a cache for `generate`, with room for `new_tokens`: of all but the last token of each prompt, or empty.
 
-    None where the library keeps a cache of its own, or the model takes none of this kind (Mamba, RWKV).
+    None where the library keeps a cache of its own, or the model does (Mamba, MiniMax).
     """
-    if not backend.takes_masks or "past_key_values" not in signature(backend.base.forward).parameters:
+    base = backend.base
+    if not backend.takes_masks or "past_key_values" not in signature(base.forward).parameters:
+        return None
+    if not base._supports_default_dynamic_cache():  # MiniMax
         return None
     if backend.sharing == "none" or min(map(len, prompts)) < 2:
         return roomy_cache(backend.base.config.get_text_config(), max(map(len, prompts)) + new_tokens)

@@ -141,7 +141,7 @@ def _inputs(block: Block, names: Sequence[str], width: int, size: int) -> int:
 def _attention_kept(shape: Shape, block: Block, size: int, masked: bool) -> int:
     wide, narrow = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     total = size * (2 * wide + 2 * (wide if masked else narrow)) + 4 * shape.heads
-    total += _inputs(block, ("q_proj", "k_proj", "v_proj"), shape.hidden, size)
+    total += _inputs(block, ("q_proj", "k_proj", "v_proj", "qkv_proj"), shape.hidden, size)
     if block.norms_heads:
         total += 4 * (wide + narrow)
     if block.gated:
@@ -178,7 +178,7 @@ def kept_bytes(shape: Shape, block: Block, size: int, masked: bool, fused: bool)
         else _attention_kept(shape, block, size, masked)
     )
     wide = block.linears["down_proj"][0]
-    mlp = _inputs(block, ("gate_proj", "up_proj"), shape.hidden, size) + 3 * size * wide
+    mlp = _inputs(block, ("gate_proj", "up_proj", "gate_up_proj"), shape.hidden, size) + 3 * size * wide
     mlp += 4 * wide if "down_proj" in block.adapted else 0
     return mixer + mlp + 2 * 4 * (shape.hidden + 1) + 4 * shape.rank * len(block.adapted)
 

@@ -132,8 +132,8 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     """Return the shape of a model from its transformers config; raises as `read_shape`."""
     text = model_config.get_text_config()
     kinds = tuple(getattr(text, "layer_types", None) or (FULL,) * text.num_hidden_layers)
-    _refuse_unknown(text, kinds)
     model = empty_model(model_config)
+    _refuse_unknown(text, kinds, any("experts" in name.split(".") for name, _ in model.named_modules()))
     switch_off_dropout(model)  # as loading does
     obstacle = packing_obstacle(model)
     parameters = sum(p.numel() for p in model.parameters())
@@ -143,6 +143,8 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     with torch.device("meta"):
         peft_model = attach_lora(model, config)
     adapted = {name.removeprefix("base_model.model."): x for name, x in lora_layers(peft_model).items()}
+    blocks = _blocks(kinds, modules, adapted, norms)
+    _refuse_unknown_blocks(text, blocks)
     sizes = [layer.get_base_layer().weight.numel() for layer in adapted.values()]
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return Shape(
@@ -152,7 +154,7 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
         heads=text.num_attention_heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or text.num_attention_heads,
         head_dim=head_dim,
-        blocks=_blocks(kinds, modules, adapted, norms),
+        blocks=blocks,
         delta_net=_delta_net(text) if LINEAR in kinds else None,
         parameters=parameters,
         matrix_parameters=sum(m.weight.numel() for m in modules.values()),
@@ -173,14 +175,26 @@ def possible_sharing(shape: Shape, config: TrainConfig, backend: type[Backend]) 
     return kinds or ["none"]
 
 
-def _refuse_unknown(text: Any, kinds: tuple[str, ...]) -> None:
+def _refuse_unknown(text: Any, kinds: tuple[str, ...], experts: bool) -> None:
     unknown = sorted(set(kinds) - {FULL, SLIDING, LINEAR})
-    experts = getattr(text, "num_experts", None) or getattr(text, "num_local_experts", None)
     if LINEAR in kinds and not hasattr(text, "linear_num_value_heads"):
         unknown.append(f"{LINEAR} (other than gated DeltaNet)")
     if unknown or experts:
         what = "a mixture of experts" if experts else f"a model with {', '.join(unknown)} layers"
-        raise UsageError(f"{text.model_type} is {what}, which `sdft plan` does not model: rehearse it on the card.")
+        raise _not_modelled(text, what)
+
+
+def _refuse_unknown_blocks(text: Any, blocks: tuple[Block, ...]) -> None:
+    """Refuse layers with other matrices than those that the memory model and the operations know by name."""
+    for block in blocks:
+        known = {"down_proj"} if block.kind == LINEAR else {"down_proj", "o_proj"}
+        queries = block.kind == LINEAR or {"q_proj", "qkv_proj"} & block.linears.keys()
+        if not queries or known - block.linears.keys():
+            raise _not_modelled(text, f"a model with layers of {', '.join(block.linears) or 'other kinds'}")
+
+
+def _not_modelled(text: Any, what: str) -> UsageError:
+    return UsageError(f"{text.model_type} is {what}, which `sdft plan` does not model: rehearse it on the card.")
 
 
 def _delta_net(text: Any) -> DeltaNet:

@@ -149,6 +149,7 @@ def load(job: Job, say: Say) -> Loaded:
     from sdft_cli.engine.models.backend_transformers import empty_model
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
     from sdft_cli.engine.models.disk_names import check_adapter
+    from sdft_cli.engine.models.limits import check_limits
     from sdft_cli.engine.models.targets import targets_told
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.plan.memory import packed_room
@@ -164,6 +165,8 @@ def load(job: Job, say: Say) -> Loaded:
     prompts = open_prompts(model, job.data.manifest, config.revision, records)
     check_records(job.data.train, config)
     check_lengths(job.data.validation, config)
+    every = [record.row for record in (*job.data.train, *job.data.validation)]
+    check_limits(model, config.revision, every, config.rollout.max_new_tokens, prompts)
     if warning := prompts.calls_warning([*job.data.train, *job.data.validation]):
         say(warning)
     checked = check_adapter(model, config.revision, config.lora.target_modules)
