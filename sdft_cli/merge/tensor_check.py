@@ -228,7 +228,7 @@ def _compare_adapted(name: str, before: Tensor, expected: Tensor, after: Tensor,
     found.adapted.append(AdaptedTensor(name, ulps, surviving / changed if changed else 0.0))
     if ulps > 1 or not finite:
         return f"{name} is not base + (alpha / r) B A: {ulps} units in the last place away"
-    if not differing:
+    if changed and not differing:
         return f"{name} equals the base: its update vanishes in {found.dtype} (merge with --dtype float32)"
     return None
 

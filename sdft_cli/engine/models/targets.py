@@ -53,8 +53,9 @@ def adaptable(model: Any) -> dict[str, nn.Linear]:
 
 def _taken_for_experts(model: Any) -> frozenset[str]:
     """Return names of modules for which peft, at this type of model, adapts the routed experts' tensors instead."""
-    from peft.utils import transformers_weight_conversion as conversion
+    from peft.utils import transformers_weight_conversion
 
+    conversion: Any = transformers_weight_conversion
     kind = conversion._MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type)
     renamed = conversion._MOE_TARGET_MODULE_MAPPING.get(kind, {}) if conversion._MOE_FUSED_TARGETS.get(kind) else {}
     return frozenset(renamed)

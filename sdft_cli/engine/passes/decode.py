@@ -179,6 +179,14 @@ def generate(
         temperature, top_p: sampling from torch's global generator; `temperature=None` is greedy decoding.
         record_log_probs: keep the sampler's log-probabilities of the sampled tokens.
     """
+    if not backend.left_pads and len({*map(len, prompts)}) > 1:
+        found: dict[int, Rollout] = {}
+        for width in sorted({*map(len, prompts)}):
+            alike = [i for i, prompt in enumerate(prompts) if len(prompt) == width]
+            chosen = [prompts[i] for i in alike]
+            answers = generate(backend, chosen, max_new_tokens, stop_ids, pad_id, temperature, top_p, record_log_probs)
+            found |= zip(alike, answers, strict=True)
+        return [found[i] for i in range(len(prompts))]
     ids, mask = left_padded(prompts, pad_id)
     recorder = LogProbRecorder() if record_log_probs else None
     backend.check_width(ids.shape[1] + max_new_tokens)
