@@ -99,6 +99,11 @@ def target_names(model: Any, asked: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UsageError: a name hits no linear layer of the trunk, or something that cannot be adapted; it says what can be.
     """
+    if getattr(model.config, "rescale_every", 0):
+        raise UsageError(
+            f"{model.config.model_type} rescales its own weights while it runs (rescale_every), which no adapter "
+            "follows: train a model of another family."
+        )
     able = suggested(model)
     if not able:
         kinds = sorted({type(m).__name__ for m in model.get_decoder().modules() if not list(m.children())})

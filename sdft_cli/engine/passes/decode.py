@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.interrupts import interruptible
-from sdft_cli.engine.passes.attention import grouped_attention
+from sdft_cli.engine.passes.attention import grouped_attention, takes_kernels
 from sdft_cli.engine.passes.executors import decoding_cache
 from sdft_cli.errors import UsageError, VerificationError
 
@@ -116,7 +116,8 @@ def own_settings_off(model: Any) -> Iterator[None]:
 @contextmanager
 def _decoding(backend: Backend) -> Iterator[None]:
     """The backend's decoding mode, its attention, and none of the model's own generation settings."""
-    attention = grouped_attention(backend.base.config.get_text_config()) if backend.takes_masks else nullcontext()
+    ours = backend.takes_masks and takes_kernels(backend.base)
+    attention = grouped_attention(backend.base.config.get_text_config()) if ours else nullcontext()
     with own_settings_off(backend.base), backend.decoding(), attention:
         yield
 

@@ -18,7 +18,7 @@ LENGTHS = (23, 11, 17)
 def check_decoding(backend: Backend) -> str | None:
     """Compare log-probabilities of decoded tokens with those of a plain pass; prompts are of several lengths.
 
-    A model that reads padding (RWKV) gets prompts of one length together: `backend.left_pads` is switched off.
+    A model that reads padding gets prompts of one length together: `backend.left_pads` is switched off.
 
     Returns a sentence if it was.
 
@@ -34,8 +34,8 @@ def check_decoding(backend: Backend) -> str | None:
     if found <= allowed:
         return f"Decoding: only prompts of one length together, since {kind} does not leave padding out"
     raise MachineError(
-        f"{kind} decodes another distribution than its forward pass gives (log-probabilities differ by {found:.2g} nats "
-        "per token): update transformers, or use a model of another family."
+        f"{kind} decodes another distribution than its forward pass gives (log-probabilities differ by {found:.2g} "
+        "nats per token): update transformers, or use a model of another family."
     )
 
 
