@@ -64,6 +64,20 @@ _PYTHONIC = (
     "{%- if not loop.last -%}{{ ', ' }}{%- endif -%}{%- endfor -%})"
 )
 _PYTHONIC_RAW = _PYTHONIC.replace("{{ v | tojson }}", '{{ "\'" + v + "\'" if v is string else v | tojson }}')
+_ESCAPE = """
+{%- macro value(v) -%}
+    {%- if v is string -%}{{ '<escape>' + v + '<escape>' }}
+    {%- elif v is mapping -%}
+        {{ '{' }}
+        {%- for k, w in v.items() -%}{{ k }}:{{ value(w) }}{%- if not loop.last -%},{%- endif -%}{%- endfor -%}
+        {{ '}' }}
+    {%- elif v is sequence -%}
+        [{%- for w in v -%}{{ value(w) }}{%- if not loop.last -%},{%- endif -%}{%- endfor -%}]
+    {%- else -%}{{ v | tojson }}
+    {%- endif -%}
+{%- endmacro -%}
+"""
+_FUNCTION_GEMMA = "<start_function_call>call:NAME{{ value(c.function.arguments) }}<end_function_call>"
 _NO_PROSE = ("{{- m.content -}}", "{%- if not m.tool_calls -%}{{- m.content -}}{%- endif -%}")
 _INVOKE = (
     '<invoke name="NAME">\n{%- for k, v in c.function.arguments.items() -%}{{ \'\\n\' }}<parameter name="{{ k }}">'
@@ -201,6 +215,18 @@ FAMILIES: dict[str, Family] = {
     ),
     "granite": Family(
         "Granite", _frame("<|tool_call|>[", _NAMED, ", ", "]", "<|end_of_text|>"), "<|end_of_text|>", ("<|tool_call|>",)
+    ),
+    "nemotron 2": Family(
+        "Nemotron",
+        _frame("<TOOLCALL>[", _NAMED, ", ", "]</TOOLCALL>", "<SPECIAL_12>"),
+        "<SPECIAL_12>",
+        ("<TOOLCALL>", "</TOOLCALL>"),
+    ),
+    "functiongemma": Family(
+        "FunctionGemma",
+        _ESCAPE + _frame("", _FUNCTION_GEMMA, "", "", "<end_of_turn>"),
+        "<end_of_turn>",
+        ("<escape>", "<start_function_call>", "<end_function_call>"),
     ),
     "phi-4": Family(
         "Phi-4-mini",

@@ -67,6 +67,7 @@ def main() -> int:
         numbers = (options.turns, *(counts[key] for key in ("back", "not back", "refused", "WRONG")))
         table.add_row(name, found.name if found else "-", *(f"{n:,}" for n in numbers), f"{seconds:.0f}")
         wrong += counts["WRONG"]
+        print(name, *numbers, file=sys.stderr, flush=True)
     Console().print(table)
     return int(wrong > 0)
 

@@ -146,6 +146,7 @@ def run_evaluation(
     controls: Sequence[Path] = (),
 ) -> dict[str, Any]:
     """Evaluate a run or a model."""
+    from sdft_cli.engine.models.limits import check_limits
     from sdft_cli.engine.models.names import known_as, resolve_model
     from sdft_cli.errors import DataError, UsageError
     from sdft_cli.evaluate.contenders import contenders_of, control_names, single_model
@@ -164,7 +165,9 @@ def run_evaluation(
     others = [read_run(path) for path in controls]
     checkpoint = _existing(found.path / "merged") if found and merged else None
     model = resolve_model(found.config.model if found else subject, say)
-    prompts = open_prompts(model, data.manifest, found.revision if found else None, data.validation)
+    revision = found.revision if found else None
+    prompts = open_prompts(model, data.manifest, revision, data.validation)
+    check_limits(model, revision, [r.row for r in data.validation], config.max_new_tokens, prompts)
     if warning := prompts.calls_warning(data.validation):
         say(warning)
     if found:

@@ -73,6 +73,7 @@ def gate(
 
 def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> GateResult:
     """Load the base model, without an adapter, and run the gate on a dataset."""
+    from sdft_cli.engine.models.limits import check_limits
     from sdft_cli.engine.models.load import check_machine, open_for_eval
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.engine.passes.choose import choose_sharing
@@ -88,6 +89,7 @@ def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> G
         say(warning)
     if config.load_in_4bit:
         say(f"The gate measures the weights in {config.dtype}, not in 4 bits.")
+    check_limits(model, config.revision, [r.row for r in records], config.gate.max_new_tokens, prompts)
     backend = open_for_eval(model, config.dtype, config.revision, None)
     say(choose_sharing(backend, config.prefix_sharing))
     with terminal.progress_reporter() as progress:

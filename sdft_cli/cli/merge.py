@@ -20,8 +20,12 @@ _NO_DTYPE = "Say which weights to write: add --bf16, or --dtype float32."
 
 @command
 def merge(
-    run: Annotated[Path | None, typer.Argument(help="A run folder.", show_default="the newest under runs/")] = None,
-    out: Annotated[Path | None, option(help="The checkpoint folder to create.", left_out="<run>/merged")] = None,
+    run: Annotated[
+        Path | None, typer.Argument(help="A run folder, or an adapter folder.", show_default="the newest under runs/")
+    ] = None,
+    out: Annotated[
+        Path | None, option(help="The checkpoint folder to create.", left_out="<run>/merged, or <adapter>-merged")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint folder.")] = False,
     prompts: Annotated[
         int, typer.Option(min=1, max=8, metavar="N", help="Number of the run's check prompts to compare on.")
@@ -38,7 +42,11 @@ def merge(
         bool, option("--best", help="Take the adapter that was best on held-out records, not the last one.")
     ] = False,
     base: Annotated[
-        str | None, option(help="Merge into this model: the 16-bit form of a 4-bit one.", left_out="the run's own base")
+        str | None,
+        option(
+            help="Merge into this model: the 16-bit form of a 4-bit one, or the base of an adapter folder.",
+            left_out="the run's own base",
+        ),
     ] = None,
     push: Annotated[
         str | None,
@@ -66,6 +74,8 @@ def merge(
     What is on disk is compared with base + adapter, tensor by tensor, file by file, and loaded, on real prompts. A
     disagreement is exit code 4, and the folder is marked as failed; it never replaces a good checkpoint.
 
+    An adapter folder of another trainer (adapter_config.json, by peft) is merged in the same way into --base.
+
     With --push or --gguf, a checkpoint that is there already and passed is taken as it is, unless --overwrite is given.
     Before a push every file is compared with the certificate and searched for secrets; any find stops it.
 
@@ -74,25 +84,44 @@ def merge(
     _check_options(bf16, dtype, push, public, gguf, llama_cpp, overwrite)
     folder = run or newest_run()
 
-    from sdft_cli.run_folder import read_run
+    from sdft_cli.run_folder import is_run, read_run
 
-    target = out or folder / "merged"
+    alone = (folder / "adapter_config.json").is_file() and not is_run(folder)
+    if alone:
+        _check_alone(folder, best, push, base)
+    target = out or (folder.resolve().with_name(f"{folder.resolve().name}-merged") if alone else folder / "merged")
     if gguf and target.resolve() in (gguf.resolve(), *gguf.resolve().parents):
         raise UsageError(f"{gguf} would be a file of the checkpoint {target}: name one outside of it.")
-    source, wanted = read_run(folder, best), "bfloat16" if bf16 else dtype
+    source: Run | Path = folder if alone else read_run(folder, best)
+    wanted = "bfloat16" if bf16 else dtype
     taken = bool(push or gguf) and not overwrite and target.is_dir() and any(target.iterdir())
     check = _certified(source, target, taken, prompts, overwrite, wanted, base)
     if gguf and llama_cpp:
         _convert(target, gguf, llama_cpp, check["dtype"], overwrite)
-    if push:
+    if push and not isinstance(source, Path):
         from sdft_cli.cli.push import push as push_checkpoint
 
         push_checkpoint(source, target, push, public)
-    say(f"Checkpoint: {target}; next: sdft eval {folder}")
+    say(f"Checkpoint: {target}" if alone else f"Checkpoint: {target}; next: sdft eval {folder}")
+
+
+def _check_alone(adapter: Path, best: bool, push: str | None, base: str | None) -> None:
+    """Refuse what only a run has; say which base an adapter folder names."""
+    from sdft_cli.engine.models.names import known_as
+    from sdft_cli.merge.adapter import read_config
+
+    if best or push:
+        raise UsageError(f"{adapter} is an adapter and no run: leave {'--best' if best else '--push'} out.")
+    recorded = read_config(adapter).get("base_model_name_or_path")
+    if base is None:
+        named = f", e.g. --base {recorded}" if recorded else ""
+        raise UsageError(f"{adapter} is an adapter and no run: name the model that it was trained on{named}.")
+    if recorded and known_as(recorded)["base"] != known_as(base)["base"]:
+        say(f"The adapter says that it was trained on {recorded}; it is merged into {base}, as asked.")
 
 
 def _certified(
-    run: Run, target: Path, taken: bool, prompts: int, overwrite: bool, dtype: str | None, base: str | None
+    run: Run | Path, target: Path, taken: bool, prompts: int, overwrite: bool, dtype: str | None, base: str | None
 ) -> dict[str, Any]:
     """Take the checkpoint that is there, or merge; show and return the certificate."""
     from sdft_cli.report import terminal
@@ -101,6 +130,8 @@ def _certified(
         check = existing(run, target, dtype, base)
     elif dtype is None:
         raise UsageError(_NO_DTYPE)
+    elif isinstance(run, Path):
+        check = run_merge_adapter(run, target, prompts, overwrite, dtype, base or "")
     else:
         check = run_merge(run, target, prompts, overwrite, dtype, base)
     terminal.stdout().print(terminal.merge_table(check))
@@ -140,7 +171,7 @@ def _check_options(
         check_token()
 
 
-def existing(run: Run, target: Path, dtype: str | None, base: str | None = None) -> dict[str, Any]:
+def existing(run: Run | Path, target: Path, dtype: str | None, base: str | None = None) -> dict[str, Any]:
     """Return the certificate of a checkpoint that is there already, after comparing its files with it.
 
     Raises:
@@ -150,7 +181,7 @@ def existing(run: Run, target: Path, dtype: str | None, base: str | None = None)
     from sdft_cli.report import terminal
 
     with terminal.stderr().status("Comparing the files with the certificate ..."):
-        check = check_certified(target, run.adapter, dtype, base)
+        check = check_certified(target, run if isinstance(run, Path) else run.adapter, dtype, base)
     say(f"{target} is there, of this adapter, unchanged, and passed its certificate: it is not merged again")
     return check
 
@@ -181,6 +212,29 @@ def run_merge(
         model = resolve_model(base or run.config.model, say)
         check = merge_run(run, model, target, prompts, overwrite, getattr(torch, dtype), base)
     write_model_card(run, target)
+    return check
+
+
+def run_merge_adapter(
+    adapter: Path, target: Path, prompts: int, overwrite: bool, dtype: str, base: str
+) -> dict[str, Any]:
+    """Merge an adapter folder of another trainer into `base` at `target`, compare the two; return the certificate."""
+    import torch
+
+    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.merge.certificate import CARD, CERTIFICATE
+    from sdft_cli.merge.merge import merge_adapter
+    from sdft_cli.records.folders import check_output_folder, write_text
+    from sdft_cli.records.json_files import read_json
+    from sdft_cli.report import terminal
+    from sdft_cli.report.cards import adapted_card
+
+    check_output_folder(target, CERTIFICATE, overwrite)
+    with terminal.stderr().status("Merging and comparing with the adapter ..."):
+        model = resolve_model(base, say)
+        check = merge_adapter(adapter, model, base, target, prompts, overwrite, getattr(torch, dtype))
+    config = read_json(target / "config.json", "merge again with --overwrite")
+    write_text(target / CARD, adapted_card(check, vision=config.get("vision_config") is not None), overwrite=True)
     return check
 
 

@@ -1,4 +1,4 @@
-"""The card of a merged checkpoint, its README.md: written by `sdft merge`, and again when there is an evaluation."""
+"""The cards of a run: of its adapters, and of its merged checkpoint, which is written again with an evaluation."""
 
 from __future__ import annotations
 
@@ -51,6 +51,38 @@ def write_model_card(run: Run, merged: Path, evaluation: dict[str, Any] | None =
         text = _MODEL_ID.sub(lambda _: named[0], text)
     _write(merged, text, own=True)
     return merged / CARD
+
+
+def write_adapter_cards(folder: Path) -> None:
+    """Write the README.md of the adapters of a finished run.
+
+    Args:
+        folder: of the run.
+    """
+    from sdft_cli.engine.models.disk_names import unloaded
+    from sdft_cli.engine.models.names import known_as, license_of, loaded_folder, resolve_model
+    from sdft_cli.engine.models.targets import target_names
+    from sdft_cli.records.folders import write_text
+    from sdft_cli.report.cards import adapter_card
+    from sdft_cli.run_folder import read_run
+
+    run = read_run(folder)
+    model = resolve_model(run.config.model)
+    base = loaded_folder(model, run.revision)
+    empty = unloaded(model, run.revision)
+    last, best = run.info["last_step"]["step"], run.info.get("best_step")
+    for name, steps in (("adapter", last), ("adapter-best", best)):
+        if (folder / name).is_dir():
+            text = adapter_card(
+                run.config.model_dump(mode="json"),
+                run.info,
+                known_as(run.config.model),
+                license=license_of(base) if base else None,
+                vision=getattr(empty.config, "vision_config", None) is not None,
+                targets=target_names(empty, run.config.lora.target_modules),
+                steps=steps,
+            )
+            write_text(folder / name / "README.md", text, overwrite=True)
 
 
 def _write(merged: Path, text: str, own: bool) -> None:

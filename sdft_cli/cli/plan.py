@@ -53,12 +53,14 @@ def plan(
         )
     from sdft_cli.engine.models.backend_transformers import TransformersBackend
     from sdft_cli.engine.models.disk_names import check_adapter
+    from sdft_cli.engine.models.limits import check_limits
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.engine.plan.model_shape import possible_sharing, read_shape
     from sdft_cli.engine.plan.plan import choose_sharing, find_gpu, machine_gpu, plan_of
 
     card = find_gpu(gpu) if gpu else machine_gpu()
     resolved = resolve_model(config.model, say)
+    check_limits(resolved, config.revision, rows, config.rollout.max_new_tokens)
     shape = read_shape(config, resolved)
     check_adapter(resolved, config.revision, config.lora.target_modules)
     possible = possible_sharing(shape, config, TransformersBackend)

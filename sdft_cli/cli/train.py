@@ -129,8 +129,11 @@ def _job_to_resume(
 
 
 def run_training(job: Job) -> dict[str, Any]:
-    """Train as `job` says, with a live view on stderr; return what `run.json` says."""
+    """Train as `job` says, with a live view on stderr, and write the adapters' cards; return what `run.json` says."""
+    from sdft_cli.cli.model_card import write_adapter_cards
     from sdft_cli.engine.train.run import start_training
     from sdft_cli.report.live import live_training
 
-    return start_training(job, say, lambda: live_training(job.config.optim.max_steps))
+    result = start_training(job, say, lambda: live_training(job.config.optim.max_steps))
+    write_adapter_cards(job.folder)
+    return result

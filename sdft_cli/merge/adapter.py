@@ -36,8 +36,11 @@ HANDLED = frozenset(
 feature that is not known."""
 INITS = (True, False, None, "gaussian", "eva", "orthogonal")
 """Values of `init_lora_weights` that leave the base as it is; the others train on a changed base."""
-EXTRAS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices")
-"""Features that `tensor_check` has checked by peft itself."""
+EXTRAS = (
+    *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices"),
+    "modules_to_save",
+)
+"""Features besides plain LoRA: an adapter with one of them is compared with what peft itself makes of it."""
 _KINDS = re.compile(
     r"(?P<module>.+)\.(?:lora_(?P<side>[AB])\.weight|lora_embedding_(?P<ends>[AB])|"
     r"(?P<size>lora_magnitude_vector)(?:\.weight)?|token_adapter\.(?P<rows>trainable_tokens_delta))"
@@ -93,6 +96,12 @@ class Adapter:
         self.plain = not any(self.config.get(key) for key in EXTRAS) and all(
             set(update.keys) == {"A", "B"} and not update.turned for update in self.updates.values()
         )
+
+    @property
+    def uses(self) -> list[str]:
+        """The features that it uses besides plain LoRA, by their names in its configuration."""
+        bias = self.config.get("bias") not in (None, "none")
+        return [*(key for key in EXTRAS if self.config.get(key)), *(["bias"] if bias else [])]
 
     def _scaling(self, key: str) -> tuple[int, float]:
         """Return rank and scaling of a target, as the patterns say; the first pattern that fits counts."""

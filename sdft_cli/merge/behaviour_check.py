@@ -20,6 +20,7 @@ from sdft_cli.engine.models.backend_transformers import load_model
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.passes.decode import decoding_config, left_padded, own_settings_off
 from sdft_cli.engine.passes.padded import padded_passes
+from sdft_cli.errors import DataError
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.prompts.tool_calls import Syntax, parse_turn
@@ -37,7 +38,7 @@ DECODE_TOKENS = 16_384
 
 
 def compare_models(
-    base: Path, adapter: Path, merged: Path, prompts: Sequence[CheckPrompt], dtype: torch.dtype
+    base: Path, adapter: Path, merged: Path, prompts: Sequence[CheckPrompt], dtype: torch.dtype, cls: Any = None
 ) -> dict[str, Any]:
     """Compare a checkpoint, loaded from disk, with base + adapter: distributions, and greedy answers.
 
@@ -47,19 +48,26 @@ def compare_models(
         base, adapter, merged: folders.
         prompts: what to compare on.
         dtype: to load all weights in.
+        cls: the class of model that the adapter is put on; left out, the one that is trained here.
     """
     if torch.cuda.is_available():
         try:
-            return _compared(base, adapter, merged, prompts, dtype, torch.device("cuda"))
+            return _compared(base, adapter, merged, prompts, dtype, torch.device("cuda"), cls)
         except torch.OutOfMemoryError:
             pass  # out of the handler first: its traceback holds the models
         gc.collect()
         torch.cuda.empty_cache()
-    return _compared(base, adapter, merged, prompts, dtype, torch.device("cpu"))
+    return _compared(base, adapter, merged, prompts, dtype, torch.device("cpu"), cls)
 
 
 def _compared(
-    base: Path, adapter: Path, merged: Path, prompts: Sequence[CheckPrompt], dtype: torch.dtype, device: torch.device
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    prompts: Sequence[CheckPrompt],
+    dtype: torch.dtype,
+    device: torch.device,
+    cls: Any,
 ) -> dict[str, Any]:
     quiet_libraries()
     from peft import PeftModel
@@ -70,15 +78,59 @@ def _compared(
     replays = [CheckPrompt(item.prompt, answer) for item, answer in zip(prompts, answers, strict=True)]
     del model
     gc.collect()
-    adapted: Any = PeftModel.from_pretrained(load_model(str(base), dtype, device), str(adapter), low_cpu_mem_usage=True)
+    adapted: Any = PeftModel.from_pretrained(
+        load_model(str(base), dtype, device, cls=cls), str(adapter), low_cpu_mem_usage=True
+    )
     trained_log_p = log_probabilities(adapted.eval(), replays, device)
     with weights(adapted, "base"):
         base_log_p = log_probabilities(adapted, replays, device)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(merged))
     found = compare(trained_log_p, merged_log_p, base_log_p)
-    syntax = ChatPrompts(tokenizer, load_teacher_template()).syntax.syntax
+    templated = bool(tokenizer.chat_template)  # the base of another trainer's adapter may have no template
+    syntax = ChatPrompts(tokenizer, load_teacher_template()).syntax.syntax if templated else None
     texts = [tokenizer.decode(answer, clean_up_tokenization_spaces=False) for answer in answers]
     return {"device": device.type, **found, **same_answers(answers, texts, trained_log_p.argmax(-1).tolist(), syntax)}
+
+
+TEXTS = (
+    "Write a Python function that finds duplicate files in a folder.",
+    "What does `git rebase --onto` do? Give an example.",
+    "Tests fail with `KeyError: 'id'` after my last change. Where do I look first?",
+    "Explain the difference between a process and a thread in two sentences.",
+    "Translate to French: the meeting was moved to Thursday morning.",
+    "List the files of a folder by size, largest first, in bash.",
+    "Name three causes of the First World War.",
+    "Summarise: the committee met twice, agreed on the budget and put off the vote on the bylaws.",
+)
+"""On what an adapter without a run is compared."""
+TOKENS = 32
+"""Tokens of an answer to them, at most."""
+
+
+def fixed_prompts(base: Path, count: int) -> list[CheckPrompt]:
+    """Return prompts of a few fixed texts, through the base's chat template if it has one.
+
+    Raises:
+        DataError: the base has no tokenizer that can be loaded, or its template refuses a single user message.
+    """
+    from jinja2 import TemplateError
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(str(base))
+        found = []
+        for text in TEXTS[:count]:
+            if tokenizer.chat_template:
+                message = [{"role": "user", "content": text}]
+                text = tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            ids = tokenizer(text, add_special_tokens=not tokenizer.chat_template)["input_ids"]
+            found.append(CheckPrompt(list(ids), [0] * TOKENS))
+    except (OSError, ValueError, TemplateError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(
+            f"No prompts could be made with the tokenizer of {base} ({reason}): repair its files."
+        ) from error
+    return found
 
 
 @torch.no_grad()

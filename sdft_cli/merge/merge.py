@@ -4,23 +4,41 @@ from __future__ import annotations
 
 import itertools
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdft_cli.engine.models.disk_names import DiskNames
+from sdft_cli.engine.models.disk_names import DiskNames, unloaded
 from sdft_cli.engine.models.names import FAILED, identity, known_as, license_of, local_folder
-from sdft_cli.errors import UsageError, VerificationError
+from sdft_cli.errors import DataError, UsageError, VerificationError
 from sdft_cli.merge.adapter import Adapter
-from sdft_cli.merge.behaviour_check import compare_models, failures
+from sdft_cli.merge.behaviour_check import compare_models, failures, fixed_prompts
 from sdft_cli.merge.certificate import CERTIFICATE, FORMAT, file_hash, file_hashes, has_passed
 from sdft_cli.merge.tensor_check import certify
 from sdft_cli.merge.weights import copy_companions, merge_weights
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import write_json
 from sdft_cli.run_folder import CheckPrompt, Run, read_check_prompts
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is merged, and into what.
+
+    `base`: its folder; `base_name` as others read it; `names` of its parameters; `prompts`: to compare on, in `dtype`;
+    `cls`: the auto class of the model that was trained, if that is not all of the checkpoint.
+    """
+
+    adapter: Path
+    base: Path
+    base_name: str
+    revision: str | None
+    names: DiskNames
+    prompts: list[CheckPrompt]
+    dtype: torch.dtype
+    cls: Any = None
 
 
 def merge_run(
@@ -39,7 +57,9 @@ def merge_run(
     Args:
         run: the run.
         model: folder or Hub id of the base, resolved.
+        target: the folder to create.
         prompts: how many of the run's check prompts to compare on.
+        overwrite: replace a checkpoint that is there.
         dtype: of the merged weights, bfloat16 or float32.
         other_base: the name of `model` if that is another base than the run's, as the 16-bit form of a 4-bit one.
 
@@ -54,16 +74,78 @@ def merge_run(
     base, revision = _found_base(run, model, other_base is None)
     check_target(target, run, str(base))
     items = read_check_prompts(run.path / "check_prompts.jsonl", prompts)
-    names = DiskNames(base)
-    adapter = Adapter(run.adapter, names)
+    compared_in = getattr(torch, run.config.dtype)
+    name = other_base or run.config.model
+    return _merged(
+        Source(run.adapter, base, name, revision, DiskNames(base), items, compared_in), target, overwrite, dtype
+    )
+
+
+def merge_adapter(
+    adapter: Path,
+    model: str,
+    base_name: str,
+    target: Path,
+    prompts: int = 8,
+    overwrite: bool = False,
+    dtype: torch.dtype = torch.bfloat16,
+) -> dict[str, Any]:
+    """Merge an adapter that another trainer wrote, and certify it, as `merge_run` does.
+
+    Args:
+        adapter: a folder with `adapter_config.json`.
+        model: folder or Hub id of the base, resolved.
+        base_name: of the base, as it was asked for.
+        target: the folder to create.
+        prompts: on how many fixed prompts to compare.
+        overwrite: replace a checkpoint that is there.
+        dtype: of the merged weights, bfloat16 or float32.
+
+    Raises:
+        As `merge_run`; DataError also if the adapter uses a feature that is not known.
+    """
+    base = local_folder(model)
+    for folder in (adapter, base):
+        _check_apart(target, folder, within=True)
+    names, cls = names_for(base, adapter)
+    source = Source(adapter, base, base_name, None, names, fixed_prompts(base, prompts), torch.float32, cls)
+    return _merged(source, target, overwrite, dtype)
+
+
+def names_for(base: Path, adapter: Path) -> tuple[DiskNames, Any]:
+    """Return the names of a base, of the class that an adapter fits, and that auto class if it is not the usual one.
+
+    That is all of the checkpoint, or its language model alone: other trainers may have loaded only that.
+
+    Raises:
+        DataError: the adapter fits neither, or uses a feature that is not known.
+    """
+    from transformers import AutoModelForCausalLM
+
+    whole = DiskNames(base)
+    try:
+        Adapter(adapter, whole)
+    except DataError as error:
+        try:
+            text = DiskNames(base, unloaded(base, cls=AutoModelForCausalLM))
+            Adapter(adapter, text)
+        except (DataError, ValueError):  # it fits neither: what it lacks of the whole is told
+            raise error from None
+        return text, AutoModelForCausalLM
+    return whole, None
+
+
+def _merged(source: Source, target: Path, overwrite: bool, dtype: torch.dtype) -> dict[str, Any]:
+    """Merge and certify in a scratch folder, which takes its place at the end."""
+    adapter = Adapter(source.adapter, source.names)
     with new_folder(target, CERTIFICATE, overwrite) as scratch:
-        merge_weights(base, adapter, scratch, dtype, names)
-        copy_companions(base, scratch, str(dtype).removeprefix("torch."))
+        merge_weights(source.base, adapter, scratch, dtype, source.names)
+        copy_companions(source.base, scratch, str(dtype).removeprefix("torch."))
         document = {
-            **known_as(other_base or run.config.model),
-            "revision": revision,
-            "license": license_of(base),
-            **_certificate(run, base, scratch, items, dtype, names),
+            **known_as(source.base_name),
+            "revision": source.revision,
+            "license": license_of(source.base),
+            **_certificate(source, scratch, dtype, adapter.uses),
         }
         write_json(scratch / CERTIFICATE, document)
         if document["failures"]:
@@ -86,16 +168,18 @@ def check_target(target: Path, run: Run, model: str) -> None:
     Raises:
         UsageError: the target is or holds the run, its adapters or the base, or lies in an adapter or in the base.
     """
-    place = target.resolve()
     kept = [run.path / "adapter", run.path / "adapter-best"]
     if Path(model).expanduser().is_dir():
         kept.append(Path(model).expanduser())
     for folder in (run.path, *kept):
-        found = folder.resolve()
-        if place == found or place in found.parents or (folder in kept and found in place.parents):
-            raise UsageError(
-                f"The merge reads {folder}, and {target} is it, holds it or lies in it: choose another --out."
-            )
+        _check_apart(target, folder, within=folder in kept)
+
+
+def _check_apart(target: Path, read: Path, within: bool) -> None:
+    """Refuse a target that is or holds a folder that is read, or (`within`) lies in it."""
+    place, found = target.resolve(), read.resolve()
+    if place == found or place in found.parents or (within and found in place.parents):
+        raise UsageError(f"The merge reads {read}, and {target} is it, holds it or lies in it: choose another --out.")
 
 
 def _found_base(run: Run, model: str, own: bool) -> tuple[Path, str | None]:
@@ -168,19 +252,18 @@ def _failed(failures: list[str], where: Path, more: str = "") -> VerificationErr
     )
 
 
-def _certificate(
-    run: Run, base: Path, merged: Path, items: list[CheckPrompt], dtype: torch.dtype, names: DiskNames
-) -> dict[str, Any]:
-    found = certify(base, run.adapter, merged, dtype, names)
+def _certificate(source: Source, merged: Path, dtype: torch.dtype, uses: list[str]) -> dict[str, Any]:
+    found = certify(source.base, source.adapter, merged, dtype, source.names)
     behaviour = None
     if not found.failures:  # else there may be nothing that loads
-        behaviour = compare_models(base, run.adapter, merged, items, getattr(torch, run.config.dtype))
+        behaviour = compare_models(source.base, source.adapter, merged, source.prompts, source.dtype, source.cls)
         found.failures += failures(behaviour)
     return {
         "format": FORMAT,
         "passed": not found.failures,
         "failures": found.failures,
-        "adapter": {"name": run.adapter.name, "sha256": file_hash(run.adapter / "adapter_model.safetensors")},
+        "adapter": {"name": source.adapter.name, "sha256": file_hash(source.adapter / "adapter_model.safetensors")},
+        **({"uses": uses} if uses else {}),
         "dtype": found.dtype,
         "adapted": [asdict(tensor) for tensor in found.adapted],
         "untouched": {"identical": found.identical, f"cast to {found.dtype}": found.cast},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -147,6 +148,82 @@ def model_card(
         contenders=contenders,
         evaluated=evaluation,
         evaluation=[(label, [values.get(name, "-") for name in contenders]) for label, values in rows],
+        merge=merge_rows(certificate),
+        model_id=MODEL_ID,
+        license=license,
+        vision=vision,
+    )
+
+
+_KINDS = {"hub": "on the Hub", "package": "in a Python package, converted by `sdft`", "folder": "a folder"}
+
+
+def adapter_card(
+    config: Mapping[str, Any],
+    run: Mapping[str, Any],
+    base: Mapping[str, str],
+    *,
+    license: Mapping[str, str] | None = None,
+    vision: bool = False,
+    targets: Sequence[str],
+    steps: int,
+) -> str:
+    """Return the card of an adapter that training left behind.
+
+    Args:
+        config: the run's resolved training configuration.
+        run: what `run.json` says.
+        base: `base`, its name as others read it, and `base_kind`: hub, package or folder.
+        license: the Hub's keys `license`, `license_name`, `license_link` of the base, where they are known.
+        vision: the base has a vision tower.
+        targets: names of the modules that it sits on.
+        steps: optimizer steps behind this adapter.
+    """
+    hub = base["base_kind"] == "hub"
+    commit = (run.get("base") or {}).get("commit") or (config["revision"] if hub else None)
+    sdft = config["objective"] == "sdft"
+    metadata: dict[str, Any] = {**(license or {}), "library_name": "peft"}
+    metadata["pipeline_tag"] = "image-text-to-text" if vision else "text-generation"
+    if hub:
+        metadata |= {"base_model": base["base"], "base_model_relation": "adapter"}
+    metadata["tags"] = ["lora", "agent-traces", "tool-use", "sdft" if sdft else "sft"]
+    return render(
+        "cards/adapter.md.jinja",
+        metadata=yaml.safe_dump(metadata, sort_keys=False),
+        base=base["base"],
+        base_id=json.dumps(base["base"]),
+        kind=base["base_kind"],
+        kinds=_KINDS,
+        revision=commit,
+        pinned=f", revision={json.dumps(commit)}" if commit else "",
+        config=config,
+        backend=run["backend"],
+        targets=targets,
+        steps=steps,
+        sdft=sdft,
+        loader="AutoModelForMultimodalLM" if vision else "AutoModelForCausalLM",
+        model_id="your-name/your-adapter",
+        license=license,
+        vision=vision,
+    )
+
+
+def adapted_card(certificate: Mapping[str, Any], vision: bool) -> str:
+    """Return the card of a checkpoint that an adapter of another trainer was merged into.
+
+    Args:
+        certificate: of the merge, one that passed.
+        vision: the base has a vision tower.
+    """
+    license = certificate["license"]
+    metadata: dict[str, Any] = {**license, "library_name": "transformers"}
+    metadata["pipeline_tag"] = "image-text-to-text" if vision else "text-generation"
+    if certificate["base_kind"] == "hub":
+        metadata |= {"base_model": certificate["base"], "base_model_relation": "finetune"}
+    return render(
+        "cards/adapted.md.jinja",
+        metadata=yaml.safe_dump(metadata, sort_keys=False),
+        certificate=certificate,
         merge=merge_rows(certificate),
         model_id=MODEL_ID,
         license=license,

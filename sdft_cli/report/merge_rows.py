@@ -12,8 +12,13 @@ def merge_rows(check: Mapping[str, Any]) -> list[tuple[str, str]]:
     shares = [tensor["surviving_share"] for tensor in adapted]
     same = sum(state.startswith("identical") for state in check["files"].values())
     near = "" if behaviour["base_is_told_apart"] else ", too near to tell the base from the merge by running them"
+    uses = [("features of the adapter", ", ".join(check["uses"]))] if check.get("uses") else []
     return [
-        ("adapted tensors, each base + (alpha / r) B A", str(len(adapted))),
+        *uses,
+        (
+            "adapted tensors, each as the adapter makes it" if uses else "adapted tensors, each base + (alpha / r) B A",
+            str(len(adapted)),
+        ),
         ("  largest distance from the fp32 sum", f"{max(t['ulps'] for t in adapted)} ulp"),
         (f"  of their updates, elements that survive {check['dtype']}", f"{min(shares):.1%} to {max(shares):.1%}"),
         *((f"untouched tensors, {state}", str(count)) for state, count in check["untouched"].items() if count),

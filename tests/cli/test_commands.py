@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,6 +72,23 @@ def test_secrets_and_names_do_not_reach_the_dataset(sdft: Run, tmp_path: Path, t
     assert session.metadata["project"] == f"{home}/app"
 
 
+def check_adapter_can_be_given_away(adapter: Path, base: Path) -> None:
+    """No path of this machine in it, and a card whose code loads it."""
+    assert {path.name for path in adapter.iterdir()} == {
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    card, config = (adapter / "README.md").read_text(), (adapter / "adapter_config.json").read_text()
+    assert json.loads(config)["base_model_name_or_path"] == base.name
+    assert not [text for text in (card, config) if str(base.parent) in text or str(adapter.parent) in text]
+    assert f"| base | `{base.name}` (a folder) |" in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    scope: dict[str, Any] = {}
+    exec(code.replace(f'"{base.name}"', f'"{base}"').replace("your-name/your-adapter", str(adapter)), scope)
+    assert type(scope["model"]).__name__ == "PeftModelForCausalLM"
+
+
 @pytest.mark.slow
 def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_model: Path) -> None:
     write_examples(tmp_path / "sessions", 12)
@@ -90,6 +109,8 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     names = {"run.json", "config.json", "check_prompts.jsonl", "adapter", "checkpoints", *logs}
     assert {p.name for p in run.iterdir()} == names
     assert json.loads((run / "run.json").read_text())["base"] == identity(tiny_model)
+
+    check_adapter_can_be_given_away(run / "adapter", tiny_model)
 
     done = sdft("merge", "--bf16")
     assert "Using the newest run: runs/sessions-cpu-demo" in clean(done, 0)

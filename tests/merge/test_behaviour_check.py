@@ -99,11 +99,11 @@ def test_what_only_running_the_checkpoint_shows_is_caught(
     """The tensors' certificate is made to see nothing: the base under the name of the merge must fail all the same."""
     import sdft_cli.merge.merge as module
 
-    monkeypatch.setattr(module, "certify", lambda base, adapter, merged, dtype: Certificate("bfloat16"))
+    monkeypatch.setattr(module, "certify", lambda base, adapter, merged, dtype, names: Certificate("bfloat16"))
     monkeypatch.setattr(
         module,
         "merge_weights",
-        lambda base, adapter, out, dtype: shutil.copyfile(base / "model.safetensors", out / "model.safetensors"),
+        lambda base, adapter, out, dtype, names: shutil.copyfile(base / "model.safetensors", out / "model.safetensors"),
     )
     with pytest.raises(VerificationError, match="mean KL"):
         merge_run(read_run(run), str(tiny_model), tmp_path / "merged")

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
 
 from sdft_cli.engine.models.backend_transformers import load_model  # noqa: E402
-from sdft_cli.engine.models.disk_names import DiskNames, check_mergeable, empty_model  # noqa: E402
+from sdft_cli.engine.models.disk_names import DiskNames, check_mergeable, unloaded  # noqa: E402
 from sdft_cli.engine.models.targets import target_pattern  # noqa: E402
 from sdft_cli.merge.adapter import Adapter  # noqa: E402
 from sdft_cli.merge.tensor_check import certify  # noqa: E402
@@ -72,7 +72,7 @@ def test_a_merged_checkpoint_is_base_and_adapter(tmp_path: Path, family: str) ->
     base = save(family, tmp_path / "base")
     targets = FAMILIES[family][1]
     check_mergeable(DiskNames(base), targets)
-    model = adapted(base, tmp_path / "adapter", target_modules=target_pattern(empty_model(base), targets))
+    model = adapted(base, tmp_path / "adapter", target_modules=target_pattern(unloaded(base), targets))
     found = merged(base, tmp_path / "adapter", tmp_path / "out")
     assert len(found.adapted) == sum(1 for name, _ in model.named_modules() if name.endswith(".lora_A"))
     agree(tmp_path / "out", model)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdft_cli.config import load_train_config
-from sdft_cli.report.cards import Evaluation, model_card, model_metadata
+from sdft_cli.report.cards import Evaluation, adapter_card, model_card, model_metadata
 from sdft_cli.report.templates import cell
 from tests.report.hostile import NAMES, SOURCE
 from tests.report.test_cards import metadata_of
@@ -265,3 +265,53 @@ def test_metadata_survives_any_name(base: str, source: str, license_id: str) -> 
 def test_a_cell_is_no_markup(text: str) -> None:
     inner = re.sub(r"&#\d+;", "", cell(text))
     assert not re.search(r"[<>`|*_\[\]\n\r\\&#~!\"']", inner)
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def adapters_card(base: dict[str, str], vision: bool = True) -> str:
+    run = {**RUN, "base": {"commit": COMMIT} if base["base_kind"] == "hub" else {"config.json": "x"}}
+    return adapter_card(
+        CONFIG, run, base, license={"license": "mit"}, vision=vision, targets=("q_proj", "o_a"), steps=7
+    )
+
+
+def test_an_adapters_card_says_base_commit_targets_and_how_to_load_it() -> None:
+    card = adapters_card({"base": "owner/base", "base_kind": "hub"})
+    assert metadata_of(card) == {
+        "license": "mit",
+        "library_name": "peft",
+        "pipeline_tag": "image-text-to-text",
+        "base_model": "owner/base",
+        "base_model_relation": "adapter",
+        "tags": ["lora", "agent-traces", "tool-use", "sdft"],
+    }
+    for row in (
+        "| base | `owner/base` (on the Hub) |",
+        f"| commit of the base | `{COMMIT}` |",
+        "| trained modules | `q_proj`, `o_a`, of the language model |",
+        "| LoRA rank, alpha, dropout | 64, 128, 0.0 |",
+        "| optimizer steps | 7 |",
+    ):
+        assert row in card
+    (code,) = re.findall(r"```python\n(.*?)```", card, flags=re.DOTALL)
+    assert f'AutoModelForMultimodalLM.from_pretrained(base_id, revision="{COMMIT}", dtype=torch.bfloat16' in code
+    assert "AutoModelForMultimodalLM` and no other class" in card
+    text = adapters_card({"base": "owner/base", "base_kind": "hub"}, vision=False)
+    assert "AutoModelForCausalLM.from_pretrained(base_id" in text
+    assert "Multimodal" not in text
+
+
+@settings(deadline=None)
+@given(st.text() | st.sampled_from(NAMES))
+def test_an_adapters_card_of_a_folder_pins_nothing_and_its_code_compiles(name: str) -> None:
+    card = adapters_card({"base": name, "base_kind": "folder"})
+    assert "not a Hub model" in card
+    assert "revision=" not in card
+    assert "base_model" not in metadata_of(card)
+    block = card.split("```python\n")[1].split("\n```")[0]
+    line = next(x for x in block.splitlines() if x.startswith("base_id = "))
+    scope: dict[str, Any] = {}
+    exec(line, scope)
+    assert scope["base_id"] == name

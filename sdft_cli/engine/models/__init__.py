@@ -7,6 +7,7 @@ backend_unsloth       unsloth, which may change nothing without being asked
 head                  the output head as the model applies it: scale, cap, bias
 head_check            whether our logits are those of the model's own forward pass
 modes                 dropout, training and eval mode, positions: what must not leak from one pass into the next
+limits                what a model's config and tokenizer rule out, before it is loaded
 load                  which backend a run takes, what the machine must have, and loading
 adapters              LoRA on the language trunk; which weights are on: adapter, base, average, merged
 disk_names            which tensors on disk hold a parameter; targets that could not be merged are refused

@@ -31,20 +31,35 @@ def model_class(config: Any) -> Any:
     return transformers.AutoModelForCausalLM
 
 
-def empty_model(model_config: Any) -> Any:
-    """Return a model without weights (on torch's meta device) from its config: its modules, names and sizes."""
+def empty_model(model_config: Any, cls: Any = None) -> Any:
+    """Return a model without weights (on torch's meta device) from its config: its modules, names and sizes.
+
+    Args:
+        model_config: of transformers.
+        cls: an auto class; left out, the one that keeps all of the checkpoint.
+    """
     with torch.device("meta"):
-        return model_class(model_config).from_config(model_config).requires_grad_(False)
+        return (cls or model_class(model_config)).from_config(model_config).requires_grad_(False)
 
 
-def load_model(model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None) -> Any:
-    """Load a model for inference, in eval mode, frozen and without dropout, from safetensors; no remote code."""
+def load_model(
+    model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None, cls: Any = None
+) -> Any:
+    """Load a model for inference, in eval mode, frozen and without dropout, from safetensors; no remote code.
+
+    Args:
+        model: a folder or Hub id.
+        dtype: of all weights.
+        device: where it goes.
+        revision: of a Hub id.
+        cls: an auto class; left out, the one that keeps all of the checkpoint.
+    """
     quiet_libraries()
     leave_cudnn_attention()
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model, revision=revision or "main")
-    loaded = model_class(config).from_pretrained(model, dtype=dtype, revision=revision or "main")
+    loaded = (cls or model_class(config)).from_pretrained(model, dtype=dtype, revision=revision or "main")
     switch_off_dropout(loaded)
     return loaded.to(device).eval().requires_grad_(False)
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdft_cli.engine.models.backend_transformers import model_class
+from sdft_cli.engine.models.backend_transformers import empty_model
 from sdft_cli.engine.models.names import loaded_folder
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.models.targets import hits, target_names
@@ -61,21 +61,18 @@ def stored_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def empty_model(model: str | Path, revision: str | None = None, cls: Any = None) -> Any:
-    """Return the model of a folder or Hub id on torch's meta device: all of its modules, none of its weights.
+def unloaded(model: str | Path, revision: str | None = None, cls: Any = None) -> Any:
+    """Return the model of a folder or Hub id without weights; only its config is read.
 
     Args:
-        model: only its config is read.
+        model: a folder or Hub id.
         revision: of a Hub id.
         cls: an auto class; left out, the one that loads it for training.
     """
     quiet_libraries()
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(str(model), revision=revision or "main")
-    with torch.device("meta"):
-        found = (cls or model_class(config)).from_config(config)
-    return found.requires_grad_(False)
+    return empty_model(AutoConfig.from_pretrained(str(model), revision=revision or "main"), cls)
 
 
 class DiskNames:
@@ -91,7 +88,7 @@ class DiskNames:
             DataError: as `stored_shapes`.
         """
         self.folder = folder
-        self.model = empty_model(folder) if model is None else model
+        self.model = unloaded(folder) if model is None else model
         self.shapes = stored_shapes(folder)
         self._own = self.model.state_dict()
         self._renamings, self._converters = _mapping(self.model)
@@ -141,12 +138,12 @@ class DiskNames:
         """
         if group.converter is None:
             return {group.disk[0]: parameters[group.parameters[0]]}
-        from transformers.core_model_loading import dot_natural_key, rename_source_key
+        from transformers.core_model_loading import dot_natural_key
 
         reverse = group.converter.reverse_transform()
         first, collected = "", deepcopy(reverse)
         for name in sorted(group.parameters, key=dot_natural_key):
-            renamed, pattern = rename_source_key(name, [], [reverse], reverse=True)
+            renamed, pattern = reverse.rename_source_key(name)
             first = first or renamed
             collected.add_tensor(first, name, pattern, parameters[name])
         made = _realised(collected, first, self.model)
@@ -288,7 +285,7 @@ def check_adapter(model: str, revision: str | None, targets: Sequence[str], load
         DataError: a file of the model is damaged, or after loading it holds no safetensors files.
     """
     folder = loaded_folder(model, revision)
-    empty = empty_model(folder or model, revision)
+    empty = unloaded(folder or model, revision)
     check_reached(empty, targets)
     if _is_quantised(empty.config):  # merged into its 16-bit form, whose names are looked at then
         return True

@@ -146,6 +146,14 @@ def _convert(source: Path, digest: str, template: str, model: PackagedModel, tar
         (scratch / "sdft-source.json").write_text(json.dumps(provenance, indent=2) + "\n", encoding="utf-8")
 
 
+NOT_NEEDED = [
+    *("*.bin", "*.pt", "*.pth", "*.ckpt", "*.gguf", "*.h5", "*.msgpack", "*.ot", "*.onnx", "*.onnx_data", "*.tflite"),
+    *("consolidated*", "original/*", "onnx/*", "openvino/*", "coreml/*", "metal/*", "gguf/*"),
+    *("runs/*", "checkpoint-*/*", "*.png", "*.jpg", "*.jpeg", "*.gif", "*.svg", "*.webp"),
+]
+"""Files of a Hub repository, by patterns, that are not downloaded: other forms of the weights, states, pictures."""
+
+
 def local_folder(model: str, revision: str | None = None) -> Path:
     """Return the folder with a model's files; a Hub id is downloaded, or found in the cache if the Hub gives nothing.
 
@@ -159,11 +167,10 @@ def local_folder(model: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    ignored = ["*.bin", "*.pth", "*.gguf", "*.h5"]
     problem: Exception | None = None
     for only_cache in (False, True):  # of a commit the library asks the Hub what belongs to it, even if it is there
         try:
-            found = snapshot_download(model, revision=revision, ignore_patterns=ignored, local_files_only=only_cache)
+            found = snapshot_download(model, revision=revision, ignore_patterns=NOT_NEEDED, local_files_only=only_cache)
             return Path(found)
         except (HfHubHTTPError, LocalEntryNotFoundError, httpx.HTTPError, OSError) as error:
             problem = problem or error

@@ -13,7 +13,7 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.errors import WARNING, DataError, MachineError, UsageError, VerificationError
 from sdft_cli.records import Dataset, Record
 from sdft_cli.records.folders import new_folder, replacing_folder
-from sdft_cli.records.json_files import write_json
+from sdft_cli.records.json_files import read_json, write_json
 from sdft_cli.run_folder import FORMAT, base_revision, read_run_json, write_check_prompts
 
 if TYPE_CHECKING:
@@ -149,6 +149,7 @@ def load(job: Job, say: Say) -> Loaded:
     from sdft_cli.engine.models.backend_transformers import empty_model
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
     from sdft_cli.engine.models.disk_names import check_adapter
+    from sdft_cli.engine.models.limits import check_limits
     from sdft_cli.engine.models.targets import targets_told
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.passes.start_check import check_reach
@@ -165,6 +166,8 @@ def load(job: Job, say: Say) -> Loaded:
     prompts = open_prompts(model, job.data.manifest, config.revision, records)
     check_records(job.data.train, config)
     check_lengths(job.data.validation, config)
+    every = [record.row for record in (*job.data.train, *job.data.validation)]
+    check_limits(model, config.revision, every, config.rollout.max_new_tokens, prompts)
     if warning := prompts.calls_warning([*job.data.train, *job.data.validation]):
         say(warning)
     checked = check_adapter(model, config.revision, config.lora.target_modules)
@@ -288,9 +291,18 @@ def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
 
 
 def _save_adapter(trainer: Trainer, target: Path) -> None:
+    """Write an adapter that can be given away: no path of this machine, and no card that says nothing."""
+    from sdft_cli.engine.models.names import known_as
+
+    info = read_run_json(target.parent)
+    commit = (info.get("base") or {}).get("commit") or trainer.config.revision
     try:
         with replacing_folder(target) as scratch:
             trainer.backend.save_adapter(scratch)
+            (scratch / "README.md").unlink(missing_ok=True)  # peft's own; `sdft train` writes one
+            config = read_json(scratch / "adapter_config.json", "run `sdft train --resume` again")
+            named = {"base_model_name_or_path": known_as(trainer.config.model)["base"], "revision": commit}
+            write_json(scratch / "adapter_config.json", config | named)
     except OSError as error:
         raise MachineError(
             f"Writing {target} failed ({error.strerror or error}): free space, then `sdft train --resume --out "

@@ -122,12 +122,10 @@ def _rendered(render: Callable[[Message], str], message: Message, planted: str) 
 
 def _reads(syntax: Syntax, text: str, message: Message) -> bool:
     turn = syntax.parse(text, [_TOOL])
-    calls = [(call.name, call.arguments) for call in turn.calls]
-    return (
-        not turn.errors
-        and calls == [(c.name, c.parsed_arguments()) for c in message.tool_calls]
-        and prose_of(turn) == message.content
-    )
+    read = [[call.name, call.arguments] for call in turn.calls]
+    made = [[call.name, call.parsed_arguments()] for call in message.tool_calls]
+    same = json.dumps(read, sort_keys=True) == json.dumps(made, sort_keys=True)  # 1 is not true, nor 1.0
+    return same and not turn.errors and prose_of(turn) == message.content
 
 
 def prose_of(turn: ParsedTurn) -> str:

@@ -10,7 +10,7 @@ String = Callable[[str, int], "tuple[str, int] | None"]
 """Reads the string at a position: its text and where it ends; None if none begins there."""
 
 _WORDS = {"true": True, "false": False, "null": None, "True": True, "False": False, "None": None}
-_SCALAR = re.compile(r"(-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)(?![\w.])|([A-Za-z]+)(?!\w)")
+_SCALAR = re.compile(r"(-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d+)?)(?![\w.])|([A-Za-z]+)(?!\w)")
 _SPACE = re.compile(r"\s*")
 _PIECE = re.compile(r"[^\\'\"]+|\\(?:u[0-9a-fA-F]{4}|x[0-9a-fA-F]{2}|U[0-9a-fA-F]{8}|[^uxU])|['\"]", re.DOTALL)
 _ESCAPES = dict(zip("nrtbfavn0\\'\"/", "\n\r\t\b\f\a\v\n\0\\'\"/", strict=True))

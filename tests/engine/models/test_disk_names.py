@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sdft_cli.engine.models.backend_transformers import load_model  # noqa: E402
-from sdft_cli.engine.models.disk_names import DiskNames, check_mergeable, check_reached, empty_model  # noqa: E402
+from sdft_cli.engine.models.disk_names import DiskNames, check_mergeable, check_reached, unloaded  # noqa: E402
 from sdft_cli.errors import DataError, UsageError  # noqa: E402
 from tests.merge.families import FAMILIES, LINEARS, save  # noqa: E402
 
@@ -90,7 +90,7 @@ def test_a_conversion_that_cannot_be_undone_is_refused_by_name(tmp_path: Path, m
 @pytest.mark.parametrize("family", ["llama", "llama tied", "gemma3"])
 @pytest.mark.parametrize(("leaf", "what"), [("lm_head", "the output head"), ("embed_tokens", "the token embedding")])
 def test_head_and_embedding_are_refused_as_targets(tmp_path: Path, family: str, leaf: str, what: str) -> None:
-    model = empty_model(save(family, tmp_path / "base"))
+    model = unloaded(save(family, tmp_path / "base"))
     check_reached(model, LINEARS)
     with pytest.raises(UsageError, match=f"^{leaf} is {what}, which the loss reads without an adapter"):
         check_reached(model, ["q_proj", leaf])

@@ -31,6 +31,7 @@ from sdft_cli.engine.plan.plan import (  # noqa: E402
 )
 from sdft_cli.errors import MachineError, UsageError  # noqa: E402
 from sdft_cli.records import RecordRow  # noqa: E402
+from tests.engine.models.families import make_config  # noqa: E402
 from tests.engine.models.test_adapters import tiny_qwen35  # noqa: E402
 
 SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3}
@@ -370,3 +371,27 @@ def test_rollouts_of_a_record_are_records_of_their_own() -> None:
     three = run_work(rows, shape, with_settings(config, {"rollout.per_record": 3}), True, 4, None, 0.5)
     assert three.flops.total == pytest.approx(3 * one.flops.total)
     assert one.hours is None
+
+
+@pytest.mark.parametrize(
+    ("family", "targets", "missing"),
+    [
+        ("phi", "q_proj, fc1", "o_proj and down_proj"),
+        ("opt", "out_proj", "o_proj and down_proj"),
+        ("gpt_neox", "query_key_value", "o_proj and down_proj"),
+        ("starcoder2", "c_fc", "down_proj"),
+    ],
+)
+def test_layers_with_other_matrices_are_refused(family: str, targets: str, missing: str) -> None:
+    config = config_of(f"lora.target_modules=[{targets}]")
+    with pytest.raises(UsageError, match=f"{family} has layers without {missing}, which `sdft plan` does not model"):
+        shape_of(make_config(family), config)
+
+
+def test_a_cap_of_the_logits_takes_a_buffer_and_dropout_of_the_base_is_off() -> None:
+    capped = shape_of(make_config("gemma2"), config_of())
+    assert capped.softcap
+    assert not shape_of(make_config("llama"), config_of()).softcap
+    settings = DistillSettings(chunk_rows=256)
+    assert loss_bytes(settings, 1000, 50, 4, softcap=True) - loss_bytes(settings, 1000, 50, 4) == 4 * 256 * 50
+    assert shape_of(make_config("llama", attention_dropout=0.1), config_of()).path_obstacle is None

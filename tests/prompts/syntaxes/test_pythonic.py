@@ -24,7 +24,7 @@ from sdft_cli.prompts.syntaxes.turns import ParsedCall
 VALUES: list[Any] = [None, True, False, 0, -7, 10**50, 0.5, -1e-07, 1e16, 1.5e300]
 VALUES += ["", "a", "it's", '"', "\\", "\\n", "\n\t\r\x00\x1b", "é中🦓", "\xa0\u200b\u2028", "', b='"]
 VALUES += [[], {}, [1, [2, {"a": [None, "x"]}]], {"k'": 'v"', "": {}, "a: b": [True]}]
-NO_VALUES = ["nan", "Infinity", "x", "01x", "1.2.3", "{1: 2}", "{'a' 1}", "[1 2]"]
+NO_VALUES = ["nan", "Infinity", "x", "007", "1.2.3", "{1: 2}", "{'a' 1}", "[1 2]"]
 NO_VALUES += ["'\\q'", "'\\U00110000'", "{'a': 1, 'a': 2}"]
 TORN = ["", " ", "[", "[1,", "{'a'", "{'a':", "'abc", "'abc\\", "'abc\\u12", "12", "Tru", "-"]
 

@@ -1,0 +1,102 @@
+"""What is refused before a weight is loaded: positions, words without an embedding."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from sdft_cli.engine.models.limits import check_limits, check_words, longest_sequence, positions_of  # noqa: E402
+from sdft_cli.errors import MachineError, UsageError  # noqa: E402
+from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer  # noqa: E402
+from sdft_cli.prompts.teacher import load_teacher_template  # noqa: E402
+from sdft_cli.records import Dataset  # noqa: E402
+from tests.engine.models.families import make_config, make_qwen_vl  # noqa: E402
+
+
+@pytest.mark.parametrize(
+    ("family", "settings", "positions"),
+    [
+        ("llama", {}, 128),
+        ("opt", {}, 128),
+        ("gpt2", {}, 128),
+        ("gpt_neox", {}, 128),
+        ("falcon", {}, 128),
+        ("falcon", {"alibi": True, "new_decoder_architecture": False}, None),
+        ("mamba", {"max_position_embeddings": ...}, None),
+        ("bloom", {"max_position_embeddings": ...}, None),
+        ("llama", {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}}, 512),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, 256),
+        (
+            "qwen3",
+            {
+                "rope_parameters": {
+                    "rope_type": "yarn",
+                    "factor": 4.0,
+                    "rope_theta": 1e4,
+                    "original_max_position_embeddings": 128,
+                }
+            },
+            512,
+        ),
+        (
+            "llama",
+            {
+                "rope_parameters": {
+                    "rope_type": "llama3",
+                    "factor": 32.0,
+                    "low_freq_factor": 1.0,
+                    "high_freq_factor": 4.0,
+                    "rope_theta": 1e4,
+                    "original_max_position_embeddings": 64,
+                }
+            },
+            128,
+        ),
+    ],
+)
+def test_how_far_positions_reach(family: str, settings: dict[str, Any], positions: int | None) -> None:
+    assert positions_of(make_config(family, **settings)) == positions
+
+
+def test_positions_of_a_multimodal_model_are_those_of_its_text() -> None:
+    assert positions_of(make_qwen_vl("qwen2_5_vl").config.get_text_config()) == 128
+
+
+def test_records_at_and_over_the_limit(tiny_data: Dataset, tiny_model: Path, tmp_path: Path) -> None:
+    rows = [record.row for record in tiny_data.train]
+    longest = max(r.teacher_prompt_tokens + max(r.reference_tokens, 40) for r in rows)
+    assert longest == longest_sequence(rows, 40)
+    for positions in (longest, longest - 1):
+        folder = tmp_path / str(positions)
+        make_config("llama", max_position_embeddings=positions, vocab_size=49_152).save_pretrained(folder)
+        if positions == longest:
+            check_limits(str(folder), None, rows, 40)
+        else:
+            with pytest.raises(UsageError, match=rf"{longest} tokens .* llama has {positions} positions: prepare with"):
+                check_limits(str(folder), None, rows, 40)
+    assert longest_sequence([], 40) == 0
+
+
+def test_a_model_without_a_config_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MachineError, match=r"config of .* could not be read"):
+        check_limits(str(tmp_path), None, [], 1)
+
+
+def test_words_without_an_embedding(tiny_model: Path, tmp_path: Path) -> None:
+    prompts = ChatPrompts(load_tokenizer(tiny_model), load_teacher_template())
+    words = len(prompts.tokenizer)
+    check_words(prompts, make_config("llama", vocab_size=words))
+    with pytest.raises(UsageError, match=rf"has id {words - 1} and the model has {words - 1} words"):
+        check_words(prompts, make_config("llama", vocab_size=words - 1))
+    shutil.copytree(tiny_model, tmp_path / "more")
+    tokenizer = load_tokenizer(tmp_path / "more")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+    check_words(ChatPrompts(tokenizer, load_teacher_template()), make_config("llama", vocab_size=words))
+    tokenizer.chat_template = "<image_soft_token>" + tokenizer.chat_template
+    with pytest.raises(UsageError, match="<image_soft_token>"):
+        check_words(ChatPrompts(tokenizer, load_teacher_template()), make_config("llama", vocab_size=words))
