@@ -15,6 +15,7 @@ from sdft_cli.engine.passes.depth_first import depth_first_obstacle
 from sdft_cli.engine.passes.executors import answer_states, student_passes
 from sdft_cli.engine.passes.packed import packing_obstacle
 from sdft_cli.engine.passes.padded import padded_states
+from sdft_cli.engine.passes.start_check import check_decoding
 from sdft_cli.errors import WARNING, UsageError
 
 CHECK_TOLERANCE = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (3e-2, 1e-1), torch.float16: (3e-2, 1e-1)}
@@ -29,6 +30,8 @@ DECODE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3
 def choose_sharing(backend: Backend, requested: str, room: str | None = None) -> str:
     """Set `backend.sharing` by the configured `prefix_sharing`, and return a sentence that says what it is.
 
+    Then decoding is compared with scoring (`start_check.py`).
+
     Args:
         backend: loaded.
         requested: `auto`, `packed`, `depth_first` or `none`.
@@ -36,7 +39,14 @@ def choose_sharing(backend: Backend, requested: str, room: str | None = None) ->
 
     Raises:
         UsageError: a kind was asked for by name and is not exact on this model.
+        MachineError: the model decodes another distribution than it scores.
     """
+    told = _choose(backend, requested, room)
+    more = check_decoding(backend)
+    return f"{told}\n{more}" if more else told
+
+
+def _choose(backend: Backend, requested: str, room: str | None) -> str:
     if requested == "none":
         backend.sharing = "none"
         return "Prefix sharing: none (as asked)"
