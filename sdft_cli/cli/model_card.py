@@ -70,7 +70,7 @@ def write_adapter_cards(folder: Path) -> None:
     model = resolve_model(run.config.model)
     base = loaded_folder(model, run.revision)
     empty = unloaded(model, run.revision)
-    last, best = run.info["last_step"]["step"], run.info.get("best_step")
+    last, best = int(run.info["last_step"]["step"]), int(run.info.get("best_step") or 0)
     for name, steps in (("adapter", last), ("adapter-best", best)):
         if (folder / name).is_dir():
             text = adapter_card(

@@ -79,16 +79,16 @@ def test_a_run_on_another_day_than_its_dataset_has_the_same_prompts(
 
     documents = []
     for number in (1, 2):
-        done = sdft("eval", "runs/r", "--merged", "--out", f"eval-{number}")
+        done = sdft("eval", "runs/r", "data", "--merged", "--out", f"eval-{number}.json")
         assert done.returncode == 0, done.stderr
-        documents.append((tmp_path / f"eval-{number}" / "eval.json").read_bytes())
+        documents.append((tmp_path / f"eval-{number}.json").read_bytes())
     assert documents[0] == documents[1]
 
     # the same sessions, told another day: another dataset, with which the run cannot go on
     done = prepare(sdft, tmp_path, tiny_model, "--chat-template", str(dated(smollm2, template)), out="other")
     assert done.returncode == 0, done.stderr
     assert manifest_of(tmp_path / "other")["template_date"] == date.today().isoformat()
-    done = sdft("train", "other", "--resume", "--out", "runs/r", "--max-steps", "3")
+    done = sdft("train", "other", "--resume", "--out", "runs/r")
     assert done.returncode != 0
     assert "is not the dataset that runs/r was started with" in done.stderr
 
