@@ -44,7 +44,7 @@ TOOLS = [
 
 
 def write_sessions(folder: Path, count: int = 6) -> Path:
-    """Write short made-up sessions, a question, a call and an answer each, as OpenAI's messages; return their folder."""
+    """Write short made-up sessions, a question, a call and an answer each, as OpenAI messages; return their folder."""
     folder.mkdir(parents=True)
     for number in range(count):
         call = {"name": "read", "arguments": json.dumps({"path": f"src/file{number}.py"})}

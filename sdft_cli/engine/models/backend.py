@@ -25,7 +25,8 @@ class Backend(ABC):
     `model` is the peft model; `device` is where its inputs go. The base weights are frozen and never written.
     `sharing` says how common prefixes are computed (`engine/passes/executors.py`), `segment_tokens` how many tokens a
     depth-first pass has; `takes_masks`, whether the library leaves masks and attention to us; `mergeable`, whether the
-    adapter can be added to the base weights (not to 4-bit ones); `plain_head`, whether the model leaves out the scale
+    adapter can be added to the base weights (not to 4-bit ones); `left_pads`, whether prompts of several lengths may be
+    decoded together; `plain_head`, whether the model leaves out the scale
     and the cap that its config names (`head_check.py`); `vllm` is an engine that samples rollouts, with a function that
     hands it the adapter, if the library brings one. `package` has to be installed for it; `features` are
     settings that it can honour and others cannot.
@@ -40,6 +41,7 @@ class Backend(ABC):
     segment_tokens: int = 2048
     takes_masks: bool = True
     mergeable: bool = True
+    left_pads: bool = True
     plain_head: bool = False
     vllm: tuple[Any, Any] | None = None
 

@@ -53,8 +53,9 @@ def adaptable(model: Any) -> dict[str, nn.Linear]:
 
 def _taken_for_experts(model: Any) -> frozenset[str]:
     """Return names of modules for which peft, at this type of model, adapts the routed experts' tensors instead."""
-    from peft.utils import transformers_weight_conversion as conversion
+    from peft.utils import transformers_weight_conversion
 
+    conversion: Any = transformers_weight_conversion
     kind = conversion._MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type)
     renamed = conversion._MOE_TARGET_MODULE_MAPPING.get(kind, {}) if conversion._MOE_FUSED_TARGETS.get(kind) else {}
     return frozenset(renamed)
@@ -98,6 +99,11 @@ def target_names(model: Any, asked: Sequence[str]) -> tuple[str, ...]:
     Raises:
         UsageError: a name hits no linear layer of the trunk, or something that cannot be adapted; it says what can be.
     """
+    if getattr(model.config, "rescale_every", 0):
+        raise UsageError(
+            f"{model.config.model_type} rescales its own weights while it runs (rescale_every), which no adapter "
+            "follows: train a model of another family."
+        )
     able = suggested(model)
     if not able:
         kinds = sorted({type(m).__name__ for m in model.get_decoder().modules() if not list(m.children())})

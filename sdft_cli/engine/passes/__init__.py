@@ -2,6 +2,7 @@
 
 executors          the turns of a step in passes: padded, packed or depth-first, behind one interface
 choose             which of the three a run takes, after comparing it with independent turns on the loaded model
+start_check        is what a model decodes what it scores; which adapted layers get a gradient
 padded             the plain one: every turn pays for its whole prompt
 packed             each distinct prefix once per pass, under a 4-D mask
 depth_first        one live path, turns one after the other; also hybrids with recurrent layers

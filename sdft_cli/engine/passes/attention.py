@@ -27,6 +27,11 @@ BLOCK = 512
 """Queries of a block; smaller ones spare more and run less well."""
 
 
+def takes_kernels(model: Any) -> bool:
+    """Say whether a Hugging Face model asks transformers for its attention; others (Falcon) have their own for each."""
+    return bool(model.get_decoder()._can_set_attn_implementation())
+
+
 def attend_in_blocks(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.interrupts import interruptible
-from sdft_cli.engine.passes.attention import grouped_attention
+from sdft_cli.engine.passes.attention import grouped_attention, takes_kernels
 from sdft_cli.engine.passes.executors import decoding_cache
 from sdft_cli.errors import UsageError, VerificationError
 
@@ -116,7 +116,8 @@ def own_settings_off(model: Any) -> Iterator[None]:
 @contextmanager
 def _decoding(backend: Backend) -> Iterator[None]:
     """The backend's decoding mode, its attention, and none of the model's own generation settings."""
-    attention = grouped_attention(backend.base.config.get_text_config()) if backend.takes_masks else nullcontext()
+    ours = backend.takes_masks and takes_kernels(backend.base)
+    attention = grouped_attention(backend.base.config.get_text_config()) if ours else nullcontext()
     with own_settings_off(backend.base), backend.decoding(), attention:
         yield
 
@@ -179,6 +180,14 @@ def generate(
         temperature, top_p: sampling from torch's global generator; `temperature=None` is greedy decoding.
         record_log_probs: keep the sampler's log-probabilities of the sampled tokens.
     """
+    if not backend.left_pads and len({*map(len, prompts)}) > 1:
+        found: dict[int, Rollout] = {}
+        for width in sorted({*map(len, prompts)}):
+            alike = [i for i, prompt in enumerate(prompts) if len(prompt) == width]
+            chosen = [prompts[i] for i in alike]
+            answers = generate(backend, chosen, max_new_tokens, stop_ids, pad_id, temperature, top_p, record_log_probs)
+            found |= zip(alike, answers, strict=True)
+        return [found[i] for i in range(len(prompts))]
     ids, mask = left_padded(prompts, pad_id)
     recorder = LogProbRecorder() if record_log_probs else None
     backend.check_width(ids.shape[1] + max_new_tokens)

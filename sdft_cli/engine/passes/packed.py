@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.passes.attention import takes_kernels
 from sdft_cli.engine.passes.padded import Sequences, context_obstacle
 
 
@@ -184,6 +185,8 @@ def attention_share(backend: Backend) -> float:
 
 def packing_obstacle(model: Any) -> str | None:
     """Say why a model cannot run packed, or None if it can."""
+    if not takes_kernels(model):
+        return "the model has an attention of its own"
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ())
     if layers - {"full_attention"}:

@@ -152,6 +152,7 @@ def load(job: Job, say: Say) -> Loaded:
     from sdft_cli.engine.models.limits import check_limits
     from sdft_cli.engine.models.targets import targets_told
     from sdft_cli.engine.passes.choose import choose_sharing
+    from sdft_cli.engine.passes.start_check import check_reach
     from sdft_cli.engine.plan.memory import packed_room
     from sdft_cli.engine.train.loop import check_lengths, check_records
     from sdft_cli.engine.train.rollouts import choose_sampling_weights
@@ -180,6 +181,8 @@ def load(job: Job, say: Say) -> Loaded:
     rows = [record.row for record in job.data.train]
     room = packed_room(backend, rows, config) if config.prefix_sharing == "auto" else None
     say(choose_sharing(backend, config.prefix_sharing, room))
+    if warning := check_reach(backend):
+        say(warning)
     sampling, sentence = choose_sampling_weights(backend, config.rollout)
     if config.objective == "sdft":
         say(sentence)
