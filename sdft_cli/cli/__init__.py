@@ -4,7 +4,7 @@ main        the `sdft` command
 options     options and their help: settings described by the configuration, defaults, groups
 common      errors -> one sentence and an exit code; the newest dataset or run
 prepare     `sdft prepare`
-plan        `sdft plan`
+plan        `sdft plan` and `sdft doctor`
 gate        `sdft gate`
 train       `sdft train`
 merge       `sdft merge`

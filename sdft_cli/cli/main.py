@@ -15,7 +15,7 @@ from sdft_cli.cli.export import export
 from sdft_cli.cli.gate import gate
 from sdft_cli.cli.merge import merge
 from sdft_cli.cli.options import Command
-from sdft_cli.cli.plan import plan
+from sdft_cli.cli.plan import doctor, plan
 from sdft_cli.cli.prepare import prepare
 from sdft_cli.cli.report import report
 from sdft_cli.cli.train import train
@@ -50,6 +50,7 @@ def root(
 app.command(cls=Command)(prepare)
 app.command(cls=Command)(gate)
 app.command(cls=Command)(plan)
+app.command(cls=Command)(doctor)
 app.command(cls=Command)(train)
 app.command(cls=Command)(merge)
 app.command("eval", cls=Command)(evaluate)

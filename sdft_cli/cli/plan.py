@@ -1,4 +1,4 @@
-"""`sdft plan`: what a training run will need, before it is paid for."""
+"""`sdft plan`: what a training run will need, before it is paid for. `sdft doctor`: what a model is to sdft."""
 
 from __future__ import annotations
 
@@ -51,18 +51,23 @@ def plan(
             f"No training record has a teacher prompt within {config.max_prompt_tokens} tokens: prepare more sessions, "
             "or raise max_prompt_tokens."
         )
-    from sdft_cli.engine.models.backend_transformers import TransformersBackend
+    from sdft_cli.engine.models.backend_transformers import TransformersBackend, empty_model
     from sdft_cli.engine.models.disk_names import check_adapter
     from sdft_cli.engine.models.limits import check_limits
+    from sdft_cli.engine.models.load import config_of
     from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.models.targets import target_names, targets_told
     from sdft_cli.engine.plan.model_shape import possible_sharing, read_shape
     from sdft_cli.engine.plan.plan import choose_sharing, find_gpu, machine_gpu, plan_of
 
     card = find_gpu(gpu) if gpu else machine_gpu()
     resolved = resolve_model(config.model, say)
     check_limits(resolved, config.revision, rows, config.rollout.max_new_tokens)
+    empty = empty_model(config_of(resolved, config.revision))
+    for sentence in targets_told(empty, config.lora.target_modules):
+        say(sentence)
+    check_adapter(resolved, config.revision, target_names(empty, config.lora.target_modules))
     shape = read_shape(config, resolved)
-    check_adapter(resolved, config.revision, config.lora.target_modules)
     possible = possible_sharing(shape, config, TransformersBackend)
     sharing = choose_sharing(possible, rows, shape, config, card.usable if card else None)
     document = plan_of(rows, shape, config, sharing, card, rollout_tokens, utilisation, fused)
@@ -79,3 +84,37 @@ def plan(
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         terminal.stdout().print(terminal.plan_report(document))
+
+
+@command
+def doctor(
+    context: typer.Context,
+    chat_template: Annotated[
+        str | None, option(help="A chat template of templates/chat/, or a file.", left_out="the model's own")
+    ] = None,
+    load: Annotated[
+        bool, option("--load", help="Load the weights too: compare decoding, output head and prefix sharing.")
+    ] = False,
+    profile: Profile = None,
+    model: Model = None,
+    overrides: Overrides = None,
+) -> None:
+    """Say of a model what sdft makes of it, and what would be refused with which sentence; nothing is trained.
+
+    The exit code is 0, or that of the first refusal.
+
+    Example: sdft doctor --model HuggingFaceTB/SmolLM2-135M-Instruct --profile cpu-demo
+    """
+    from sdft_cli.config import load_train_config
+    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.models.quiet import quiet_libraries
+    from sdft_cli.engine.plan.doctor import examine
+
+    quiet_libraries()
+    config = load_train_config(profile or DEFAULT_PROFILE, overrides or (), given_settings(context))
+    code = 0
+    for found in examine(config, resolve_model(config.model, say), chat_template, load):
+        typer.echo(f"{'NO' if found.code else 'ok'}  {found.what}: {found.text}")
+        code = code or found.code
+    if code:
+        raise typer.Exit(code)

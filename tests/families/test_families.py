@@ -21,9 +21,9 @@ WHOLE = (
 """Families that go through all; dropout, caps, scales, biases, towers, hybrids, experts and odd names among them."""
 REFUSED = {
     "gpt2": r"The trunk of this gpt2 model has no linear layer for an adapter, only Conv1D, .*: train a model",
-    "rwkv": r"rwkv rescales its own weights while it runs \(rescale_every\), which no adapter follows: train",
+    "rwkv": r"rwkv rescales its own weights while it runs \(rescale_every\), which no adapter follows: train a",
     "llama4_text": r"llama4_text has no trunk apart from its output head",
-    "paligemma": r"paligemma decodes another distribution than its forward pass gives .*: update transformers, or use",
+    "paligemma": r"paligemma decodes another distribution than its forward pass gives .*: update transformers",
 }
 """Family -> what `sdft train` says before step 1."""
 

@@ -150,7 +150,7 @@ def load(job: Job, say: Say) -> Loaded:
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
     from sdft_cli.engine.models.disk_names import check_adapter
     from sdft_cli.engine.models.limits import check_limits
-    from sdft_cli.engine.models.targets import targets_told
+    from sdft_cli.engine.models.targets import target_names, targets_told
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.passes.start_check import check_reach
     from sdft_cli.engine.plan.memory import packed_room
@@ -170,12 +170,14 @@ def load(job: Job, say: Say) -> Loaded:
     check_limits(model, config.revision, every, config.rollout.max_new_tokens, prompts)
     if warning := prompts.calls_warning([*job.data.train, *job.data.validation]):
         say(warning)
-    checked = check_adapter(model, config.revision, config.lora.target_modules)
-    for sentence in targets_told(empty_model(config_of(model, config.revision)), config.lora.target_modules):
+    empty = empty_model(config_of(model, config.revision))
+    for sentence in targets_told(empty, config.lora.target_modules):
         say(sentence)
+    targets = target_names(empty, config.lora.target_modules)
+    checked = check_adapter(model, config.revision, targets)
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model)
-    if not checked and not check_adapter(model, config.revision, config.lora.target_modules, loaded=True):
+    if not checked and not check_adapter(model, config.revision, targets, loaded=True):
         say(f"{WARNING}the files of {model} are not in the Hub's cache, so whether it can be merged is not known yet")
     backend.segment_tokens = config.segment_tokens
     rows = [record.row for record in job.data.train]
