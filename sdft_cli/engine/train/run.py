@@ -19,6 +19,7 @@ from sdft_cli.run_folder import FORMAT, base_revision, read_run_json, write_chec
 if TYPE_CHECKING:
     from sdft_cli.engine.train.loop import Loop, Observer
     from sdft_cli.engine.train.sdft_step import Trainer
+    from sdft_cli.prompts.chat import ChatPrompts
 
 Say = Callable[[str], None]
 
@@ -146,39 +147,21 @@ def load(job: Job, say: Say) -> Loaded:
     import torch
     from accelerate import Accelerator
 
-    from sdft_cli.engine.models.backend_transformers import empty_model
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
-    from sdft_cli.engine.models.disk_names import check_adapter
-    from sdft_cli.engine.models.limits import check_limits
-    from sdft_cli.engine.models.targets import target_names, targets_told
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.passes.start_check import check_reach
     from sdft_cli.engine.plan.memory import packed_room
-    from sdft_cli.engine.train.loop import check_lengths, check_records
     from sdft_cli.engine.train.rollouts import choose_sampling_weights
     from sdft_cli.engine.train.sdft_step import Trainer
-    from sdft_cli.prompts.chat import open_prompts
 
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
     if accelerator.num_processes > 1:
         raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
-    records = [*job.data.train, *job.data.validation]
-    prompts = open_prompts(model, job.data.manifest, config.revision, records)
-    check_records(job.data.train, config)
-    check_lengths(job.data.validation, config)
-    every = [record.row for record in (*job.data.train, *job.data.validation)]
-    check_limits(model, config.revision, every, config.rollout.max_new_tokens, prompts)
-    if warning := prompts.calls_warning([*job.data.train, *job.data.validation]):
-        say(warning)
-    empty = empty_model(config_of(model, config.revision))
-    for sentence in targets_told(empty, config.lora.target_modules):
-        say(sentence)
-    targets = target_names(empty, config.lora.target_modules)
-    checked = check_adapter(model, config.revision, targets)
+    prompts = _prompts_of(job, model, say)
+    check_loaded = _check_targets(config, model, say)
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model)
-    if not checked and not check_adapter(model, config.revision, targets, loaded=True):
-        say(f"{WARNING}the files of {model} are not in the Hub's cache, so whether it can be merged is not known yet")
+    check_loaded()
     backend.segment_tokens = config.segment_tokens
     rows = [record.row for record in job.data.train]
     room = packed_room(backend, rows, config) if config.prefix_sharing == "auto" else None
@@ -189,6 +172,46 @@ def load(job: Job, say: Say) -> Loaded:
     if config.objective == "sdft":
         say(sentence)
     return Loaded(Trainer(config, backend, prompts, accelerator, sampling), name, why, accelerator)
+
+
+def _prompts_of(job: Job, model: str, say: Say) -> ChatPrompts:
+    """Return the prompts of the dataset, after looking whether this model can take its records."""
+    from sdft_cli.engine.models.limits import check_limits
+    from sdft_cli.engine.train.loop import check_lengths, check_records
+    from sdft_cli.prompts.chat import open_prompts
+
+    config, records = job.config, [*job.data.train, *job.data.validation]
+    prompts = open_prompts(model, job.data.manifest, config.revision, records)
+    check_records(job.data.train, config)
+    check_lengths(job.data.validation, config)
+    check_limits(model, config.revision, [r.row for r in records], config.rollout.max_new_tokens, prompts)
+    if warning := prompts.calls_warning(records):
+        say(warning)
+    return prompts
+
+
+def _check_targets(config: TrainConfig, model: str, say: Say) -> Callable[[], None]:
+    """Say what the adapter sits on, and refuse what could not be trained or merged.
+
+    Returns what has to be called once the model was loaded: names on disk are looked at then, if its files were not on
+    this machine before.
+    """
+    from sdft_cli.engine.models.backend_transformers import empty_model
+    from sdft_cli.engine.models.disk_names import check_adapter
+    from sdft_cli.engine.models.load import config_of
+    from sdft_cli.engine.models.targets import target_names, targets_told
+
+    empty = empty_model(config_of(model, config.revision))
+    for sentence in targets_told(empty, config.lora.target_modules):
+        say(sentence)
+    targets = target_names(empty, config.lora.target_modules)
+    checked = check_adapter(model, config.revision, targets)
+
+    def check_loaded() -> None:
+        if not checked and not check_adapter(model, config.revision, targets, loaded=True):
+            say(f"{WARNING}the files of {model} are not in the Hub's cache; whether it can be merged is not known yet")
+
+    return check_loaded
 
 
 def pass_gate(job: Job, trainer: Trainer, say: Say) -> dict[str, Any] | None:
