@@ -11,12 +11,13 @@ import contextlib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
+from datetime import date
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from sdft_cli.choices import BACKENDS, DIVERGENCES
@@ -83,7 +84,6 @@ class PrepareConfig(_Config):
     )
     template_date: str | None = Field(
         None,
-        pattern=r"^\d{4}-\d{2}-\d{2}$",
         description="the date that a chat template which asks for it is told, always, as YYYY-MM-DD; null: today's",
     )
     parallel_calls: Literal["keep", "split"] = Field(
@@ -94,6 +94,14 @@ class PrepareConfig(_Config):
     teacher_template: str = Field(
         "expert_reference", description="the teacher's wording: a name in templates/teacher/, or a .txt file"
     )
+
+    @field_validator("template_date")
+    @classmethod
+    def _is_date(cls, text: str | None) -> str | None:
+        try:
+            return text and date.fromisoformat(text).isoformat()
+        except ValueError:
+            raise ValueError(f"{text} is no date: write it as YYYY-MM-DD") from None
 
     @model_validator(mode="after")
     def _caps_fit(self) -> PrepareConfig:

@@ -70,8 +70,8 @@ def write_adapter_cards(folder: Path) -> None:
     model = resolve_model(run.config.model)
     base = loaded_folder(model, run.revision)
     empty = unloaded(model, run.revision)
-    last, best = run.info["last_step"]["step"], run.info.get("best_step")
-    for name, steps in (("adapter", last), ("adapter-best", best)):
+    all_steps: dict[str, Any] = {"adapter": run.info["last_step"]["step"], "adapter-best": run.info.get("best_step")}
+    for name, steps in all_steps.items():
         if (folder / name).is_dir():
             text = adapter_card(
                 run.config.model_dump(mode="json"),

@@ -34,6 +34,7 @@ class ByPeft:
 
         self._config: Any = PeftConfig.from_pretrained(str(folder))
         self._names = names
+        self._modules = {name for name, _ in names.model.named_modules()}
         self._file = folder / "adapter_model.safetensors"
         self._keys: dict[str, dict[str, str]] = {}
         with safe_open(self._file, "pt") as file:
@@ -46,7 +47,7 @@ class ByPeft:
                     self._keys.setdefault(owner, {})[f"{owner}{depth}.lora_{rest}"] = key
 
     def _owner(self, path: str) -> str:
-        if any(name == path for name, _ in self._names.model.named_modules()):
+        if path in self._modules:
             return path
         found = self._names.at_run_time(f"{path}.weight")
         return path if found is None else found.removesuffix(".weight")

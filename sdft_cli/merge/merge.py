@@ -28,7 +28,8 @@ class Source:
     """What is merged, and into what.
 
     `base`: its folder; `base_name` as others read it; `names` of its parameters; `prompts`: to compare on, in `dtype`;
-    `cls`: the auto class of the model that was trained, if that is not all of the checkpoint.
+    `cls`: the auto class of the model that was trained, if that is not all of the checkpoint; `chat_template`: that it
+    was trained with, if that is not the base's.
     """
 
     adapter: Path
@@ -39,6 +40,7 @@ class Source:
     prompts: list[CheckPrompt]
     dtype: torch.dtype
     cls: Any = None
+    chat_template: str | None = None
 
 
 def merge_run(
@@ -76,9 +78,9 @@ def merge_run(
     items = read_check_prompts(run.path / "check_prompts.jsonl", prompts)
     compared_in = getattr(torch, run.config.dtype)
     name = other_base or run.config.model
-    return _merged(
-        Source(run.adapter, base, name, revision, DiskNames(base), items, compared_in), target, overwrite, dtype
-    )
+    other = (run.info["dataset"].get("chat_template") or {}).get("text")
+    source = Source(run.adapter, base, name, revision, DiskNames(base), items, compared_in, chat_template=other)
+    return _merged(source, target, overwrite, dtype)
 
 
 def merge_adapter(
@@ -140,7 +142,7 @@ def _merged(source: Source, target: Path, overwrite: bool, dtype: torch.dtype) -
     adapter = Adapter(source.adapter, source.names)
     with new_folder(target, CERTIFICATE, overwrite) as scratch:
         merge_weights(source.base, adapter, scratch, dtype, source.names)
-        copy_companions(source.base, scratch, str(dtype).removeprefix("torch."))
+        copy_companions(source.base, scratch, str(dtype).removeprefix("torch."), source.chat_template)
         document = {
             **known_as(source.base_name),
             "revision": source.revision,
@@ -253,7 +255,7 @@ def _failed(failures: list[str], where: Path, more: str = "") -> VerificationErr
 
 
 def _certificate(source: Source, merged: Path, dtype: torch.dtype, uses: list[str]) -> dict[str, Any]:
-    found = certify(source.base, source.adapter, merged, dtype, source.names)
+    found = certify(source.base, source.adapter, merged, dtype, source.names, source.chat_template)
     behaviour = None
     if not found.failures:  # else there may be nothing that loads
         behaviour = compare_models(source.base, source.adapter, merged, source.prompts, source.dtype, source.cls)

@@ -36,6 +36,8 @@ DTYPE_KEYS = {"dtype", "torch_dtype"}
 """Keys of `config.json`, at any depth, that a merge sets."""
 TEMPLATES = "additional_chat_templates"
 """The one sub-folder of a checkpoint."""
+CHAT_TEMPLATE = "chat_template.jinja"
+"""What transformers prefers to a template in `tokenizer_config.json`."""
 PIECE = 1 << 20
 """Elements that are compared at once."""
 EOS_FILES = ("config.json", "generation_config.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -132,13 +134,21 @@ def _pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
     return zip(*(t.reshape(-1).split(PIECE) for t in tensors), strict=True)
 
 
-def certify(base: Path, adapter: Path, merged: Path, dtype: torch.dtype, names: DiskNames | None = None) -> Certificate:
+def certify(
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    dtype: torch.dtype,
+    names: DiskNames | None = None,
+    chat_template: str | None = None,
+) -> Certificate:
     """Compare a merged checkpoint on disk with what the base and the adapter on disk make.
 
     Args:
         base, adapter, merged: folders.
         dtype: of the merged weights, bfloat16 or float32.
         names: of the base; without it parameters have the same names on disk as in the adapter.
+        chat_template: that the checkpoint has instead of the base's.
 
     Raises:
         DataError: base or adapter cannot be read; a merged file that cannot is a failure of the certificate.
@@ -162,7 +172,7 @@ def certify(base: Path, adapter: Path, merged: Path, dtype: torch.dtype, names: 
         if common.issuperset(group.disk) and not any(bases[n].shape != new[n].shape for n in group.disk):
             found.failures += _compare_group(group, places, wanted, bases, new, found)
     found.failures += _index_differs(merged, new)
-    found.failures += list(_files_differ(base, merged, found))
+    found.failures += list(_files_differ(base, merged, found, chat_template))
     return found
 
 
@@ -260,7 +270,7 @@ def _index_differs(merged: Path, new: Tensors) -> list[str]:
     return []
 
 
-def _files_differ(base: Path, merged: Path, found: Certificate) -> Iterator[str]:
+def _files_differ(base: Path, merged: Path, found: Certificate, chat_template: str | None) -> Iterator[str]:
     """Compare all files but weights: tokenizer, templates, configurations, processors; note how each one compares."""
     names = {
         path.relative_to(folder).as_posix()
@@ -268,8 +278,15 @@ def _files_differ(base: Path, merged: Path, found: Certificate) -> Iterator[str]
         for path in (*folder.iterdir(), *(folder / TEMPLATES).glob("*"))
         if path.is_file() and path.suffix not in WEIGHTS and not path.name.startswith(".")
     }
+    names |= set() if chat_template is None else {CHAT_TEMPLATE}
     for name in sorted(names - OURS - {INDEX}):
         before, after = base / name, merged / name
+        if name == CHAT_TEMPLATE and chat_template is not None:
+            same = after.is_file() and after.read_bytes() == chat_template.encode()
+            found.files[name] = "the run's own" if same else "differs"
+            if not same:
+                yield f"{name} is not the one that the adapter was trained with"
+            continue
         if not (before.is_file() and after.is_file()):
             found.files[name] = "missing" if before.is_file() else "not in the base"
             yield f"{name} is {'missing' if before.is_file() else 'in the checkpoint and not in the base'}"

@@ -33,6 +33,7 @@ _WEIGHT_SUFFIXES = (
     *(".h5", ".msgpack", ".ot", ".onnx", ".onnx_data", ".tflite"),
 )
 _TEMPLATES = "additional_chat_templates"
+_CHAT_TEMPLATE = "chat_template.jinja"
 """A tokenizer's further templates: the one sub-folder that belongs to a checkpoint."""
 _INDEX = "model.safetensors.index.json"
 _OURS = ("README.md", "merge-certificate.json", _INDEX)
@@ -190,10 +191,11 @@ def _untouched(file: TensorFile, name: str, dtype: torch.dtype) -> Iterator[byte
         yield chunk if own == dtype else bytes_of(torch.frombuffer(chunk, dtype=own).to(dtype))
 
 
-def copy_companions(base: Path, out: Path, dtype: str = "bfloat16") -> None:
+def copy_companions(base: Path, out: Path, dtype: str = "bfloat16", chat_template: str | None = None) -> None:
     """Copy what a checkpoint needs besides weights (config, generation config, tokenizer, templates, processor).
 
-    The config says the weights' dtype, in each section that named the base's.
+    The config says the weights' dtype, in each section that named the base's. `chat_template` takes the place of the
+    base's own: the one that the model was trained with.
 
     Raises:
         DataError: the base's config is damaged.
@@ -205,6 +207,8 @@ def copy_companions(base: Path, out: Path, dtype: str = "bfloat16") -> None:
             target = out / path.relative_to(base)
             target.parent.mkdir(exist_ok=True)
             shutil.copyfile(path, target)
+    if chat_template is not None:
+        (out / _CHAT_TEMPLATE).write_bytes(chat_template.encode())
     main = str(DTYPES[main_dtype(base)]).removeprefix("torch.")
     config = _with_dtype(read_json(base / "config.json", _GET_AGAIN), main, dtype)
     config.pop("torch_dtype", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -158,6 +158,11 @@ def model_card(
 _KINDS = {"hub": "on the Hub", "package": "in a Python package, converted by `sdft`", "folder": "a folder"}
 
 
+def _literal(text: str) -> str:
+    """Return a text as a Python string."""
+    return f'"{text}"' if re.fullmatch(r"[A-Za-z0-9 ._/:@+-]*", text) else repr(text)
+
+
 def adapter_card(
     config: Mapping[str, Any],
     run: Mapping[str, Any],
@@ -191,11 +196,11 @@ def adapter_card(
         "cards/adapter.md.jinja",
         metadata=yaml.safe_dump(metadata, sort_keys=False),
         base=base["base"],
-        base_id=json.dumps(base["base"]),
+        base_id=_literal(base["base"]),
         kind=base["base_kind"],
         kinds=_KINDS,
         revision=commit,
-        pinned=f", revision={json.dumps(commit)}" if commit else "",
+        pinned=f", revision={_literal(commit)}" if commit else "",
         config=config,
         backend=run["backend"],
         targets=targets,

@@ -95,6 +95,8 @@ def refusals_sentence(manifest: Mapping[str, Any], quote: Quote = printable) -> 
 def template_sentence(manifest: Mapping[str, Any]) -> str | None:
     """Say which chat template and which date all later stages use, where it is not just the model's own."""
     other, date = manifest.get("chat_template"), manifest.get("template_date")
+    if not date and manifest["config"].get("template_date"):
+        return "The chat template does not ask for the date: --template-date changes nothing."
     if not other and not date:
         return None
     name = f"{other['name']}, not the model's own" if other else "the model's own"

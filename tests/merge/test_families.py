@@ -67,7 +67,7 @@ def agree(out: Path, model: Any) -> None:
         torch.testing.assert_close(found[name], tensor, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gpt2"])  # which is not trained here
 def test_a_merged_checkpoint_is_base_and_adapter(tmp_path: Path, family: str) -> None:
     base = save(family, tmp_path / "base")
     targets = FAMILIES[family][1]

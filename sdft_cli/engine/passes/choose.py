@@ -22,7 +22,9 @@ CHECK_TOLERANCE = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (3e-2, 1e-1), to
 """Largest relative difference of hidden states, and of the gradient, that counts as rounding, by dtype."""
 
 DECODED = 3
-"""Tokens that are decoded between the two ways."""
+"""Tokens of each answer that are decoded between the two ways."""
+DECODE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
+"""Nats by which log-probabilities of decoded tokens may differ from those of a pass over them, by dtype."""
 
 
 def choose_sharing(backend: Backend, requested: str, room: str | None = None) -> str:
@@ -71,8 +73,9 @@ def sharing_error(backend: Backend, kind: Sharing) -> str | None:
     """Compare a small step with independent turns on the loaded model: hidden states and the adapter's gradient.
 
     Ids are made up; turns are uneven, one extends another, one shares nothing, two have the same prompt. In between a
-    few tokens are decoded, as in a step, so that what decoding leaves behind is seen. B is made non-zero for the while,
-    since A has no gradient at B = 0. Weights, gradients and generators are left as they were.
+    few tokens are decoded, as in a step: what decoding leaves behind is seen, and their log-probabilities are compared
+    with those of a pass over each answer. B is made non-zero for the while, since A has no gradient at B = 0. Weights,
+    gradients and generators are left as they were.
 
     Returns None if they agree within `CHECK_TOLERANCE`, else why this model is not to be run this way.
     """
@@ -80,7 +83,7 @@ def sharing_error(backend: Backend, kind: Sharing) -> str | None:
     if obstacle:
         return obstacle
     try:
-        pairs = _both_ways(backend, kind)
+        pairs, gap = _both_ways(backend, kind)
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -90,18 +93,23 @@ def sharing_error(backend: Backend, kind: Sharing) -> str | None:
         difference = float((found - expected).float().norm() / expected.float().norm())
         if not difference <= tolerance:
             return f"{kind} {name} differ from those of independent turns by {difference:.1e}"
+    if not gap <= DECODE_TOLERANCE[backend.head.weight.dtype]:
+        return f"tokens decoded behind {kind} prompts have other log-probabilities than a pass gives, by {gap:.1e} nats"
     return None
 
 
-def _both_ways(backend: Backend, kind: Sharing) -> list[tuple[str, Tensor, Tensor]]:
-    """Return the states, and with an adapter its gradient, of a small step: shared ones, and of independent turns."""
+def _both_ways(backend: Backend, kind: Sharing) -> tuple[list[tuple[str, Tensor, Tensor]], float]:
+    """Return the states, and with an adapter its gradient, of a small step: shared ones, and of independent turns.
+
+    And `_decoding_gap`.
+    """
     ids = [(7919 * i + 101) % backend.head.words for i in range(96)]
     prompts = [ids[:70], ids[:40], ids[:40], [*ids[:60], *ids[80:85]], ids[90:93]]
     answers = [ids[70:76], ids[40:55], ids[3:4], ids[1:9], ids[7:11]]
     with _set_for_check(backend, kind), _adapter_moved(backend), backend.decoding():
         with torch.no_grad():
             alone = torch.cat([_alone(backend, x, y) for x, y in zip(prompts, answers, strict=True)])
-        generate(backend, prompts[1:4], DECODED, (), 0)
+        gap = _decoding_gap(backend, prompts[1:])
         states = answer_states(backend, prompts, answers, 0)
         pairs = [("states", states, alone)]
         if backend.parameters():
@@ -117,7 +125,19 @@ def _both_ways(backend: Backend, kind: Sharing) -> list[tuple[str, Tensor, Tenso
 
             plain, ours = _gradient(backend, independent), _gradient(backend, together)
             pairs.append(("gradients", ours, plain))
-    return pairs
+    return pairs, gap
+
+
+@torch.no_grad()
+def _decoding_gap(backend: Backend, prompts: Sequence[list[int]]) -> float:
+    """Return the largest difference, in nats, of log-probabilities of decoded tokens from those of passes over them."""
+    found = generate(backend, prompts, DECODED, (), 0, record_log_probs=True)
+    gaps = [0.0]
+    for prompt, answer in zip(prompts, found, strict=True):
+        log_p = backend.head.logits(_alone(backend, prompt, answer.ids)).log_softmax(-1).cpu()
+        own = log_p.gather(-1, torch.tensor(answer.ids)[:, None])[:, 0]
+        gaps.append(float((own - torch.tensor(answer.log_probs)).abs().max()))
+    return max(gaps)
 
 
 def sharing_obstacle(backend: Backend, kind: Sharing) -> str | None:

@@ -100,3 +100,26 @@ def test_words_without_an_embedding(tiny_model: Path, tmp_path: Path) -> None:
     tokenizer.chat_template = "<image_soft_token>" + tokenizer.chat_template
     with pytest.raises(UsageError, match="<image_soft_token>"):
         check_words(ChatPrompts(tokenizer, load_teacher_template()), make_config("llama", vocab_size=words))
+
+
+def test_gate_evaluation_and_training_refuse_before_a_weight_is_loaded(
+    tiny_data: Dataset, tiny_model: Path, tmp_path: Path
+) -> None:
+    """The folder holds no weights, so that loading would end otherwise."""
+    from sdft_cli.cli.evaluate import run_evaluation
+    from sdft_cli.cli.gate import measure_gate
+    from sdft_cli.config import EvalConfig, load_train_config
+    from sdft_cli.engine.train.run import Job, load
+
+    folder = tmp_path / "short"
+    shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    make_config("llama", max_position_embeddings=64, vocab_size=49_152).save_pretrained(folder)
+    config = load_train_config("cpu-demo", [], {"model": str(folder)})
+    job = Job(config=config, data=tiny_data, folder=tmp_path / "run")
+    for run in (
+        lambda: measure_gate(config, tiny_data),
+        lambda: run_evaluation(str(folder), tiny_data, EvalConfig()),
+        lambda: load(job, lambda text: None),
+    ):
+        with pytest.raises(UsageError, match="llama has 64 positions"):
+            run()

@@ -13,6 +13,7 @@ from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.passes import choose as module  # noqa: E402
 from sdft_cli.engine.passes.choose import choose_sharing, sharing_error  # noqa: E402
 from sdft_cli.errors import UsageError  # noqa: E402
+from tests.engine.models.families import make_model  # noqa: E402
 from tests.engine.trees import make, tiny  # noqa: E402
 
 
@@ -108,6 +109,27 @@ def test_what_decoding_leaves_behind_is_found_out(llama: Backend, kind: Any, mon
 
     monkeypatch.setattr(llama, "generate", leaky)
     assert f"{kind} states differ" in str(sharing_error(llama, kind))
+
+
+def test_a_model_that_decodes_otherwise_behind_a_shared_cache_is_found_out() -> None:
+    """Falcon does, in batches; its states and gradients are right."""
+    model = make_model("falcon").requires_grad_(False)
+    backend = TransformersBackend(PlainModel(model).eval(), torch.device("cpu"))
+    assert "tokens decoded behind packed prompts have other log-prob" in str(sharing_error(backend, "packed"))
+
+
+def test_passes_that_end_in_an_error_are_not_taken_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = TransformersBackend(PlainModel(make_model("falcon").requires_grad_(False)).eval(), torch.device("cpu"))
+    sentence = choose_sharing(backend, "auto")
+    assert sentence.startswith("WARNING: no prefix sharing")
+    assert "depth_first passes end in an error on it (TypeError: " in sentence
+
+    def out_of_memory(*_: Any) -> None:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(module, "answer_states", out_of_memory)
+    with pytest.raises(torch.OutOfMemoryError):
+        sharing_error(make("llama"), "packed")
 
 
 @pytest.mark.parametrize("kind", ["packed", "depth_first"])

@@ -374,17 +374,12 @@ def test_rollouts_of_a_record_are_records_of_their_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "targets", "missing"),
-    [
-        ("phi", "q_proj, fc1", "o_proj and down_proj"),
-        ("opt", "out_proj", "o_proj and down_proj"),
-        ("gpt_neox", "query_key_value", "o_proj and down_proj"),
-        ("starcoder2", "c_fc", "down_proj"),
-    ],
+    ("family", "targets"),
+    [("phi", "q_proj, fc1"), ("opt", "out_proj"), ("gpt_neox", "query_key_value"), ("starcoder2", "c_fc")],
 )
-def test_layers_with_other_matrices_are_refused(family: str, targets: str, missing: str) -> None:
+def test_layers_with_other_matrices_are_refused(family: str, targets: str) -> None:
     config = config_of(f"lora.target_modules=[{targets}]")
-    with pytest.raises(UsageError, match=f"{family} has layers without {missing}, which `sdft plan` does not model"):
+    with pytest.raises(UsageError, match=f"{family} is a model with layers of .*, which `sdft plan` does not model"):
         shape_of(make_config(family), config)
 
 

@@ -1,0 +1,144 @@
+"""A dataset with a template of its own, which asks for the date: every stage renders with both, on any day."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from sdft_cli.traces.examples import write_examples
+
+Done = subprocess.CompletedProcess[str]
+Run = Callable[..., Done]
+CAPS = ["--max-seq-tokens", "4096", "--max-prompt-tokens", "3584", "--max-rollout-tokens", "256"]
+TRAIN = [
+    *("--profile", "cpu-demo", "--gate", "off", "--max-steps", "2", "--set", "lora.rank=4"),
+    *("--set", "rollout.max_new_tokens=4", "--set", "optim.turns_per_step=2", "--set", "heldout.every=null"),
+]
+DAY = "2001-02-03"
+
+
+def dated(smollm2: Path, file: Path) -> Path:
+    """SmolLM2's template with the date and the hour in front."""
+    own = (smollm2 / "chat_template.jinja").read_text()
+    file.write_text("{{- 'Today is ' + strftime_now('%d %b %Y, %H:%M') + '.' -}}\n" + own)
+    return file
+
+
+def prepare(sdft: Run, folder: Path, model: Path, *arguments: str, out: str = "data") -> Done:
+    if not (folder / "sessions").exists():
+        write_examples(folder / "sessions", 6)
+    options = ["--model", model, "--teacher-template", "repeat", "--validation-fraction", "0.3", *CAPS]
+    return sdft("prepare", "sessions", *options, "--out", out, *arguments)
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    return found
+
+
+@pytest.mark.slow
+def test_a_run_on_another_day_than_its_dataset_has_the_same_prompts(
+    sdft: Run, tmp_path: Path, tiny_model: Path, smollm2: Path
+) -> None:
+    template = dated(smollm2, tmp_path / "dated.jinja")
+    text = template.read_text()
+    done = prepare(sdft, tmp_path, tiny_model, "--chat-template", str(template), "--template-date", DAY)
+    assert done.returncode == 0, done.stderr
+    assert "dated.jinja, not the model's own; asked for the date, it is told 2001-02-03." in done.stderr
+    manifest = manifest_of(tmp_path / "data")
+    assert manifest["chat_template"] == {"name": "dated.jinja", "text": text}
+    assert manifest["template_date"] == DAY
+    assert str(tmp_path) not in (tmp_path / "data" / "manifest.json").read_text()
+    template.unlink()  # the dataset has it
+
+    done = sdft("train", "data", *TRAIN, "--model", tiny_model, "--out", "runs/r")
+    assert done.returncode == 0, done.stderr
+    run = json.loads((tmp_path / "runs" / "r" / "run.json").read_text())
+    assert run["dataset"]["template_date"] == DAY
+    from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
+    prompts = [json.loads(line) for line in (tmp_path / "runs" / "r" / "check_prompts.jsonl").read_text().splitlines()]
+    for item in prompts:
+        assert tokenizer.decode(item["prompt"]).startswith("Today is 03 Feb 2001, 00:00.<|im_start|>")
+
+    done = sdft("merge", "runs/r", "--bf16")
+    assert done.returncode == 0, done.stderr
+    merged = tmp_path / "runs" / "r" / "merged"
+    assert (merged / "chat_template.jinja").read_text() == text
+    certificate = json.loads((merged / "merge-certificate.json").read_text())
+    assert certificate["passed"]
+    assert certificate["files"]["chat_template.jinja"] == "the run's own"
+
+    documents = []
+    for number in (1, 2):
+        done = sdft("eval", "runs/r", "data", "--merged", "--out", f"eval-{number}.json")
+        assert done.returncode == 0, done.stderr
+        documents.append((tmp_path / f"eval-{number}.json").read_bytes())
+    assert documents[0] == documents[1]
+
+    # the same sessions, told another day: another dataset, with which the run cannot go on
+    done = prepare(sdft, tmp_path, tiny_model, "--chat-template", str(dated(smollm2, template)), out="other")
+    assert done.returncode == 0, done.stderr
+    assert manifest_of(tmp_path / "other")["template_date"] == date.today().isoformat()
+    done = sdft("train", "other", "--resume", "--out", "runs/r")
+    assert done.returncode != 0
+    assert "is not the dataset that runs/r was started with" in done.stderr
+
+
+def test_what_a_template_drops_and_refuses_is_told_with_what_to_do(
+    sdft: Run, tmp_path: Path, tiny_model: Path, smollm2: Path
+) -> None:
+    (tmp_path / "text.jinja").write_text(
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    done = prepare(sdft, tmp_path, tiny_model, "--chat-template", "text.jinja")
+    assert done.returncode == 3, done.stderr
+    assert "template_loses" in done.stderr
+    assert "The chat template does not write the tools that are offered" in done.stderr
+    assert "name a template that writes them (--chat-template)" in done.stderr
+    assert "raise --max" not in done.stderr
+    assert not (tmp_path / "data").exists()
+
+    several = "{% for m in messages if (m.tool_calls or []) | length > 1 %}{{ raise_exception('one call only!') }}"
+    single = several + "{% endfor %}" + (smollm2 / "chat_template.jinja").read_text()
+    (tmp_path / "single.jinja").write_text(single)
+    done = prepare(sdft, tmp_path, tiny_model, "--chat-template", "single.jinja")
+    assert done.returncode == 0, done.stderr
+    refused = manifest_of(tmp_path / "data")["funnel"]["rejected"].get("template_error", 0)
+    if refused:
+        assert "The chat template does not take every turn: " in done.stderr
+        assert "one call only!" in done.stderr
+    split = ["--chat-template", "single.jinja", "--parallel-calls", "split"]
+    done = prepare(sdft, tmp_path, tiny_model, *split, out="split")
+    assert done.returncode == 0, done.stderr
+    assert "template_error" not in manifest_of(tmp_path / "split")["funnel"]["rejected"]
+    rejected = pl.read_parquet(tmp_path / "split" / "rejected.parquet")
+    assert "template_error" not in set(rejected["reason"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--chat-template", "nope"], "Chat template nope is no .jinja file and none of those that ship"),
+        (["--chat-template", "gone.jinja"], "Chat template gone.jinja cannot be read: check the path."),
+        (["--chat-template", "llama3-hermes"], "the model has no such token"),
+        (["--template-date", "tomorrow"], "tomorrow is no date: write it as YYYY-MM-DD"),
+        (["--template-date", "2026-02-30"], "2026-02-30 is no date: write it as YYYY-MM-DD"),
+    ],
+)
+def test_bad_templates_and_dates_are_usage_errors(
+    sdft: Run, tmp_path: Path, tiny_model: Path, arguments: list[str], sentence: str
+) -> None:
+    done = prepare(sdft, tmp_path, tiny_model, *arguments)
+    assert done.returncode == 2, done.stderr
+    assert sentence in " ".join(done.stderr.split())
+    assert not (tmp_path / "data").exists()
