@@ -41,7 +41,7 @@ def adaptable(model: Any) -> dict[str, nn.Linear]:
     """Return those that an adapter can sit on: of weights of their own, not read past it, not taken for others."""
     taken = _taken_for_experts(model)
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    mixers = {name for name, module in model.named_modules() if "Mamba" in type(module).__name__}
+    mixers = {name for name, module in model.named_modules() if hasattr(module, "A_log") and hasattr(module, "D")}
     found = {}
     for name, module in trunk_linears(model).items():
         parent, _, leaf = name.rpartition(".")
