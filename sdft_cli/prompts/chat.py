@@ -35,7 +35,7 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
     """Load the tokenizer of a model folder or Hub id; no weights, no remote code.
 
     Raises:
-        UsageError: the folder or the Hub id holds no tokenizer.
+        UsageError: the folder or the Hub id holds no tokenizer, or one that loses characters of a text.
         MachineError: the Hub cannot be reached.
     """
     from transformers import AutoTokenizer
@@ -43,7 +43,7 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
 
     logging.set_verbosity_error()
     try:
-        return AutoTokenizer.from_pretrained(str(model), revision=revision or "main", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(str(model), revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:
         if Path(model).exists():
             raise UsageError(f"{model} holds no tokenizer that transformers can load: give a model folder.") from error
@@ -51,6 +51,20 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
             f"Model {model} is no local folder and could not be loaded from the Hub: check the name and the network, "
             "or use the alias smollm2-135m."
         ) from error
+    _check_text_comes_back(tokenizer, model)
+    return tokenizer
+
+
+def _check_text_comes_back(tokenizer: Any, model: str | Path) -> None:
+    """Refuse a tokenizer that loses characters of plain text, as some classes of transformers 5 do with some files."""
+    text = "It's here , in a file: x = [1, 2] ."
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    if (found := tokenizer.decode(ids, clean_up_tokenization_spaces=False)).strip() != text:
+        raise UsageError(
+            f"The tokenizer of {model}, as this version of transformers loads it, makes {found!r} of {text!r}: correct "
+            "tokenizer_class in its tokenizer_config.json (PreTrainedTokenizerFast fits any tokenizer.json), or use "
+            "another version of transformers."
+        )
 
 
 class UnreadableCall(TemplateError):

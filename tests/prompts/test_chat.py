@@ -127,6 +127,17 @@ def test_teacher_templates_have_one_slot() -> None:
         load_teacher_template("nope")
 
 
+def test_a_tokenizer_that_loses_spaces_is_refused(smollm2: Path, tmp_path: Path) -> None:
+    """As some classes of transformers 5 build it: the marks of spaces are dropped."""
+    document = json.loads((smollm2 / "tokenizer.json").read_text())
+    document["decoder"] = {"type": "Replace", "pattern": {"String": "\u0120"}, "content": ""}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    for name in ("tokenizer_config.json", "chat_template.jinja", "config.json"):
+        (tmp_path / name).write_bytes((smollm2 / name).read_bytes())
+    with pytest.raises(UsageError, match=r"makes \"It'shere,inafile:x=\[1,2\].\" of .*: correct tokenizer_class"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_dataset_of_another_tokenizer_is_refused(prompts: ChatPrompts, smollm2: Path) -> None:
     manifest = {
         "teacher_template": "repeat",
