@@ -112,10 +112,17 @@ def test_what_decoding_leaves_behind_is_found_out(llama: Backend, kind: Any, mon
 
 
 def test_a_model_that_decodes_otherwise_behind_a_shared_cache_is_found_out() -> None:
-    """Falcon does, in batches; its states and gradients are right."""
+    backend = make("llama")
+    own = backend.base.lm_head.forward
+    backend.base.lm_head.forward = lambda states: 2 * own(states)
+    assert "tokens decoded behind packed prompts have other log-prob" in str(sharing_error(backend, "packed"))
+
+
+def test_a_model_with_attention_code_of_its_own_gets_none_of_ours() -> None:
+    """Falcon asks for the name of its attention and knows no other; with one of ours it read no mask."""
     model = make_model("falcon").requires_grad_(False)
     backend = TransformersBackend(PlainModel(model).eval(), torch.device("cpu"))
-    assert "tokens decoded behind packed prompts have other log-prob" in str(sharing_error(backend, "packed"))
+    assert sharing_error(backend, "packed") == "the model has an attention of its own"
 
 
 def test_passes_that_end_in_an_error_are_not_taken_and_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
