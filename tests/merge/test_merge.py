@@ -186,8 +186,8 @@ def test_a_checkpoint_that_was_sabotaged_is_caught_and_marked(
 
     change, why = AFTER[sabotage]
 
-    def companions(base: Path, out: Path, dtype: str) -> None:
-        copy_companions(base, out, dtype)
+    def companions(base: Path, out: Path, dtype: str, chat_template: str | None) -> None:
+        copy_companions(base, out, dtype, chat_template)
         change(out, base)
 
     monkeypatch.setattr(module, "copy_companions", companions)

@@ -15,6 +15,7 @@ from sdft_cli.engine.train.gate import GateItem, GateResult, gate_records, judge
 from sdft_cli.engine.train.scoring import choose_records  # noqa: E402
 from sdft_cli.errors import DataError, UsageError, VerificationError  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
+from sdft_cli.prompts.template import ChatTemplate  # noqa: E402
 from sdft_cli.records import Dataset, Message, Record, RecordRow, Session, ToolCall  # noqa: E402
 from tests.engine.prepared import adapted, prepared, state_of  # noqa: E402
 
@@ -292,9 +293,9 @@ def test_without_any_call_that_can_be_scored_the_gate_judges_the_likelihood_alon
 def test_answers_of_a_model_without_a_known_syntax_are_not_judged_by_their_calls(
     tiny_model: Path, data: Dataset
 ) -> None:
-    prompts = open_prompts(str(tiny_model), data.manifest)
-    template = prompts.tokenizer.chat_template
-    prompts.tokenizer.chat_template = template.replace("<tool_call>", "<@>").replace("</tool_call>", "</@>")
+    own = open_prompts(str(tiny_model), data.manifest)
+    text = own.template.text.replace("<tool_call>", "<@>").replace("</tool_call>", "</@>")
+    prompts = ChatPrompts(own.tokenizer, own.teacher, ChatTemplate(own.tokenizer, text))
     assert prompts.syntax.syntax is None
     found = gate(adapted(tiny_model), prompts, choose_records(data.validation, 4))
     assert {(i.agrees_without, i.agrees_with) for i in found.items} == {(None, None)}
