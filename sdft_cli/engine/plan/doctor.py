@@ -17,7 +17,7 @@ from sdft_cli.engine.passes.choose import choose_sharing
 from sdft_cli.engine.passes.start_check import check_reach
 from sdft_cli.errors import SdftError
 from sdft_cli.prompts.chat import ChatPrompts, prompts_for
-from sdft_cli.prompts.unsaid import PHRASES
+from sdft_cli.prompts.unsaid import PHRASES, TemplateLoses
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,8 @@ def _prompts(prompts: ChatPrompts, text: Any) -> str:
     found, dropped = prompts.syntax, prompts.unsaid.prompt | prompts.unsaid.reference
     calls = found.syntax.name if found.syntax else f"not scored, since {found.reason}"
     lost = ", ".join(PHRASES[part] for part in PHRASES if part in dropped)
+    if dropped & {"tools", "calls", "results"}:
+        raise TemplateLoses(f"The chat template drops {lost}: name one that writes them with --chat-template.")
     return f"turns end with {ends}; calls: {calls}; the template drops: {lost or 'nothing'}"
 
 
