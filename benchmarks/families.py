@@ -1,7 +1,7 @@
 """Families of models through all commands, as a table: `python -m benchmarks.families --out docs/models.md`.
 
-Every family of `tests/families/tiny.py` is tried with a tiny random model, and every chat template that TRL ships with
-a known call. About 10 minutes on two CPU cores. `--families` tries some only and prints the table.
+Every family of `tests/families/tiny.py` is tried with a tiny random model; `benchmarks/chat_templates.py` asks every
+chat template that TRL ships. About 10 minutes on two CPU cores. `--families` tries some only and prints the table.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 import tempfile
 from pathlib import Path
 
+from benchmarks.chat_templates import page as templates_page
 from tests.families.matrix import STAGES, Cell, run_family, write_sessions
 from tests.families.tiny import FAMILIES, make_model
 
@@ -66,7 +67,7 @@ def main() -> None:
     quiet_libraries()
     with tempfile.TemporaryDirectory() as folder:
         table = families_table(arguments.families, Path(folder))
-    page = "\n".join([HEAD.format(version=transformers.__version__), "## Families\n", *table]) + "\n"
+    page = "\n".join([HEAD.format(version=transformers.__version__), "## Families\n", *table, "", templates_page()])
     if arguments.out:
         arguments.out.write_text(page.replace(folder, "."), encoding="utf-8")
     else:
