@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from sdft_cli.errors import MachineError, UsageError
+from sdft_cli.engine.models.load import config_of
+from sdft_cli.errors import UsageError
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import RecordRow
 
@@ -34,7 +35,7 @@ def check_limits(
         UsageError: says which limit, and what to do.
         MachineError: the config cannot be had.
     """
-    config = _text_config(model, revision)
+    config = config_of(model, revision).get_text_config()
     longest, positions = longest_sequence(rows, max_new_tokens), positions_of(config)
     if positions is not None and longest > positions:
         raise UsageError(
@@ -87,15 +88,3 @@ def check_words(prompts: ChatPrompts, config: Any) -> None:
             f"The tokenizer's {wrong[1]!r} has id {wrong[0]} and the model has {words} words: use the tokenizer that "
             "belongs to the model, or resize its embedding."
         )
-
-
-def _text_config(model: str, revision: str | None) -> Any:
-    from transformers import AutoConfig
-
-    try:
-        return AutoConfig.from_pretrained(model, revision=revision or "main").get_text_config()
-    except (OSError, ValueError, KeyError) as error:
-        raise MachineError(
-            f"The config of {model} could not be read, from a folder, the cache or the Hub: check the name and the "
-            "network, or give a folder that holds its config.json."
-        ) from error

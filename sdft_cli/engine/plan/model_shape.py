@@ -16,12 +16,13 @@ from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend, Sharing
 from sdft_cli.engine.models.backend_transformers import attach_lora, empty_model
 from sdft_cli.engine.models.head import head_of
+from sdft_cli.engine.models.load import config_of
 from sdft_cli.engine.models.modes import switch_off_dropout
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.models.targets import trunk_linears
 from sdft_cli.engine.passes.depth_first import path_obstacle
 from sdft_cli.engine.passes.packed import packing_obstacle
-from sdft_cli.errors import MachineError, UsageError
+from sdft_cli.errors import UsageError
 
 BYTES = {"float32": 4, "bfloat16": 2}
 FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
@@ -116,16 +117,7 @@ def read_shape(config: TrainConfig, model: str) -> Shape:
             target of the adapter hits nothing.
     """
     quiet_libraries()
-    from transformers import AutoConfig
-
-    try:
-        model_config = AutoConfig.from_pretrained(model, revision=config.revision or "main")
-    except (OSError, ValueError, KeyError) as error:
-        raise MachineError(
-            f"The config of {model} could not be read, from a folder, the cache or the Hub: check the name and the "
-            "network, or give a folder that holds its config.json."
-        ) from error
-    return shape_of(model_config, config)
+    return shape_of(config_of(model, config.revision), config)
 
 
 def shape_of(model_config: Any, config: TrainConfig) -> Shape:

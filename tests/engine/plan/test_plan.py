@@ -310,7 +310,7 @@ def test_cards() -> None:
 def test_a_model_that_cannot_be_had_and_one_that_is_not_modelled(tmp_path: Path) -> None:
     from transformers import MixtralConfig
 
-    with pytest.raises(MachineError, match="The config of nobody/nothing could not be read"):
+    with pytest.raises(MachineError, match="Model nobody/nothing is no local folder and could not"):
         read_shape(config_of(), "nobody/nothing")
     with pytest.raises(UsageError, match="mixture of experts"):
         shape_of(MixtralConfig(num_hidden_layers=1), config_of())
