@@ -79,7 +79,8 @@ def test_a_run_on_another_day_than_its_dataset_has_the_same_prompts(
 
     documents = []
     for number in (1, 2):
-        done = sdft("eval", "runs/r", "data", "--merged", "--out", f"eval-{number}.json")
+        few = ["--limit", "2", "--general", "2", "--questions", "2"]
+        done = sdft("eval", "runs/r", "data", "--merged", "--out", f"eval-{number}.json", *few)
         assert done.returncode == 0, done.stderr
         documents.append((tmp_path / f"eval-{number}.json").read_bytes())
     assert documents[0] == documents[1]
