@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
@@ -11,17 +10,27 @@ from typing import Any
 
 import polars as pl
 import pytest
+from typer.testing import CliRunner, Result
 
+from sdft_cli.cli.main import app
 from sdft_cli.traces.examples import write_examples
 
-Done = subprocess.CompletedProcess[str]
-Run = Callable[..., Done]
+Run = Callable[..., Result]
 CAPS = ["--max-seq-tokens", "4096", "--max-prompt-tokens", "3584", "--max-rollout-tokens", "256"]
 TRAIN = [
     *("--profile", "cpu-demo", "--gate", "off", "--max-steps", "2", "--set", "lora.rank=4"),
     *("--set", "rollout.max_new_tokens=4", "--set", "optim.turns_per_step=2", "--set", "heldout.every=null"),
+    *("--set", "optim.schedule=constant"),
 ]
 DAY = "2001-02-03"
+
+
+@pytest.fixture
+def sdft(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command in this process, in a working folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    environment = {"COLUMNS": "120", "NO_COLOR": "1"}
+    return lambda *arguments: CliRunner().invoke(app, list(map(str, arguments)), env=environment)
 
 
 def dated(smollm2: Path, file: Path) -> Path:
@@ -31,7 +40,7 @@ def dated(smollm2: Path, file: Path) -> Path:
     return file
 
 
-def prepare(sdft: Run, folder: Path, model: Path, *arguments: str, out: str = "data") -> Done:
+def prepare(sdft: Run, folder: Path, model: Path, *arguments: str, out: str = "data") -> Result:
     if not (folder / "sessions").exists():
         write_examples(folder / "sessions", 6)
     options = ["--model", model, "--teacher-template", "repeat", "--validation-fraction", "0.3", *CAPS]
@@ -50,7 +59,7 @@ def test_a_run_on_another_day_than_its_dataset_has_the_same_prompts(
     template = dated(smollm2, tmp_path / "dated.jinja")
     text = template.read_text()
     done = prepare(sdft, tmp_path, tiny_model, "--chat-template", str(template), "--template-date", DAY)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "dated.jinja, not the model's own; asked for the date, it is told 2001-02-03." in done.stderr
     manifest = manifest_of(tmp_path / "data")
     assert manifest["chat_template"] == {"name": "dated.jinja", "text": text}
@@ -59,7 +68,7 @@ def test_a_run_on_another_day_than_its_dataset_has_the_same_prompts(
     template.unlink()  # the dataset has it
 
     done = sdft("train", "data", *TRAIN, "--model", tiny_model, "--out", "runs/r")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     run = json.loads((tmp_path / "runs" / "r" / "run.json").read_text())
     assert run["dataset"]["template_date"] == DAY
     from transformers import AutoTokenizer
@@ -69,8 +78,8 @@ def test_a_run_on_another_day_than_its_dataset_has_the_same_prompts(
     for item in prompts:
         assert tokenizer.decode(item["prompt"]).startswith("Today is 03 Feb 2001, 00:00.<|im_start|>")
 
-    done = sdft("merge", "runs/r", "--bf16")
-    assert done.returncode == 0, done.stderr
+    done = sdft("merge", "runs/r", "--bf16", "--prompts", "2")
+    assert done.exit_code == 0, done.stderr
     merged = tmp_path / "runs" / "r" / "merged"
     assert (merged / "chat_template.jinja").read_text() == text
     certificate = json.loads((merged / "merge-certificate.json").read_text())
@@ -79,18 +88,18 @@ def test_a_run_on_another_day_than_its_dataset_has_the_same_prompts(
 
     documents = []
     for number in (1, 2):
-        few = ["--limit", "2", "--general", "2", "--questions", "2"]
+        few = ["--limit", "2", "--general", "2", "--questions", "2", "--max-new-tokens", "4"]
         done = sdft("eval", "runs/r", "data", "--merged", "--out", f"eval-{number}.json", *few)
-        assert done.returncode == 0, done.stderr
+        assert done.exit_code == 0, done.stderr
         documents.append((tmp_path / f"eval-{number}.json").read_bytes())
     assert documents[0] == documents[1]
 
     # the same sessions, told another day: another dataset, with which the run cannot go on
     done = prepare(sdft, tmp_path, tiny_model, "--chat-template", str(dated(smollm2, template)), out="other")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert manifest_of(tmp_path / "other")["template_date"] == date.today().isoformat()
-    done = sdft("train", "other", "--resume", "--out", "runs/r")
-    assert done.returncode != 0
+    done = sdft("train", "other", "--resume", "--out", "runs/r", "--max-steps", "3")
+    assert done.exit_code != 0
     assert "is not the dataset that runs/r was started with" in done.stderr
 
 
@@ -102,7 +111,7 @@ def test_what_a_template_drops_and_refuses_is_told_with_what_to_do(
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     )
     done = prepare(sdft, tmp_path, tiny_model, "--chat-template", "text.jinja")
-    assert done.returncode == 3, done.stderr
+    assert done.exit_code == 3, done.stderr
     assert "template_loses" in done.stderr
     assert "The chat template does not write the tools that are offered" in done.stderr
     assert "name a template that writes them (--chat-template)" in done.stderr
@@ -113,14 +122,14 @@ def test_what_a_template_drops_and_refuses_is_told_with_what_to_do(
     single = several + "{% endfor %}" + (smollm2 / "chat_template.jinja").read_text()
     (tmp_path / "single.jinja").write_text(single)
     done = prepare(sdft, tmp_path, tiny_model, "--chat-template", "single.jinja")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     refused = manifest_of(tmp_path / "data")["funnel"]["rejected"].get("template_error", 0)
     if refused:
         assert "The chat template does not take every turn: " in done.stderr
         assert "one call only!" in done.stderr
     split = ["--chat-template", "single.jinja", "--parallel-calls", "split"]
     done = prepare(sdft, tmp_path, tiny_model, *split, out="split")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert "template_error" not in manifest_of(tmp_path / "split")["funnel"]["rejected"]
     rejected = pl.read_parquet(tmp_path / "split" / "rejected.parquet")
     assert "template_error" not in set(rejected["reason"])
@@ -140,6 +149,6 @@ def test_bad_templates_and_dates_are_usage_errors(
     sdft: Run, tmp_path: Path, tiny_model: Path, arguments: list[str], sentence: str
 ) -> None:
     done = prepare(sdft, tmp_path, tiny_model, *arguments)
-    assert done.returncode == 2, done.stderr
+    assert done.exit_code == 2, done.stderr
     assert sentence in " ".join(done.stderr.split())
     assert not (tmp_path / "data").exists()

@@ -30,6 +30,7 @@ WORKS = [
 ]
 NEEDS = {
     "plan data --profile cpu-demo": ("sdft plan", "train"),
+    "doctor --profile cpu-demo --model {model}": ("sdft doctor", "train"),
     "gate data --profile cpu-demo": ("sdft gate", "train"),
     "train data --profile cpu-demo --gate off": ("sdft train", "train"),
     "train --resume --out run": ("sdft train", "train"),

@@ -30,6 +30,7 @@ OF_TRAINING = {
 }
 """Options that give a setting of training. Those of `prepare` and `eval` have their settings' names."""
 NULL = {"revision": "the main branch", "limit_sessions": "all", "limit": "all"}
+NULL |= {"chat_template": "the model's own", "template_date": "today's"}
 NULL |= {"lm_eval_path": "none", "lm_eval_limit": "all"}
 """What null means, of settings whose default it is."""
 ACTIONS = {"--help", "--version", "--install-completion", "--show-completion"}

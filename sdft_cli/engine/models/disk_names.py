@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sdft_cli.engine.models.backend_transformers import empty_model
 from sdft_cli.engine.models.names import loaded_folder
@@ -245,30 +245,6 @@ def _converted(
     return found
 
 
-def check_reached(model: Any, targets: Sequence[str]) -> None:
-    """Refuse targets that training would not reach: the loss reads the head's frozen weight, not its module.
-
-    Args:
-        model: with or without weights.
-        targets: names of modules.
-
-    Raises:
-        UsageError: a target is the output head, or the embedding.
-    """
-    ends: tuple[tuple[str, nn.Module | None], ...] = (
-        ("the output head", model.get_output_embeddings()),
-        ("the token embedding", model.get_input_embeddings()),
-    )
-    for name, module in model.named_modules():
-        what = next((text for text, end in ends if module is end), None)
-        leaf = name.rsplit(".", 1)[-1]
-        if what and targets != "all-linear" and leaf in targets:
-            raise UsageError(
-                f"{leaf} is {what}, which the loss reads without an adapter, so it would not be trained: leave {leaf} "
-                "out of lora.target_modules."
-            )
-
-
 def check_adapter(model: str, revision: str | None, targets: Sequence[str], loaded: bool = False) -> bool:
     """Refuse, before weights are loaded, targets that training would not reach or `sdft merge` could not write.
 
@@ -286,7 +262,6 @@ def check_adapter(model: str, revision: str | None, targets: Sequence[str], load
     """
     folder = loaded_folder(model, revision)
     empty = unloaded(folder or model, revision)
-    check_reached(empty, targets)
     if _is_quantised(empty.config):  # merged into its 16-bit form, whose names are looked at then
         return True
     if folder is None or not (loaded or _has_weights(folder)):

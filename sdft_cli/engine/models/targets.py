@@ -89,6 +89,30 @@ def target_pattern(model: Any, names: Sequence[str]) -> str:
     return rf"{start}(?:.*\.)?(?:{'|'.join(map(re.escape, names))})"
 
 
+def check_reached(model: Any, targets: Sequence[str]) -> None:
+    """Refuse targets that training would not reach: the loss reads the head's frozen weight, not its module.
+
+    Args:
+        model: with or without weights.
+        targets: names of modules.
+
+    Raises:
+        UsageError: a target is the output head, or the embedding.
+    """
+    ends: tuple[tuple[str, nn.Module | None], ...] = (
+        ("the output head", model.get_output_embeddings()),
+        ("the token embedding", model.get_input_embeddings()),
+    )
+    for name, module in model.named_modules():
+        what = next((text for text, end in ends if module is end), None)
+        leaf = name.rsplit(".", 1)[-1]
+        if what and leaf in targets:
+            raise UsageError(
+                f"{leaf} is {what}, which the loss reads without an adapter, so it would not be trained: leave {leaf} "
+                "out of lora.target_modules."
+            )
+
+
 def target_names(model: Any, asked: Sequence[str]) -> tuple[str, ...]:
     """Return the names of the modules that a run adapts.
 
@@ -113,6 +137,7 @@ def target_names(model: Any, asked: Sequence[str]) -> tuple[str, ...]:
         )
     if asked == "all-linear":
         return able
+    check_reached(model, asked)
     hint = f"correct lora.target_modules (--set 'lora.target_modules=[{', '.join(able)}]', or all-linear)."
     missing = [name for name in asked if not hits(model, [name])]
     if missing:

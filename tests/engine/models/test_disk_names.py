@@ -13,7 +13,8 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sdft_cli.engine.models.backend_transformers import load_model  # noqa: E402
-from sdft_cli.engine.models.disk_names import DiskNames, check_mergeable, check_reached, unloaded  # noqa: E402
+from sdft_cli.engine.models.disk_names import DiskNames, check_mergeable, unloaded  # noqa: E402
+from sdft_cli.engine.models.targets import check_reached  # noqa: E402
 from sdft_cli.errors import DataError, UsageError  # noqa: E402
 from tests.merge.families import FAMILIES, LINEARS, save  # noqa: E402
 

@@ -65,7 +65,7 @@ def test_a_missing_name_is_refused_with_the_familys_own() -> None:
     [("llama", "self_attn"), ("mamba", "dt_proj"), ("deepseek_v3", "down_proj"), ("gpt_neox", "lm_head")],
 )
 def test_what_cannot_be_adapted_rightly_is_refused(family: str, name: str) -> None:
-    with pytest.raises(UsageError, match=r"would not be trained or merged rightly|no language module named lm_head"):
+    with pytest.raises(UsageError, match=r"would not be trained|is the output head"):
         target_names(empty(family), [name])
 
 

@@ -30,11 +30,17 @@ def test_a_sound_model(tmp_path: Path) -> None:
 
 def test_what_is_refused_has_its_sentence_and_its_code(tmp_path: Path) -> None:
     model = make_model("phi", tmp_path / "phi")
-    findings = found(model)
+    llama = "lora.target_modules=[q_proj, o_proj]"
+    findings = found(model, llama)
     assert findings["adapter"].code == 2
     assert "[q_proj, k_proj, v_proj, dense, fc1, fc2]" in findings["adapter"].text
     assert findings["head"] == Finding("head", "1024 words, bias")
     assert found(tmp_path)["model"].code == 2
-    done = sdft("doctor", "--model", model, "--profile", "cpu-demo")
+    done = sdft("doctor", "--model", model, "--profile", "cpu-demo", "--set", llama)
     assert done.code == 2
-    assert sdft("doctor", "--model", model, "--profile", "cpu-demo", "--set", "lora.target_modules=all-linear").right
+    assert sdft("doctor", "--model", model, "--profile", "cpu-demo").right
+    text = tmp_path / "text.jinja"
+    text.write_text("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}")
+    findings = {f.what: f for f in examine(load_train_config("cpu-demo"), str(model), str(text), False)}
+    assert findings["prompts"].code == 3
+    assert "drops the tools that are offered, tool calls" in findings["prompts"].text
