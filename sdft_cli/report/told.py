@@ -68,6 +68,8 @@ def system_sentence(manifest: Mapping[str, Any]) -> str | None:
     )
     if found["dropped"]:
         return f"{begin}: it was dropped (--system-prompt none)."
+    if not found["more_without"]:  # no cap was the reason of anything
+        return f"{begin}."
     return f"{begin}; --system-prompt none would keep {found['more_without']:,} more record(s) under the caps."
 
 
@@ -95,13 +97,14 @@ def refusals_sentence(manifest: Mapping[str, Any], quote: Quote = printable) -> 
 def template_sentence(manifest: Mapping[str, Any]) -> str | None:
     """Say which chat template and which date all later stages use, where it is not just the model's own."""
     other, date = manifest.get("chat_template"), manifest.get("template_date")
+    found = []
+    if other or date:
+        name = f"{other['name']}, not the model's own" if other else "the model's own"
+        told = f"; asked for the date, it is told {date}" if date else ""
+        found.append(f"The chat template of this dataset and of all later stages is {name}{told}.")
     if not date and manifest["config"].get("template_date"):
-        return "The chat template does not ask for the date: --template-date changes nothing."
-    if not other and not date:
-        return None
-    name = f"{other['name']}, not the model's own" if other else "the model's own"
-    told = f"; asked for the date, it is told {date}" if date else ""
-    return f"The chat template of this dataset and of all later stages is {name}{told}."
+        found.append("The chat template does not ask for the date: --template-date changes nothing.")
+    return " ".join(found) or None
 
 
 def split_sentence(manifest: Mapping[str, Any]) -> str | None:

@@ -65,6 +65,25 @@ def test_system_prompts() -> None:
     ]
 
 
+def test_a_hint_names_no_cap_where_none_was_the_reason() -> None:
+    facts = {"sessions": 3, "median_tokens": 4_100, "dropped": False, "more_without": 0}
+    assert told(system_prompt=facts) == ["3 session(s) begin with a system prompt, of a median of 4,100 tokens."]
+
+
+def test_chat_templates_and_what_they_refuse() -> None:
+    other = {"name": "mine.jinja", "text": "x"}
+    begin = "The chat template of this dataset and of all later stages is "
+    nothing = "The chat template does not ask for the date: --template-date changes nothing."
+    asked = {"config": {"template_date": "2026-01-02"}}
+    assert told(chat_template=other) == [f"{begin}mine.jinja, not the model's own."]
+    assert told(template_date="2026-01-02") == [f"{begin}the model's own; asked for the date, it is told 2026-01-02."]
+    assert told(chat_template=other, **asked) == [f"{begin}mine.jinja, not the model's own. {nothing}"]
+    assert told(**asked) == [nothing]
+    assert told(refusals=[["one call only!\x1b", 7], ["No tools.", 1]]) == [
+        "The chat template does not take every turn: one call only!? (7 turn(s)); No tools. (1 turn(s))"
+    ]
+
+
 def test_what_the_reader_does_not_know_is_named_with_its_count() -> None:
     named = [[f"line type: t{i}", 9 - i] for i in range(7)]
     (sentence,) = told(unknown={"kinds": 7, "times": 42, "named": named})
