@@ -260,7 +260,7 @@ def check_same_records(job: Job) -> None:
         DataError: they differ.
     """
     stored, found = read_run_json(job.folder)["dataset"], dataset_facts(job.data)
-    if any(stored.get(key) != found[key] for key in ("records_hash", "fingerprint")):
+    if any(stored.get(key, found[key]) != found[key] for key in ("records_hash", "fingerprint")):  # old runs have one
         raise DataError(f"{job.data.path} is not the dataset that {job.folder} was started with: name that one.")
 
 
