@@ -94,6 +94,8 @@ def make_trainer(
 
     from sdft_cli.config import load_train_config
     from sdft_cli.engine.models.backend_transformers import load_model
+    from sdft_cli.engine.models.disk_names import unloaded
+    from sdft_cli.engine.models.targets import target_names
 
     sdft = import_trl()
     if turns % decoded or decoded % batch:
@@ -142,7 +144,7 @@ def make_trainer(
         r=lora_rank,
         lora_alpha=2 * lora_rank,
         lora_dropout=0.0,
-        target_modules=list(load_train_config("cpu-demo").lora.target_modules),
+        target_modules=list(target_names(unloaded(model), load_train_config("cpu-demo").lora.target_modules)),
         bias="none",
         task_type="CAUSAL_LM",
     )
