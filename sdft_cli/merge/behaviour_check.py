@@ -9,13 +9,14 @@ checkpoint goes; one is in memory.
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdft_cli.engine.models.adapters import weights
+from sdft_cli.engine.models.adapters import lora_layers, weights
 from sdft_cli.engine.models.backend_transformers import load_model
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.passes.decode import decoding_config, left_padded, own_settings_off
@@ -29,16 +30,24 @@ from sdft_cli.run_folder import CheckPrompt
 MAX_MEAN_KL = 0.01
 """Nats. Casting W + delta to bf16 is a relative error of at most 2^-9 a weight; what it costs is measured, and a
 merge that costs more than this is not the model that was trained."""
+SAME_KL = 1e-3
+"""Nats. The checkpoint and base + adapter, rounded in memory as the merge rounds, are the same weights."""
 MIN_GAIN = 5.0
-"""Where the adapter moves the model by more than `MAX_MEAN_KL`, the merge must be this many times nearer to it than
-the base is."""
+"""Where they cannot be rounded alike, and the adapter moves the model by more than `MAX_MEAN_KL`, the merge must be
+this many times nearer to it than the base is."""
 
 DECODE_TOKENS = 16_384
 """Padded tokens, answers included, of prompts that are decoded together."""
 
 
 def compare_models(
-    base: Path, adapter: Path, merged: Path, prompts: Sequence[CheckPrompt], dtype: torch.dtype, cls: Any = None
+    base: Path,
+    adapter: Path,
+    merged: Path,
+    prompts: Sequence[CheckPrompt],
+    dtype: torch.dtype,
+    cls: Any = None,
+    written: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """Compare a checkpoint, loaded from disk, with base + adapter: distributions, and greedy answers.
 
@@ -49,15 +58,17 @@ def compare_models(
         prompts: what to compare on.
         dtype: to load all weights in.
         cls: the class of model that the adapter is put on; left out, the one that is trained here.
+        written: the type of the merged weights, where the adapter does no more than add B A and the base's weights have
+            that type too; then base + adapter is rounded alike and compared, too.
     """
     if torch.cuda.is_available():
         try:
-            return _compared(base, adapter, merged, prompts, dtype, torch.device("cuda"), cls)
+            return _compared(base, adapter, merged, prompts, dtype, torch.device("cuda"), cls, written)
         except torch.OutOfMemoryError:
             pass  # out of the handler first: its traceback holds the models
         gc.collect()
         torch.cuda.empty_cache()
-    return _compared(base, adapter, merged, prompts, dtype, torch.device("cpu"), cls)
+    return _compared(base, adapter, merged, prompts, dtype, torch.device("cpu"), cls, written)
 
 
 def _compared(
@@ -68,6 +79,7 @@ def _compared(
     dtype: torch.dtype,
     device: torch.device,
     cls: Any,
+    written: torch.dtype | None,
 ) -> dict[str, Any]:
     quiet_libraries()
     from peft import PeftModel
@@ -86,10 +98,27 @@ def _compared(
         base_log_p = log_probabilities(adapted, replays, device)
     tokenizer: Any = AutoTokenizer.from_pretrained(str(merged))
     found = compare(trained_log_p, merged_log_p, base_log_p)
+    if written is not None:
+        with rounded(adapted, written):
+            found["as_written_kl"] = _mean_kl(log_probabilities(adapted, replays, device), merged_log_p)
     templated = bool(tokenizer.chat_template)  # the base of another trainer's adapter may have no template
     syntax = ChatPrompts(tokenizer, load_teacher_template()).syntax.syntax if templated else None
     texts = [tokenizer.decode(answer, clean_up_tokenization_spaces=False) for answer in answers]
     return {"device": device.type, **found, **same_answers(answers, texts, trained_log_p.argmax(-1).tolist(), syntax)}
+
+
+@contextmanager
+def rounded(model: Any, dtype: torch.dtype) -> Iterator[None]:
+    """Put the adapter into the base's weights, each sum rounded once to `dtype`, as a merge writes it."""
+    with weights(model, "merged"):
+        for layer in lora_layers(model).values():
+            weight = layer.get_base_layer().weight
+            weight.data = weight.data.to(dtype).to(weight.dtype)
+        yield
+
+
+def _mean_kl(own: torch.Tensor, other: torch.Tensor) -> float:
+    return float((own.exp() * (own - other)).sum(-1).mean())
 
 
 TEXTS = (
@@ -240,7 +269,10 @@ def failures(check: dict[str, Any]) -> list[str]:
     found = []
     if not check["mean_kl"] <= MAX_MEAN_KL:  # NaN fails too
         found.append(f"mean KL {check['mean_kl']:.2e} is over {MAX_MEAN_KL}")
-    if check["base_mean_kl"] > MAX_MEAN_KL and not check["base_is_told_apart"]:
+    if (same := check.get("as_written_kl")) is not None:
+        if not same <= SAME_KL:
+            found.append(f"mean KL {same:.2e} from base + adapter, rounded alike, is over {SAME_KL}")
+    elif check["base_mean_kl"] > MAX_MEAN_KL and not check["base_is_told_apart"]:
         found.append(
             f"the base (KL {check['base_mean_kl']:.2e}) is about as near as the merge ({check['mean_kl']:.2e})"
         )

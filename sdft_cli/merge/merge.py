@@ -17,7 +17,8 @@ from sdft_cli.merge.adapter import Adapter
 from sdft_cli.merge.behaviour_check import compare_models, failures, fixed_prompts
 from sdft_cli.merge.certificate import CERTIFICATE, FORMAT, file_hash, file_hashes, has_passed
 from sdft_cli.merge.tensor_check import certify
-from sdft_cli.merge.weights import copy_companions, merge_weights
+from sdft_cli.merge.tensor_file import DTYPES
+from sdft_cli.merge.weights import copy_companions, main_dtype, merge_weights
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import write_json
 from sdft_cli.run_folder import CheckPrompt, Run, read_check_prompts
@@ -258,7 +259,10 @@ def _certificate(source: Source, merged: Path, dtype: torch.dtype, uses: list[st
     found = certify(source.base, source.adapter, merged, dtype, source.names, source.chat_template)
     behaviour = None
     if not found.failures:  # else there may be nothing that loads
-        behaviour = compare_models(source.base, source.adapter, merged, source.prompts, source.dtype, source.cls)
+        alike = not uses and DTYPES[main_dtype(source.base)] == dtype
+        behaviour = compare_models(
+            source.base, source.adapter, merged, source.prompts, source.dtype, source.cls, dtype if alike else None
+        )
         rounded = " (the tensors are right: bfloat16 rounds too much away here, merge with --dtype float32)"
         found.failures += [f"{line}{rounded * (dtype == torch.bfloat16)}" for line in failures(behaviour)]
     return {

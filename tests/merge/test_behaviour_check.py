@@ -47,6 +47,11 @@ def test_comparison_by_hand_and_what_fails() -> None:
     assert failures(compare(trained, base, base))
     assert failures({"mean_kl": float("nan"), "base_mean_kl": 0.0, "base_is_told_apart": False})
     assert failures({"mean_kl": 0.009, "base_mean_kl": 0.02, "base_is_told_apart": False})
+    near = {"mean_kl": 0.004, "base_mean_kl": 0.015, "base_is_told_apart": False}
+    assert failures(near)
+    assert failures({**near, "as_written_kl": 1e-6}) == []  # what is lost is what rounding loses
+    (lost,) = failures({**near, "base_is_told_apart": True, "as_written_kl": 2e-3})
+    assert lost == "mean KL 2.00e-03 from base + adapter, rounded alike, is over 0.001"
     small = {"mean_kl": 1e-4, "base_mean_kl": 2e-4, "base_is_told_apart": False}
     assert failures(small) == []  # the tensors are judged by the certificate; here it is only told
 
@@ -108,6 +113,23 @@ def test_what_only_running_the_checkpoint_shows_is_caught(
     with pytest.raises(VerificationError, match="mean KL"):
         merge_run(read_run(run), str(tiny_model), tmp_path / "merged")
     assert (tmp_path / "merged" / "FAILED.txt").is_file()
+
+
+def test_base_and_adapter_rounded_alike_are_the_checkpoint(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """In bfloat16 the checkpoint is a little off the trained model, and not at all off the same sums rounded alike."""
+    found = merge_run(read_run(run), str(tiny_model), tmp_path / "merged")["behaviour"]
+    assert found["mean_kl"] > 1e-5
+    assert found["as_written_kl"] < 1e-6
+    other = compare_models(
+        tiny_model,
+        read_run(run).adapter,
+        tiny_model,
+        read_check_prompts(run / "check_prompts.jsonl", 8),
+        torch.float32,
+        written=torch.bfloat16,
+    )
+    assert other["as_written_kl"] > 0.01
+    assert len(failures(other)) == 2
 
 
 def test_the_checkpoint_is_loaded_from_disk(run: Path, tiny_model: Path) -> None:
