@@ -9,7 +9,7 @@ import typer
 
 from sdft_cli.cli.common import command, newest_run, say
 from sdft_cli.cli.options import option
-from sdft_cli.errors import UsageError
+from sdft_cli.errors import WARNING, UsageError
 
 if TYPE_CHECKING:
     from sdft_cli.run_folder import Run
@@ -96,6 +96,8 @@ def merge(
     wanted = "bfloat16" if bf16 else dtype
     taken = bool(push or gguf) and not overwrite and target.is_dir() and any(target.iterdir())
     check = _certified(source, target, taken, prompts, overwrite, wanted, base)
+    if cost := _rounding_cost(check):
+        say(cost)
     if gguf and llama_cpp:
         _convert(target, gguf, llama_cpp, check["dtype"], overwrite)
     if push and not isinstance(source, Path):
@@ -103,6 +105,19 @@ def merge(
 
         push_checkpoint(source, target, push, public)
     say(f"Checkpoint: {target}" if alone else f"Checkpoint: {target}; next: sdft eval {folder}")
+
+
+def _rounding_cost(check: dict[str, Any]) -> str | None:
+    """Warn where a right merge is far from what was trained, by its rounding alone."""
+    from sdft_cli.merge.behaviour_check import MAX_MEAN_KL
+
+    lost = check["behaviour"]["mean_kl"]
+    if lost <= MAX_MEAN_KL:
+        return None
+    return (
+        f"{WARNING}rounding to {check['dtype']} moves this model by {lost:.2g} nats per token: "
+        "merge with --dtype float32 to keep what was trained"
+    )
 
 
 def _check_alone(adapter: Path, best: bool, push: str | None, base: str | None) -> None:

@@ -30,11 +30,11 @@ from sdft_cli.run_folder import CheckPrompt
 MAX_MEAN_KL = 0.01
 """Nats. Casting W + delta to bf16 is a relative error of at most 2^-9 a weight; what it costs is measured, and a
 merge that costs more than this is not the model that was trained."""
-SAME_KL = 1e-3
-"""Nats. The checkpoint and base + adapter, rounded in memory as the merge rounds, are the same weights."""
 MIN_GAIN = 5.0
-"""Where they cannot be rounded alike, and the adapter moves the model by more than `MAX_MEAN_KL`, the merge must be
-this many times nearer to it than the base is."""
+"""Where the adapter moves the model by more than `MAX_MEAN_KL`, the merge must be this many times nearer to it than the
+base is."""
+SAME_KL = 1e-3
+"""Nats. The checkpoint and base + adapter, each sum rounded in memory as the merge rounds it, are the same weights."""
 
 DECODE_TOKENS = 16_384
 """Padded tokens, answers included, of prompts that are decoded together."""
@@ -265,14 +265,18 @@ def compare(trained: torch.Tensor, merged: torch.Tensor, base: torch.Tensor) -> 
 
 
 def failures(check: dict[str, Any]) -> list[str]:
-    """Return what is wrong with a merge; empty if it is the model that was trained."""
+    """Return what is wrong with a merge; empty if it is the model that was trained.
+
+    What rounding alone costs is no fault of a merge: where the checkpoint does what base + adapter, rounded alike, does
+    (or is at least twice nearer to that than to the unrounded model), it is told and not judged.
+    """
+    same = check.get("as_written_kl")
+    if same is not None and same <= max(SAME_KL, check["mean_kl"] / 2):
+        return []
     found = []
     if not check["mean_kl"] <= MAX_MEAN_KL:  # NaN fails too
         found.append(f"mean KL {check['mean_kl']:.2e} is over {MAX_MEAN_KL}")
-    if (same := check.get("as_written_kl")) is not None:
-        if not same <= SAME_KL:
-            found.append(f"mean KL {same:.2e} from base + adapter, rounded alike, is over {SAME_KL}")
-    elif check["base_mean_kl"] > MAX_MEAN_KL and not check["base_is_told_apart"]:
+    if check["base_mean_kl"] > MAX_MEAN_KL and not check["base_is_told_apart"]:
         found.append(
             f"the base (KL {check['base_mean_kl']:.2e}) is about as near as the merge ({check['mean_kl']:.2e})"
         )

@@ -25,12 +25,19 @@ def merge_rows(check: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("tokenizer, template and configuration files as in the base", f"{same} of {len(check['files'])}"),
         ("loaded and run on", behaviour["device"]),
         ("KL(adapter on || merged), mean nats", f"{behaviour['mean_kl']:.2e}"),
+        *_rounded_alike(behaviour),
         ("KL(adapter on || base), mean nats", f"{behaviour['base_mean_kl']:.2e}{near}"),
         ("largest KL at a position, nats", f"{behaviour['max_kl']:.2e}"),
         ("same top-1 token", f"{behaviour['top1_agreement']:.2%} of {behaviour['positions']}"),
         ("same greedy answer", f"{behaviour['same_answers']} of {behaviour['answers']}"),
         *_with_calls(behaviour),
     ]
+
+
+def _rounded_alike(behaviour: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Certificates of older versions, of other features and of another type of weights than the base's lack it."""
+    found = behaviour.get("as_written_kl")
+    return [] if found is None else [("  with its sums rounded as in the merge", f"{found:.2e}")]
 
 
 def _with_calls(behaviour: Mapping[str, Any]) -> list[tuple[str, str]]:
