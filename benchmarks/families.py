@@ -20,7 +20,8 @@ HEAD = """# Models that were tried
 Made by `python -m benchmarks.families --out docs/models.md`; do not edit. Each family is a tiny random model of
 transformers {version}, with all linear layers adapted (`lora.target_modules=all-linear`): prepare, two steps of SDFT,
 two of the control arm, merge with its certificate, eval of base, tuned, merged and control. A model of such a family is
-refused or taken alike; whether it learns is another question. `sdft doctor --model M` asks a model of your own.
+refused or taken alike; whether it learns is another question. `sdft doctor --model M` asks a model of your own. `python
+-m benchmarks.family_logits` compares likelihood and divergence with those of each model's own logits.
 """
 
 
