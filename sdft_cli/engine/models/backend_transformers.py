@@ -16,7 +16,7 @@ from sdft_cli.engine.models.kernels import leave_cudnn_attention
 from sdft_cli.engine.models.modes import switch_off_dropout, train_adapter_only
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.models.targets import hits, target_names, target_pattern
-from sdft_cli.errors import MachineError
+from sdft_cli.errors import MachineError, UsageError
 
 
 def model_class(config: Any) -> Any:
@@ -37,9 +37,25 @@ def empty_model(model_config: Any, cls: Any = None) -> Any:
     Args:
         model_config: of transformers.
         cls: an auto class; left out, the one that keeps all of the checkpoint.
+
+    Raises:
+        UsageError: there is no such model: an encoder-decoder, or no language model, or a config that is wrong.
     """
-    with torch.device("meta"):
-        return (cls or model_class(model_config)).from_config(model_config).requires_grad_(False)
+    kind = cls or model_class(model_config)
+    try:
+        with torch.device("meta"):
+            return kind.from_config(model_config).requires_grad_(False)
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        if "Unrecognized configuration class" not in reason:
+            raise UsageError(
+                f"transformers builds no {model_config.model_type} model from this config ({type(error).__name__}: "
+                f"{reason}): correct config.json."
+            ) from error
+        raise UsageError(
+            f"{model_config.model_type} is no model that transformers loads as {kind.__name__}: use a causal language "
+            "model."
+        ) from error
 
 
 def load_model(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
 from sdft_cli.engine.models.adapters import weights
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.device_memory import is_out_of_memory
 from sdft_cli.engine.models.head import Head
-from sdft_cli.errors import MachineError
+from sdft_cli.errors import MachineError, SdftError
 
 TOKENS = 12
 ROUNDING = 1e-4
@@ -29,7 +33,7 @@ def check_head(backend: Backend) -> None:
     """
     ids = _tokens(backend)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
-    with torch.no_grad(), weights(backend.model, "base"), backend.decoding():
+    with runs(backend), torch.no_grad(), weights(backend.model, "base"), backend.decoding():
         states = backend.trunk_pass(**inputs).last_hidden_state[0]
         own = backend.full_pass(**inputs).logits[0]
     found, allowed = difference(backend.head, states, own)
@@ -45,6 +49,25 @@ def check_head(backend: Backend) -> None:
         f"(log-probabilities differ by up to {found:.3g} nats): use a model whose output head is one matrix with a "
         "scale, a cap or a bias."
     )
+
+
+@contextmanager
+def runs(backend: Backend) -> Iterator[None]:
+    """Let what a model raises in a small pass before step 1 be one sentence: some families cannot be run in this way.
+
+    Raises:
+        MachineError: it raised something; memory that ran out goes through.
+    """
+    try:
+        yield
+    except Exception as error:  # each family's code fails in its own way
+        if isinstance(error, SdftError) or is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise MachineError(
+            f"{backend.base.config.model_type} cannot be run by this version of transformers as sdft runs it "
+            f"({type(error).__name__}: {reason}): update transformers, or use a model of another family."
+        ) from error
 
 
 @torch.no_grad()

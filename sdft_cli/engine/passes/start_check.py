@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.head_check import runs
 from sdft_cli.engine.passes.decode import generate
 from sdft_cli.engine.passes.padded import padded_states
 from sdft_cli.errors import WARNING, MachineError
@@ -44,7 +45,8 @@ def decoding_gap(backend: Backend) -> float:
     """Return the mean difference of log-probabilities in nats, of a few greedy tokens behind made-up prompts."""
     words = min(backend.head.words, backend.base.get_input_embeddings().weight.shape[0])
     prompts = [[(7919 * i + 101 * n) % words for i in range(n)] for n in LENGTHS]
-    decoded = generate(backend, prompts, 3, (), 0, record_log_probs=True)
+    with runs(backend):
+        decoded = generate(backend, prompts, 3, (), 0, record_log_probs=True)
     gaps = []
     for prompt, rollout in zip(prompts, decoded, strict=True):
         states = padded_states(backend, [[*prompt, *rollout.ids]], 0)[0][len(prompt) - 1 : -1]
@@ -63,8 +65,9 @@ def check_reach(backend: Backend) -> str | None:
     factors = {name: p for name, p in backend.model.named_parameters() if p.requires_grad and ".lora_B." in name}
     own = [p.grad for p in backend.parameters()]
     words = min(backend.head.words, backend.base.get_input_embeddings().weight.shape[0])
-    states = padded_states(backend, [[(7919 * i + 101) % words for i in range(64)]], 0)[0]
-    (states.float() * torch.linspace(-1, 1, states.shape[1], device=states.device)).sum().backward()
+    with runs(backend):
+        states = padded_states(backend, [[(7919 * i + 101) % words for i in range(64)]], 0)[0]
+        (states.float() * torch.linspace(-1, 1, states.shape[1], device=states.device)).sum().backward()
     missed = [name for name, p in factors.items() if p.grad is None or not p.grad.any()]
     for parameter, gradient in zip(backend.parameters(), own, strict=True):
         parameter.grad = gradient

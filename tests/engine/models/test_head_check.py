@@ -132,3 +132,11 @@ def test_both_ways_of_loading_compare(tmp_path: Path, monkeypatch: pytest.Monkey
         load_backend(config, "transformers", str(tmp_path))
     with pytest.raises(MachineError, match="nats"):
         open_for_eval(str(tmp_path), "float32", None, None)
+
+
+def test_a_model_that_cannot_be_run_is_one_sentence() -> None:
+    model = planted(make_model("llama"), lambda logits: [][0])
+    with pytest.raises(
+        MachineError, match=r"^llama cannot be run by .* \(IndexError: list index out of range\): update"
+    ):
+        check_head(opened(model))

@@ -76,3 +76,16 @@ def test_the_experts_that_no_adapter_reaches_are_counted() -> None:
     # Two layers of 4 experts with gate, up and down of 64 x 32.
     assert f"{2 * 4 * 3 * 64 * 32:,} of the trunk's" in second
     assert len(targets_told(empty("llama"), LLAMA)) == 1
+
+
+def test_what_is_no_causal_language_model_is_refused_without_a_traceback() -> None:
+    from transformers import LlamaConfig, T5Config
+
+    with pytest.raises(
+        UsageError, match="t5 is no model that transformers loads as AutoModelForCausalLM: use a causal"
+    ):
+        empty_model(T5Config(d_model=32, num_layers=1))
+    wrong = LlamaConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4)
+    wrong.hidden_act = "no_such_function"
+    with pytest.raises(UsageError, match=r"builds no llama model from this config \(KeyError: .*no_such_function"):
+        empty_model(wrong)
