@@ -23,6 +23,7 @@ TENSORS = """
 import sys
 from pathlib import Path
 import torch
+from sdft_cli.engine.models.disk_names import DiskNames
 from sdft_cli.engine.models.names import local_folder, resolve_model
 from sdft_cli.run_folder import read_run
 from sdft_cli.merge.tensor_check import certify
@@ -30,10 +31,11 @@ from sdft_cli.merge.adapter import Adapter
 from sdft_cli.merge.weights import copy_companions, merge_weights
 run, out = read_run(Path(sys.argv[1])), Path(sys.argv[2])
 base = local_folder(resolve_model(run.config.model), run.config.revision)
+names = DiskNames(base)
 out.mkdir()
-merge_weights(base, Adapter(run.adapter), out)
+merge_weights(base, Adapter(run.adapter, names), out, names=names)
 copy_companions(base, out)
-assert not certify(base, run.adapter, out, torch.bfloat16).failures
+assert not certify(base, run.adapter, out, torch.bfloat16, names).failures
 """
 
 

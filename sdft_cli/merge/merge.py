@@ -18,7 +18,7 @@ from sdft_cli.merge.behaviour_check import compare_models, failures, fixed_promp
 from sdft_cli.merge.certificate import CERTIFICATE, FORMAT, file_hash, file_hashes, has_passed
 from sdft_cli.merge.tensor_check import certify
 from sdft_cli.merge.tensor_file import DTYPES
-from sdft_cli.merge.weights import copy_companions, main_dtype, merge_weights
+from sdft_cli.merge.weights import check_not_quantised, copy_companions, main_dtype, merge_weights
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import write_json
 from sdft_cli.run_folder import CheckPrompt, Run, read_check_prompts
@@ -76,6 +76,7 @@ def merge_run(
     """
     base, revision = _found_base(run, model, other_base is None)
     check_target(target, run, str(base))
+    check_not_quantised(base)
     items = read_check_prompts(run.path / "check_prompts.jsonl", prompts)
     compared_in = getattr(torch, run.config.dtype)
     name = other_base or run.config.model
@@ -110,6 +111,7 @@ def merge_adapter(
     base = local_folder(model)
     for folder in (adapter, base):
         _check_apart(target, folder, within=True)
+    check_not_quantised(base)
     names, cls = names_for(base, adapter)
     source = Source(adapter, base, base_name, None, names, fixed_prompts(base, prompts), torch.float32, cls)
     return _merged(source, target, overwrite, dtype)
