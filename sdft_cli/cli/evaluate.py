@@ -148,6 +148,7 @@ def run_evaluation(
     """Evaluate a run or a model."""
     from sdft_cli.engine.models.limits import check_limits
     from sdft_cli.engine.models.names import known_as, resolve_model
+    from sdft_cli.engine.train.scoring import choose_records
     from sdft_cli.errors import DataError, UsageError
     from sdft_cli.evaluate.contenders import contenders_of, control_names, single_model
     from sdft_cli.evaluate.evaluation import evaluate as run
@@ -166,9 +167,10 @@ def run_evaluation(
     checkpoint = _existing(found.path / "merged") if found and merged else None
     model = resolve_model(found.config.model if found else subject, say)
     revision = found.revision if found else None
-    prompts = open_prompts(model, data.manifest, revision, data.validation)
-    check_limits(model, revision, [r.row for r in data.validation], config.max_new_tokens, prompts)
-    if warning := prompts.calls_warning(data.validation):
+    chosen = choose_records(data.validation, config.limit) if config.limit else data.validation
+    prompts = open_prompts(model, data.manifest, revision, chosen)
+    check_limits(model, revision, [r.row for r in chosen], config.max_new_tokens, prompts)
+    if warning := prompts.calls_warning(chosen):
         say(warning)
     if found:
         certificate = check_certified(checkpoint, found.adapter) if checkpoint else None

@@ -89,13 +89,12 @@ def merge(
     alone = (folder / "adapter_config.json").is_file() and not is_run(folder)
     if alone:
         _check_alone(folder, best, push, base)
+    source: Run | Path = folder if alone else read_run(folder, best)
     target = out or (folder.resolve().with_name(f"{folder.resolve().name}-merged") if alone else folder / "merged")
     if gguf and target.resolve() in (gguf.resolve(), *gguf.resolve().parents):
         raise UsageError(f"{gguf} would be a file of the checkpoint {target}: name one outside of it.")
-    source: Run | Path = folder if alone else read_run(folder, best)
-    wanted = "bfloat16" if bf16 else dtype
     taken = bool(push or gguf) and not overwrite and target.is_dir() and any(target.iterdir())
-    check = _certified(source, target, taken, prompts, overwrite, wanted, base)
+    check = _certified(source, target, taken, prompts, overwrite, "bfloat16" if bf16 else dtype, base)
     if cost := _rounding_cost(check):
         say(cost)
     if gguf and llama_cpp:

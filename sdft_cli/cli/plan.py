@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sdft_cli.cli.common import command, newest_dataset, say
 from sdft_cli.cli.options import DEFAULT_PROFILE, DatasetPath, Model, Overrides, Profile, given_settings, option
+
+if TYPE_CHECKING:
+    from sdft_cli.config import TrainConfig
+    from sdft_cli.engine.plan.model_shape import Shape
+    from sdft_cli.records import RecordRow
 
 
 @command
@@ -51,23 +57,12 @@ def plan(
             f"No training record has a teacher prompt within {config.max_prompt_tokens} tokens: prepare more sessions, "
             "or raise max_prompt_tokens."
         )
-    from sdft_cli.engine.models.backend_transformers import TransformersBackend, empty_model
-    from sdft_cli.engine.models.disk_names import check_adapter
-    from sdft_cli.engine.models.limits import check_limits
-    from sdft_cli.engine.models.load import config_of
-    from sdft_cli.engine.models.names import resolve_model
-    from sdft_cli.engine.models.targets import target_names, targets_told
-    from sdft_cli.engine.plan.model_shape import possible_sharing, read_shape
+    from sdft_cli.engine.models.backend_transformers import TransformersBackend
+    from sdft_cli.engine.plan.model_shape import possible_sharing
     from sdft_cli.engine.plan.plan import choose_sharing, find_gpu, machine_gpu, plan_of
 
     card = find_gpu(gpu) if gpu else machine_gpu()
-    resolved = resolve_model(config.model, say)
-    check_limits(resolved, config.revision, rows, config.rollout.max_new_tokens)
-    empty = empty_model(config_of(resolved, config.revision))
-    for sentence in targets_told(empty, config.lora.target_modules):
-        say(sentence)
-    check_adapter(resolved, config.revision, target_names(empty, config.lora.target_modules))
-    shape = read_shape(config, resolved)
+    shape = _checked_shape(config, rows)
     possible = possible_sharing(shape, config, TransformersBackend)
     sharing = choose_sharing(possible, rows, shape, config, card.usable if card else None)
     document = plan_of(rows, shape, config, sharing, card, rollout_tokens, utilisation, fused)
@@ -84,6 +79,25 @@ def plan(
         typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
     else:
         terminal.stdout().print(terminal.plan_report(document))
+
+
+def _checked_shape(config: TrainConfig, rows: Sequence[RecordRow]) -> Shape:
+    """Return the shape of the model, after refusing what `sdft train` would refuse before loading it."""
+    from sdft_cli.engine.models.backend_transformers import empty_model
+    from sdft_cli.engine.models.disk_names import check_adapter
+    from sdft_cli.engine.models.limits import check_limits
+    from sdft_cli.engine.models.load import config_of
+    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.models.targets import target_names, targets_told
+    from sdft_cli.engine.plan.model_shape import read_shape
+
+    model = resolve_model(config.model, say)
+    check_limits(model, config.revision, rows, config.rollout.max_new_tokens)
+    empty = empty_model(config_of(model, config.revision))
+    for sentence in targets_told(empty, config.lora.target_modules):
+        say(sentence)
+    check_adapter(model, config.revision, empty, target_names(empty, config.lora.target_modules))
+    return read_shape(config, model)
 
 
 @command

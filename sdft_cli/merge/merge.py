@@ -134,7 +134,7 @@ def names_for(base: Path, adapter: Path) -> tuple[DiskNames, Any]:
         try:
             text = DiskNames(base, unloaded(base, cls=AutoModelForCausalLM))
             Adapter(adapter, text)
-        except (DataError, ValueError):  # it fits neither: what it lacks of the whole is told
+        except (DataError, UsageError):  # there is none, or it fits neither: what it lacks of the whole is told
             raise error from None
         return text, AutoModelForCausalLM
     return whole, None

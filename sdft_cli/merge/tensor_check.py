@@ -162,6 +162,7 @@ def certify(
     except DataError as error:
         found.failures.append(str(error))
         return found
+    found.failures += [f"{name} is adapted and was left out" for name in wanted.unread()]
     found.failures += _keys_differ(bases, new, places.groups)
     common = bases.where.keys() & new.where.keys()
     for name in sorted(common):

@@ -27,6 +27,10 @@ class Wanted:
         self._plain = _plain_modules(adapter.folder, names) if adapter.plain else {}
         self._peft = ByPeft(adapter.folder, names) if names is not None and not adapter.plain else None
 
+    def unread(self) -> list[str]:
+        """Return the parameters that a plain adapter's file changes and the adapter, as it was read, does not."""
+        return sorted(self._plain.keys() - self._adapter.updates.keys())
+
     def __call__(self, parameter: str, base: Tensor) -> Tensor:
         """Return what a parameter should be, in fp32, shaped as the adapter makes it."""
         if parameter in self._plain:
@@ -56,7 +60,6 @@ def _plain_modules(folder: Path, names: DiskNames | None) -> dict[str, tuple[str
     found = {}
     for module in modules:
         parameter = module.removeprefix("base_model.model.") + ".weight"
-        at_run_time = parameter if names is None else names.at_run_time(parameter)
-        if at_run_time is not None:
-            found[at_run_time] = (module, scaling)
+        at_run_time = None if names is None else names.at_run_time(parameter)
+        found[at_run_time or parameter] = (module, scaling)
     return found

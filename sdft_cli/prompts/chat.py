@@ -26,7 +26,7 @@ from sdft_cli.prompts.teacher import TeacherTemplate, load_teacher_template
 from sdft_cli.prompts.template import OWN, ChatTemplate, TemplateError, check_tokens, load_chat_template
 from sdft_cli.prompts.tool_calls import ParsedTurn, calls_of, comes_back, parse_turn
 from sdft_cli.prompts.turn_end import TurnEnds, without_end
-from sdft_cli.prompts.unsaid import ANSWERS, ASK, MORE, SAY, TemplateLoses, Unsaid, find_unsaid, sentence
+from sdft_cli.prompts.unsaid import ANSWERS, ASK, MORE, SAY, TemplateLoses, Unsaid, find_unsaid, planted_texts, sentence
 from sdft_cli.records import Message, Record, ToolSchema
 from sdft_cli.resources import text_hash
 
@@ -395,9 +395,11 @@ def prompts_for(
     """
     tokenizer, wording = load_tokenizer(model, revision), load_teacher_template(teacher)
     text = None if chat_template is None else load_chat_template(chat_template)
+    template = ChatTemplate(tokenizer, text, chat_template or OWN, date)
+    prompts = ChatPrompts(tokenizer, wording, template)
     if text is not None:
-        check_tokens(tokenizer, text, str(chat_template))
-    return ChatPrompts(tokenizer, wording, ChatTemplate(tokenizer, text, chat_template or OWN, date))
+        check_tokens(template, planted_texts(template, prompts.form))
+    return prompts
 
 
 def template_facts(prompts: ChatPrompts) -> dict[str, Any]:

@@ -7,7 +7,7 @@ at midnight and next year.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import date as Date
 from pathlib import Path
 from typing import Any
@@ -126,18 +126,22 @@ def load_chat_template(name: str) -> str:
     return text
 
 
-def check_tokens(tokenizer: Any, text: str, name: str) -> None:
+def check_tokens(template: ChatTemplate, texts: Iterable[str]) -> None:
     """Refuse a template that writes control tokens which the tokenizer does not have: it is for another family.
+
+    Args:
+        template: one that was named, not the model's own.
+        texts: what it renders.
 
     Raises:
         UsageError: names them.
     """
-    known = tokenizer.get_added_vocab()
-    missing = sorted({token for token in _TOKEN.findall(text) if token not in known})
+    known = template.tokenizer.get_added_vocab()
+    missing = sorted({token for text in texts for token in _TOKEN.findall(text) if token not in known})
     if missing:
         raise UsageError(
-            f"Chat template {name} writes {', '.join(missing)}, and the model has no such token: choose one for the "
-            f"model's family ({', '.join(chat_templates())}, or a file)."
+            f"Chat template {template.name} writes {', '.join(missing)}, and the model has no such token: "
+            f"choose one for the model's family ({', '.join(chat_templates())}, or a file)."
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from sdft_cli.prompts.forms import PLANTED_TOOL, Form, call_words, planted_call
@@ -129,6 +130,15 @@ def find_unsaid(template: ChatTemplate, form: Form) -> Unsaid:
     )
 
 
+def planted_texts(template: ChatTemplate, form: Form) -> list[str]:
+    """Return what a template makes of the conversations with each part that it does not refuse."""
+    look, found = _Look(template, form), []
+    for messages, _ in PROMPTS.values():
+        with suppress(TemplateError):
+            found.append(look.render(messages, offered=True))
+    return found
+
+
 @dataclass(frozen=True)
 class _Look:
     template: ChatTemplate
@@ -144,7 +154,7 @@ class _Look:
     def drops_tools(self) -> bool:
         """Say whether what is offered does not come out."""
         try:
-            text = self._render([ASK], offered=True)
+            text = self.render([ASK], offered=True)
         except TemplateError:
             return False
         return any(word not in text for word in TOOL_WORDS)
@@ -152,17 +162,23 @@ class _Look:
     def drops(self, messages: Sequence[Message], words: Words, offered: bool = False) -> bool:
         """Say whether a word comes out less often than it is in `words`, not counting the tools that are offered."""
         try:
-            text = self._render(messages, offered)
-            tools = self._render([ASK], offered)
+            text = self.render(messages, offered)
+            tools = self.render([ASK], offered)
         except TemplateError:
             return False
         others = Counter({word: tools.count(word) for word in TOOL_WORDS})
         return any(text.count(word) - others[word] < count for word, count in Counter(words).items())
 
-    def _render(self, messages: Sequence[Message], offered: bool) -> str:
-        """Render up to the next turn where tools are offered, else up to the end of the last one."""
+    def render(self, messages: Sequence[Message], offered: bool) -> str:
+        """Render up to the next turn where tools are offered, else up to the end of the last one.
+
+        Some templates take tools only behind a system message: what is refused is tried again behind one.
+        """
         tools = [PLANTED_TOOL.as_openai()] if offered else []
-        return self.template.render([self.form.write(m) for m in messages], tools, offered)
+        try:
+            return self.template.render([self.form.write(m) for m in messages], tools, offered)
+        except TemplateError:
+            return self.template.render([self.form.write(m) for m in (RULE, *messages)], tools, offered)
 
 
 def sentence(lost: Iterable[str]) -> str:

@@ -76,6 +76,16 @@ def test_templates_that_ship_write_hermes_calls(smollm2: Path, name: str) -> Non
     assert prompts.syntax.syntax.name == "Hermes JSON"
 
 
+def test_a_token_that_never_comes_out_is_no_reason(smollm2: Path, tmp_path: Path) -> None:
+    """Templates of multimodal siblings name tokens for pictures, in branches that text does not reach."""
+    file = tmp_path / "mine.jinja"
+    file.write_text("{% if images is defined %}<|image|>{% endif %}" + load_chat_template("smollm2"))
+    assert prompts_for(str(smollm2), "repeat", str(file)).unsaid == Unsaid(frozenset(), frozenset())
+    file.write_text("<|image|>" + load_chat_template("smollm2"))
+    with pytest.raises(UsageError, match=r"mine.jinja writes <\|image\|>, and the model has no such token"):
+        prompts_for(str(smollm2), "repeat", str(file))
+
+
 def test_a_template_of_another_family_is_refused(smollm2: Path) -> None:
     assert prompts_for(str(smollm2), "repeat", "chatml-hermes").template.name == "chatml-hermes"
     with pytest.raises(UsageError, match=r"llama3-hermes writes <\|end_header_id\|>, <\|eot_id\|>, .* no such token"):

@@ -102,6 +102,14 @@ def test_a_part_that_is_dropped_in_one_place_only_is_found(smollm2: Path) -> Non
     assert "calls" not in found.reference
 
 
+def test_what_is_dropped_behind_a_system_message_only_is_found(smollm2: Path) -> None:
+    """A template may take tools only behind a system message; without one it refuses, and nothing seems to be lost."""
+    refuses = "{% if tools and messages[0].role != 'system' %}{{ raise_exception('say who you are') }}{% endif %}"
+    found = prompts_of(smollm2, refuses + "{{ tools | tojson if tools else '' }}" + HUB).unsaid
+    assert found.prompt == {"calls", "parallel", "beside"}
+    assert "calls" in found.reference
+
+
 def test_an_older_dataset_with_such_records_is_refused_before_anything_is_loaded(smollm2: Path) -> None:
     prompts = prompts_of(smollm2, HUB)
     manifest = {

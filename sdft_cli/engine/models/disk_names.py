@@ -18,7 +18,7 @@ from torch import Tensor
 from sdft_cli.engine.models.backend_transformers import empty_model
 from sdft_cli.engine.models.names import loaded_folder
 from sdft_cli.engine.models.quiet import quiet_libraries
-from sdft_cli.engine.models.targets import hits, target_names
+from sdft_cli.engine.models.targets import hits
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.records.json_files import read_json
 
@@ -245,13 +245,14 @@ def _converted(
     return found
 
 
-def check_adapter(model: str, revision: str | None, targets: Sequence[str], loaded: bool = False) -> bool:
-    """Refuse, before weights are loaded, targets that training would not reach or `sdft merge` could not write.
+def check_adapter(model: str, revision: str | None, empty: Any, targets: Sequence[str], loaded: bool = False) -> bool:
+    """Refuse, before weights are loaded, targets whose update `sdft merge` could not write.
 
     Args:
         model: a folder or Hub id.
         revision: of a Hub id.
-        targets: names of modules.
+        empty: the model without weights.
+        targets: names of modules, as `targets.target_names` gives them.
         loaded: the model was loaded, so its files must be there.
 
     Returns whether the names on disk could be looked at: False where the files are not on this machine yet.
@@ -261,7 +262,6 @@ def check_adapter(model: str, revision: str | None, targets: Sequence[str], load
         DataError: a file of the model is damaged, or after loading it holds no safetensors files.
     """
     folder = loaded_folder(model, revision)
-    empty = unloaded(folder or model, revision)
     if _is_quantised(empty.config):  # merged into its 16-bit form, whose names are looked at then
         return True
     if folder is None or not (loaded or _has_weights(folder)):
@@ -288,7 +288,7 @@ def check_mergeable(names: DiskNames, targets: Sequence[str]) -> None:
     Raises:
         UsageError: names the first one, and why.
     """
-    for module in hits(names.model, target_names(names.model, targets)):
+    for module in hits(names.model, targets):
         for parameter, _ in names.model.get_submodule(module).named_parameters(module, recurse=False):
             why = names.obstacle(parameter) if parameter.endswith(".weight") else None
             if why:

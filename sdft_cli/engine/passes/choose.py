@@ -10,19 +10,16 @@ from torch import Tensor
 
 from sdft_cli.engine.models.backend import Backend, Sharing
 from sdft_cli.engine.passes.attention import use_tree_attention
-from sdft_cli.engine.passes.decode import generate
 from sdft_cli.engine.passes.depth_first import depth_first_obstacle
 from sdft_cli.engine.passes.executors import answer_states, student_passes
 from sdft_cli.engine.passes.packed import packing_obstacle
 from sdft_cli.engine.passes.padded import padded_states
-from sdft_cli.engine.passes.start_check import check_decoding
+from sdft_cli.engine.passes.start_check import check_decoding, decoding_gaps
 from sdft_cli.errors import WARNING, UsageError
 
 CHECK_TOLERANCE = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (3e-2, 1e-1), torch.float16: (3e-2, 1e-1)}
 """Largest relative difference of hidden states, and of the gradient, that counts as rounding, by dtype."""
 
-DECODED = 3
-"""Tokens of each answer that are decoded between the two ways."""
 DECODE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.3, torch.float16: 0.3}
 """Nats by which log-probabilities of decoded tokens may differ from those of a pass over them, by dtype."""
 
@@ -99,9 +96,10 @@ def sharing_error(backend: Backend, kind: Sharing) -> str | None:
 
 
 def _both_ways(backend: Backend, kind: Sharing) -> tuple[list[tuple[str, Tensor, Tensor]], float]:
-    """Return the states, and with an adapter its gradient, of a small step: shared ones, and of independent turns.
+    """Run a small step both ways.
 
-    And `_decoding_gap`.
+    Returns name, ours, and that of independent turns: of the states, and with an adapter of its gradient. And the
+    largest of `decoding_gaps`, in nats.
     """
     ids = [(7919 * i + 101) % backend.head.words for i in range(96)]
     prompts = [ids[:70], ids[:40], ids[:40], [*ids[:60], *ids[80:85]], ids[90:93]]
@@ -109,7 +107,7 @@ def _both_ways(backend: Backend, kind: Sharing) -> tuple[list[tuple[str, Tensor,
     with _set_for_check(backend, kind), _adapter_moved(backend), backend.decoding():
         with torch.no_grad():
             alone = torch.cat([_alone(backend, x, y) for x, y in zip(prompts, answers, strict=True)])
-        gap = _decoding_gap(backend, prompts[1:])
+        gap = float(decoding_gaps(backend, prompts[1:]).max())
         states = answer_states(backend, prompts, answers, 0)
         pairs = [("states", states, alone)]
         if backend.parameters():
@@ -126,18 +124,6 @@ def _both_ways(backend: Backend, kind: Sharing) -> tuple[list[tuple[str, Tensor,
             plain, ours = _gradient(backend, independent), _gradient(backend, together)
             pairs.append(("gradients", ours, plain))
     return pairs, gap
-
-
-@torch.no_grad()
-def _decoding_gap(backend: Backend, prompts: Sequence[list[int]]) -> float:
-    """Return the largest difference, in nats, of log-probabilities of decoded tokens from those of passes over them."""
-    found = generate(backend, prompts, DECODED, (), 0, record_log_probs=True)
-    gaps = [0.0]
-    for prompt, answer in zip(prompts, found, strict=True):
-        log_p = backend.head.logits(_alone(backend, prompt, answer.ids)).log_softmax(-1).cpu()
-        own = log_p.gather(-1, torch.tensor(answer.ids)[:, None])[:, 0]
-        gaps.append(float((own - torch.tensor(answer.log_probs)).abs().max()))
-    return max(gaps)
 
 
 def sharing_obstacle(backend: Backend, kind: Sharing) -> str | None:

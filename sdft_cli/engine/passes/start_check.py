@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
+from torch import Tensor
 
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.head_check import runs
@@ -14,6 +17,8 @@ GAP = {torch.float32: 1e-3}
 """Mean difference of log-probabilities, nats per token, that counts as rounding, by dtype; of other ones `COARSE`."""
 COARSE = 0.3
 LENGTHS = (23, 11, 17)
+DECODED = 3
+"""Tokens of each answer that are decoded."""
 
 
 def check_decoding(backend: Backend) -> str | None:
@@ -26,11 +31,14 @@ def check_decoding(backend: Backend) -> str | None:
     Raises:
         MachineError: what it decodes is another distribution even so.
     """
+    words = min(backend.head.words, backend.base.get_input_embeddings().weight.shape[0])
+    prompts = [[(7919 * i + 101 * n) % words for i in range(n)] for n in LENGTHS]
     allowed = GAP.get(backend.head.weight.dtype, COARSE)
-    if decoding_gap(backend) <= allowed:
-        return None
-    backend.left_pads = False
-    found = decoding_gap(backend)
+    with runs(backend):
+        if float(decoding_gaps(backend, prompts).mean()) <= allowed:
+            return None
+        backend.left_pads = False
+        found = float(decoding_gaps(backend, prompts).mean())
     kind = backend.base.config.model_type
     if found <= allowed:
         return f"Decoding: only prompts of one length together, since {kind} does not leave padding out"
@@ -41,19 +49,19 @@ def check_decoding(backend: Backend) -> str | None:
 
 
 @torch.no_grad()
-def decoding_gap(backend: Backend) -> float:
-    """Return the mean difference of log-probabilities in nats, of a few greedy tokens behind made-up prompts."""
-    words = min(backend.head.words, backend.base.get_input_embeddings().weight.shape[0])
-    prompts = [[(7919 * i + 101 * n) % words for i in range(n)] for n in LENGTHS]
-    with runs(backend):
-        decoded = generate(backend, prompts, 3, (), 0, record_log_probs=True)
+def decoding_gaps(backend: Backend, prompts: Sequence[list[int]]) -> Tensor:
+    """Return how far log-probabilities of a few greedy tokens are from those of a plain pass over each answer, in nats.
+
+    One number for each decoded token, without sign.
+    """
+    decoded = generate(backend, prompts, DECODED, (), 0, record_log_probs=True)
     gaps = []
     for prompt, rollout in zip(prompts, decoded, strict=True):
         states = padded_states(backend, [[*prompt, *rollout.ids]], 0)[0][len(prompt) - 1 : -1]
         chosen = torch.tensor(rollout.ids, device=states.device)[:, None]
         scored = backend.head.logits(states).log_softmax(-1).gather(-1, chosen)[:, 0]
         gaps.append((scored.cpu() - torch.tensor(rollout.log_probs)).abs())
-    return float(torch.cat(gaps).mean())
+    return torch.cat(gaps)
 
 
 def check_reach(backend: Backend) -> str | None:

@@ -73,7 +73,7 @@ def _head(empty: Any) -> str:
 
 
 def _merge(config: TrainConfig, model: str, empty: Any) -> str:
-    known = check_adapter(model, config.revision, target_names(empty, config.lora.target_modules))
+    known = check_adapter(model, config.revision, empty, target_names(empty, config.lora.target_modules))
     return "each adapted tensor has its place in the files" if known else "not known: the files are not here yet"
 
 

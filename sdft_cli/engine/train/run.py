@@ -205,10 +205,10 @@ def _check_targets(config: TrainConfig, model: str, say: Say) -> Callable[[], No
     for sentence in targets_told(empty, config.lora.target_modules):
         say(sentence)
     targets = target_names(empty, config.lora.target_modules)
-    checked = check_adapter(model, config.revision, targets)
+    checked = check_adapter(model, config.revision, empty, targets)
 
     def check_loaded() -> None:
-        if not checked and not check_adapter(model, config.revision, targets, loaded=True):
+        if not checked and not check_adapter(model, config.revision, empty, targets, loaded=True):
             say(f"{WARNING}the files of {model} are not in the Hub's cache; whether it can be merged is not known yet")
 
     return check_loaded
