@@ -118,21 +118,51 @@ def test_what_a_template_drops_and_refuses_is_told_with_what_to_do(
     assert "raise --max" not in done.stderr
     assert not (tmp_path / "data").exists()
 
+
+def write_parallel(folder: Path) -> Path:
+    """Write sessions of four turns: two calls at once, an answer, one call, an answer."""
+    tool = {"name": "Read", "description": "Read a file.", "parameters": {"type": "object", "properties": {"p": {}}}}
+    folder.mkdir()
+    for number in range(6):
+        calls = [{"name": "Read", "arguments": json.dumps({"p": f"{name}{number}"})} for name in "abc"]
+        made = [{"id": f"c{i}", "type": "function", "function": call} for i, call in enumerate(calls)]
+        results = [{"role": "tool", "tool_call_id": f"c{i}", "content": f"text {i} of {number}"} for i in range(3)]
+        messages = [
+            {"role": "user", "content": f"Read both files of {number}."},
+            {"role": "assistant", "content": "", "tool_calls": made[:2]},
+            *results[:2],
+            {"role": "assistant", "content": f"Read {number}."},
+            {"role": "user", "content": "And the third."},
+            {"role": "assistant", "content": "", "tool_calls": made[2:]},
+            results[2],
+            {"role": "assistant", "content": f"Read all of {number}."},
+        ]
+        line = json.dumps({"messages": messages, "tools": [{"type": "function", "function": tool}]})
+        (folder / f"{number}.jsonl").write_text(line + "\n")
+    return folder
+
+
+def test_a_template_of_single_calls_is_told_and_parallel_ones_can_be_split(
+    sdft: Run, tmp_path: Path, tiny_model: Path, smollm2: Path
+) -> None:
+    write_parallel(tmp_path / "sessions")
     several = "{% for m in messages if (m.tool_calls or []) | length > 1 %}{{ raise_exception('one call only!') }}"
     single = several + "{% endfor %}" + (smollm2 / "chat_template.jinja").read_text()
     (tmp_path / "single.jinja").write_text(single)
     done = prepare(sdft, tmp_path, tiny_model, "--chat-template", "single.jinja")
-    assert done.exit_code == 0, done.stderr
-    refused = manifest_of(tmp_path / "data")["funnel"]["rejected"].get("template_error", 0)
-    if refused:
-        assert "The chat template does not take every turn: " in done.stderr
-        assert "one call only!" in done.stderr
+    assert done.exit_code == 3, done.stderr  # each turn has the two calls in it, or before it
+    assert "(template_error 24)" in done.stderr
+    assert "The chat template refuses this conversation: one call only!" in done.stderr
+    assert "--parallel-calls split takes parallel calls apart" in " ".join(done.stderr.split())
+
     split = ["--chat-template", "single.jinja", "--parallel-calls", "split"]
     done = prepare(sdft, tmp_path, tiny_model, *split, out="split")
     assert done.exit_code == 0, done.stderr
-    assert "template_error" not in manifest_of(tmp_path / "split")["funnel"]["rejected"]
-    rejected = pl.read_parquet(tmp_path / "split" / "rejected.parquet")
-    assert "template_error" not in set(rejected["reason"])
+    funnel = manifest_of(tmp_path / "split")["funnel"]
+    assert funnel["turns"] == funnel["kept"] == 30  # a turn more in each session
+    assert funnel["notes"]["parallel_calls_split"] == 6
+    assert "6 turn(s) with parallel calls became consecutive turns, each with its result." in done.stderr
+    assert set(pl.read_parquet(tmp_path / "split" / "train.parquet")["turn_index"]) == {1, 3, 5, 7, 9}
 
 
 @pytest.mark.parametrize(
