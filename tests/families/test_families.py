@@ -11,6 +11,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("peft")
 
+from benchmarks.family_logits import difference  # noqa: E402
+from sdft_cli.engine.models.load import open_for_eval  # noqa: E402
 from tests.families.matrix import STAGES, run_family, sdft, write_sessions  # noqa: E402
 from tests.families.tiny import FAMILIES, make_model  # noqa: E402
 
@@ -67,6 +69,7 @@ def test_a_family_goes_through_all_commands(family: str, sessions: Path, tmp_pat
     assert {item["record_id"] for item in items} <= expected.keys()
     for item in items:
         assert item["nll"] == pytest.approx(expected[item["record_id"]], rel=1e-5)
+    assert difference(open_for_eval(str(model), "float32", None, None)) <= 1e-5  # of NLL and of KL
     certificate = json.loads((tmp_path / "run" / "merged" / "merge-certificate.json").read_text())
     assert certificate["passed"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -386,8 +387,9 @@ FAMILIES: dict[str, Family] = {
 """Family -> what makes its configuration."""
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write a byte-level tokenizer of `VOCABULARY` words, trained on this project's files, with SmolLM2's template."""
+@cache
+def make_tokenizer() -> Any:
+    """Return a byte-level tokenizer of `VOCABULARY` words, trained on this project's files, with SmolLM2's template."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -408,7 +410,7 @@ def write_tokenizer(folder: Path) -> None:
     tokenizer.train_from_iterator(texts, trainer)
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=special[2], pad_token=special[2])
     fast.chat_template = template
-    fast.save_pretrained(folder)
+    return fast
 
 
 def make_model(family: str, folder: Path, dtype: str = "bfloat16") -> Path:
@@ -422,5 +424,5 @@ def make_model(family: str, folder: Path, dtype: str = "bfloat16") -> Path:
     model = model_class(config).from_config(config)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
-    write_tokenizer(folder)
+    make_tokenizer().save_pretrained(folder)
     return folder

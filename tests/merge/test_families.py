@@ -70,7 +70,7 @@ def agree(out: Path, model: Any) -> None:
 @pytest.mark.parametrize("family", [name for name in FAMILIES if name != "gpt2"])  # which is not trained here
 def test_a_merged_checkpoint_is_base_and_adapter(tmp_path: Path, family: str) -> None:
     base = save(family, tmp_path / "base")
-    targets = FAMILIES[family][1]
+    targets = FAMILIES[family]
     check_mergeable(DiskNames(base), targets)
     model = adapted(base, tmp_path / "adapter", target_modules=target_pattern(unloaded(base), targets))
     found = merged(base, tmp_path / "adapter", tmp_path / "out")

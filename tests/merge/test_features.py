@@ -27,46 +27,46 @@ PATTERNS: dict[str, Any] = {
     "alpha_pattern": {"v_proj": 5, "model.layers.0.self_attn.q_proj": 3},
 }
 MERGED: dict[str, tuple[str, dict[str, Any]]] = {
-    "rslora": ("llama", {"target_modules": LINEARS, "use_rslora": True}),
-    "dora": ("llama", {"target_modules": LINEARS, "use_dora": True}),
+    "rslora": ("llama_untied", {"target_modules": LINEARS, "use_rslora": True}),
+    "dora": ("llama_untied", {"target_modules": LINEARS, "use_dora": True}),
     "dora, names on disk differ": (
         "mistral3",
         {"target_modules": r".*language_model.*\.(q|up)_proj", "use_dora": True},
     ),
-    "patterns": ("llama", {"target_modules": LINEARS, **PATTERNS}),
+    "patterns": ("llama_untied", {"target_modules": LINEARS, **PATTERNS}),
     "rslora, dora and patterns": (
-        "llama",
+        "llama_untied",
         {"target_modules": LINEARS, **PATTERNS, "use_dora": True, "use_rslora": True},
     ),
-    "all-linear": ("llama", {"target_modules": "all-linear"}),
+    "all-linear": ("llama_untied", {"target_modules": "all-linear"}),
     "some layers, some not": (
-        "llama",
+        "llama_untied",
         {"target_modules": LINEARS, "layers_to_transform": [1], "exclude_modules": ["o_proj"]},
     ),
     "head and embedding saved": (
-        "llama",
+        "llama_untied",
         {"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens"]},
     ),
-    "a norm saved": ("llama", {"target_modules": ["q_proj"], "modules_to_save": ["input_layernorm"]}),
-    "embedding and head adapted": ("llama", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
-    "token rows": ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 40, 7]}),
-    "token rows, tied": ("llama tied", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 40, 7]}),
+    "a norm saved": ("llama_untied", {"target_modules": ["q_proj"], "modules_to_save": ["input_layernorm"]}),
+    "embedding and head adapted": ("llama_untied", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}),
+    "token rows": ("llama_untied", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 40, 7]}),
+    "token rows, tied": ("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [3, 40, 7]}),
     "biases": ("qwen2", {"target_modules": ["q_proj", "v_proj"], "bias": "lora_only"}),
     "all biases": ("qwen2", {"target_modules": ["q_proj", "o_proj"], "bias": "all"}),
     "conv1d": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}),
     "conv1d, dora": ("gpt2", {"target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True, "use_dora": True}),
     "experts of mixtral": ("mixtral", {"target_modules": ["q_proj"], "target_parameters": EXPERTS}),
     "experts of qwen3": (
-        "qwen3-moe",
+        "qwen3_moe",
         {"target_modules": ["q_proj"], "target_parameters": EXPERTS, "rank_pattern": {r".*\.gate_up_proj": 6}},
     ),
-    "one parameter of the experts": ("qwen3-moe", {"target_modules": [], "target_parameters": EXPERTS[1:]}),
-    "all linears of a mixture": ("qwen3-moe", {"target_modules": LINEARS}),
+    "one parameter of the experts": ("qwen3_moe", {"target_modules": [], "target_parameters": EXPERTS[1:]}),
+    "all linears of a mixture": ("qwen3_moe", {"target_modules": LINEARS}),
     "experts, rslora": (
-        "granite-moe",
+        "granitemoe",
         {"target_modules": ["q_proj"], "target_parameters": ["input_linear", "output_linear"], "use_rslora": True},
     ),
-    "experts, in by out": ("gpt-oss", {"target_modules": ["q_proj"], "target_parameters": EXPERTS}),
+    "experts, in by out": ("gpt_oss", {"target_modules": ["q_proj"], "target_parameters": EXPERTS}),
 }
 
 
@@ -100,7 +100,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A base and a plain adapter."""
     folder = tmp_path_factory.mktemp("plain")
-    base = save("llama", folder / "base")
+    base = save("llama_untied", folder / "base")
     adapted(base, folder / "adapter", target_modules=["q_proj"])
     return base, folder / "adapter"
 
@@ -165,7 +165,7 @@ def test_the_base_of_an_older_version_is_renamed(tmp_path: Path) -> None:
     ],
 )
 def test_one_of_two_tied_weights_is_refused(tmp_path: Path, settings: dict[str, Any]) -> None:
-    base = save("llama tied", tmp_path / "base")
+    base = save("llama", tmp_path / "base")
     adapted(base, tmp_path / "adapter", **settings)
     names = DiskNames(base)
     with pytest.raises(DataError, match=r"which is one tensor with .* in the base \(tie_word_embeddings\)"):
@@ -173,13 +173,13 @@ def test_one_of_two_tied_weights_is_refused(tmp_path: Path, settings: dict[str, 
 
 
 def test_a_vocabulary_that_was_resized_is_refused(tmp_path: Path) -> None:
-    base = save("llama", tmp_path / "base")
+    base = save("llama_untied", tmp_path / "base")
     adapted(base, tmp_path / "adapter", target_modules=["q_proj"], modules_to_save=["embed_tokens"])
     file = tmp_path / "adapter" / "adapter_model.safetensors"
     tensors = load_file(file)
     name = "base_model.model.model.embed_tokens.weight"
     save_file({**tensors, name: torch.ones(100, 32)}, file)
-    with pytest.raises(VerificationError, match=r"is \(96, 32\) in the base and \(100, 32\) in the adapter"):
+    with pytest.raises(VerificationError, match=r"is \(1024, 32\) in the base and \(100, 32\) in the adapter"):
         merged(base, tmp_path / "adapter", tmp_path / "out")
 
 

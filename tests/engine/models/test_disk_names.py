@@ -47,7 +47,7 @@ def test_names_that_differ_are_those_of_the_published_checkpoints(tmp_path: Path
 
 
 def test_a_target_whose_tensor_is_not_on_disk_is_refused_by_name(tmp_path: Path) -> None:
-    base = save("llama", tmp_path / "base")
+    base = save("llama_untied", tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
     del tensors["model.layers.1.mlp.up_proj.weight"]
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
@@ -72,7 +72,7 @@ def test_a_conversion_that_cannot_be_undone_is_refused_by_name(tmp_path: Path, m
         def reverse_op(self) -> ConversionOps:
             raise NotImplementedError("there is no way back")
 
-    base = save("llama", tmp_path / "base")
+    base = save("llama_untied", tmp_path / "base")
 
     def mapping(operation: Any) -> Any:
         return lambda model, *_, **__: [WeightConverter("o_proj.weight", "o_proj.weight", operations=[operation])]
@@ -88,7 +88,7 @@ def test_a_conversion_that_cannot_be_undone_is_refused_by_name(tmp_path: Path, m
     assert torch.equal(names.to_disk(group, {group.parameters[0]: weight.T})[group.disk[0]], weight)
 
 
-@pytest.mark.parametrize("family", ["llama", "llama tied", "gemma3"])
+@pytest.mark.parametrize("family", ["llama_untied", "llama", "gemma3"])
 @pytest.mark.parametrize(("leaf", "what"), [("lm_head", "the output head"), ("embed_tokens", "the token embedding")])
 def test_head_and_embedding_are_refused_as_targets(tmp_path: Path, family: str, leaf: str, what: str) -> None:
     model = unloaded(save(family, tmp_path / "base"))
@@ -98,7 +98,7 @@ def test_head_and_embedding_are_refused_as_targets(tmp_path: Path, family: str, 
 
 
 def test_a_damaged_or_missing_file_is_one_sentence(tmp_path: Path) -> None:
-    base = save("llama", tmp_path / "base")
+    base = save("llama_untied", tmp_path / "base")
     index = {"weight_map": {"x": "model.safetensors", "y": "model-2.safetensors"}}
     (base / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(DataError, match=r"model-2\.safetensors is missing or damaged .*: get the model again\.$"):
