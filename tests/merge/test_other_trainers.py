@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from typer.testing import CliRunner  # noqa: E402
 from sdft_cli.cli.main import app  # noqa: E402
 from sdft_cli.engine.models.backend_transformers import load_model  # noqa: E402
 from sdft_cli.merge.certificate import check_certified  # noqa: E402
+from tests.merge.families import save  # noqa: E402
 from tests.merge.test_families import adapted, agree  # noqa: E402
 
 
@@ -79,19 +79,12 @@ def test_what_only_a_run_has_and_what_is_not_known_is_refused(tiny_model: Path, 
     assert {path.name for path in tmp_path.iterdir()} == {"adapter"}
 
 
-def test_an_adapter_of_the_language_model_alone(smollm2: Path, tmp_path: Path) -> None:
+def test_an_adapter_of_the_language_model_alone(tmp_path: Path) -> None:
     """Another trainer loaded the text model of a checkpoint that has a vision tower: its modules have other names."""
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    from tests.merge import families
-
-    base = tmp_path / "base"
-    torch.manual_seed(0)
-    sizes = {**families.DELTA_NET, "vocab_size": 49_152}
-    families.multimodal("Qwen3_5", sizes, {**families.QWEN_VISION, "num_position_embeddings": 16}).save_pretrained(base)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        shutil.copyfile(smollm2 / name, base / name)
+    base = save("qwen3_5", tmp_path / "base")
     text = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     assert type(text).__name__ == "Qwen3_5ForCausalLM"
     model = peft.get_peft_model(text, peft.LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj", "in_proj_qkv"]))
