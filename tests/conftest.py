@@ -9,12 +9,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from sdft_cli.threads import limit_spinning
+from tests.fork_server import ForkServer
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -88,15 +89,30 @@ def write_jsonl(tmp_path: Path) -> Callable[..., Path]:
     return write
 
 
+@pytest.fixture(scope="session")
+def fork_server() -> Iterator[ForkServer]:
+    """A process that has imported what commands import."""
+    server = ForkServer()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def sdft(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Run the command as a user would, in a working folder of its own."""
+def sdft(tmp_path: Path, fork_server: ForkServer) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run the command as a user would, in a working folder of its own.
+
+    With other variables in the environment it is a new process: libraries read them when they are imported.
+    """
 
     def run(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        given, folder = [str(argument) for argument in arguments], cwd or tmp_path
+        whole = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", **environment}
+        if fork_server.serves(whole):
+            return fork_server.run(given, folder, whole)
         return subprocess.run(
-            [sys.executable, "-m", "sdft_cli", *map(str, arguments)],
-            cwd=cwd or tmp_path,
-            env={**os.environ, "COLUMNS": "120", "NO_COLOR": "1", **environment},
+            [sys.executable, "-m", "sdft_cli", *given],
+            cwd=folder,
+            env=whole,
             capture_output=True,
             text=True,
             timeout=600,

@@ -1,0 +1,92 @@
+"""`python -m sdft_cli` in a process forked from one that has imported the libraries, which take seconds of a command.
+
+Each command is a process of its own, as a user's: arguments, working folder, output and exit code are real. Nothing of
+sdft itself is imported before the fork. What depends on the environment at import needs a new process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("typer", "rich.live", "polars", "datasets", "torch", "transformers", "accelerate", "peft", "sklearn")
+READ_LATE = {"COLUMNS", "NO_COLOR", "PYTEST_CURRENT_TEST"}
+"""Variables that nothing reads when it is imported."""
+
+
+class ForkServer:
+    """Starts commands one after the other."""
+
+    def __init__(self) -> None:
+        self.environment = dict(os.environ)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fork_server"],
+            cwd=Path(__file__).resolve().parent.parent,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def serves(self, environment: dict[str, str]) -> bool:
+        """Say whether the libraries would have read the same from an environment."""
+        names = {*self.environment, *environment} - READ_LATE
+        return all(self.environment.get(name) == environment.get(name) for name in names)
+
+    def run(self, arguments: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        """Run `python -m sdft_cli` with these arguments and wait for its end."""
+        assert self.process.stdin
+        assert self.process.stdout
+        with tempfile.TemporaryDirectory(prefix="sdft-fork-") as folder:
+            files = {name: str(Path(folder) / name) for name in ("stdout", "stderr")}
+            request = {"arguments": arguments, "cwd": str(cwd), "environment": environment, **files}
+            self.process.stdin.write(json.dumps(request) + "\n")
+            self.process.stdin.flush()
+            code = int(self.process.stdout.readline())
+            out, err = (Path(file).read_text(encoding="utf-8") for file in files.values())
+        return subprocess.CompletedProcess(["sdft", *arguments], code, out, err)
+
+    def close(self) -> None:
+        assert self.process.stdin
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def serve() -> dict[str, Any] | None:
+    """Fork for each request on standard input; return the request in the fork, None at the end of the input."""
+    for library in LIBRARIES:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(library)
+    for line in sys.stdin:
+        child = os.fork()
+        if not child:
+            found: dict[str, Any] = json.loads(line)
+            return found
+        _, status = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(status), flush=True)
+    return None
+
+
+def become(request: dict[str, Any]) -> None:
+    """Go on as the process that was asked for."""
+    os.chdir(request["cwd"])
+    os.environ.update(request["environment"])
+    write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+    opened = [os.open(os.devnull, os.O_RDONLY), *(os.open(request[name], write) for name in ("stdout", "stderr"))]
+    for number, file in enumerate(opened):
+        os.dup2(file, number)
+        os.close(file)
+    sys.argv = ["sdft", *request["arguments"]]
+    sys.path[0] = request["cwd"]
+    runpy.run_module("sdft_cli", run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__" and (asked := serve()):
+    become(asked)
