@@ -3,7 +3,8 @@
     z = scale * (h W^T + b)        logits = cap * tanh(z / cap), or z where there is no cap
 
 Scale and cap stand in the config under several names. That they are what the model does is checked when it is loaded
-(`head_check.py`).
+(`head_check.py`). The model itself rounds the product to its own type, here it stays in fp32: the divergence of two
+distributions that are nearly equal would drown in that rounding (docs/design.md, The model's own logits).
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ MULTIPLIES_BY_A_DIVISORS_NAME = ("hyperclovax",)
 """`model_type`s that multiply by what is a divisor elsewhere."""
 CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 """Names of the cap: Gemma 2 to 4 and NanoChat, RecurrentGemma, xLSTM."""
+
+WORDS = 2048
+"""Words whose weights are held in fp32 at once, where torch has no product of 16-bit numbers into fp32."""
 
 
 @dataclass(frozen=True)
@@ -57,26 +61,49 @@ class Head:
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the logits (R, V), at least fp32, of hidden states (R, H); in `out`, fp32, where it is given.
 
-        The product is in the weight's type, all that follows in the result's. With `out` there is no gradient.
+        Hidden states are rounded to the weight's type, nothing that follows is. With `out` there is no gradient.
         """
-        hidden = hidden.to(self.weight.dtype)  # Mamba's norm leaves fp32 ones
         if out is None:
-            product = hidden @ self.weight.T
-            logits = product.to(torch.promote_types(product.dtype, torch.float32))
+            logits = self._product(hidden)
             if self.bias is not None:
                 logits = logits + self.bias
             if self.scale != 1.0:
                 logits = logits * self.scale
             return logits if self.softcap is None else (logits / self.softcap).tanh() * self.softcap
-        if self.weight.dtype == torch.float32:
-            torch.mm(hidden, self.weight.T, out=out)
-        else:
-            out.copy_(torch.mm(hidden, self.weight.T))
+        self._product_into(hidden, out)
         if self.bias is not None:
             out.add_(self.bias)
         if self.scale != 1.0:
             out.mul_(self.scale)
         return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
+
+    def _product(self, hidden: Tensor) -> Tensor:
+        """Return h W^T (R, V) with its gradient, at least fp32."""
+        hidden = hidden.to(self.weight.dtype)  # Mamba's norm leaves fp32 ones
+        if not self._narrow:
+            return hidden @ self.weight.T
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            return torch.cat([hidden.float() @ part.float().T for part in self.weight.split(WORDS)], -1)
+        out = torch.empty(len(hidden), self.words, dtype=torch.float32, device=hidden.device)
+        self._product_into(hidden, out)
+        return out
+
+    @torch.no_grad()
+    def _product_into(self, hidden: Tensor, out: Tensor) -> None:
+        """Write h W^T into fp32 `out` (R, V): 16-bit factors, fp32 products and sums."""
+        hidden = hidden.to(self.weight.dtype)
+        if not self._narrow:
+            torch.mm(hidden, self.weight.T, out=out)
+        elif hidden.device.type != "cpu":
+            torch.mm(hidden, self.weight.T, out_dtype=torch.float32, out=out)
+        else:
+            wide = hidden.float()
+            for part, place in zip(self.weight.split(WORDS), out.split(WORDS, -1), strict=True):
+                torch.mm(wide, part.float().T, out=place)
+
+    @property
+    def _narrow(self) -> bool:
+        return self.weight.dtype in (torch.bfloat16, torch.float16)
 
     def slope(self, logits: Tensor, temperature: float = 1.0, out: Tensor | None = None) -> Tensor:
         """Return how capped logits follow the uncapped ones, 1 - (logits / cap)^2, of the same shape.
@@ -94,8 +121,18 @@ class Head:
         return torch.mul(logits, temperature / self.softcap, out=out).square_().neg_().add_(1.0)
 
     def into_hidden(self, dz: Tensor) -> Tensor:
-        """Return the gradient in the hidden states (R, H), fp32, for one in the uncapped logits (R, V)."""
-        found = torch.mm(dz.to(self.weight.dtype), self.weight).float()
+        """Return the gradient in the hidden states (R, H), fp32, for one in the uncapped logits (R, V).
+
+        On a GPU each entry of a 16-bit head's `dz` is rounded to that type, which has its range; sums are fp32.
+        """
+        if not self._narrow:
+            found = torch.mm(dz.to(self.weight.dtype), self.weight).float()
+        elif dz.device.type != "cpu":
+            found = torch.mm(dz.to(self.weight.dtype), self.weight, out_dtype=torch.float32)
+        else:
+            found = dz.new_zeros(len(dz), self.width)
+            for part, weight in zip(dz.split(WORDS, -1), self.weight.split(WORDS), strict=True):
+                found.addmm_(part, weight.float())
         return found if self.scale == 1.0 else found.mul_(self.scale)
 
 

@@ -17,9 +17,9 @@ from sdft_cli.errors import MachineError, SdftError
 TOKENS = 12
 ROUNDING = 1e-4
 """Nats by which log-probabilities in fp32 may differ."""
-ROUNDINGS = 4
-"""How often a number is rounded to the model's type on the way to its own log-probabilities, by at most half an eps of
-its size: product, scale, cap, and each again in the logarithm of the sum. Ours is rounded once."""
+ROUNDINGS = 3
+"""Half an eps of a number's size is lost when it is rounded to the model's type: six halves on the way to its own
+log-probabilities, of product, scale and cap, and each again in the logarithm of the sum. Ours are not rounded."""
 
 
 def check_head(backend: Backend) -> None:

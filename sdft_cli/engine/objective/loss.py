@@ -224,8 +224,8 @@ def distillation_loss(
 
     Besides inputs and gradient it holds fp32 buffers of V tokens: 2 chunk_rows of them, and `spare_buffers` times as
     many rows as go through the divergence at once (on a CPU a few, on a GPU chunk_rows), and one such buffer more for a
-    cap. A head of another type adds one product of 2 chunk_rows in its type and the logits' gradient in it. Where no
-    gradient can flow (no grad mode, or a student that needs none) only values are computed.
+    cap. A 16-bit head adds, on a GPU, the gradient of a chunk's logits in its type. Where no gradient can flow (no grad
+    mode, or a student that needs none) only values are computed.
 
     Args:
         student: (N, H) hidden states of the student at the positions that predict the trajectory's tokens.

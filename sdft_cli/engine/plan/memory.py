@@ -24,8 +24,8 @@ gradient checkpointing only e H per token and layer is kept, and one layer at a 
 numbers of e bytes and as fp32 gradients, one mask of block x group x path, and the recurrent states of every boundary
 twice. There is no checkpointing: the segments are it.
 
-**Loss**: three fp32 buffers of a chunk's rows x V (jsd four, top-k two; one more where logits have a cap), the product
-of both roles where the head is of another type, and three of N x H.
+**Loss**: three fp32 buffers of a chunk's rows x V (jsd four, top-k two; one more where logits have a cap), the gradient
+of a chunk's logits in 16 bits where the head has them, and three of N x H.
 
 **Rollout**: the cache is prompt + cap long from the beginning, in one buffer per layer
 (`engine/passes/decode_cache.py`). Prefill of a batch is one pass; shared prefixes are computed in passes of
@@ -209,13 +209,13 @@ def teacher_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: 
 
 
 def loss_bytes(settings: DistillSettings, answers: int, vocabulary: int, size: int, softcap: bool = False) -> int:
-    """Bytes of a chunk of logits in the loss: its fp32 buffers, and the product of a head in another type.
+    """Bytes of a chunk of logits in the loss: its fp32 buffers, and their gradient in the type of a 16-bit head.
 
     On a CPU the buffers besides the logits are smaller: they hold a few rows.
     """
     rows = min(settings.chunk_rows, answers) * vocabulary
-    product = 2 * size * rows if size < 4 else 0
-    return 4 * rows * (2 + spare_buffers(settings, vocabulary) + softcap) + product
+    gradient = size * rows if size < 4 else 0
+    return 4 * rows * (2 + spare_buffers(settings, vocabulary) + softcap) + gradient
 
 
 def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: int, fused: bool) -> Phase:

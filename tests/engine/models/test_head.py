@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from sdft_cli.choices import DIVERGENCES  # noqa: E402
 from sdft_cli.config import DistillSettings  # noqa: E402
+from sdft_cli.engine.models import head as module  # noqa: E402
 from sdft_cli.engine.models.backend_transformers import PlainModel, TransformersBackend  # noqa: E402
 from sdft_cli.engine.models.head import Head, head_of  # noqa: E402
 from sdft_cli.engine.objective.formula import plain_loss  # noqa: E402
@@ -57,11 +58,67 @@ def test_logits_with_and_without_a_buffer(kind: str) -> None:
 
 
 def test_a_plain_head_is_the_matrix_bit_for_bit() -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        student, _, head = made("scale", dtype)
-        product = (student @ head.weight.T).float()
-        assert torch.equal(Head(head.weight).logits(student), product)
-        assert torch.equal(Head(head.weight).logits(student, torch.empty(N, V)), product)
+    student, _, head = made("scale", torch.float32)
+    product = student @ head.weight.T
+    assert torch.equal(Head(head.weight).logits(student), product)
+    assert torch.equal(Head(head.weight).logits(student, torch.empty(N, V)), product)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", ["plain", *HEADS])
+@pytest.mark.parametrize("words", [1, 16, 2048])
+def test_logits_of_16_bit_factors_are_not_rounded(
+    words: int, kind: str, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against fp64, in blocks of words that do and do not divide the vocabulary; with gradient, in a buffer, alone."""
+    monkeypatch.setattr(module, "WORDS", words)
+    student, _, head = made("bias" if kind == "plain" else kind, dtype)
+    head = head.plain() if kind == "plain" else head
+    wide = student.double().requires_grad_()
+    expected = by_hand(wide, head)
+    (slopes,) = torch.autograd.grad(expected.sin().sum(), wide)
+    leaf = student.float().requires_grad_()
+    found = head.logits(leaf)
+    (gradient,) = torch.autograd.grad(found.sin().sum(), leaf)
+    buffer = torch.full((N, V), torch.nan)
+    for logits in (found, head.logits(student), head.logits(student, buffer), buffer):
+        assert logits.dtype == torch.float32
+        assert (logits - expected).abs().max() < 3e-6
+    rounded = expected.to(dtype).float()
+    assert (rounded - expected).abs().max() > 2e-4  # what a product in the weight's type would lose
+    assert (gradient - slopes).norm() < 2 * torch.finfo(dtype).eps * slopes.norm()  # rounded where it enters the states
+
+
+@pytest.mark.parametrize("words", [5, 2048])
+def test_a_small_divergence_does_not_drown_in_rounding(words: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Value and gradient for 16-bit states and head, at a KL that rounded logits get wrong."""
+    monkeypatch.setattr(module, "WORDS", words)
+    generator = torch.Generator().manual_seed(0)
+    student, weight = (torch.randn(n, 64, generator=generator).bfloat16() for n in (N, V))
+    teacher = (student.float() + 2e-3 * torch.randn(N, 64, generator=generator)).bfloat16()
+    leaf, ones = student.clone().requires_grad_(), torch.full((N,), 1 / N)
+    found = distillation_loss(leaf, teacher, Head(weight), ones, DistillSettings(chunk_rows=4))
+    (gradient,) = torch.autograd.grad(found.loss, leaf)
+    wide = student.double().requires_grad_()
+    p, q = (x @ weight.double().T for x in (wide, teacher.double()))
+    p, q = p.log_softmax(-1), q.log_softmax(-1)
+    value = (p.exp() * (p - q)).sum() / N
+    (expected,) = torch.autograd.grad(value, wide)
+    assert found.loss.item() == pytest.approx(value.item(), rel=5e-3)
+    assert (gradient - expected).norm() < 5e-3 * expected.norm()
+    rounded = [(x @ weight.T).double().log_softmax(-1) for x in (student, teacher)]
+    coarse = (rounded[0].exp() * (rounded[0] - rounded[1])).sum() / N
+    assert abs(coarse - value) > 0.5 * value  # the planted fault: products rounded to bfloat16
+
+
+def test_on_a_gpu_torch_sums_16_bit_factors_in_fp32() -> None:
+    """The call that a GPU makes, on tensors without data: torch has it for no CPU."""
+    head = Head(torch.empty(V, H, dtype=torch.bfloat16, device="meta"))
+    buffer = torch.empty(N, V, device="meta")
+    hidden = torch.empty(N, H, dtype=torch.bfloat16, device="meta")
+    assert head.logits(hidden, buffer) is buffer
+    for found, width in ((head.logits(hidden), V), (head.into_hidden(buffer), H)):
+        assert (found.dtype, tuple(found.shape)) == (torch.float32, (N, width))
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)

@@ -215,7 +215,7 @@ def test_buffers_of_the_loss() -> None:
     assert of(256, divergence="jsd") == 4_096_000
     assert of(256, support="top_k") == 2_048_000
     assert of(256, support="top_k", top_k=1_000) == 3_072_000
-    assert of(256, size=2) == 3_072_000 + 2 * 256 * 1_000 * 2
+    assert of(256, size=2) == 3_072_000 + 256 * 1_000 * 2
 
 
 def test_the_peak_is_the_largest_phase_and_parts_follow_the_profile() -> None:
