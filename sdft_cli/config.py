@@ -137,6 +137,9 @@ class RolloutSettings(_Config):
     weights: Literal["auto", "merged", "adapter"] = Field(
         "auto", description="sample from a merged second copy of the adapted weights (faster); auto: if memory allows"
     )
+    graphs: Literal["auto", "off"] = Field(
+        "auto", description="replay steps of decoding as CUDA graphs; auto: on a GPU, if the model can"
+    )
     max_tokens_per_pass: int = Field(
         65_536, gt=0, description="prompts are decoded together up to this many padded tokens"
     )

@@ -77,6 +77,7 @@ def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> G
     from sdft_cli.engine.models.load import check_machine, open_for_eval
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.engine.passes.choose import choose_sharing
+    from sdft_cli.engine.passes.start_check import choose_decoding
     from sdft_cli.engine.train.gate import gate_records, run_gate
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.report import terminal
@@ -91,6 +92,7 @@ def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> G
         say(f"The gate measures the weights in {config.dtype}, not in 4 bits.")
     check_limits(model, config.revision, [r.row for r in records], config.gate.max_new_tokens, prompts)
     backend = open_for_eval(model, config.dtype, config.revision, None)
+    say(choose_decoding(backend, config.rollout.graphs))
     say(choose_sharing(backend, config.prefix_sharing))
     with terminal.progress_reporter() as progress:
         return run_gate(

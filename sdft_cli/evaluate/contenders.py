@@ -8,6 +8,7 @@ from pathlib import Path
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.load import open_for_eval
 from sdft_cli.engine.passes.choose import choose_sharing
+from sdft_cli.engine.passes.start_check import choose_decoding
 from sdft_cli.engine.train.scoring import Role
 from sdft_cli.errors import UsageError
 from sdft_cli.evaluate.evaluation import Contender
@@ -19,6 +20,7 @@ Say = Callable[[str], None]
 def _opened(model: str, run: Run | None, adapter: Path | None, sharing: str, say: Say) -> Backend:
     config = run.config if run else None
     backend = open_for_eval(model, config.dtype if config else None, run.revision if run else None, adapter)
+    say(choose_decoding(backend, config.rollout.graphs if config else "auto"))
     say(choose_sharing(backend, sharing))
     return backend
 

@@ -45,6 +45,7 @@ VISION = {
 }
 PROFILE = {"llama": "cpu-demo", "qwen3": "cpu-demo", "hybrid": "qwen3.5-9b-64k", "multimodal": "qwen3.5-9b-64k"}
 KINDS = list(PROFILE)
+PROFILE["qwen2"] = "cpu-demo"
 
 
 def tiny(kind: str) -> Any:
@@ -55,10 +56,20 @@ def tiny(kind: str) -> Any:
         return t.LlamaForCausalLM(t.LlamaConfig(**SIZES))
     if kind == "qwen3":
         return t.Qwen3ForCausalLM(t.Qwen3Config(**SIZES))
+    if kind == "qwen2":
+        return with_bias(t.Qwen2ForCausalLM(t.Qwen2Config(**SIZES)))
     text = {**SIZES, **LINEAR_SIZES}
     if kind == "hybrid":
         return t.Qwen3_5ForCausalLM(t.Qwen3_5TextConfig(**text))
     return t.Qwen3_5ForConditionalGeneration(t.Qwen3_5Config(text_config=text, vision_config=VISION))
+
+
+def with_bias(model: Any) -> Any:
+    """The model, its biases drawn too: they start at zero."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.data.normal_(std=0.2)
+    return model
 
 
 def make(kind: str, dtype: Any = torch.float32) -> Backend:

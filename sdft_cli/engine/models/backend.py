@@ -27,7 +27,8 @@ class Backend(ABC):
     depth-first pass has; `takes_masks`, whether the library leaves masks and attention to us; `mergeable`, whether the
     adapter can be added to the base weights (not to 4-bit ones); `left_pads`, whether prompts of several lengths may be
     decoded together; `plain_head`, whether the model leaves out the scale
-    and the cap that its config names (`head_check.py`); `vllm` is an engine that samples rollouts, with a function that
+    and the cap that its config names (`head_check.py`); `graphs`, whether steps of decoding are replayed as CUDA graphs
+    (`engine/passes/replay.py`); `vllm` is an engine that samples rollouts, with a function that
     hands it the adapter, if the library brings one. `package` has to be installed for it; `features` are
     settings that it can honour and others cannot.
     """
@@ -43,6 +44,7 @@ class Backend(ABC):
     mergeable: bool = True
     left_pads: bool = True
     plain_head: bool = False
+    graphs: bool = False
     vllm: tuple[Any, Any] | None = None
 
     @classmethod

@@ -2,14 +2,16 @@
 
 executors          the turns of a step in passes: padded, packed or depth-first, behind one interface
 choose             which of the three a run takes, after comparing it with independent turns on the loaded model
-start_check        is what a model decodes what it scores; which adapted layers get a gradient
+start_check        how a model decodes, is that what it scores, which adapted layers get a gradient
 padded             the plain one: every turn pays for its whole prompt
 packed             each distinct prefix once per pass, under a 4-D mask
 depth_first        one live path, turns one after the other; also hybrids with recurrent layers
 depth_first_order  the order of that walk
 live_cache         keys, values and recurrent states of that path, with their gradients
 attention          the attention kernels of packed, depth-first and decoding passes
-decode             answers to many prompts together, with `generate`
+decode             answers to many prompts together, with `generate` or over fixed buffers
 decode_cache       the cache of a decode, which is not copied for every token
+decode_static      decoding over fixed buffers, in steps that read and write the same tensors
+replay             such a step as a CUDA graph, which is launched at once
 timing             seconds of each phase of a step
 """

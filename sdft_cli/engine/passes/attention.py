@@ -5,6 +5,7 @@
   more than the lower half.
 - along a path (`attend_along_path`): causal attention of the last n tokens, in one call or in blocks of queries.
 - decoding (`attend_in_groups`): single queries that share a key head go to it together, so that keys are not repeated.
+- decoding over fixed buffers (`attend_to_slots`): the same, and parts of the keys are summed apart.
 """
 
 from __future__ import annotations
@@ -228,6 +229,63 @@ def grouped_attention(config: Any) -> Iterator[None]:
     own = config._attn_implementation
     if own in ("sdpa", TREE):
         config._attn_implementation = GROUPED
+    try:
+        yield
+    finally:
+        config._attn_implementation = own
+
+
+SLOTS = 512
+"""Keys and values in fixed buffers have room for a multiple of so many tokens; each so many are summed apart."""
+
+
+def attend_to_slots(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, **settings: Any
+) -> tuple[Tensor, None]:
+    """Attention of single queries to all slots of fixed buffers, in the form that transformers calls.
+
+    Matrix products, since no fused kernel fits: flash takes no mask, and the one that does (memory-efficient) reads all
+    keys of a key head by one processor of the GPU, as there is one block of queries. Here values are summed in parts of
+    `SLOTS`, which run side by side. As in flash, scores and sums are fp32 and weights are in the values' type.
+
+    Args:
+        module: the attention layer; unused.
+        query: (B, heads, 1, d).
+        key, value: (B, key heads, W, d), contiguous; W is a multiple of `SLOTS`. Values are finite everywhere.
+        attention_mask: (B, 1, 1, W) bool, True for slots that are seen; at least one of each row.
+        settings: `scaling` of the scores.
+
+    Returns (B, 1, heads, d).
+    """
+    (batch, heads, _, size), (_, kv_heads, slots, _) = query.shape, key.shape
+    groups, parts = heads // kv_heads, slots // SLOTS
+    scale = size**-0.5 if settings.get("scaling") is None else settings["scaling"]
+    scores = _product(query.reshape(batch * kv_heads, groups, size), key.flatten(0, 1).transpose(1, 2)) * scale
+    scores = scores.view(batch, heads, 1, slots).masked_fill(~attention_mask, -torch.inf)
+    weights = scores.softmax(-1).to(value.dtype).view(batch * kv_heads, groups, parts, SLOTS).transpose(1, 2)
+    summed = _product(weights.flatten(0, 1), value.view(batch * kv_heads * parts, SLOTS, value.shape[-1]))
+    found = summed.view(batch, kv_heads, parts, groups, value.shape[-1]).sum(2)
+    return found.to(query.dtype).reshape(batch, 1, heads, value.shape[-1]), None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """Return the product of batches of matrices, fp32 where they are less; a CPU has no such product, and rounds."""
+    if a.is_cuda and a.dtype != torch.float32:
+        return torch.bmm(a, b, torch.float32)
+    return torch.bmm(a, b).to(torch.promote_types(a.dtype, torch.float32))
+
+
+SLOTTED = "sdft_slots"
+
+
+AttentionInterface.register(SLOTTED, attend_to_slots)
+
+
+@contextmanager
+def slot_attention(config: Any) -> Iterator[None]:
+    """Let the layers of this (text) configuration attend by `attend_to_slots`; only single tokens may run."""
+    own = config._attn_implementation
+    config._attn_implementation = SLOTTED
     try:
         yield
     finally:

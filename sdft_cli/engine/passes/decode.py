@@ -1,4 +1,4 @@
-"""Decoding: answers to several prompts, sampled or greedy, with transformers' `generate`.
+"""Decoding: answers to several prompts, sampled or greedy, with transformers' `generate` or over fixed buffers.
 
 What is ours: that the distribution is the configured one and no other, seeds, stop tokens, and the cache.
 
@@ -19,7 +19,9 @@ from torch import Tensor
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.interrupts import interruptible
 from sdft_cli.engine.passes.attention import grouped_attention, takes_kernels
+from sdft_cli.engine.passes.decode_static import Sampling, static_decode
 from sdft_cli.engine.passes.executors import decoding_cache
+from sdft_cli.engine.passes.replay import runner_of
 from sdft_cli.errors import UsageError, VerificationError
 
 
@@ -188,21 +190,54 @@ def generate(
             answers = generate(backend, chosen, max_new_tokens, stop_ids, pad_id, temperature, top_p, record_log_probs)
             found |= zip(alike, answers, strict=True)
         return [found[i] for i in range(len(prompts))]
-    ids, mask = left_padded(prompts, pad_id)
-    recorder = LogProbRecorder() if record_log_probs else None
+    ids, mask = (x.to(backend.device) for x in left_padded(prompts, pad_id))
     backend.check_width(ids.shape[1] + max_new_tokens)
+    sampling = Sampling(temperature, top_p, stop_ids, pad_id)
+    decoder = _by_replay if backend.graphs else _by_generate
     with _decoding(backend), _finite_only(), interruptible():
-        output = backend.generate(
-            input_ids=ids.to(backend.device),
-            attention_mask=mask.to(backend.device),
-            generation_config=decoding_config(max_new_tokens, stop_ids, pad_id, temperature, top_p),
-            logits_processor=[recorder] if recorder else None,
-            past_key_values=decoding_cache(backend, prompts, max_new_tokens),
-        )
+        tokens, recorded = decoder(backend, prompts, ids, mask, max_new_tokens, sampling, record_log_probs)
+    logs = [None] * len(prompts) if recorded is None else recorded
+    return [until_stop(row, stop_ids, log) for row, log in zip(tokens, logs, strict=True)]
+
+
+Decoded = tuple[list[list[int]], list[list[float]] | None]
+
+
+def _by_generate(
+    backend: Backend,
+    prompts: Sequence[Sequence[int]],
+    ids: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    record_log_probs: bool,
+) -> Decoded:
+    """Decode with transformers' `generate`: tokens of each row, and their log-probabilities."""
+    recorder = LogProbRecorder() if record_log_probs else None
+    settings = (sampling.stop_ids, sampling.pad_id, sampling.temperature, sampling.top_p)
+    output = backend.generate(
+        input_ids=ids,
+        attention_mask=mask,
+        generation_config=decoding_config(max_new_tokens, *settings),
+        logits_processor=[recorder] if recorder else None,
+        past_key_values=decoding_cache(backend, prompts, max_new_tokens),
+    )
     start = ids.shape[1]
-    recorded = recorder.finish(output, start) if recorder else [None] * len(prompts)
-    rows = output[:, start:].tolist()
-    return [until_stop(row, stop_ids, logs) for row, logs in zip(rows, recorded, strict=True)]
+    return output[:, start:].tolist(), recorder.finish(output, start) if recorder else None
+
+
+def _by_replay(
+    backend: Backend,
+    prompts: Sequence[Sequence[int]],
+    ids: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    record_log_probs: bool,
+) -> Decoded:
+    """The same over fixed buffers, in steps that a GPU replays."""
+    tokens, logs = static_decode(backend, prompts, ids, mask, max_new_tokens, sampling, runner_of, record_log_probs)
+    return tokens.tolist(), None if logs is None else logs.tolist()
 
 
 def until_stop(row: list[int], stop_ids: Sequence[int], log_probs: list[float] | None) -> Rollout:

@@ -165,17 +165,23 @@ def _wanted(prompt: Sequence[int], answer: Sequence[int]) -> Span:
     return len(prompt) - 1, len(prompt) - 1 + len(answer)
 
 
-def path_obstacle(model: nn.Module, config: Any) -> str | None:
-    """Say why a model, with its adapter and with this (text) configuration, cannot run along a path; None: it can."""
+def layers_obstacle(config: Any) -> str | None:
+    """Say which layers of a (text) configuration are neither full attention nor a gated delta rule; None: all are."""
     kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention"}
     if kinds - {LINEAR}:
         return f"the model has {', '.join(sorted(kinds - {LINEAR}))} layers"
     if kinds and not hasattr(config, "linear_conv_kernel_dim"):
         return "its linear attention is no gated delta rule"
+    return context_obstacle(config)
+
+
+def path_obstacle(model: nn.Module, config: Any) -> str | None:
+    """Say why a model, with its adapter and with this (text) configuration, cannot run along a path; None: it can."""
     dropout = any(isinstance(module, nn.Dropout) and module.p for module in model.modules())
     if dropout or bool(getattr(config, "attention_dropout", 0.0)):
-        return "it has dropout, and a shared token would be dropped for all turns or for none"
-    return context_obstacle(config)
+        found = "it has dropout, and a shared token would be dropped for all turns or for none"
+        return layers_obstacle(config) or found
+    return layers_obstacle(config)
 
 
 def depth_first_obstacle(backend: Backend) -> str | None:

@@ -1,16 +1,21 @@
-"""On the loaded model, before step 1: is what it decodes what it scores, and does each adapted layer get a gradient?"""
+"""On the loaded model, before step 1: how it decodes; is that what it scores; which adapted layers get a gradient."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.device_memory import is_out_of_memory
 from sdft_cli.engine.models.head_check import runs
 from sdft_cli.engine.passes.decode import generate
+from sdft_cli.engine.passes.decode_static import static_obstacle
 from sdft_cli.engine.passes.padded import padded_states
+from sdft_cli.engine.passes.replay import WARM
 from sdft_cli.errors import WARNING, MachineError
 
 GAP = {torch.float32: 1e-3}
@@ -19,6 +24,55 @@ COARSE = 0.3
 LENGTHS = (23, 11, 17)
 DECODED = 3
 """Tokens of each answer that are decoded."""
+
+
+def choose_decoding(backend: Backend, asked: Literal["auto", "off"] = "auto") -> str:
+    """Set `backend.graphs`, whether steps of decoding are replayed as CUDA graphs; return a sentence that says so."""
+    backend.graphs = False
+    if asked == "off":
+        return "Decoding: step by step with transformers' generate (rollout.graphs is off)"
+    if backend.device.type != "cuda":
+        return "Decoding: step by step with transformers' generate (CUDA graphs need a GPU)"
+    trouble = static_trouble(backend)
+    if trouble:
+        return f"{WARNING}decoding is step by step with transformers' generate, which is slow on a GPU ({trouble})"
+    backend.graphs = True
+    return "Decoding: steps are replayed as CUDA graphs (checked on this model)"
+
+
+def static_trouble(backend: Backend) -> str | None:
+    """Decode a few tokens over fixed buffers, on a GPU as a graph, and compare their log-probabilities with a pass's.
+
+    Returns why the model is not to be decoded that way, or None. `backend.graphs` is off afterwards.
+    """
+    obstacle = static_obstacle(backend)
+    if obstacle:
+        return obstacle
+    prompts = made_up_prompts(backend, (LENGTHS[0],) * 2)
+    backend.graphs = True
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            gap = float(decoding_gaps(backend, prompts, WARM + DECODED).mean())
+        stopped = not backend.graphs
+    except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines() or ["no reason given"]
+        return f"steps over fixed buffers end in an error, {type(error).__name__}: {reason[0]}"
+    finally:
+        backend.graphs = False
+    if stopped:
+        return next((str(w.message).removeprefix(WARNING) for w in caught if WARNING in str(w.message)), "it stopped")
+    if not gap <= GAP.get(backend.head.weight.dtype, COARSE):
+        return f"log-probabilities over fixed buffers differ from those of a pass by {gap:.2g} nats per token"
+    return None
+
+
+def made_up_prompts(backend: Backend, lengths: Sequence[int]) -> list[list[int]]:
+    """Return prompts of these lengths, of ids that the model has."""
+    words = min(backend.head.words, backend.base.get_input_embeddings().weight.shape[0])
+    return [[(7919 * i + 101 * n) % words for i in range(n)] for n in lengths]
 
 
 def check_decoding(backend: Backend) -> str | None:
@@ -31,8 +85,7 @@ def check_decoding(backend: Backend) -> str | None:
     Raises:
         MachineError: what it decodes is another distribution even so.
     """
-    words = min(backend.head.words, backend.base.get_input_embeddings().weight.shape[0])
-    prompts = [[(7919 * i + 101 * n) % words for i in range(n)] for n in LENGTHS]
+    prompts = made_up_prompts(backend, LENGTHS)
     allowed = GAP.get(backend.head.weight.dtype, COARSE)
     with runs(backend):
         if float(decoding_gaps(backend, prompts).mean()) <= allowed:
@@ -49,12 +102,12 @@ def check_decoding(backend: Backend) -> str | None:
 
 
 @torch.no_grad()
-def decoding_gaps(backend: Backend, prompts: Sequence[list[int]]) -> Tensor:
+def decoding_gaps(backend: Backend, prompts: Sequence[list[int]], tokens: int = DECODED) -> Tensor:
     """Return how far log-probabilities of a few greedy tokens are from those of a plain pass over each answer, in nats.
 
     One number for each decoded token, without sign.
     """
-    decoded = generate(backend, prompts, DECODED, (), 0, record_log_probs=True)
+    decoded = generate(backend, prompts, tokens, (), 0, record_log_probs=True)
     gaps = []
     for prompt, rollout in zip(prompts, decoded, strict=True):
         states = padded_states(backend, [[*prompt, *rollout.ids]], 0)[0][len(prompt) - 1 : -1]

@@ -149,7 +149,7 @@ def load(job: Job, say: Say) -> Loaded:
 
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
     from sdft_cli.engine.passes.choose import choose_sharing
-    from sdft_cli.engine.passes.start_check import check_reach
+    from sdft_cli.engine.passes.start_check import check_reach, choose_decoding
     from sdft_cli.engine.plan.memory import packed_room
     from sdft_cli.engine.train.rollouts import choose_sampling_weights
     from sdft_cli.engine.train.sdft_step import Trainer
@@ -165,6 +165,7 @@ def load(job: Job, say: Say) -> Loaded:
     backend.segment_tokens = config.segment_tokens
     rows = [record.row for record in job.data.train]
     room = packed_room(backend, rows, config) if config.prefix_sharing == "auto" else None
+    say(choose_decoding(backend, config.rollout.graphs))
     say(choose_sharing(backend, config.prefix_sharing, room))
     if warning := check_reach(backend):
         say(warning)
