@@ -6,7 +6,8 @@ in buffers with room for all tokens that may follow, attention reads them whole 
 transformers writes the states of recurrent layers in place. What a step needs to know lies in tensors that the step
 itself moves on: the place to write, positions, and the mask.
 
-Tokens are drawn between steps, by the functions that `generate` draws with and in its order.
+Tokens are drawn between steps, by the functions that `generate` draws with and in its order, from the logits that the
+trainer has too: of the trunk's states and in fp32.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def static_obstacle(backend: Backend) -> str | None:
         return "the model has an attention of its own"
     if config._attn_implementation not in ("sdpa", "sdft_tree"):
         return f"attention of type {config._attn_implementation} takes no boolean mask"
-    missing = {"position_ids", "past_key_values"} - signature(base.forward).parameters.keys()
+    missing = {"position_ids", "past_key_values"} - signature(backend.trunk.forward).parameters.keys()
     if missing:
         return f"its forward pass takes no {min(missing)}"
     return layers_obstacle(config)
@@ -84,16 +85,9 @@ class StaticStep:
     def __call__(self) -> Tensor:
         """Run the step: (B, V) logits."""
         self.seen.index_fill_(3, self.slot, True)
-        output = self.backend.full_pass(
-            input_ids=self.token,
-            attention_mask=self.seen,
-            position_ids=self.position,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
+        logits = _logits(self.backend, self.token, self.seen, self.position, self.cache)
         self.slot.add_(1)
         self.position.add_(1)
-        logits: Tensor = output.logits[:, -1]
         return logits
 
     def addresses(self) -> list[int]:
@@ -156,7 +150,7 @@ def static_decode(
     recorded: list[Tensor] = []
     with _decoding_steps(backend):
         while True:
-            scores = (run() if logits is None else logits).to(torch.float32, copy=True)
+            scores = (run() if logits is None else logits).float()
             logits = None
             token = torch.where(going, sampling.draw(scores), sampling.pad_id)
             if record_log_probs:
@@ -180,13 +174,16 @@ def _prefilled(
         step = StaticStep(backend, cache, mask, width - 1, slots)
         step.token.copy_(ids[:, -1:])
         return step, None
-    keep = {"logits_to_keep": 1} if "logits_to_keep" in signature(backend.base.forward).parameters else {}
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)
-    output = backend.full_pass(
-        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, **keep
-    )
-    logits = output.logits[:, -1].clone()
+    logits = _logits(backend, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
     return StaticStep(backend, cache, mask, width, slots), logits
+
+
+def _logits(backend: Backend, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+    """Run tokens (B, T) behind a cache; return the logits (B, V) behind the last one, fp32 as in training."""
+    states = backend.trunk_pass(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+    return backend.head.logits(states[:, -1])
 
 
 @contextmanager
