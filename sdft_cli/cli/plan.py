@@ -1,4 +1,4 @@
-"""`sdft plan`: what a training run will need, before it is paid for. `sdft doctor`: what a model is to sdft."""
+"""Before a run is paid for: `sdft plan` says what it will need, `sdft doctor` whether machine and model are ready."""
 
 from __future__ import annotations
 
@@ -107,28 +107,40 @@ def doctor(
         str | None, option(help="A chat template of templates/chat/, or a file.", left_out="the model's own")
     ] = None,
     load: Annotated[
-        bool, option("--load", help="Load the weights too: compare decoding, output head and prefix sharing.")
+        bool, option("--load", help="Load the model's weights, and test the engine on them instead of a small model.")
+    ] = False,
+    gpu: Annotated[
+        bool, option("--gpu", help="A GPU is wanted: fail without one; test with heads of full size.")
     ] = False,
     profile: Profile = None,
     model: Model = None,
     overrides: Overrides = None,
 ) -> None:
-    """Say of a model what sdft makes of it, and what would be refused with which sentence; nothing is trained.
+    """Check this machine, the engine on it, and a model: each line is ok, warn or fail, with what to do.
 
-    The exit code is 0, or that of the first refusal.
+    The engine is tested on a small random model: nothing is downloaded, nothing trained. With --model it is said, too,
+    what sdft makes of that model, and what would be refused with which sentence. The exit code is 0, or that of the
+    first failure.
 
     Example: sdft doctor --model HuggingFaceTB/SmolLM2-135M-Instruct --profile cpu-demo
     """
     from sdft_cli.config import load_train_config
-    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.errors import UsageError
+
+    config = load_train_config(profile or DEFAULT_PROFILE, overrides or (), given_settings(context))
+    if (load or chat_template) and model is None:
+        raise UsageError("--load and --chat-template are about a model: name it with --model.")
     from sdft_cli.engine.models.quiet import quiet_libraries
-    from sdft_cli.engine.plan.doctor import examine
 
     quiet_libraries()
-    config = load_train_config(profile or DEFAULT_PROFILE, overrides or (), given_settings(context))
+    from sdft_cli.engine.doctor.examine import Question, examine
+    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.report import terminal
+
+    named = None if model is None else resolve_model(config.model, say)
     code = 0
-    for found in examine(config, resolve_model(config.model, say), chat_template, load):
-        typer.echo(f"{'NO' if found.code else 'ok'}  {found.what}: {found.text}")
+    for found in examine(Question(config, named, chat_template, load, gpu)):
+        terminal.stdout().print(terminal.finding_line(found.level, found.what, found.text), soft_wrap=True)
         code = code or found.code
     if code:
         raise typer.Exit(code)

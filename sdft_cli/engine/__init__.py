@@ -1,8 +1,9 @@
-"""The engine: models, passes, objective, plan, training. Each room imports only those above it.
+"""The engine: models, passes, objective, plan, training, doctor. Each room imports only those above it.
 
 models/     a model behind a backend, and which of its weights are on
 passes/     hidden states, gradients and new tokens for the turns of a step
 objective/  which tokens count, and the divergence
 plan/       memory, operations and hours of a run, before it starts
 train/      the SDFT step, and the run around it
+doctor/     is the machine ready, does the engine compute here what it should
 """

@@ -281,3 +281,11 @@ def plan_report(plan: Mapping[str, Any]) -> RenderableType:
     parts += [_work_table(plan), _losses_table(plan), Text("Assumptions:")]
     parts += [Text(f"- {line}") for line in plan["assumptions"]]
     return Group(*parts)
+
+
+STYLES = {"ok": "green", "warn": "bold yellow", "fail": "bold red"}
+
+
+def finding_line(level: str, what: str, text: str) -> Text:
+    """Show a finding of `sdft doctor`."""
+    return Text.assemble((f"{level:4}", STYLES[level]), f"  {what}: ", text)

@@ -88,3 +88,24 @@ def check_words(prompts: ChatPrompts, config: Any) -> None:
             f"The tokenizer's {wrong[1]!r} has id {wrong[0]} and the model has {words} words: use the tokenizer that "
             "belongs to the model, or resize its embedding."
         )
+
+
+def check_ends(prompts: ChatPrompts, config: Any, generation_config: Any = None) -> None:
+    """Refuse a tokenizer none of whose ends is one of the model's: it is another model's, or is off by a token.
+
+    A base model may end texts with another token than its chat template ends turns with; then the tokenizer's own end
+    of text is the model's. A config that names no end says nothing.
+
+    Raises:
+        UsageError: names both.
+    """
+    named = [getattr(owner, "eos_token_id", None) for owner in (config, config.get_text_config(), generation_config)]
+    known = {i for found in named if found is not None for i in (found if isinstance(found, list) else [found])}
+    tokenizer = prompts.tokenizer
+    own = {*prompts.turn_end_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
+    if known and not known & own:
+        names = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in sorted(own))
+        raise UsageError(
+            f"Turns end with {names} by the tokenizer, and with {', '.join(map(str, sorted(known)))} by the model's "
+            "config: use the tokenizer that belongs to the model, or correct eos_token_id."
+        )

@@ -4,6 +4,5 @@ plan         `sdft plan`: memory, operations, hours and lost records from a conf
 memory       peak memory of a step, by part and phase
 flops        operations of a step, in closed form
 work         operations of the passes that ran, from their token ids
-doctor       `sdft doctor`: what a model is to sdft, and what would be refused
 model_shape  sizes of a model and its adapter, counted without weights
 """

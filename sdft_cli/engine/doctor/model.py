@@ -2,66 +2,50 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.doctor.finding import Check, Finding, fail, run_checks
 from sdft_cli.engine.models.backend_transformers import empty_model
 from sdft_cli.engine.models.disk_names import check_adapter
 from sdft_cli.engine.models.head import head_of
-from sdft_cli.engine.models.limits import check_words, positions_of
-from sdft_cli.engine.models.load import choose_backend, config_of, load_backend
+from sdft_cli.engine.models.limits import check_ends, check_words, positions_of
+from sdft_cli.engine.models.load import choose_backend, config_of
 from sdft_cli.engine.models.targets import target_names, targets_told
-from sdft_cli.engine.passes.choose import choose_sharing
-from sdft_cli.engine.passes.start_check import check_reach
 from sdft_cli.errors import SdftError
 from sdft_cli.prompts.chat import ChatPrompts, prompts_for
 from sdft_cli.prompts.unsaid import PHRASES, TemplateLoses
 
 
-@dataclass(frozen=True)
-class Finding:
-    """What a check found, or the sentence that it refuses with; `code` is 0 or the exit code of that refusal."""
-
-    what: str
-    text: str
-    code: int = 0
-
-
-def examine(config: TrainConfig, model: str, chat_template: str | None, load: bool) -> Iterator[Finding]:
-    """Yield a finding for each check of a model, in the order in which a run makes them.
+def examine_model(config: TrainConfig, model: str, chat_template: str | None) -> Iterator[Finding]:
+    """Yield a finding for each check of a model, in the order in which a run makes them; no weights are loaded.
 
     Args:
         config: of the run that would train it.
         model: a folder or Hub id, resolved.
         chat_template: name or file of a chat template; None: the model's own.
-        load: load the weights, too, and compare decoding, output head and prefix sharing.
     """
     try:
         model_config = config_of(model, config.revision)
         empty = empty_model(model_config)
     except SdftError as error:
-        yield Finding("model", str(error), error.exit_code)
+        yield fail("model", str(error), error.exit_code)
         return
     text = model_config.get_text_config()
     yield Finding(
         "model", f"{model_config.model_type}, {type(empty).__name__}, {positions_of(text) or 'any'} positions"
     )
-    checks: dict[str, Callable[[], str]] = {
+    checks: dict[str, Check] = {
         "backend": lambda: ": ".join(choose_backend(config.backend, model_config.model_type)),
         "head": lambda: _head(empty),
-        "adapter": lambda: "; ".join(targets_told(empty, config.lora.target_modules)),
-        "merge": lambda: _merge(config, model, empty),  # needs targets, so it may repeat what "adapter" says
-        "prompts": lambda: _prompts(prompts_for(model, "expert_reference", chat_template, None, config.revision), text),
+        "targets": lambda: "; ".join(targets_told(empty, config.lora.target_modules)),
+        "merge": lambda: _merge(config, model, empty),  # needs targets, so it may repeat what "targets" says
+        "prompts": lambda: _prompts(
+            prompts_for(model, "expert_reference", chat_template, None, config.revision), model_config
+        ),
     }
-    if load:
-        checks["loaded"] = lambda: _loaded(config, model, model_config)
-    for what, check in checks.items():
-        try:
-            yield Finding(what, check())
-        except SdftError as error:
-            yield Finding(what, str(error), error.exit_code)
+    yield from run_checks(checks)
 
 
 def _head(empty: Any) -> str:
@@ -77,8 +61,9 @@ def _merge(config: TrainConfig, model: str, empty: Any) -> str:
     return "each adapted tensor has its place in the files" if known else "not known: the files are not here yet"
 
 
-def _prompts(prompts: ChatPrompts, text: Any) -> str:
-    check_words(prompts, text)
+def _prompts(prompts: ChatPrompts, model_config: Any) -> str:
+    check_words(prompts, model_config.get_text_config())
+    check_ends(prompts, model_config)
     ends = ", ".join(prompts.tokenizer.convert_ids_to_tokens(list(prompts.turn_end_ids)))
     found, dropped = prompts.syntax, prompts.unsaid.prompt | prompts.unsaid.reference
     calls = found.syntax.name if found.syntax else f"not scored, since {found.reason}"
@@ -86,9 +71,3 @@ def _prompts(prompts: ChatPrompts, text: Any) -> str:
     if dropped & {"tools", "calls", "results"}:
         raise TemplateLoses(f"The chat template drops {lost}: name one that writes them with --chat-template.")
     return f"turns end with {ends}; calls: {calls}; the template drops: {lost or 'nothing'}"
-
-
-def _loaded(config: TrainConfig, model: str, model_config: Any) -> str:
-    backend = load_backend(config, choose_backend(config.backend, model_config.model_type)[0], model)
-    told = [choose_sharing(backend, config.prefix_sharing), check_reach(backend)]
-    return "; ".join(text for text in told if text)
