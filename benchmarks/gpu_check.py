@@ -18,6 +18,7 @@ step       teacher and student of one turn: seconds by phase, speed, peak memory
 rollout    prefill, and decoding steps with the adapter and with merged weights
 shared     turns of one session in one step, and each alone, with the gradients compared
 alone      all of these turns alone, with padded passes
+trl        some of these turns by TRL's SDFTTrainer, where TRL is installed: loss, gradient, seconds, memory
 merge      a smaller model: written, merged, certified, loaded again and compared
 """
 
@@ -700,6 +701,91 @@ def alone(check: Check) -> None:
     check.tell("alone", turns=len(found), seconds=round(seconds, 2), peak_gb=peak)
 
 
+def trl(check: Check) -> None:
+    """Run some turns of `shared` by TRL's SDFTTrainer, one at a time, on the same model and the same rollouts.
+
+    TRL works on the whole vocabulary and with KL(student||teacher), as here (`benchmarks/trl_side.py` says how its
+    settings were chosen); prompts and answers are given, so nothing is sampled.
+    """
+    try:
+        trainer = trl_trainer(check)
+    except ImportError as error:
+        check.tell("trl", skipped=f"not installed ({error})")
+        return
+    turns = session_turns(check)
+    count = check.size.turns
+    few = turns.some(sorted({0, count // 3, 2 * count // 3, count - 1}))
+    ours = measured_step(check, few, "depth_first")
+    expected = gradient_of(check)
+    check.fresh()
+    model, losses = check.backend.model, list[float]()
+    trainer.current_gradient_accumulation_steps = len(few.answers)
+
+    def run() -> None:
+        for place in range(len(few.answers)):
+            with trainer.compute_loss_context_manager():
+                loss = trainer.compute_loss(model, trl_batch(check, few.some([place])))
+            loss.backward()
+            losses.append(float(loss.detach()))
+
+    seconds = check.timed(run)
+    found = {
+        "turns": len(few.answers),
+        "seconds": round(seconds, 2),
+        "loss": sum(losses),
+        "engine_seconds": ours["seconds"],
+        "engine_loss": ours["loss"],
+        "engine_peak_gb": ours.get("peak_gb"),
+        **check.peak(),
+    }
+    apart = {"gradient_distance": distance(expected, gradient_of(check))}
+    # In 16 bits TRL subtracts rounded logits, and its divergence may even be negative: told, not judged.
+    check.tell("trl", **found, **(check.compared(apart) if check.dtype == torch.float32 else apart))
+
+
+def trl_batch(check: Check, turn: Turns) -> dict[str, Tensor]:
+    """Return a turn as `SDFTTrainer.compute_loss` takes it."""
+    (student,), (teacher,), (answer,) = turn.students, turn.teachers, turn.answers
+    rows = {"prompt": student, "completion": answer}
+    ids = {f"{name}_ids": torch.tensor([row], device=check.device) for name, row in rows.items()}
+    ids["teacher_input_ids"] = torch.tensor([[*teacher, *answer]], device=check.device)
+    masks = {"prompt_mask": "prompt_ids", "completion_mask": "completion_ids"}
+    masks["teacher_attention_mask"] = "teacher_input_ids"
+    return {**ids, **{mask: torch.ones_like(ids[name]) for mask, name in masks.items()}}
+
+
+def trl_trainer(check: Check) -> Any:
+    """Return an SDFTTrainer over the model as it is loaded, its adapter on; raises ImportError without TRL."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    import datasets
+    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
+
+    from sdft_cli.engine.doctor.small import small_prompts
+
+    rows = [{"prompt": [{"role": "user", "content": "a"}], "privileged_context": "b"}]
+    with tempfile.TemporaryDirectory() as folder:
+        settings = SDFTConfig(
+            output_dir=folder,
+            distillation_mode="full_logits",
+            distillation_alpha=1.0,
+            distillation_is_clip=None,
+            num_loss_tokens_to_skip=0,
+            num_generations=1,
+            teacher_model_kind="base",
+            per_device_train_batch_size=1,
+            temperature=1.0,
+            bf16=check.cuda,
+            use_cpu=not check.cuda,
+            gradient_checkpointing=check.config.gradient_checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
+            report_to="none",
+        )
+        dataset = datasets.Dataset.from_list(rows)
+        return SDFTTrainer(
+            model=check.backend.model, args=settings, train_dataset=dataset, processing_class=small_prompts().tokenizer
+        )
+
+
 def rollout(check: Check, lengths: Sequence[int], new: int, case: Any, record: bool = False) -> None:
     """Time decoding steps: a decode of 4 tokens, which warms up and holds the prefill, and one of `new` more."""
     from sdft_cli.engine.train.rollouts import sample_rollouts
@@ -788,6 +874,7 @@ def stages(size: Size) -> list[tuple[str, float, Callable[[Check], None]]]:
         ("rollout", 25, partial(rollout, lengths=[middle], new=slow, case="adapter")),
         ("rollout", 15, partial(rollout, lengths=[middle], new=fast, case="merged")),
         ("step", 30, partial(step, prompt=deep, answer=size.answer, kind="depth_first")),
+        ("trl", 40, trl),
         ("alone", 40, alone),
         ("rollout", 25, partial(rollout, lengths=batch, new=slow, case="merged")),
         ("rollout", 25, partial(rollout, lengths=[deep], new=slow, case="merged", record=True)),

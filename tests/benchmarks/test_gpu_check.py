@@ -25,12 +25,15 @@ def lines(text: str) -> list[dict[str, object]]:
 @pytest.mark.slow
 def test_the_tiny_size_passes(tmp_path: Path) -> None:
     out = tmp_path / "lines.jsonl"
-    only = "attention,delta,sharing,shared,merge"
+    only = "attention,delta,sharing,shared,trl,merge"
     assert main(["--size", "tiny", "--only", only, "--out", str(out), "--scratch", str(tmp_path)]) == 0
     found = lines(out.read_text())
     assert {row["stage"] for row in found} == {"env", "load", "end", *only.split(",")}
     (alone,) = (row for row in found if row.get("way") == "each alone, none")
     assert 0 <= float(str(alone["gradient_distance"])) < 1e-4
+    (other,) = (row for row in found if row["stage"] == "trl")
+    assert float(str(other["gradient_distance"])) < 1e-4
+    assert float(str(other["loss"])) == pytest.approx(float(str(other["engine_loss"])), rel=1e-3)
     assert list(tmp_path.iterdir()) == [out]
 
 
