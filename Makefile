@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCKS := requirements/cpu.txt requirements/no-deps.txt
 
-.PHONY: demo test check settings lock clean
+.PHONY: demo test check settings lock lock-gpu clean
 
 demo: $(STAMP)  ## prepare, train, merge and evaluate on example sessions, about 12 minutes on two cores
 	$(BIN)/sdft demo --out demo --overwrite
@@ -35,6 +35,18 @@ lock:  ## pin requirements/cpu.in into requirements/cpu.txt
 	{ echo "# Made by 'make lock' from cpu.in; do not edit."; \
 	  $(VENV)-lock/bin/python -m pip freeze --exclude pip --exclude setuptools | sed 's/^torch==\([0-9.]*\)+cpu/torch==\1/'; \
 	} > requirements/cpu.txt
+	rm -rf $(VENV)-lock
+
+# Needs no GPU: uv resolves for another platform. The second one is for the unsloth backend on a GPU.
+lock-gpu:  ## pin the extras gpu and unsloth for Linux with CUDA into requirements/gpu.txt and requirements/unsloth.txt
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check uv
+	for extras in "gpu:--extra gpu" "unsloth:--extra gpu --extra unsloth"; do \
+	  { echo "# Made by 'make lock-gpu' from pyproject.toml ($${extras#*:}), for Linux and Python 3.12; do not edit."; \
+	    $(VENV)-lock/bin/uv pip compile pyproject.toml $${extras#*:} --python-version 3.12 --no-annotate --no-header \
+	      --python-platform x86_64-unknown-linux-gnu --quiet; \
+	  } > requirements/$${extras%%:*}.txt; \
+	done
 	rm -rf $(VENV)-lock
 
 clean:

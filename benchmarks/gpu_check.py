@@ -317,7 +317,7 @@ def env(check: Check) -> None:
     import peft
     import transformers
 
-    from sdft_cli.engine.models.kernels import leave_cudnn_attention
+    from sdft_cli.engine.kernels.cudnn import leave_cudnn_attention
     from sdft_cli.engine.train.profile import matrix_ceiling
 
     leave_cudnn_attention()  # as `load_model` does

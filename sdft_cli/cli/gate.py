@@ -92,6 +92,8 @@ def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> G
         say(f"The gate measures the weights in {config.dtype}, not in 4 bits.")
     check_limits(model, config.revision, [r.row for r in records], config.gate.max_new_tokens, prompts)
     backend = open_for_eval(model, config.dtype, config.revision, None)
+    if backend.kernels:
+        say(backend.kernels)
     say(choose_decoding(backend, config.rollout.graphs))
     say(choose_sharing(backend, config.prefix_sharing))
     with terminal.progress_reporter() as progress:

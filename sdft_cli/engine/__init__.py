@@ -1,5 +1,6 @@
-"""The engine: models, passes, objective, plan, training, doctor. Each room imports only those above it.
+"""The engine: kernels, models, passes, objective, plan, training, doctor. Each room imports only those above it.
 
+kernels/    which functions of torch and other packages run a model, and whether they are right
 models/     a model behind a backend, and which of its weights are on
 passes/     hidden states, gradients and new tokens for the turns of a step
 objective/  which tokens count, and the divergence

@@ -20,6 +20,8 @@ Say = Callable[[str], None]
 def _opened(model: str, run: Run | None, adapter: Path | None, sharing: str, say: Say) -> Backend:
     config = run.config if run else None
     backend = open_for_eval(model, config.dtype if config else None, run.revision if run else None, adapter)
+    if backend.kernels:
+        say(backend.kernels)
     say(choose_decoding(backend, config.rollout.graphs if config else "auto"))
     say(choose_sharing(backend, sharing))
     return backend

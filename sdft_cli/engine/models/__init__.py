@@ -12,7 +12,6 @@ load                  which backend a run takes, what the machine must have, and
 adapters              LoRA on the language trunk; which weights are on: adapter, base, average, merged
 disk_names            which tensors on disk hold a parameter; targets that could not be merged are refused
 targets               which modules an adapter sits on, known before weights are loaded
-kernels               attention on a GPU without cuDNN
 device_memory         free memory, and what to lower when it ran out
 interrupts            Ctrl-C and SIGTERM, at once and never inside a change of state
 quiet                 other libraries' notices kept off the terminal

@@ -29,8 +29,8 @@ class Backend(ABC):
     decoded together; `plain_head`, whether the model leaves out the scale
     and the cap that its config names (`head_check.py`); `graphs`, whether steps of decoding are replayed as CUDA graphs
     (`engine/passes/replay.py`); `vllm` is an engine that samples rollouts, with a function that
-    hands it the adapter, if the library brings one. `package` has to be installed for it; `features` are
-    settings that it can honour and others cannot.
+    hands it the adapter, if the library brings one; `kernels`, a sentence about the kernels that run it, if it has
+    layers that need some (`engine/kernels/check.py`). `package` has to be installed for it; `features` are settings that it can honour and others cannot.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Backend(ABC):
     plain_head: bool = False
     graphs: bool = False
     vllm: tuple[Any, Any] | None = None
+    kernels: str | None = None
 
     @classmethod
     def objection(cls, model_type: str) -> str | None:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.kernels.cudnn import leave_cudnn_attention
 from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend
-from sdft_cli.engine.models.kernels import leave_cudnn_attention
 from sdft_cli.engine.models.modes import switch_off_dropout, train_adapter_only
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.models.targets import hits, target_names, target_pattern

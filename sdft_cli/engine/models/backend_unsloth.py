@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.kernels.cudnn import leave_cudnn_attention
 from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend
-from sdft_cli.engine.models.kernels import leave_cudnn_attention
 from sdft_cli.engine.models.modes import modes_kept, switch_off_dropout
 from sdft_cli.engine.models.names import cache_folder
 from sdft_cli.engine.models.targets import hits, target_pattern, with_targets

@@ -11,6 +11,7 @@ import torch
 
 from sdft_cli.choices import BACKENDS
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.kernels.check import check_kernels
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.backend_transformers import PlainModel, TransformersBackend, load_model
 from sdft_cli.engine.models.head_check import check_head
@@ -108,8 +109,8 @@ def load_backend(config: TrainConfig, name: str, model: str) -> Backend:
     """Load the model (a folder or Hub id, already resolved) with a fresh adapter into the named backend.
 
     Raises:
-        MachineError: as `check_machine`, or the backend does not do what the configuration asks for, or its logits are
-            not the model's.
+        MachineError: as `check_machine` and `check_kernels`, or the backend does not do what the configuration asks
+            for, or its logits are not the model's.
         UsageError: the configuration asks for something that this backend has not.
     """
     check_machine(config)
@@ -121,6 +122,7 @@ def load_backend(config: TrainConfig, name: str, model: str) -> Backend:
                 f"The {name} backend has no {what}: use --backend {able}, or leave {option} out (--set {option}=false)."
             )
     loaded = backend.load(config, model)
+    loaded.kernels = check_kernels(loaded.base, loaded.device)
     check_head(loaded)
     return loaded
 
@@ -131,7 +133,7 @@ def open_for_eval(model: str, dtype: str | None, revision: str | None, adapter: 
     Without one it is wrapped as `PlainModel`, so that the same code measures it.
 
     Raises:
-        MachineError: its logits are not ours.
+        MachineError: its logits are not ours, or as `check_kernels`.
     """
     quiet_libraries()
     from peft import PeftModel
@@ -141,5 +143,6 @@ def open_for_eval(model: str, dtype: str | None, revision: str | None, adapter: 
     base = load_model(model, chosen, device, revision)
     wrapped: Any = PeftModel.from_pretrained(base, str(adapter)) if adapter else PlainModel(base)
     backend = TransformersBackend(wrapped.eval(), device)
+    backend.kernels = check_kernels(backend.base, device)
     check_head(backend)
     return backend

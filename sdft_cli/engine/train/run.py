@@ -161,6 +161,8 @@ def load(job: Job, say: Say) -> Loaded:
     check_loaded = _check_targets(config, model, say)
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model)
+    if backend.kernels:
+        say(backend.kernels)
     check_loaded()
     backend.segment_tokens = config.segment_tokens
     rows = [record.row for record in job.data.train]

@@ -1,4 +1,4 @@
-"""Which kernels of torch run a model on a GPU."""
+"""Attention on a GPU without cuDNN."""
 
 from __future__ import annotations
 
