@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.kernels.cudnn import leave_cudnn_attention
 from sdft_cli.engine.models.backend_transformers import TransformersBackend, attach_lora, model_class
 from sdft_cli.engine.models.head_check import check_head
-from sdft_cli.engine.models.kernels import leave_cudnn_attention
 from sdft_cli.engine.models.modes import train_adapter_only
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.teacher import load_teacher_template
