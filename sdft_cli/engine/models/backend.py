@@ -30,7 +30,8 @@ class Backend(ABC):
     and the cap that its config names (`head_check.py`); `graphs`, whether steps of decoding are replayed as CUDA graphs
     (`engine/passes/replay.py`); `vllm` is an engine that samples rollouts, with a function that
     hands it the adapter, if the library brings one; `kernels`, a sentence about the kernels that run it, if it has
-    layers that need some (`engine/kernels/check.py`). `package` has to be installed for it; `features` are settings that it can honour and others cannot.
+    layers that need some (`engine/kernels/check.py`). `package` has to be installed for it; `features` are settings
+    that it can honour and others cannot.
     """
 
     name: str
