@@ -15,7 +15,8 @@ lora       one adapted matrix: fp32 adapter, the same with TF32, the same under 
 load       the model, its adapter, the trainer
 sharing    which executor is chosen; how far it is from turns alone, and two unshared executors from each other
 step       teacher and student of one turn: seconds by phase, speed, peak memory, what `sdft plan` predicts
-rollout    prefill, and decoding steps with the adapter and with merged weights
+decoding   steps over fixed buffers, on a GPU as a CUDA graph: their log-probabilities against those of a pass
+rollout    prefill, and decoding steps with the adapter and with merged weights, before (`generate`) and after (replayed)
 shared     turns of one session in one step, and each alone, with the gradients compared
 alone      all of these turns alone, with padded passes
 trl        some of these turns by TRL's SDFTTrainer, where TRL is installed: loss, gradient, seconds, memory
@@ -115,6 +116,8 @@ class Size:
     batch: int
     """Prompts of a decoding batch differ by so many tokens."""
     merged_layers: int
+    copied: int
+    """Bytes that are copied to measure how fast memory is."""
 
 
 ROPE = {"rope_type": "default", "rope_theta": 1e7, "partial_rotary_factor": 0.25, "mrope_interleaved": True}
@@ -155,6 +158,7 @@ NINE = Size(
     decoded=(48, 96),
     batch=500,
     merged_layers=4,
+    copied=4 * 2**30,
 )
 TINY = Size(
     text={
@@ -189,6 +193,7 @@ TINY = Size(
     decoded=(6, 6),
     batch=8,
     merged_layers=4,
+    copied=2**24,
 )
 SIZES = {"tiny": TINY, "9b": NINE}
 
@@ -241,6 +246,7 @@ class Check:
         self.dtype = torch.bfloat16 if self.cuda or options.bf16 else torch.float32
         self.vocabulary: int = self.size.text["vocab_size"]
         self.ceiling = math.nan
+        self.bandwidth = math.nan
         self.config = self.backend = self.trainer = self.shape = None  # type: Any
         self.failures = 0
 
@@ -312,7 +318,7 @@ class Check:
 
 
 def env(check: Check) -> None:
-    """Tell versions, kernels and the ceiling of arithmetic."""
+    """Tell versions, kernels, the ceiling of arithmetic, and how fast memory is read."""
     import accelerate
     import peft
     import transformers
@@ -334,8 +340,11 @@ def env(check: Check) -> None:
         a = torch.randn(CEILING_SIZE, CEILING_SIZE, device=check.device, dtype=check.dtype)
         torch.mm(a, a)
         check.ceiling = max(check.ceiling, 2 * CEILING_SIZE**3 / check.timed(lambda: torch.mm(a, a), 5))
-    ceiling = round(check.ceiling / 1e12, 2)
-    check.tell("env", **facts, cuda=torch.version.cuda, stand_ins=STAND_INS, kernels=kernels, ceiling_tflops=ceiling)
+    a = torch.zeros(check.size.copied, dtype=torch.uint8, device=check.device)
+    b = torch.zeros_like(a)
+    check.bandwidth = 2 * check.size.copied / check.timed(lambda: b.copy_(a), 5)  # read and written
+    facts |= {"ceiling_tflops": round(check.ceiling / 1e12, 2), "memory_gb_per_s": round(check.bandwidth / 1e9, 1)}
+    check.tell("env", **facts, cuda=torch.version.cuda, stand_ins=STAND_INS, kernels=kernels)
 
 
 def attention(check: Check) -> None:
@@ -786,32 +795,63 @@ def trl_trainer(check: Check) -> Any:
         )
 
 
+def decoding(check: Check) -> None:
+    """Compare steps over fixed buffers with a pass; on a GPU they are replayed, and what stands in the way is told."""
+    from sdft_cli.engine.passes.start_check import static_trouble
+
+    trouble = static_trouble(check.backend)
+    check.tell("decoding", **({"failed": trouble} if trouble else {"says": "exact over fixed buffers"}))
+
+
 def rollout(check: Check, lengths: Sequence[int], new: int, case: Any, record: bool = False) -> None:
-    """Time decoding steps: a decode of 4 tokens, which warms up and holds the prefill, and one of `new` more."""
+    """Time decoding steps, by `generate` and over fixed buffers; each is a decode of 4 tokens and one of `new` more.
+
+    The first decode warms up, and holds the prefill and the capture.
+    """
     from sdft_cli.engine.train.rollouts import sample_rollouts
 
     common = check.ids(max(lengths), 5)
     prompts = [[*common[: n - 8], *check.ids(8, 300 + i)] for i, n in enumerate(lengths)]
-    seconds = []
-    with shared_as(check, "depth_first"):
-        for tokens in (4, 4 + new):
-            wanted = {"max_new_tokens": tokens, "max_tokens_per_pass": 10_000_000}
-            settings = check.config.rollout.model_copy(update=wanted)
-            sample = partial(
-                sample_rollouts, check.backend, prompts, settings, [], check.vocabulary - 3, 0, case, record
-            )
-            seconds.append(check.timed(sample))
-    per_step = (seconds[1] - seconds[0]) / new
-    check.tell(
-        "rollout",
-        weights=case,
-        prompts=len(lengths),
-        longest=max(lengths),
-        first_4_tokens_s=round(seconds[0], 2),
-        ms_per_decoding_step=round(per_step * 1e3, 2),
-        tokens_per_s=round(len(lengths) / per_step, 1),
-        **check.peak(),
-    )
+    for graphs in (False, True):
+        check.fresh()
+        seconds = []
+        check.backend.graphs = graphs
+        with shared_as(check, "depth_first"):
+            for tokens in (4, 4 + new):
+                wanted = {"max_new_tokens": tokens, "max_tokens_per_pass": 10_000_000}
+                settings = check.config.rollout.model_copy(update=wanted)
+                sample = partial(
+                    sample_rollouts, check.backend, prompts, settings, [], check.vocabulary - 3, 0, case, record
+                )
+                seconds.append(check.timed(sample))
+        stopped = graphs and not check.backend.graphs
+        check.backend.graphs = False
+        per_step = (seconds[1] - seconds[0]) / new
+        bound = _bytes_of_a_step(check, lengths, new, case) / check.bandwidth
+        check.tell(
+            "rollout",
+            way="replayed" if graphs else "generate",
+            weights=case,
+            prompts=len(lengths),
+            longest=max(lengths),
+            first_4_tokens_s=round(seconds[0], 2),
+            ms_per_decoding_step=round(per_step * 1e3, 2),
+            times_the_bytes_bound=round(per_step / bound, 2),
+            tokens_per_s=round(len(lengths) / per_step, 1),
+            **({"failed": "a step cannot be a CUDA graph"} if stopped else {}),
+            **check.peak(),
+        )
+
+
+def _bytes_of_a_step(check: Check, lengths: Sequence[int], new: int, case: str) -> float:
+    """Return the bytes that a decoding step has to read: weights once, and the cache of every prompt."""
+    base = check.backend.base
+    size = check.dtype.itemsize
+    weights = sum(p.numel() for name, p in base.get_decoder().named_parameters() if "lora_" not in name)
+    weights += check.backend.head.weight.numel() - base.get_input_embeddings().weight.numel()
+    adapter = 4 * check.shape.adapter_parameters if case == "adapter" else 0
+    cache = sum(n + 4 + new / 2 for n in lengths) * check.shape.kv_bytes(size)
+    return float(weights * size + adapter + cache + len(lengths) * check.shape.state_bytes(size))
 
 
 def merge(check: Check) -> None:
@@ -866,18 +906,19 @@ def stages(size: Size) -> list[tuple[str, float, Callable[[Check], None]]]:
         ("delta", 30, delta),
         ("lora", 5, lora),
         ("load", 30, load),
+        ("decoding", 10, decoding),
         ("sharing", 20, sharing),
         ("step", 10, partial(step, prompt=size.warm[0], answer=size.warm[1], kind="depth_first")),
         ("step", 15, partial(step, prompt=middle, answer=size.answer, kind="depth_first")),
         ("step", 15, partial(step, prompt=middle, answer=size.answer, kind="none")),
         ("shared", 30, shared),
-        ("rollout", 25, partial(rollout, lengths=[middle], new=slow, case="adapter")),
-        ("rollout", 15, partial(rollout, lengths=[middle], new=fast, case="merged")),
+        ("rollout", 35, partial(rollout, lengths=[middle], new=slow, case="adapter")),
+        ("rollout", 25, partial(rollout, lengths=[middle], new=fast, case="merged")),
         ("step", 30, partial(step, prompt=deep, answer=size.answer, kind="depth_first")),
         ("trl", 40, trl),
         ("alone", 40, alone),
-        ("rollout", 25, partial(rollout, lengths=batch, new=slow, case="merged")),
-        ("rollout", 25, partial(rollout, lengths=[deep], new=slow, case="merged", record=True)),
+        ("rollout", 40, partial(rollout, lengths=batch, new=slow, case="merged")),
+        ("rollout", 40, partial(rollout, lengths=[deep], new=slow, case="merged", record=True)),
         ("step", 40, partial(step, prompt=deep, answer=size.answer, kind="none")),
         ("merge", 60, merge),  # frees the large model, so it is the last one
     ]
