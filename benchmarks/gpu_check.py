@@ -15,8 +15,9 @@ lora       one adapted matrix: fp32 adapter, the same with TF32, the same under 
 load       the model, its adapter, the trainer
 sharing    which executor is chosen; how far it is from turns alone, and two unshared executors from each other
 step       teacher and student of one turn: seconds by phase, speed, peak memory, what `sdft plan` predicts
+tree       attention of a packed pass: FlexAttention against a dense mask, values, gradients and times
 decoding   steps over fixed buffers, on a GPU as a CUDA graph: their log-probabilities against those of a pass
-rollout    prefill, and decoding steps with the adapter and with merged weights, before (`generate`) and after (replayed)
+rollout    prefill, and decoding steps with the adapter and with merged weights: by `generate`, and replayed
 shared     turns of one session in one step, and each alone, with the gradients compared
 alone      all of these turns alone, with padded passes
 trl        some of these turns by TRL's SDFTTrainer, where TRL is installed: loss, gradient, seconds, memory
@@ -116,6 +117,8 @@ class Size:
     batch: int
     """Prompts of a decoding batch differ by so many tokens."""
     merged_layers: int
+    packed: tuple[int, ...]
+    """Tokens of packed passes whose attention is timed."""
     copied: int
     """Bytes that are copied to measure how fast memory is."""
 
@@ -158,6 +161,7 @@ NINE = Size(
     decoded=(48, 96),
     batch=500,
     merged_layers=4,
+    packed=(8192, 32_768),
     copied=4 * 2**30,
 )
 TINY = Size(
@@ -193,6 +197,7 @@ TINY = Size(
     decoded=(6, 6),
     batch=8,
     merged_layers=4,
+    packed=(),
     copied=2**24,
 )
 SIZES = {"tiny": TINY, "9b": NINE}
@@ -390,6 +395,44 @@ def _attention_behind(check: Check, path: int, query: Tensor, key: Tensor, value
         }
     distances = {n: distance(a, b) for n, a, b in zip(("out", "dq", "dk", "dv"), *found, strict=True)}
     check.tell("attention", new=new, path=path, **rows, **check.compared(distances))
+
+
+def tree(check: Check) -> None:
+    """Compare FlexAttention with the dense mask of a tree; on a GPU gradients too, and time both on packed passes."""
+    from sdft_cli.engine.passes.tree_attention import tree_trouble
+
+    if not check.cuda:  # there is no kernel to time, nor a backward pass
+        trouble = tree_trouble(check.backend)
+        check.tell("tree", **({"failed": trouble} if trouble else {"says": "as behind a dense mask"}))
+    for tokens in check.size.packed:
+        _time_tree(check, tokens)
+        check.fresh()
+
+
+def _time_tree(check: Check, tokens: int) -> None:
+    """Time forward and backward of 8 branches behind a trunk that is half of a pass; heads as of Qwen3-8B."""
+    from sdft_cli.engine.passes.attention import attend_in_blocks
+    from sdft_cli.engine.passes.packed import build_tree
+    from sdft_cli.engine.passes.tree_attention import tree_mask
+
+    trunk = check.ids(tokens // 2, 1)
+    found = build_tree([[*trunk, *check.ids(tokens // 16, 10 + i)] for i in range(8)])
+    shapes = [(1, heads, len(found), 128) for heads in (32, 8, 8)]
+    inputs = [torch.randn(s, device=check.device, dtype=check.dtype).requires_grad_() for s in shapes]
+    module = types.SimpleNamespace(num_key_value_groups=4)
+    masks = {"blocks": tree_mask(torch.from_numpy(found.ends()).to(check.device))}
+    masks["dense"] = torch.from_numpy(found.mask())[None, None].to(check.device)
+    row, results = {}, {}
+    for name, mask in masks.items():
+
+        def run(mask: Any = mask) -> list[Tensor]:
+            out = attend_in_blocks(module, *inputs, mask, scaling=128**-0.5)[0]
+            return [out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)]
+
+        row[f"{name}_first_call_s"] = round(check.timed(lambda name=name, run=run: results.update({name: run()})), 2)
+        row[f"{name}_ms"] = round(1e3 * check.timed(run, 5), 2)
+    pairs = zip(("out", "dq", "dk", "dv"), results["blocks"], results["dense"], strict=True)
+    check.tell("tree", tokens=len(found), **row, **check.compared({name: distance(a, b) for name, a, b in pairs}))
 
 
 def delta(check: Check) -> None:
@@ -906,6 +949,7 @@ def stages(size: Size) -> list[tuple[str, float, Callable[[Check], None]]]:
         ("delta", 30, delta),
         ("lora", 5, lora),
         ("load", 30, load),
+        ("tree", 60, tree),
         ("decoding", 10, decoding),
         ("sharing", 20, sharing),
         ("step", 10, partial(step, prompt=size.warm[0], answer=size.warm[1], kind="depth_first")),

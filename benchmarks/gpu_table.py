@@ -25,7 +25,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "alone": ("turns", "seconds", "peak_gb"),
     "trl": ("turns", "seconds", "peak_gb", "engine_seconds", "engine_peak_gb", "gradient_distance"),
     "unsloth": ("way", "seconds", "peak_gb", "gradient_distance"),
-    "rollout": ("weights", "way", "prompts", "longest", "ms_per_decoding_step", "tokens_per_s", "peak_gb"),
+    "rollout": ("weights", "way", "prompts", "longest", "ms_per_decoding_step", "times_the_bytes_bound", "peak_gb"),
+    "tree": ("tokens", "blocks_ms", "dense_ms", "blocks_first_call_s", "out", "dq", "dk", "dv"),
     "merge": ("size_gb", "seconds", "adapted"),
 }
 """Stage -> the numbers that are shown; others stay in the file. A column that no row has is left out."""

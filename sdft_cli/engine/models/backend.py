@@ -26,12 +26,12 @@ class Backend(ABC):
     `sharing` says how common prefixes are computed (`engine/passes/executors.py`), `segment_tokens` how many tokens a
     depth-first pass has; `takes_masks`, whether the library leaves masks and attention to us; `mergeable`, whether the
     adapter can be added to the base weights (not to 4-bit ones); `left_pads`, whether prompts of several lengths may be
-    decoded together; `plain_head`, whether the model leaves out the scale
-    and the cap that its config names (`head_check.py`); `graphs`, whether steps of decoding are replayed as CUDA graphs
-    (`engine/passes/replay.py`); `vllm` is an engine that samples rollouts, with a function that
-    hands it the adapter, if the library brings one; `kernels`, a sentence about the kernels that run it, if it has
-    layers that need some (`engine/kernels/check.py`). `package` has to be installed for it; `features` are settings
-    that it can honour and others cannot.
+    decoded together; `plain_head`, whether the model leaves out the scale and the cap that its config names
+    (`head_check.py`); `graphs`, whether steps of decoding are replayed as CUDA graphs (`engine/passes/replay.py`);
+    `block_masks`, whether packed passes attend by FlexAttention (`tree_attention.py` there); `vllm` is an engine that
+    samples rollouts, with a function that hands it the adapter, if the library brings one; `kernels`, a sentence about
+    the kernels that run it, if it has layers that need some (`engine/kernels/check.py`). `package` has to be installed
+    for it; `features` are settings that it can honour and others cannot.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Backend(ABC):
     left_pads: bool = True
     plain_head: bool = False
     graphs: bool = False
+    block_masks: bool = False
     vllm: tuple[Any, Any] | None = None
     kernels: str | None = None
 

@@ -9,6 +9,7 @@ depth_first        one live path, turns one after the other; also hybrids with r
 depth_first_order  the order of that walk
 live_cache         keys, values and recurrent states of that path, with their gradients
 attention          the attention kernels of packed, depth-first and decoding passes
+tree_attention     attention of packed passes on a GPU: a tree's mask as blocks, by FlexAttention
 decode             answers to many prompts together, with `generate` or over fixed buffers
 decode_cache       the cache of a decode, which is not copied for every token
 decode_static      decoding over fixed buffers, in steps that read and write the same tensors

@@ -20,9 +20,12 @@ from torch import Tensor
 from torch.backends.cuda import SDPAParams, can_use_flash_attention
 from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from sdft_cli.engine.passes.tree_attention import attend_in_tree
 
 BLOCK = 512
 """Queries of a block; smaller ones spare more and run less well."""
@@ -34,7 +37,7 @@ def takes_kernels(model: Any) -> bool:
 
 
 def attend_in_blocks(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask | None, **settings: Any
 ) -> tuple[Tensor, None]:
     """Stock attention (sdpa); a square mask of more than `BLOCK` queries is taken block by block.
 
@@ -42,11 +45,14 @@ def attend_in_blocks(
         module: the attention layer.
         query: (B, heads, N, d).
         key, value: (B, key heads, N, d).
-        attention_mask: (B, 1, N, N), False above the diagonal; or anything that stock attention takes.
+        attention_mask: (B, 1, N, N), False above the diagonal; or anything that stock attention takes; or blocks.
         settings: as transformers passes them; `scaling` of the scores.
 
     Returns (B, N, heads, d).
     """
+    if isinstance(attention_mask, BlockMask):
+        tree = attend_in_tree(query, key, value, attention_mask, settings.get("scaling"))
+        return tree.transpose(1, 2).contiguous(), None
     queries, keys = query.shape[2], key.shape[2]
     if attention_mask is None or queries != keys or queries <= BLOCK or settings.get("dropout"):
         found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)

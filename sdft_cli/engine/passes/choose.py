@@ -15,6 +15,7 @@ from sdft_cli.engine.passes.executors import answer_states, student_passes
 from sdft_cli.engine.passes.packed import packing_obstacle
 from sdft_cli.engine.passes.padded import padded_states
 from sdft_cli.engine.passes.start_check import check_decoding, decoding_gaps
+from sdft_cli.engine.passes.tree_attention import choose_tree_attention
 from sdft_cli.errors import WARNING, UsageError
 
 CHECK_TOLERANCE = {torch.float32: (1e-4, 1e-4), torch.bfloat16: (3e-2, 1e-1), torch.float16: (3e-2, 1e-1)}
@@ -38,9 +39,10 @@ def choose_sharing(backend: Backend, requested: str, room: str | None = None) ->
         UsageError: a kind was asked for by name and is not exact on this model.
         MachineError: the model decodes another distribution than it scores.
     """
-    told = _choose(backend, requested, room)
-    more = check_decoding(backend)
-    return f"{told}\n{more}" if more else told
+    packs = requested in ("auto", "packed") and sharing_obstacle(backend, "packed") is None
+    attention = choose_tree_attention(backend) if packs else None
+    told = [_choose(backend, requested, room), attention if backend.sharing == "packed" else None]
+    return "\n".join(text for text in (*told, check_decoding(backend)) if text)
 
 
 def _choose(backend: Backend, requested: str, room: str | None) -> str:

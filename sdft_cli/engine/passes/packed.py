@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from sdft_cli.engine.models.backend import Backend
-from sdft_cli.engine.passes.attention import takes_kernels
+from sdft_cli.engine.passes.attention import takes_kernels, use_tree_attention
 from sdft_cli.engine.passes.padded import Sequences, context_obstacle
+from sdft_cli.engine.passes.tree_attention import tree_mask
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,15 @@ class PrefixTree:
             length = branch.stop - branch.start
             seen[branch.start : branch.stop, branch.start : branch.stop] = np.tri(length, dtype=bool)
         return seen
+
+    def ends(self) -> np.ndarray:
+        """Return (N,) the place behind the last token below each one: token q sees token k if k <= q < ends[k]."""
+        found = np.full(len(self), len(self))
+        live = np.empty(0, dtype=np.int64)
+        for branch in self.branches:
+            found[live[len(branch.path) :]] = branch.start
+            live = np.concatenate([branch.path, np.arange(branch.start, branch.stop)])
+        return found
 
 
 def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
@@ -134,15 +144,23 @@ def packed_states(backend: Backend, rows: Sequences) -> list[Tensor]:
 
 def _packed(backend: Backend, rows: Sequences, use_cache: bool) -> tuple[Any, list[Tensor]]:
     tree = build_tree(rows)
-    # A tree with one branch is a plain sequence: without a mask the attention kernel skips the upper triangle.
-    mask = torch.from_numpy(tree.mask())[None, None].to(backend.device) if len(tree.branches) > 1 else None
     output = backend.trunk_pass(
         input_ids=torch.from_numpy(tree.ids)[None].to(backend.device),
-        attention_mask=mask,
+        attention_mask=_mask_of(backend, tree),
         position_ids=torch.from_numpy(tree.depths)[None].to(backend.device),
         use_cache=use_cache,
     )
     return output, [torch.from_numpy(row).to(backend.device) for row in tree.rows]
+
+
+def _mask_of(backend: Backend, tree: PrefixTree) -> Any:
+    """Return what the layers take as the mask of a tree."""
+    if len(tree.branches) < 2:
+        return None  # a plain sequence: without a mask the attention kernel skips the upper triangle
+    if not backend.block_masks:
+        return torch.from_numpy(tree.mask())[None, None].to(backend.device)
+    use_tree_attention(backend.base.config.get_text_config())
+    return tree_mask(torch.from_numpy(tree.ends()).to(backend.device))
 
 
 def packed_cache(backend: Backend, prompts: Sequences, max_tokens: int, room: int = 0) -> Any:
