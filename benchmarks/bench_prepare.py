@@ -63,7 +63,8 @@ def plain_ids(prompts: ChatPrompts, session: Session, turn: int) -> TurnIds:
     tools = [t.as_openai() for t in session.tools] or None
     context = [prompts.form.write(m) for m in session.messages[:turn]]
     reference = prompts.reference_text(session.messages[turn])
-    last = prompts.form.write(prompts.teacher.message(reference))
+    (part,) = prompts.teacher.parts
+    last = prompts.form.write(Message("user", part.filled(reference)))
     return TurnIds(
         ids(context, tools),
         ids([*context, last], tools),

@@ -68,8 +68,8 @@ def row(prompts: ChatPrompts, record: Record) -> dict[str, Any]:
 
     messages = [{"role": m.role, "content": content(m)} for m in record.context]
     messages[-1]["role"] = "user"
-    reference = prompts.reference_text(record.reference)
-    return {"prompt": messages, "privileged_context": prompts.teacher.message(reference).content}
+    (part,) = prompts.teacher.parts  # TRL takes one text
+    return {"prompt": messages, "privileged_context": part.filled(prompts.reference_text(record.reference))}
 
 
 def make_trainer(

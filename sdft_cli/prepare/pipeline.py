@@ -203,8 +203,9 @@ def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, pre
     """Return the manifest: all that is needed to make the dataset again. It holds no time and no local path."""
     settings = config.model_dump(mode="json", exclude={"source", "revision", "workers"})
     settings["model"] = Path(config.model).name if Path(config.model).exists() else config.model
-    if config.chat_template is not None:
-        settings["chat_template"] = Path(config.chat_template).name
+    for file in ("chat_template", "teacher_template"):
+        if settings[file] is not None:
+            settings[file] = Path(settings[file]).name
     redacted = prepared.redacted
     return {
         "sdft_version": __version__,
@@ -214,6 +215,7 @@ def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, pre
         "exact_piece_encoding": prompts.encoder.exact_pieces,
         "local_template": prepared.local_template,
         "teacher_template": prompts.teacher.name,
+        "teacher_text": prompts.teacher.text,
         **template_facts(prompts),
         "funnel": prepared.funnel.as_dict(),
         "redaction": {"enabled": redacted is not None, "counts": dict(sorted((redacted or {}).items()))},

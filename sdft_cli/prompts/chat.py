@@ -22,7 +22,7 @@ from sdft_cli.errors import WARNING, DataError, MachineError, UsageError
 from sdft_cli.prompts.encoding import PieceEncoder
 from sdft_cli.prompts.forms import find_form
 from sdft_cli.prompts.syntaxes.find import FoundSyntax, find_syntax
-from sdft_cli.prompts.teacher import TeacherTemplate, load_teacher_template
+from sdft_cli.prompts.teacher import TeacherTemplate, load_teacher_template, teacher_template_of
 from sdft_cli.prompts.template import OWN, ChatTemplate, TemplateError, check_tokens, load_chat_template
 from sdft_cli.prompts.tool_calls import ParsedTurn, calls_of, comes_back, parse_turn
 from sdft_cli.prompts.turn_end import TurnEnds, without_end
@@ -189,13 +189,14 @@ class ChatPrompts:
                 found.append(message)
         return found
 
-    def _with_teacher(self, messages: list[dict[str, Any]], last: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return a conversation with the teacher's message: behind it, or joined to the last one of the user."""
-        role = messages[-1]["role"]
-        if not self.joins_users or (role == "tool" and self._user_behind_result) or role not in ("user", "tool"):
-            return [*messages, last]
+    def _with_teacher(self, messages: list[dict[str, Any]], turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Return a conversation with the teacher's turns behind it, or the first joined to the last of the user."""
+        role, (first, *rest) = messages[-1]["role"], turns
+        free = not self.joins_users or (role == "tool" and self._user_behind_result) or role not in ("user", "tool")
+        if free or first["role"] != "user":
+            return [*messages, *turns]
         place = max(i for i, message in enumerate(messages) if message["role"] == "user")
-        return [*messages[:place], _joined(messages[place], last), *messages[place + 1 :]]
+        return [*messages[:place], _joined(messages[place], first), *messages[place + 1 :], *rest]
 
     def _prompt(self, messages: Sequence[dict[str, Any]], tools: tuple[ToolSchema, ...]) -> str:
         """Render a prompt that ends as every prompt does, so that both roles begin their turn alike.
@@ -288,9 +289,13 @@ class ChatPrompts:
         """Return the guarded text of an assistant turn, its end token left out; raises as `turn`."""
         return self.turn(message).text
 
-    def teacher_message(self, reference: str) -> dict[str, Any]:
-        """Return the user message that shows a guarded reference to the teacher."""
-        return self.form.write(self.teacher.message(reference))
+    def teacher_messages(self, reference: Message) -> list[dict[str, Any]]:
+        """Return the guarded messages that show a turn to the teacher; raises as `turn`."""
+        written = self.reference(reference)
+        return [
+            self.guarded(reference) if part.is_reference else self.form.write(Message(part.role, part.filled(written)))
+            for part in self.teacher.parts
+        ]
 
     def check(self, record: Record) -> None:
         """Raise `TemplateLoses` if the record has what the chat template drops."""
@@ -309,8 +314,8 @@ class ChatPrompts:
         Raises `TemplateError`, as `student` and `reference`.
         """
         self.check(record)
-        last = self.teacher_message(self.reference(shown or record.reference))
-        return self._prompt(self._with_teacher(self._conversation(record.context), last), record.tools)
+        turns = self.teacher_messages(shown or record.reference)
+        return self._prompt(self._with_teacher(self._conversation(record.context), turns), record.tools)
 
     def reference_text(self, message: Message) -> str:
         """Return an assistant turn as the model would write it, for a reader."""
@@ -421,7 +426,7 @@ def open_prompts(
         DataError: the dataset was prepared with another tokenizer, chat template or teacher template, so its token
             counts and caps do not hold; or one of `records` has what the template drops (older versions kept it).
     """
-    tokenizer, wording = load_tokenizer(model, revision), load_teacher_template(str(manifest["teacher_template"]))
+    tokenizer, wording = load_tokenizer(model, revision), teacher_template_of(manifest)
     other = manifest.get("chat_template") or {"name": OWN, "text": None}
     template = ChatTemplate(tokenizer, other["text"], other["name"], manifest.get("template_date"))
     prompts = ChatPrompts(tokenizer, wording, template)

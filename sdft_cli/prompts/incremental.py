@@ -7,7 +7,7 @@ when one does (Qwen3.5 drops the think block of turns before the last user query
 window of its own, and the prompts of a turn are sums over the blocks before it:
 
     student = head + past of blocks before the last one with a user message + live of the rest + generation prompt
-    teacher = head + past of all blocks + teacher's message + generation prompt
+    teacher = head + past of all blocks + teacher's turns + generation prompt
 
 Whether a template is local is found out, not believed: `TokenCounter` compares sums with full renderings over made-up
 conversations, and every session compares its last counted turn. Where they differ, every turn is rendered in full.
@@ -141,10 +141,11 @@ class _Sums:
             self.live_from = number
 
     def _ends(self, turn: int) -> tuple[list[int], list[int]]:
-        """Return the ids of the teacher's message and of the reference."""
-        answer = self.prompts.turn(self.session.messages[turn])
-        message = self.prompts.render([self.windows.stub, self.prompts.teacher_message(answer.text)], generation=False)
-        return self.encode(self.windows.after(message)), self.prompts.turn_ids(answer)
+        """Return the ids of the teacher's turns and of the reference."""
+        reference = self.session.messages[turn]
+        turns = self.prompts.teacher_messages(reference)
+        shown = self.prompts.render([self.windows.stub, *turns], generation=False)
+        return self.encode(self.windows.after(shown)), self.prompts.turn_ids(self.prompts.turn(reference))
 
     def lengths(self, turn: int) -> TurnLengths:
         """Count the tokens of a turn; turns come in order."""

@@ -1,46 +1,94 @@
-"""The teacher's last message: the expert's turn in a block, and what to do with it (SDFT, arXiv 2601.19897, sec. 3)."""
+"""How the expert's turn is shown to the teacher (SDFT, arXiv 2601.19897, sec. 3): one message, or a few turns.
+
+A template is a text with one slot. Lines that are `[user]` or `[assistant]` and nothing else divide it into turns; a
+text without them is one message of the user. In a user's turn the slot is filled with the expert's turn as the model
+would write it; an assistant's turn that is the slot alone is the expert's turn itself, with its calls, which the chat
+template writes like any other.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any, Literal
 
 from sdft_cli.errors import UsageError
-from sdft_cli.records import Message
 from sdft_cli.resources import resource_text, text_hash
 
 SLOT = "{reference}"
 _CLOSING = re.compile(r"\s*(</[^<>\s]+>)")
+_ROLE = re.compile(r"^\[(user|assistant)\][ \t]*$", re.MULTILINE)
 DEFAULT = "expert_reference"
 
 
 @dataclass(frozen=True)
+class Part:
+    """One turn of a teacher template."""
+
+    role: Literal["user", "assistant"]
+    text: str
+
+    @property
+    def is_reference(self) -> bool:
+        """Is this the expert's turn itself?"""
+        return self.role == "assistant" and self.text == SLOT
+
+    def filled(self, reference: str) -> str:
+        """Return the text with the reference, as the model would write it, in its slot.
+
+        It stands there verbatim, but for the tag that closes the block: in the reference it is written `<\\/tag>`, so
+        that no reference can end its own block.
+        """
+        before, slot, after = self.text.partition(SLOT)
+        if not slot:
+            return before
+        closing = _CLOSING.match(after)
+        if closing:
+            reference = reference.replace(closing[1], closing[1].replace("/", "\\/", 1))
+        return before + reference + after
+
+
+@dataclass(frozen=True)
 class TeacherTemplate:
-    """A text with one slot for the expert's turn, rendered in the model's own tool-call syntax."""
+    """A text with one slot for the expert's turn."""
 
     name: str
     text: str
 
     def __post_init__(self) -> None:
+        wrong = self._fault()
+        if wrong:
+            raise UsageError(f"Teacher template {self.name} {wrong}: correct the file.")
+
+    def _fault(self) -> str | None:
         if self.text.count(SLOT) != 1:
-            raise UsageError(f"Teacher template {self.name} must contain {SLOT} exactly once: correct the file.")
+            return f"must contain {SLOT} exactly once"
+        if not all(part.text for part in self.parts):
+            return "has a turn without text"
+        if any(a.role == b.role for a, b in pairwise(self.parts)):
+            return "has two turns of one role in a row"
+        if self.parts[-1].role != "user":
+            return "must end with a turn of the user, which asks for the answer"
+        if any(part.role == "assistant" and SLOT in part.text and not part.is_reference for part in self.parts):
+            return f"has an assistant's turn that is not {SLOT} alone"
+        return None
 
     @property
     def hash(self) -> str:
         return text_hash(self.text)
 
-    def message(self, reference: str) -> Message:
-        """Return the user message that shows `reference` to the teacher.
-
-        The slot is filled once, verbatim, but for the tag that closes the block: in the reference it is written
-        `<\\/tag>`, so that no reference can end its own block.
-        """
-        before, after = self.text.split(SLOT)
-        closing = _CLOSING.match(after)
-        if closing:
-            reference = reference.replace(closing[1], closing[1].replace("/", "\\/", 1))
-        return Message("user", before + reference + after)
+    @cached_property
+    def parts(self) -> tuple[Part, ...]:
+        """Its turns, in order."""
+        first, *rest = _ROLE.split(self.text)
+        if first.strip() or not rest:
+            return (Part("user", self.text),)
+        found: list[Any] = list(zip(rest[::2], rest[1::2], strict=True))
+        return tuple(Part(role, text.strip()) for role, text in found)
 
 
 def load_teacher_template(name: str = DEFAULT) -> TeacherTemplate:
@@ -51,3 +99,13 @@ def load_teacher_template(name: str = DEFAULT) -> TeacherTemplate:
             raise UsageError(f"Teacher template {path} does not exist: check the path.")
         return TeacherTemplate(path.stem, path.read_text(encoding="utf-8").strip())
     return TeacherTemplate(name, resource_text("templates", "teacher", f"{name}.txt").strip())
+
+
+def teacher_template_of(manifest: Mapping[str, Any]) -> TeacherTemplate:
+    """Return the teacher template of a dataset; manifests of older versions name a shipped one.
+
+    Raises:
+        UsageError: an older one names a template that does not ship.
+    """
+    name, text = str(manifest["teacher_template"]), manifest.get("teacher_text")
+    return load_teacher_template(name) if text is None else TeacherTemplate(name, text)

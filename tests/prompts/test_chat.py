@@ -114,19 +114,6 @@ def test_a_template_that_refuses_is_an_error_of_the_record(smollm2: Path) -> Non
         student_text(ChatPrompts(tokenizer, load_teacher_template()), record(1))
 
 
-def test_teacher_templates_have_one_slot() -> None:
-    with pytest.raises(UsageError, match="exactly once"):
-        TeacherTemplate("bad", "nothing")
-    filled = TeacherTemplate("t", "a {reference} b").message("{reference} \\1 {0}")
-    assert filled == Message("user", "a {reference} \\1 {0} b")
-    for name in ("expert_reference", "repeat"):
-        shown = load_teacher_template(name).message("HERE").content
-        assert shown.startswith("<expert_reference>\nHERE")
-        assert "</expert_reference>" in shown
-    with pytest.raises(UsageError):
-        load_teacher_template("nope")
-
-
 def test_a_tokenizer_that_loses_spaces_is_refused(smollm2: Path, tmp_path: Path) -> None:
     """As some classes of transformers 5 build it: the marks of spaces are dropped."""
     document = json.loads((smollm2 / "tokenizer.json").read_text())

@@ -87,7 +87,7 @@ def test_the_teacher_sees_the_same_history_but_for_empty_think_blocks(
     prompts = make_prompts(template)
     record = record_at(SESSION, turn)
     student, teacher = prompts.student(record), prompts.teacher_prompt(record)
-    message = prompts.teacher_message(prompts.reference(record.reference))
+    (message,) = prompts.teacher_messages(record.reference)
     shown = f"<|im_start|>user\n{message['content']}<|im_end|>\n{GENERATION}"
     assert student.endswith(GENERATION)
     assert teacher.endswith(shown)

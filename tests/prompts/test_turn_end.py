@@ -47,8 +47,8 @@ def test_the_end_of_a_turn_is_the_templates(smollm2: Path, name: str) -> None:
 def test_the_end_of_a_turn_never_stands_in_the_teachers_block(smollm2: Path, name: str) -> None:
     prompts = prompts_of(smollm2, trl_text(name), eos="<|endoftext|>")
     for answer in (SAY, CALL):
-        turn = prompts.turn(answer)
-        shown = prompts.teacher_message(turn.text)["content"]
+        (message,) = prompts.teacher_messages(answer)
+        shown = message["content"]
         block = shown if isinstance(shown, str) else shown[0]["text"]
         assert not any(end in block for end in ENDS[name])
         assert "It is done." in block or answer is CALL
