@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.doctor.finding import Check
+from sdft_cli.engine.kernels.check import check_kernels
 from sdft_cli.engine.models.adapters import NOT_LANGUAGE, lora_layers, weights
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.head import Head
@@ -19,8 +20,8 @@ from sdft_cli.engine.objective import formula, loss
 from sdft_cli.engine.passes.choose import choose_sharing
 from sdft_cli.engine.passes.decode import generate, stop_tokens
 from sdft_cli.engine.passes.padded import padded_states
-from sdft_cli.engine.passes.start_check import check_reach
-from sdft_cli.errors import VerificationError
+from sdft_cli.engine.passes.start_check import check_reach, choose_decoding
+from sdft_cli.errors import WARNING, MachineError, VerificationError
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import Message
 
@@ -38,14 +39,30 @@ STUDENT, TEACHER = (0.5, -1.0, 2.0, 0.0), (1.5, 0.25, -0.5, -2.0)
 def engine_checks(backend: Backend, prompts: ChatPrompts, config: TrainConfig) -> dict[str, Check]:
     """Return the checks of a loaded model, in the order in which they should run."""
     return {
+        "kernels": lambda: kernels(backend),
         "adapter": lambda: adapter(backend),
         "adapter off": lambda: adapter_off(backend),
         "loss in chunks": lambda: chunked_loss(backend, config),
         "divergence": lambda: divergence(config),
         "tokens": lambda: tokens(backend, prompts),
         "prefix sharing": lambda: choose_sharing(backend, config.prefix_sharing).replace("Prefix sharing: ", ""),
+        "decoding": lambda: choose_decoding(backend, config.rollout.graphs).replace("Decoding: ", ""),
         "rollout": lambda: rollout(backend, prompts),
     }
+
+
+def kernels(backend: Backend) -> str:
+    """Say which kernels the gated delta layers run with, and how far from the reference they are.
+
+    Raises:
+        MachineError: one is wrong, or a GPU runs the reference, which is right and ten times slower.
+    """
+    found = check_kernels(backend.base, backend.device)
+    if found is None:
+        return "the model has no gated delta layers"
+    if found.startswith(WARNING):
+        raise MachineError(found.removeprefix(WARNING))
+    return found.removeprefix("Kernels: ")
 
 
 def adapter(backend: Backend) -> str:

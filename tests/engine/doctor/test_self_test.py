@@ -87,6 +87,33 @@ def test_an_adapter_that_is_never_on(
     assert {"adapter", "adapter off"} <= failed(found(backend, prompts))
 
 
+def test_the_reference_kernel_on_a_gpu(backend: TransformersBackend, prompts: ChatPrompts) -> None:
+    checks = engine_checks(backend, prompts, CONFIG)
+    assert checks["kernels"]().startswith("transformers' reference for gated delta rule")
+    backend.device = torch.device("cuda")  # nothing runs there: the reference is not compared with itself
+    (finding,) = run_checks({"kernels": checks["kernels"]})
+    assert finding.level == "fail"
+    assert "pip install 'sdft-cli[gpu]'" in finding.text
+
+
+def test_a_kernel_that_is_wrong(
+    backend: TransformersBackend, prompts: ChatPrompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.models.qwen3_5 import modeling_qwen3_5 as module
+
+    own = module.torch_chunk_gated_delta_rule
+
+    def wrong(*arguments: Any, **settings: Any) -> Any:
+        out, state = own(*arguments, **settings)
+        return 1.05 * out, state
+
+    wrong.__module__ = "fla.ops"
+    monkeypatch.setattr(module, "torch_chunk_gated_delta_rule", wrong)
+    findings = found(backend, prompts)
+    assert "kernels" in failed(findings)
+    assert "fla-core for gated delta rule disagrees with transformers' reference" in findings["kernels"].text
+
+
 def test_a_divergence_that_is_reversed(
     backend: TransformersBackend, prompts: ChatPrompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
