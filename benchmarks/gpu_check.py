@@ -22,6 +22,7 @@ shared     turns of one session in one step, and each alone, with the gradients 
 alone      all of these turns alone, with padded passes
 trl        some of these turns by TRL's SDFTTrainer, where TRL is installed: loss, gradient, seconds, memory
 merge      a smaller model: written, merged, certified, loaded again and compared
+unsloth    such turns of a smaller model by transformers and by unsloth, where it is installed, each in a process
 """
 
 from __future__ import annotations
@@ -519,14 +520,16 @@ def train_config(check: Check) -> Any:
     return load_train_config("qwen3.5-9b-64k", ["backend=transformers", dtype, *check.size.settings])
 
 
-def random_model(check: Check, layers: int | None = None) -> Any:
+def random_model(check: Check, layers: int | None = None, text_only: bool = False) -> Any:
     """Return a frozen model with random weights."""
-    from transformers import Qwen3_5Config
+    from transformers import Qwen3_5Config, Qwen3_5TextConfig
 
     from sdft_cli.engine.models.backend_transformers import model_class
 
     text = {**check.size.text, **({"num_hidden_layers": layers} if layers else {})}
-    config = Qwen3_5Config(text_config=text, vision_config=check.size.vision, tie_word_embeddings=False)
+    config: Any = Qwen3_5Config(text_config=text, vision_config=check.size.vision, tie_word_embeddings=False)
+    if text_only:
+        config = Qwen3_5TextConfig(**text)
     torch.manual_seed(0)
     with torch.device(check.device):
         model = model_class(config).from_config(config, dtype=check.dtype)
@@ -546,11 +549,7 @@ def with_adapter(check: Check, model: Any, config: Any, scale: float) -> Any:
 
 def load(check: Check) -> None:
     """Build the model and its trainer."""
-    from accelerate import Accelerator
-
     from sdft_cli.engine.models.backend_transformers import TransformersBackend
-    from sdft_cli.engine.plan.model_shape import shape_of
-    from sdft_cli.engine.train.sdft_step import Trainer
 
     config = check.config = train_config(check)
     start = time.perf_counter()
@@ -562,12 +561,7 @@ def load(check: Check) -> None:
         adapted.enable_input_require_grads()
         base.gradient_checkpointing_enable({"use_reentrant": False})
         adapted.train()
-    check.backend = TransformersBackend(adapted, check.device)
-    check.backend.segment_tokens = config.segment_tokens
-    check.shape = shape_of(base.config, config)
-    prompts: Any = types.SimpleNamespace(turn_end_id=check.vocabulary - 3, turn_end_ids=(check.vocabulary - 3,))
-    accelerator = Accelerator(cpu=not check.cuda, mixed_precision="no")
-    check.trainer = Trainer(config, check.backend, prompts, accelerator, "adapter")
+    take(check, TransformersBackend(adapted, check.device))
     text = base.config.get_text_config()
     check.tell(
         "load",
@@ -578,6 +572,21 @@ def load(check: Check) -> None:
         attention=text._attn_implementation,
         **check.peak(),
     )
+
+
+def take(check: Check, backend: Any) -> None:
+    """Let a backend be the one that is checked, and make its trainer."""
+    from accelerate import Accelerator
+
+    from sdft_cli.engine.plan.model_shape import shape_of
+    from sdft_cli.engine.train.sdft_step import Trainer
+
+    config, check.backend = check.config, backend
+    backend.segment_tokens = config.segment_tokens
+    check.shape = shape_of(backend.base.config, config)
+    prompts: Any = types.SimpleNamespace(turn_end_id=check.vocabulary - 3, turn_end_ids=(check.vocabulary - 3,))
+    accelerator = Accelerator(cpu=not check.cuda, mixed_precision="no")
+    check.trainer = Trainer(config, backend, prompts, accelerator, "adapter")
 
 
 @contextlib.contextmanager
@@ -754,88 +763,19 @@ def alone(check: Check) -> None:
 
 
 def trl(check: Check) -> None:
-    """Run some turns of `shared` by TRL's SDFTTrainer, one at a time, on the same model and the same rollouts.
+    """Run some turns by TRL."""
+    from benchmarks.gpu_others import trl
 
-    TRL works on the whole vocabulary and with KL(student||teacher), as here (`benchmarks/trl_side.py` says how its
-    settings were chosen); prompts and answers are given, so nothing is sampled.
-    """
-    try:
-        trainer = trl_trainer(check)
-    except ImportError as error:
-        check.tell("trl", skipped=f"not installed ({error})")
-        return
-    turns = session_turns(check)
-    count = check.size.turns
-    few = turns.some(sorted({0, count // 3, 2 * count // 3, count - 1}))
-    ours = measured_step(check, few, "depth_first")
-    expected = gradient_of(check)
+    trl(check)
+
+
+def unsloth(check: Check) -> None:
+    """Run some turns of a smaller model by unsloth."""
+    from benchmarks.gpu_others import unsloth
+
+    check.backend = check.trainer = None  # frees the large model
     check.fresh()
-    model, losses = check.backend.model, list[float]()
-    trainer.current_gradient_accumulation_steps = len(few.answers)
-
-    def run() -> None:
-        for place in range(len(few.answers)):
-            with trainer.compute_loss_context_manager():
-                loss = trainer.compute_loss(model, trl_batch(check, few.some([place])))
-            loss.backward()
-            losses.append(float(loss.detach()))
-
-    seconds = check.timed(run)
-    found = {
-        "turns": len(few.answers),
-        "seconds": round(seconds, 2),
-        "loss": sum(losses),
-        "engine_seconds": ours["seconds"],
-        "engine_loss": ours["loss"],
-        "engine_peak_gb": ours.get("peak_gb"),
-        **check.peak(),
-    }
-    apart = {"gradient_distance": distance(expected, gradient_of(check))}
-    # In 16 bits TRL subtracts rounded logits, and its divergence may even be negative: told, not judged.
-    check.tell("trl", **found, **(check.compared(apart) if check.dtype == torch.float32 else apart))
-
-
-def trl_batch(check: Check, turn: Turns) -> dict[str, Tensor]:
-    """Return a turn as `SDFTTrainer.compute_loss` takes it."""
-    (student,), (teacher,), (answer,) = turn.students, turn.teachers, turn.answers
-    rows = {"prompt": student, "completion": answer}
-    ids = {f"{name}_ids": torch.tensor([row], device=check.device) for name, row in rows.items()}
-    ids["teacher_input_ids"] = torch.tensor([[*teacher, *answer]], device=check.device)
-    masks = {"prompt_mask": "prompt_ids", "completion_mask": "completion_ids"}
-    masks["teacher_attention_mask"] = "teacher_input_ids"
-    return {**ids, **{mask: torch.ones_like(ids[name]) for mask, name in masks.items()}}
-
-
-def trl_trainer(check: Check) -> Any:
-    """Return an SDFTTrainer over the model as it is loaded, its adapter on; raises ImportError without TRL."""
-    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-    import datasets
-    from trl.experimental.sdft import SDFTConfig, SDFTTrainer
-
-    from sdft_cli.engine.doctor.small import small_prompts
-
-    rows = [{"prompt": [{"role": "user", "content": "a"}], "privileged_context": "b"}]
-    with tempfile.TemporaryDirectory() as folder:
-        settings = SDFTConfig(
-            output_dir=folder,
-            distillation_mode="full_logits",
-            distillation_alpha=1.0,
-            distillation_is_clip=None,
-            num_loss_tokens_to_skip=0,
-            num_generations=1,
-            teacher_model_kind="base",
-            per_device_train_batch_size=1,
-            temperature=1.0,
-            bf16=check.cuda,
-            use_cpu=not check.cuda,
-            gradient_checkpointing=check.config.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            report_to="none",
-        )
-        dataset = datasets.Dataset.from_list(rows)
-        return SDFTTrainer(
-            model=check.backend.model, args=settings, train_dataset=dataset, processing_class=small_prompts().tokenizer
-        )
+    unsloth(check)
 
 
 def decoding(check: Check) -> None:
@@ -964,7 +904,8 @@ def stages(size: Size) -> list[tuple[str, float, Callable[[Check], None]]]:
         ("rollout", 40, partial(rollout, lengths=batch, new=slow, case="merged")),
         ("rollout", 40, partial(rollout, lengths=[deep], new=slow, case="merged", record=True)),
         ("step", 40, partial(step, prompt=deep, answer=size.answer, kind="none")),
-        ("merge", 60, merge),  # frees the large model, so it is the last one
+        ("merge", 60, merge),  # frees the large model, as the next one does
+        ("unsloth", 90, unsloth),
     ]
 
 

@@ -25,7 +25,7 @@ def lines(text: str) -> list[dict[str, object]]:
 @pytest.mark.slow
 def test_the_tiny_size_passes(tmp_path: Path) -> None:
     out = tmp_path / "lines.jsonl"
-    only = "attention,delta,sharing,shared,trl,merge"
+    only = "attention,delta,sharing,shared,trl,merge,unsloth"
     assert main(["--size", "tiny", "--only", only, "--out", str(out), "--scratch", str(tmp_path)]) == 0
     found = lines(out.read_text())
     assert {row["stage"] for row in found} == {"env", "load", "end", *only.split(",")}
@@ -34,6 +34,10 @@ def test_the_tiny_size_passes(tmp_path: Path) -> None:
     (other,) = (row for row in found if row["stage"] == "trl")
     assert float(str(other["gradient_distance"])) < 1e-4
     assert float(str(other["loss"])) == pytest.approx(float(str(other["engine_loss"])), rel=1e-3)
+    ways = {row["way"]: row for row in found if row["stage"] == "unsloth" and "way" in row}
+    if ways:  # it is installed
+        assert float(str(ways["unsloth"]["gradient_distance"])) < 1e-4
+        assert float(str(ways["unsloth"]["loss"])) == pytest.approx(float(str(ways["transformers"]["loss"])), rel=1e-3)
     assert list(tmp_path.iterdir()) == [out]
 
 
