@@ -11,7 +11,7 @@ runs all the same, and the exit code is 1. Times are seconds, sizes 10^9 bytes, 
 env        versions, kernels that are bound, the largest speed of a matrix product
 attention  attention behind a path as it runs here (flash, from the lower right) against blocks with a mask
 delta      the gated delta rule that is bound against the reference in fp32: values and all gradients
-lora       one adapted matrix: fp32 adapter, the same with TF32, the same under autocast
+lora       one adapted matrix: fp32 adapter, the same with TF32, and under autocast as the engine runs it
 load       the model, its adapter, the trainer
 sharing    which executor is chosen; how far it is from turns alone, and two unshared executors from each other
 step       teacher and student of one turn: seconds by phase, speed, peak memory, what `sdft plan` predicts
@@ -486,8 +486,10 @@ def _delta_inputs(check: Check, tokens: int, heads: int, width: int) -> tuple[li
 
 
 def lora(check: Check) -> None:
-    """Time one adapted matrix: without adapter, with it in fp32, with TF32, and under autocast."""
+    """Time one adapted matrix: without adapter, with it in fp32, with TF32, and under autocast as the engine has it."""
     from peft import LoraConfig, get_peft_model
+
+    from sdft_cli.engine.kernels.autocast import leave_inputs
 
     width, out, tokens, rank = check.size.lora
     base = torch.nn.Linear(width, out, bias=False, device=check.device, dtype=check.dtype).requires_grad_(False)
@@ -496,14 +498,16 @@ def lora(check: Check) -> None:
     x = torch.randn(1, tokens, width, device=check.device, dtype=check.dtype, requires_grad=True)
 
     def autocast() -> Tensor:
-        with torch.autocast(check.device.type, dtype=torch.bfloat16):
+        with torch.autocast(check.device.type, dtype=torch.bfloat16, cache_enabled=False):
             return adapted(x)  # type: ignore[no-any-return]
 
     rows = {}
     precision = torch.get_float32_matmul_precision()
     cases = [("base", lambda: base(x)), ("fp32", lambda: adapted(x)), ("tf32", lambda: adapted(x))]
-    for name, run in [*cases, *([("autocast", autocast)] if check.cuda else [])]:
+    for name, run in [*cases, *([("autocast", autocast)] if check.dtype == torch.bfloat16 else [])]:
         torch.set_float32_matmul_precision("high" if name == "tf32" else precision)
+        if name == "autocast":
+            leave_inputs(adapted)
         run().float().sum().backward()
         forward = check.timed(lambda run=run: run().detach(), 10)
         both = check.timed(lambda run=run: run().float().sum().backward(), 10)
@@ -524,6 +528,7 @@ def random_model(check: Check, layers: int | None = None, text_only: bool = Fals
     """Return a frozen model with random weights."""
     from transformers import Qwen3_5Config, Qwen3_5TextConfig
 
+    from sdft_cli.engine.kernels.autocast import autocast_passes, needs_autocast
     from sdft_cli.engine.models.backend_transformers import model_class
 
     text = {**check.size.text, **({"num_hidden_layers": layers} if layers else {})}
@@ -533,14 +538,19 @@ def random_model(check: Check, layers: int | None = None, text_only: bool = Fals
     torch.manual_seed(0)
     with torch.device(check.device):
         model = model_class(config).from_config(config, dtype=check.dtype)
+    if needs_autocast(check.dtype, check.device):  # as load_model does
+        autocast_passes(model, check.dtype)
     return model.eval().requires_grad_(False)
 
 
 def with_adapter(check: Check, model: Any, config: Any, scale: float) -> Any:
     """Return a peft model whose B is not zero: at B = 0, A has no gradient and a merge does nothing."""
+    from sdft_cli.engine.kernels.autocast import leave_inputs, needs_autocast
     from sdft_cli.engine.models.backend_transformers import attach_lora
 
     adapted = attach_lora(model, config).to(check.device)
+    if needs_autocast(check.dtype, check.device):  # as TransformersBackend.load does
+        leave_inputs(adapted)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=scale)

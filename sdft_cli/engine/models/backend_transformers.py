@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.kernels.autocast import autocast_passes, leave_inputs, needs_autocast
 from sdft_cli.engine.kernels.cudnn import leave_cudnn_attention
 from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend
@@ -63,6 +64,8 @@ def load_model(
 ) -> Any:
     """Load a model for inference, in eval mode, frozen and without dropout, from safetensors; no remote code.
 
+    In 16 bits on a GPU its passes are under autocast.
+
     Args:
         model: a folder or Hub id.
         dtype: of all weights.
@@ -77,7 +80,10 @@ def load_model(
     config = AutoConfig.from_pretrained(model, revision=revision or "main")
     loaded = (cls or model_class(config)).from_pretrained(model, dtype=dtype, revision=revision or "main")
     switch_off_dropout(loaded)
-    return loaded.to(device).eval().requires_grad_(False)
+    loaded = loaded.to(device).eval().requires_grad_(False)
+    if needs_autocast(dtype, device):
+        autocast_passes(loaded, dtype)
+    return loaded
 
 
 def attach_lora(model: Any, config: TrainConfig) -> Any:
@@ -125,6 +131,8 @@ class TransformersBackend(Backend):
         base = load_model(model, getattr(torch, config.dtype), device, config.revision)
         torch.manual_seed(config.seed)
         peft_model = attach_lora(base, config)
+        if needs_autocast(base.dtype, device):
+            leave_inputs(peft_model)
         if config.gradient_checkpointing:
             peft_model.enable_input_require_grads()
             base.gradient_checkpointing_enable({"use_reentrant": False})

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.kernels.autocast import autocast_passes, needs_autocast
 from sdft_cli.engine.kernels.cudnn import leave_cudnn_attention
 from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend
@@ -245,9 +246,13 @@ class UnslothBackend(Backend):
         pattern = None if fast else target_pattern(base, config.lora.target_modules)
         peft_model = loader.get_peft_model(base, **adapter_arguments(config, pattern))
         check_loaded(peft_model, config, model_config)
+        backend = cls(peft_model, loader, config)
+        # As its own trainers and its `generate` do; outside autocast its LoRA layers compute in fp32.
+        if needs_autocast(getattr(torch, config.dtype), backend.device):
+            autocast_passes(peft_model.get_base_model(), getattr(torch, config.dtype))
         if not config.gradient_checkpointing:
             peft_model.eval()
-        return cls(peft_model, loader, config)
+        return backend
 
     @contextmanager
     def decoding(self) -> Iterator[None]:

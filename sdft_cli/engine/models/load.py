@@ -11,6 +11,7 @@ import torch
 
 from sdft_cli.choices import BACKENDS
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.kernels.autocast import leave_inputs, needs_autocast
 from sdft_cli.engine.kernels.check import check_kernels
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.backend_transformers import PlainModel, TransformersBackend, load_model
@@ -142,6 +143,8 @@ def open_for_eval(model: str, dtype: str | None, revision: str | None, adapter: 
     chosen = getattr(torch, dtype) if dtype else (torch.bfloat16 if device.type == "cuda" else torch.float32)
     base = load_model(model, chosen, device, revision)
     wrapped: Any = PeftModel.from_pretrained(base, str(adapter)) if adapter else PlainModel(base)
+    if needs_autocast(chosen, device):
+        leave_inputs(wrapped)
     backend = TransformersBackend(wrapped.eval(), device)
     backend.kernels = check_kernels(backend.base, device)
     check_head(backend)

@@ -8,14 +8,17 @@ gradient lives from the first backward pass to the update.
 
 **Kept for the backward pass, per token of a layer** (adapters on all seven matrices; frozen matrices keep no input):
 
-| what                                          | fp32             | bf16                                  |
+| what                                          | fp32             | 16 bits, under autocast               |
 | --------------------------------------------- | ---------------- | ------------------------------------- |
 | inputs of the two norms                       | 2 x 4 H          | 2 x 4 H (fp32 copies)                 |
-| inputs of the adapters of q k v, of gate up   | 4 H + 4 H        | 3 x 4 H + 2 x 4 H (a copy each)       |
+| inputs of the adapters of q k v, of gate up   | 4 H + 4 H        | 2 H + 2 H                             |
 | attention: q, k, v, output, log-sum-exp       | 4 (2 h + 2 k)    | 2 (2 h + 2 k); with a mask 4 h        |
-| input of the adapter of o                     | the output above | 4 h                                   |
-| MLP: gate, silu(gate), up; their product      | 12 I + 4 I       | 6 I + 4 I                             |
-| inner states of the adapters                  | 4 r each         | 4 r each                              |
+| input of the adapter of o                     | the output above | the output above                      |
+| MLP: gate, silu(gate), up; their product      | 12 I + 4 I       | 6 I + 2 I                             |
+| inner states of the adapters                  | 4 r each         | 2 r each                              |
+
+Autocast also keeps each adapter's weights in 16 bits. A CPU has no autocast here: in bf16 it keeps an fp32 copy of every
+adapted input, which is not counted.
 
 A mask of T x T booleans becomes numbers of e bytes in each layer that attends, and each layer keeps its own; packed
 passes on a GPU have none (`blocks`). With gradient checkpointing only e H per token and layer is kept, and one layer at
@@ -139,9 +142,8 @@ def static_parts(shape: Shape, config: TrainConfig, gradients: bool) -> dict[str
 
 
 def _inputs(block: Block, names: Sequence[str], width: int, size: int) -> int:
-    """Inputs that the adapters of some matrices keep: one tensor in fp32, an fp32 copy for each in bf16."""
-    adapted = sum(name in block.adapted for name in names)
-    return 4 * width * (adapted if size < 4 else min(adapted, 1))
+    """The input that the adapters of some matrices keep, one tensor for all of them."""
+    return size * width * any(name in block.adapted for name in names)
 
 
 def _attention_kept(shape: Shape, block: Block, size: int, masked: bool) -> int:
@@ -152,8 +154,8 @@ def _attention_kept(shape: Shape, block: Block, size: int, masked: bool) -> int:
         total += 4 * (wide + narrow)
     if block.gated:
         total += size * wide
-    if "o_proj" in block.adapted and (block.gated or size < 4):
-        total += 4 * wide
+    if "o_proj" in block.adapted and block.gated:
+        total += size * wide
     return total
 
 
@@ -167,7 +169,7 @@ def _delta_net_kept(shape: Shape, block: Block, size: int, fused: bool) -> int:
     assert net is not None, "a block of linear attention has its sizes"
     values = net.value_heads * net.value_dim
     total = 2 * size * net.features + _inputs(block, ("in_proj_qkv", "in_proj_z"), shape.hidden, size)
-    total += 4 * values if "out_proj" in block.adapted else 0
+    total += size * values if "out_proj" in block.adapted else 0
     if not fused:
         vectors = 19 * (net.key_dim + net.value_dim) / 2
         per_head = 13 / 3 * CHUNK + vectors + net.key_dim * net.value_dim / CHUNK
@@ -185,13 +187,13 @@ def kept_bytes(shape: Shape, block: Block, size: int, masked: bool, fused: bool)
     )
     wide = block.linears["down_proj"][0]
     mlp = _inputs(block, ("gate_proj", "up_proj", "gate_up_proj"), shape.hidden, size) + 3 * size * wide
-    mlp += 4 * wide if "down_proj" in block.adapted else 0
-    return mixer + mlp + 2 * 4 * (shape.hidden + 1) + 4 * shape.rank * len(block.adapted)
+    mlp += size * wide if "down_proj" in block.adapted else 0
+    return mixer + mlp + 2 * 4 * (shape.hidden + 1) + size * shape.rank * len(block.adapted)
 
 
 def _forward_bytes(shape: Shape, size: int, adapter: bool, fused: bool) -> int:
     """Bytes per token alive inside a layer without gradient: the residual, the normed states and the MLP's buffers."""
-    mlp = shape.intermediate * (2 * size + 8 if adapter else 3 * size)
+    mlp = shape.intermediate * size * (4 if adapter else 3)
     mixer = size * (4 * shape.heads + 2 * shape.kv_heads) * shape.head_dim
     for block in shape.blocks:
         if block.kind == LINEAR:
@@ -230,17 +232,21 @@ def student_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: 
     layers = [kept_bytes(shape, b, size, forward.mask > 0, fused) for b in shape.blocks]
     parts = static_parts(shape, config, gradients=True)
     recomputed, masks = 0, shape.layers(FULL, SLIDING)
+    casts = size * shape.adapter_parameters if size < 4 else 0
     if config.gradient_checkpointing:
+        casts //= sum(b.count for b in shape.blocks)
         parts["layer inputs"] = forward.tokens * size * hidden * sum(b.count for b in shape.blocks)
         recomputed, masks = forward.tokens * max(layers), 1
     else:
         each = zip(layers, shape.blocks, strict=True)
         parts["kept activations"] = forward.tokens * sum(kept * b.count for kept, b in each)
+    if casts:
+        parts["adapter in 16 bits"] = casts
     parts["final norm"] = forward.tokens * 4 * hidden
     parts["attention mask"] = _mask_bytes(shape, forward.mask, size, masks)
     parts["hidden states"] = 2 * answers * hidden * size
     loss = loss_bytes(config.distill, answers, shape.vocabulary, size, shape.softcap) + answers * hidden * size
-    backward = forward.tokens * 8 * (shape.intermediate + hidden) + 2 * answers * hidden * size + recomputed
+    backward = forward.tokens * (2 * size * shape.intermediate + 8 * hidden) + 2 * answers * hidden * size + recomputed
     parts["loss buffers" if loss > backward else "backward buffers"] = max(loss, backward)
     return Phase("student and backward", parts)
 

@@ -11,6 +11,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from sdft_cli.config import DistillSettings, TrainConfig, load_train_config, with_settings  # noqa: E402
+from sdft_cli.engine.kernels.autocast import autocast_passes, leave_inputs  # noqa: E402
 from sdft_cli.engine.models.adapters import lora_layers  # noqa: E402
 from sdft_cli.engine.models.backend_transformers import TransformersBackend, attach_lora  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
@@ -131,6 +132,9 @@ def kept_by_autograd(model: Any, ids: torch.Tensor, mask: torch.Tensor | None) -
 def test_kept_activations_are_what_autograd_keeps(dtype: str, masked: bool) -> None:
     config = config_of(f"dtype={dtype}")
     model = adapted(config, llama(), getattr(torch, dtype))
+    if dtype == "bfloat16":  # as on a GPU
+        autocast_passes(model.get_base_model(), torch.bfloat16)
+        leave_inputs(model)
     mask = torch.ones(2, T, dtype=torch.long)
     if masked:
         mask[0, T // 2 :] = 0
@@ -141,6 +145,10 @@ def test_kept_activations_are_what_autograd_keeps(dtype: str, masked: bool) -> N
     # reciprocals (4 bytes a token), and one table of cosines and sines of a row.
     expected = 3 * kept_bytes(shape, block, size, masked, fused=True) * 2 * T
     expected += 2 * T * shape.head_dim * size + (3 * 2 * T * T * size if masked else 0)
+    if dtype == "bfloat16":  # but A of q, k, v in the first layer, whose input needs no gradient
+        casts = memory.student_phase(shape, config, padded([T]), 2, fused=True).parts["adapter in 16 bits"]
+        assert casts == 2 * shape.adapter_parameters
+        expected += casts - 2 * 3 * 8 * SIZES["hidden_size"]
     assert held == pytest.approx(expected, rel=1e-3)
 
 
