@@ -17,8 +17,8 @@ gradient lives from the first backward pass to the update.
 | MLP: gate, silu(gate), up; their product      | 12 I + 4 I       | 6 I + 2 I                             |
 | inner states of the adapters                  | 4 r each         | 2 r each                              |
 
-Autocast also keeps each adapter's weights in 16 bits. A CPU has no autocast here: in bf16 it keeps an fp32 copy of every
-adapted input, which is not counted.
+Under autocast each adapter's weights are kept in 16 bits, too. A CPU has none (`engine/kernels/autocast.py`): in bf16
+it keeps fp32 copies of adapted inputs, which are not counted.
 
 A mask of T x T booleans becomes numbers of e bytes in each layer that attends, and each layer keeps its own; packed
 passes on a GPU have none (`blocks`). With gradient checkpointing only e H per token and layer is kept, and one layer at
