@@ -20,9 +20,9 @@ class Layer(torch.nn.Module):
     is_causal = True
 
 
-def inputs(tokens: int) -> list[Any]:
+def inputs(tokens: int, heads: tuple[int, int] = (6, 2), size: int = 4) -> list[Any]:
     generator = torch.Generator().manual_seed(0)
-    return [torch.randn(1, heads, tokens, 4, generator=generator).requires_grad_() for heads in (6, 2, 2)]
+    return [torch.randn(1, n, tokens, size, generator=generator).requires_grad_() for n in (heads[0], *heads[1:] * 2)]
 
 
 @pytest.mark.parametrize("block", [1, 7, 16, 1000])
@@ -46,33 +46,59 @@ def test_blocks_give_stock_attention_and_its_gradient(block: int, monkeypatch: p
 def test_attention_behind_a_path_is_that_of_its_last_queries(
     path: int, block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One call that is causal from the lower right, blocks, and plain arithmetic: values and all gradients."""
     monkeypatch.setattr(module, "PATH_BLOCK", block)
-    functions = {
-        "one call": lambda q, k, v: module.attend_along_path(None, q, k, v, None, scaling=0.3)[0].transpose(1, 2),
-        "blocks": lambda q, k, v: module.attend_behind(q, k, v, 0.3),
-        "plain": plain_attention,
-    }
+    for name, distance in distances_behind(path, inputs(path + 20), 0.3, monkeypatch).items():
+        assert distance < 1e-5, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("heads", "size", "path", "queries"),
+    [
+        ((8, 2), 256, 77, 131),  # Qwen3.5's head, and nothing is a multiple of a block
+        ((4, 4), 40, 130, 200),
+        ((6, 1), 64, 256, 256),
+        ((4, 2), 256, 300, 1),
+    ],
+)
+def test_attention_behind_a_path_at_the_sizes_of_models(
+    heads: tuple[int, int], size: int, path: int, queries: int, dtype: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = [x.detach().to(dtype) for x in inputs(path + queries, heads, size)]
+    for name, distance in distances_behind(path, tensors, size**-0.5, monkeypatch).items():
+        assert distance < (1e-5 if dtype == torch.float32 else 1.5e-2), name
+
+
+def distances_behind(path: int, tensors: list[Any], scale: float, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """One call that is causal from the lower right, and blocks, against plain arithmetic: values and all gradients.
+
+    Returns the largest relative distance (L2) of output and the gradients of queries, keys and values.
+    """
+
+    def run(function: Any, dtype: Any) -> list[Any]:
+        query, key, value = (x.detach().to(dtype).requires_grad_() for x in tensors)
+        output = function(query[:, :, path:], key, value)
+        output.sin().sum().backward()
+        return [output.detach(), query.grad, key.grad, value.grad]
+
+    def along(q: Any, k: Any, v: Any) -> Any:
+        return module.attend_along_path(None, q, k, v, None, scaling=scale)[0].transpose(1, 2)
+
+    exact, found = run(lambda q, k, v: plain_attention(q, k, v, scale), torch.float64), {}
     for flash in (False, True):  # the call that a GPU makes; torch has it on a CPU too
         monkeypatch.setattr(module, "_flash_runs", lambda *_, flash=flash: flash)
-        found = []
-        for function in functions.values():
-            query, key, value = (x.detach().requires_grad_() for x in inputs(path + 20))
-            output = function(query[:, :, path:], key, value)
-            output.sin().sum().backward()
-            found.append([output.detach(), query.grad, key.grad, value.grad])
-        for name, ours in zip(functions, found, strict=True):
-            for x, expected in zip(ours, found[-1], strict=True):
-                assert torch.allclose(x, expected, atol=1e-5), name
+        found[f"along a path, flash {flash}"] = run(along, tensors[0].dtype)
+    found["blocks"] = run(lambda q, k, v: module.attend_behind(q, k, v, scale), tensors[0].dtype)
+    return {name: max(error(a.double(), b) for a, b in zip(x, exact, strict=True)) for name, x in found.items()}
 
 
-def plain_attention(query: Any, key: Any, value: Any) -> Any:
-    """Softmax of the scores of each query with the keys up to its own, in float64."""
+def plain_attention(query: Any, key: Any, value: Any, scale: float) -> Any:
+    """Softmax of the scores of each query with the keys up to its own."""
     groups, path = query.shape[1] // key.shape[1], key.shape[2] - query.shape[2]
-    key, value = (x.double().repeat_interleave(groups, 1) for x in (key, value))
-    scores = 0.3 * query.double() @ key.transpose(2, 3)
+    key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
+    scores = scale * query @ key.transpose(2, 3)
     ahead = torch.arange(key.shape[2]) > path + torch.arange(query.shape[2])[:, None]
-    return (scores.masked_fill(ahead, -torch.inf).softmax(-1) @ value).float()
+    return scores.masked_fill(ahead, -torch.inf).softmax(-1) @ value
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
