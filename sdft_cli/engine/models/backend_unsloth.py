@@ -24,7 +24,7 @@ from sdft_cli.engine.kernels.cudnn import leave_cudnn_attention
 from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.modes import modes_kept, switch_off_dropout
-from sdft_cli.engine.models.names import cache_folder
+from sdft_cli.engine.models.names import cache_folder, local_folder
 from sdft_cli.engine.models.targets import hits, target_pattern, with_targets
 from sdft_cli.errors import DataError, MachineError, UsageError
 
@@ -58,7 +58,7 @@ def import_unsloth() -> Any:
 
 
 def loader_arguments(config: TrainConfig, model: str, cuda: bool) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained`: each is a named parameter of the installed one, by test."""
+    """Return the arguments of `from_pretrained`: each is a named parameter of it or of `load_vllm`, by test."""
     common = {
         "model_name": model,
         "max_seq_length": config.max_seq_tokens,
@@ -74,9 +74,25 @@ def loader_arguments(config: TrainConfig, model: str, cuda: bool) -> dict[str, A
         return common
     if config.fast_inference:
         common |= {"gpu_memory_utilization": config.fast_inference_memory, "max_lora_rank": config.lora.rank}
+        # Not for its own trainers: log-probabilities are then the model's, not those behind temperature and top-p.
+        common["training"] = False
     # This very repository; one device; the tokenizer is ours; the embedding stays beside the other weights.
     exact = {"use_exact_model_name": True, "device_map": {"": 0}, "fix_tokenizer": False, "offload_embedding": False}
     return {**common, **exact}
+
+
+def pinned(config: TrainConfig, model: str) -> tuple[str, TrainConfig]:
+    """Return the model and configuration to load; with `fast_inference` a folder with the very commit of a Hub model.
+
+    vLLM would load the default branch, and unsloth then drops the revision for the trainer too.
+
+    Raises:
+        MachineError: the Hub cannot be reached, and the cache does not hold this revision.
+    """
+    if not config.fast_inference:
+        return model, config
+    folder = local_folder(model, config.revision)
+    return str(folder), config.model_copy(update={"revision": None})
 
 
 def adapter_arguments(config: TrainConfig, pattern: str | None) -> dict[str, Any]:
@@ -237,6 +253,7 @@ class UnslothBackend(Backend):
         model_config = AutoConfig.from_pretrained(model, revision=config.revision or "main")
         cuda = torch.cuda.is_available()
         check_model(config, model_config, cuda)
+        model, config = pinned(config, model)
         # FastLanguageModel has kernels of its own for a few text models and hands all others to FastModel.
         fast = not cuda or model_config.model_type in FAST_TYPES
         loader = unsloth.FastLanguageModel if fast else unsloth.FastModel

@@ -1,10 +1,10 @@
 """Rollouts from unsloth's vLLM engine (`fast_inference`), which shares the base's weights with the trainer.
 
 The adapter goes to the engine as it is in memory, anew for every step, as a LoRA request; base weights are not written.
-unsloth starts the engine so that the log-probabilities of sampled tokens are those behind temperature and top-p, which
-the trainer does not have. Where they are wanted, a second request therefore scores prompt and answer: vLLM tells a
-prompt's tokens from the model's own distribution. The bound on the gap between sampler and trainer
-(`stop.max_sampler_gap`) then judges the engine like any other sampler.
+The engine is started so that it tells log-probabilities of the model's own distribution (vLLM's `raw_logprobs`; see
+`loader_arguments` of `backend_unsloth.py`), and tells that of the sampled token alone: nothing is scored a second time.
+The bound on the gap between sampler and trainer (`stop.max_sampler_gap`) judges the engine like any other sampler, and
+an engine that told those behind temperature and top-p.
 """
 
 from __future__ import annotations
@@ -54,14 +54,22 @@ class VllmSampler:
                 ignore_eos=True,  # the stop tokens are all there is
                 detokenize=False,
                 seed=_seed_of(seed, place),
+                logprobs=0 if record_log_probs else None,  # of the sampled token, and of no other
             )
             for place in range(len(prompts))
         ]
+        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         request = self._adapter()
-        found = self._generate(prompts, parameters, request)
-        answers = [list(output.outputs[0].token_ids) for output in found]
-        logs = self._score(prompts, answers, request) if record_log_probs else [None] * len(answers)
-        return [until_stop(ids, stop_ids, log) for ids, log in zip(answers, logs, strict=True)]
+        with interruptible():
+            found = self._engine.generate(inputs, parameters, use_tqdm=False, lora_request=request)
+        rollouts = []
+        for output in found:
+            answer = output.outputs[0]
+            ids, log_probs = list(answer.token_ids), None
+            if record_log_probs:
+                log_probs = [told[token].logprob for token, told in zip(ids, answer.logprobs, strict=True)]
+            rollouts.append(until_stop(ids, stop_ids, log_probs))
+        return rollouts
 
     def _adapter(self) -> Any:
         try:
@@ -72,25 +80,6 @@ class VllmSampler:
                 f"unsloth's vLLM engine does not take this adapter ({reason[0]}): leave fast_inference out "
                 "(--set fast_inference=false)."
             ) from error
-
-    def _score(
-        self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], request: Any
-    ) -> list[list[float]]:
-        """Return log p of each token of the answers, in nats, at temperature 1 over the whole vocabulary."""
-        from vllm import SamplingParams
-
-        whole = [[*prompt, *answer] for prompt, answer in zip(prompts, answers, strict=True)]
-        parameters = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)
-        found = self._generate(whole, parameters, request)
-        return [
-            [output.prompt_logprobs[place][ids[place]].logprob for place in range(len(prompt), len(ids))]
-            for prompt, ids, output in zip(prompts, whole, found, strict=True)
-        ]
-
-    def _generate(self, prompts: Sequence[Sequence[int]], parameters: Any, request: Any) -> Any:
-        inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        with interruptible():
-            return self._engine.generate(inputs, parameters, use_tqdm=False, lora_request=request)
 
 
 def _seed_of(seed: int, place: int) -> int:

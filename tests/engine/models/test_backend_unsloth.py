@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -79,6 +84,7 @@ def test_every_loader_argument_is_a_named_parameter(
     where: tuple[str, str], owner: str, cuda: bool, config: TrainConfig
 ) -> None:
     passed = loader_arguments(config, "some/model", cuda)
+    assert passed.pop("training", None) is (False if config.fast_inference and cuda else None)  # of the engine
     assert passed.keys() <= named(function(source(*where), owner, "from_pretrained"))
     assert passed["load_in_4bit"] is config.load_in_4bit  # True where it is left out
     assert passed["use_gradient_checkpointing"] == ("unsloth" if config.gradient_checkpointing else False)
@@ -181,6 +187,49 @@ def test_what_the_sampler_uses_of_unsloth() -> None:
         module = source(*where)
         owners = [c for c in module.body if isinstance(c, ast.ClassDef) and c.name == owner]
         assert "patch_peft_fast_inference(model)" in ast.unparse(owners[0])
+
+
+@installed
+def test_the_engine_tells_the_models_own_log_probabilities() -> None:
+    """`training` is an argument of `load_vllm`, to which both loaders hand it on; it chooses which ones are told."""
+    (load,) = (f for f in source("unsloth_zoo", "vllm_utils.py").body if getattr(f, "name", "") == "load_vllm")
+    assert isinstance(load, ast.FunctionDef)
+    assert "training" in named(load)
+    assert "logprobs_mode='processed_logprobs' if training else 'raw_logprobs'" in ast.unparse(load)
+    for where in (LLAMA, VISION):
+        text = ast.unparse(source(*where))
+        assert "if allowed_arg not in load_vllm_kwargs and allowed_arg in kwargs:" in text
+
+
+CACHED = """
+import json, sys
+from sdft_cli.config import load_train_config
+from sdft_cli.engine.models.backend_unsloth import pinned
+found = []
+for extra in (["fast_inference=true"], []):
+    model, config = pinned(load_train_config("cpu-demo", ["revision=" + sys.argv[1], *extra]), "o/m")
+    found.append([model, config.revision])
+print(json.dumps(found))
+"""
+
+
+def test_the_engine_loads_the_revision_that_was_asked_for(tmp_path: Path, tiny_model: Path) -> None:
+    """vLLM would load the default branch: it gets the folder of the commit."""
+    old, new = "a" * 40, "b" * 40
+    repo = tmp_path / "hub" / "models--o--m"
+    for commit in (old, new):
+        shutil.copytree(tiny_model, repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(new)
+    done = subprocess.run(
+        [sys.executable, "-c", CACHED, old],
+        env={**os.environ, "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == [[str(repo / "snapshots" / old), None], ["o/m", old]]
 
 
 def test_a_load_that_fails_with_the_engine_is_one_sentence() -> None:

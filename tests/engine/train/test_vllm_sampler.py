@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sdft_cli.config import RolloutSettings  # noqa: E402
+from sdft_cli.config import RolloutSettings, StopSettings  # noqa: E402
 from sdft_cli.engine.models.adapters import weights  # noqa: E402
 from sdft_cli.engine.train.rollouts import choose_sampling_weights, sample_rollouts, sampler_gap  # noqa: E402
 from sdft_cli.engine.train.vllm_sampler import VllmSampler  # noqa: E402
@@ -34,14 +34,19 @@ class SamplingParams:
     ignore_eos: bool = False
     detokenize: bool = True
     seed: int | None = None
-    prompt_logprobs: int | None = None
+    logprobs: int | None = None
 
 
 class Engine:
-    """`vllm.LLM.generate` for a peft model: its outputs have the parts that vLLM's have."""
+    """`vllm.LLM.generate` for a peft model: its outputs have the parts that vLLM's have.
+
+    `raw`: how it was started; as unsloth starts it for its own trainers, it tells the log-probabilities behind
+    temperature and top-p.
+    """
 
     def __init__(self, model: Any) -> None:
         self.model = model
+        self.raw = True
         self.calls: list[tuple[Any, Any]] = []
 
     def generate(self, prompts: Any, parameters: Any, *, use_tqdm: bool, lora_request: Any) -> list[Any]:
@@ -53,16 +58,18 @@ class Engine:
 
     def _one(self, prompt: list[int], settings: SamplingParams) -> Any:
         generator = torch.Generator().manual_seed(settings.seed or 0)
-        ids = list(prompt)
-        while len(ids) - len(prompt) < settings.max_tokens:
-            p = (self.model(torch.tensor([ids])).logits[0, -1] / (settings.temperature or 1e-6)).softmax(-1)
-            ids.append(int(torch.multinomial(p, 1, generator=generator)))
+        ids: list[int] = []
+        told = []
+        while len(ids) < settings.max_tokens:
+            logits = self.model(torch.tensor([[*prompt, *ids]])).logits[0, -1]
+            drawn = logits / settings.temperature
+            ids.append(int(torch.multinomial(drawn.softmax(-1), 1, generator=generator)))
+            log_p = (logits if self.raw else drawn).log_softmax(-1)
+            told.append({ids[-1]: SimpleNamespace(logprob=float(log_p[ids[-1]]))})
             if ids[-1] in settings.stop_token_ids:
                 break
-        log_p = self.model(torch.tensor([prompt])).logits[0].log_softmax(-1)
-        told = [None, *({t: SimpleNamespace(logprob=float(log_p[i, t]))} for i, t in enumerate(prompt[1:]))]
-        answer = SimpleNamespace(token_ids=ids[len(prompt) :])
-        return SimpleNamespace(outputs=[answer], prompt_logprobs=told if settings.prompt_logprobs is not None else None)
+        answer = SimpleNamespace(token_ids=ids, logprobs=told if settings.logprobs is not None else None)
+        return SimpleNamespace(outputs=[answer])
 
 
 @pytest.fixture
@@ -73,6 +80,16 @@ def engine(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Engine:
     return Engine(adapted(tiny_model).model)
 
 
+@torch.no_grad()
+def trained(backend: Any, rollouts: Any) -> Any:
+    """Log p of each sampled token by the trainer's model, prompt by prompt."""
+    found = []
+    for prompt, rollout in zip(PROMPTS, rollouts, strict=True):
+        log_p = backend.model(torch.tensor([[*prompt, *rollout.ids]])).logits[0].log_softmax(-1)
+        found += [float(log_p[len(prompt) - 1 + i, token]) for i, token in enumerate(rollout.ids)]
+    return torch.tensor(found)
+
+
 def test_rollouts_and_their_log_probabilities(tiny_model: Path, engine: Engine) -> None:
     backend = adapted(tiny_model)
     requests = iter(["request 1", "request 2"])
@@ -80,27 +97,32 @@ def test_rollouts_and_their_log_probabilities(tiny_model: Path, engine: Engine) 
     settings = RolloutSettings(max_new_tokens=6, temperature=0.9, top_p=0.95)
     assert "vLLM engine" in choose_sampling_weights(backend, settings)[1]
     found = sample_rollouts(backend, PROMPTS, settings, STOPS, 0, seed=7, record_log_probs=True)
-    sampled, scored = engine.calls
-    assert [request for _, request in engine.calls] == ["request 1"] * 2
-    for parameters in sampled[0]:
+    ((sampled, request),) = engine.calls  # nothing is scored a second time
+    assert request == "request 1"
+    for parameters in sampled:
         assert (parameters.temperature, parameters.top_p, parameters.max_tokens) == (0.9, 0.95, 6)
-        assert (parameters.stop_token_ids, parameters.ignore_eos) == (STOPS, True)
-    assert len({parameters.seed for parameters in sampled[0]}) == 3  # equal prompts have samples of their own
-    assert (scored[0].prompt_logprobs, scored[0].max_tokens) == (0, 1)
-    trained = []
-    for prompt, rollout in zip(PROMPTS, found, strict=True):
+        assert (parameters.stop_token_ids, parameters.ignore_eos, parameters.logprobs) == (STOPS, True, 0)
+    assert len({parameters.seed for parameters in sampled}) == 3  # equal prompts have samples of their own
+    for rollout in found:
         assert 1 <= len(rollout.ids) <= 6
         assert rollout.finished == (rollout.ids[-1] in STOPS)
         assert not set(rollout.ids[:-1]) & set(STOPS)
-        with torch.no_grad():
-            log_p = backend.model(torch.tensor([[*prompt, *rollout.ids]])).logits[0].log_softmax(-1)
-        trained += [float(log_p[len(prompt) - 1 + i, token]) for i, token in enumerate(rollout.ids)]
-    assert sampler_gap(found, torch.tensor(trained))["sampler_gap_max"] < 1e-5
+    assert sampler_gap(found, trained(backend, found))["sampler_gap_max"] < 1e-5
     again = sample_rollouts(backend, PROMPTS, settings, STOPS, 0, seed=7)
     assert [r.ids for r in again] == [r.ids for r in found]
     assert again[0].log_probs is None
+    assert engine.calls[-1][0][0].logprobs is None
     assert engine.calls[-1][1] == "request 2"  # the adapter as it is now
-    assert len(engine.calls) == 3
+    assert len(engine.calls) == 2
+
+
+def test_an_engine_that_tells_what_is_behind_the_temperature_is_stopped(tiny_model: Path, engine: Engine) -> None:
+    backend = adapted(tiny_model)
+    engine.raw = False
+    backend.vllm = engine, lambda: "request"
+    settings = RolloutSettings(max_new_tokens=6, temperature=0.5)
+    found = sample_rollouts(backend, PROMPTS, settings, STOPS, 0, seed=7, record_log_probs=True)
+    assert sampler_gap(found, trained(backend, found))["sampler_gap"] > StopSettings().max_sampler_gap
 
 
 def test_an_adapter_that_the_engine_does_not_take(tiny_model: Path, engine: Engine) -> None:
