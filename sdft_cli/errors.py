@@ -9,6 +9,7 @@ WARNING = "WARNING: "
 """How every warning begins; the command line prints such a line in bold."""
 EXTRA_OF = {
     **dict.fromkeys(("accelerate", "peft", "safetensors", "torch"), "train"),
+    **dict.fromkeys(("fla", "triton"), "gpu"),
     **dict.fromkeys(("trl", "unsloth", "unsloth_zoo"), "unsloth"),
     "teich": "traces",
     **dict.fromkeys(("lm_eval", "sacrebleu"), "eval"),

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 import typer
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 pytest.importorskip("torch")
 
 from sdft_cli.cli.common import command
 from sdft_cli.cli.main import app
+from sdft_cli.engine.kernels.traps import Stack, known_trap
 from sdft_cli.errors import EXTRA_OF
 from tests.cli.inputs import write_inputs
 
@@ -41,14 +46,67 @@ NEEDS = {
 }
 
 
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+MODULES = {"fla-core": "fla"}
+"""Modules that are not named as what installs them."""
+
+LINUX = {"python_version": "3.12", "python_full_version": "3.12.0", "sys_platform": "linux"}
+LOCKS = {"cpu": (), "gpu": ("gpu",), "unsloth": ("gpu", "unsloth")}
+"""Files of `requirements/`, and the extras that they hold all of; that of the CPU has its own list."""
+
+
 def test_the_table_of_extras_is_that_of_the_project() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    expected = {}
-    for extra, requirements in project["optional-dependencies"].items():
-        names = {Requirement(text).name for text in requirements} - {"sdft-cli"}
-        if extra != "dev":
-            expected |= {name.replace("-", "_"): extra for name in names}
+    """A package of several extras belongs to the first."""
+    expected: dict[str, str] = {}
+    for extra, requirements in PROJECT["optional-dependencies"].items():
+        for name in {Requirement(text).name for text in requirements} - {"sdft-cli"}:
+            if extra != "dev":
+                expected.setdefault(MODULES.get(name, name.replace("-", "_")), extra)
     assert expected == EXTRA_OF
+
+
+def asked_for(extras: Iterable[str]) -> list[Requirement]:
+    """The project's own requirements with these extras, and those that they name in turn, on Linux."""
+    found = [Requirement(text) for text in PROJECT["dependencies"]]
+    for extra in extras:
+        for text in PROJECT["optional-dependencies"][extra]:
+            part = Requirement(text)
+            found += asked_for(part.extras) if part.name == "sdft-cli" else [part]
+    return [part for part in found if part.marker is None or part.marker.evaluate(LINUX)]
+
+
+def pins(lock: str) -> dict[str, Version]:
+    lines = [x for x in lock.splitlines() if x and not x.startswith("#")]
+    found = {}
+    for line in lines:
+        name, version = re.fullmatch(r"([\w.-]+)==([\w.!]+)", line).groups()  # type: ignore[union-attr]
+        found[canonicalize_name(name)] = Version(version)
+    assert len(found) == len(lines)
+    return found
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_a_lock_file_pins_what_the_project_asks_for(name: str) -> None:
+    """Nothing but pins, neither an index nor a path; each version is one that the project allows."""
+    lock = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+    found = pins(lock)
+    extras = LOCKS[name]
+    assert found.keys() >= {canonicalize_name(part.name) for part in asked_for(extras)}
+    for part in asked_for(PROJECT["optional-dependencies"]):  # what another extra brings may be there too
+        assert found.get(canonicalize_name(part.name)) is None or found[canonicalize_name(part.name)] in part.specifier
+    header = lock.splitlines()[0]
+    target = "lock" if name == "cpu" else "lock-gpu"
+    assert header.startswith(f"# Made by 'make {target}' from ")
+    assert f"\n{target}:" in (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all(f"--extra {extra}" in header for extra in extras)
+
+
+@pytest.mark.parametrize("name", ["gpu", "unsloth"])
+def test_what_a_lock_file_installs_on_a_gpu_is_no_known_trap(name: str) -> None:
+    found = pins((ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8"))
+    for capability in (8, 9, 10, 12):
+        assert known_trap(Stack(capability, str(found["fla-core"]), str(found["triton"]))) is None
+    assert any(package.startswith("nvidia-cudnn") for package in found)  # torch's CUDA build, not the CPU's
 
 
 def test_every_command_works_or_names_the_extra_that_it_needs(tiny_model: Path, tmp_path: Path) -> None:
