@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from sdft_cli.config import PrepareConfig, RolloutSettings, load_train_config
-from sdft_cli.engine.models.adapters import lora_layers, weights
+from sdft_cli.engine.models.adapters import SamplingWeights, lora_layers, weights
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.load import load_backend
 from sdft_cli.engine.models.names import resolve_model
@@ -31,7 +31,7 @@ from sdft_cli.engine.objective.loss import token_log_likelihood
 from sdft_cli.engine.passes.choose import choose_sharing
 from sdft_cli.engine.passes.decode import generate
 from sdft_cli.engine.passes.executors import response_states
-from sdft_cli.engine.train.rollouts import SamplingWeights, sample_rollouts, sampler_gap
+from sdft_cli.engine.train.rollouts import sample_rollouts, sampler_gap
 from sdft_cli.prepare.pipeline import prepare
 from sdft_cli.prepare.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer

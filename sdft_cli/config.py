@@ -36,6 +36,11 @@ else:
     BackendName = Literal["auto", *BACKENDS]
 
 
+OFF = BeforeValidator(lambda value: "off" if value is False else value)
+"""YAML 1.1 reads off as false."""
+Action = Annotated[Literal["off", "warn", "stop"], OFF]
+
+
 class _Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
@@ -137,7 +142,7 @@ class RolloutSettings(_Config):
     weights: Literal["auto", "merged", "adapter"] = Field(
         "auto", description="sample from a merged second copy of the adapted weights (faster); auto: if memory allows"
     )
-    graphs: Literal["auto", "off"] = Field(
+    graphs: Annotated[Literal["auto", "off"], OFF] = Field(
         "auto", description="replay steps of decoding as CUDA graphs; auto: on a GPU, if the model can"
     )
     max_tokens_per_pass: int = Field(
@@ -231,12 +236,6 @@ class HeldoutSettings(_Config):
     every: int | None = Field(50, gt=0, description="steps between evaluations; null: never")
     records: int = Field(16, gt=0, description="validation records, spread over the sessions, always the same")
     max_new_tokens: int = Field(256, gt=0, description="cap on a rollout, tokens; decoded greedily")
-
-
-Action = Annotated[
-    Literal["off", "warn", "stop"],
-    BeforeValidator(lambda value: "off" if value is False else value),  # YAML 1.1 reads off as false
-]
 
 
 class StopSettings(_Config):

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sdft_cli.cli.common import command, newest_dataset, say
-from sdft_cli.cli.options import DEFAULT_PROFILE, DatasetPath, Model, Overrides, Profile, given_settings, option
+from sdft_cli.cli.options import (
+    DEFAULT_PROFILE,
+    DatasetPath,
+    Model,
+    Overrides,
+    Profile,
+    given_settings,
+    option,
+    setting,
+)
 
 if TYPE_CHECKING:
     from sdft_cli.config import TrainConfig
@@ -30,13 +39,19 @@ def plan(
     ] = None,
     utilisation: Annotated[
         float,
-        option(min=0.01, max=1, metavar="N", help="Share of the card's peak arithmetic that is reached; assumed."),
-    ] = 0.35,
+        option(min=0.01, max=1, metavar="N", help="Share of the card's peak arithmetic that large products reach."),
+    ] = 0.75,
     fused: Annotated[
-        bool, option("--fused/--no-fused", help="Does linear attention have fused kernels on the card?")
-    ] = True,
+        bool | None,
+        option(
+            "--fused/--no-fused",
+            help="Does linear attention have fused kernels on the card?",
+            left_out="what is installed here; with --gpu, yes",
+        ),
+    ] = None,
     profile: Profile = None,
     model: Model = None,
+    backend: Annotated[str | None, setting("train.backend")] = None,
     overrides: Overrides = None,
 ) -> None:
     """Predict memory by part, operations, hours and lost records of a training run; nothing is loaded or run.
@@ -57,15 +72,18 @@ def plan(
             f"No training record has a teacher prompt within {config.max_prompt_tokens} tokens: prepare more sessions, "
             "or raise max_prompt_tokens."
         )
-    from sdft_cli.engine.models.backend_transformers import TransformersBackend
+    from sdft_cli.engine.plan.assumed import assume
+    from sdft_cli.engine.plan.cards import find_gpu, machine_gpu
     from sdft_cli.engine.plan.model_shape import possible_sharing
-    from sdft_cli.engine.plan.plan import choose_sharing, find_gpu, machine_gpu, plan_of
+    from sdft_cli.engine.plan.plan import choose_sharing, plan_of
 
     card = find_gpu(gpu) if gpu else machine_gpu()
-    shape = _checked_shape(config, rows)
-    possible = possible_sharing(shape, config, TransformersBackend)
+    shape, model_type = _checked_shape(config, rows)
+    assumed = assume(config, shape, model_type, card, gpu is not None, fused)
+    possible = possible_sharing(shape, config, assumed.backend)
     sharing = choose_sharing(possible, rows, shape, config, card.usable if card else None)
-    document = plan_of(rows, shape, config, sharing, card, rollout_tokens, utilisation, fused)
+    heldout = [r.row for r in data.validation]
+    document = plan_of(rows, shape, config, sharing, assumed, card, rollout_tokens, utilisation, heldout)
     counted = data.manifest["config"]["model"]
     if counted != config.model:
         document["assumptions"].append(f"lengths were counted with the tokenizer of {counted}")
@@ -81,8 +99,8 @@ def plan(
         terminal.stdout().print(terminal.plan_report(document))
 
 
-def _checked_shape(config: TrainConfig, rows: Sequence[RecordRow]) -> Shape:
-    """Return the shape of the model, after refusing what `sdft train` would refuse before loading it."""
+def _checked_shape(config: TrainConfig, rows: Sequence[RecordRow]) -> tuple[Shape, str]:
+    """Return the shape of the model and its type, after refusing what `sdft train` would refuse before loading it."""
     from sdft_cli.engine.models.backend_transformers import empty_model
     from sdft_cli.engine.models.disk_names import check_adapter
     from sdft_cli.engine.models.limits import check_limits
@@ -97,7 +115,7 @@ def _checked_shape(config: TrainConfig, rows: Sequence[RecordRow]) -> Shape:
     for sentence in targets_told(empty, config.lora.target_modules):
         say(sentence)
     check_adapter(model, config.revision, empty, target_names(empty, config.lora.target_modules))
-    return read_shape(config, model)
+    return read_shape(config, model), empty.config.model_type
 
 
 @command

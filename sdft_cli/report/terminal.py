@@ -227,15 +227,24 @@ def _work_table(plan: Mapping[str, Any]) -> Table:
         "decode": "rollouts: decoding",
         "teacher": "teacher",
         "student": "student, forward",
-        "backward": "student, backward",
-        "heads": "output head",
+        "backward": "student, again and backward",
+        "heads": "output head and loss",
+        "gate": "gate",
+        "heldout": "held-out evaluations",
+        "checkpoints": "checkpoints",
+        "start": "loading, checks, rehearsal",
         "total": "all",
     }
+    work = plan["flops"]
     rows = [
-        [label, f"{plan['flops'][key] / 1e15:,.3f}", f"{hours[key]:,.3f}" if hours else "-"]
+        [label, f"{work[key] / 1e15:,.3f}" if key in work else "", f"{hours[key]:,.3f}" if hours else "-"]
         for key, label in names.items()
+        if key in work or hours
     ]
-    caption = f"{plan['steps']:,} steps; {plan['decode_bytes'] / 1e12:,.2f} TB are read while decoding."
+    caption = (
+        f"Operations are those of the {plan['steps']:,} training steps; {plan['decode_steps']:,.0f} steps of decoding "
+        f"in them read {plan['decode_bytes'] / 1e12:,.2f} TB."
+    )
     return table("Work of the run", ["", "PFLOP", "hours"], rows, caption)
 
 

@@ -9,7 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from sdft_cli.errors import UsageError
+
 Weights = Literal["student", "adapter", "base", "ema", "merged"]
+SamplingWeights = Literal["merged", "adapter"]
 
 NOT_LANGUAGE = (
     "visual",
@@ -28,6 +31,39 @@ def lora_layers(model: nn.Module) -> dict[str, Any]:
     from peft.tuners.lora import LoraLayer
 
     return {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+
+
+def decide_weights(
+    asked: Literal["auto", "merged", "adapter"], size: int, free: int | None, quantised: str | None
+) -> tuple[SamplingWeights, str]:
+    """Decide which weights sample rollouts; return the case of `weights`, and a sentence that says it and why.
+
+    `auto` takes the merged copy if it fits in half of the free memory.
+
+    Args:
+        asked: `rollout.weights`.
+        size: bytes of a copy of the adapted weights.
+        free: bytes of free memory; None if the system does not tell.
+        quantised: the kind of a base layer that cannot be added to, if there is one.
+    """
+    if asked == "merged" and quantised:
+        raise UsageError(
+            f"rollout.weights is merged, but the base layers ({quantised}) are quantised and nothing can be added to "
+            "them: use --set rollout.weights=adapter."
+        )
+    copy = f"{size / 1e9:.2f} GB"
+    if asked == "adapter":
+        return "adapter", "Rollouts: sampled with the adapter on (as asked)"
+    if asked == "merged":
+        return "merged", f"Rollouts: sampled from a merged copy of the adapted weights, {copy} (as asked)"
+    if quantised:
+        return "adapter", f"Rollouts: sampled with the adapter on (the base layers are quantised: {quantised})"
+    if free is None:
+        return "adapter", f"Rollouts: sampled with the adapter on (a merged copy takes {copy}; free memory is unknown)"
+    room = f"half of the {free / 1e9:.2f} GB that are free"
+    if 2 * size > free:
+        return "adapter", f"Rollouts: sampled with the adapter on (a merged copy takes {copy}, more than {room})"
+    return "merged", f"Rollouts: sampled from a merged copy of the adapted weights ({copy}, fits in {room})"
 
 
 class EmaAdapter:

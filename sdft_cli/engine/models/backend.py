@@ -51,8 +51,11 @@ class Backend(ABC):
     kernels: str | None = None
 
     @classmethod
-    def objection(cls, model_type: str) -> str | None:
-        """Say why `--backend auto` does not take this library for a model, or None."""
+    def objection(cls, model_type: str, gpu: bool | None = None) -> str | None:
+        """Say why `--backend auto` does not take this library for a model, or None.
+
+        `gpu`: is there one; None: look.
+        """
         return None
 
     @classmethod  # noqa: B027  # most libraries need no order

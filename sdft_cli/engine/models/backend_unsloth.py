@@ -224,11 +224,11 @@ class UnslothBackend(Backend):
             self.vllm = model.vllm_engine, lambda: model.load_lora(folder, load_tensors=True)
 
     @classmethod
-    def objection(cls, model_type: str) -> str | None:
+    def objection(cls, model_type: str, gpu: bool | None = None) -> str | None:
         """Say why unsloth is not taken unasked: an unknown model, or one that it would change on this machine."""
         if model_type not in FAST_TYPES | VISION_TYPES:
             return f"unsloth is not known to support {model_type}"
-        if model_type in VISION_TYPES and not torch.cuda.is_available():
+        if model_type in VISION_TYPES and not (torch.cuda.is_available() if gpu is None else gpu):
             return f"without a GPU, unsloth would drop the vision tower of {model_type}"
         return None
 

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from sdft_cli.config import RolloutSettings
-from sdft_cli.engine.models.adapters import lora_layers, weights
+from sdft_cli.engine.models.adapters import SamplingWeights, decide_weights, lora_layers, weights
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.device_memory import free_memory
 from sdft_cli.engine.passes.decode import Rollout, generate, seeded
 from sdft_cli.engine.passes.padded import padded_passes
 from sdft_cli.engine.train.vllm_sampler import VllmSampler
-from sdft_cli.errors import UsageError
-
-SamplingWeights = Literal["merged", "adapter"]
 
 ADDABLE = (torch.float32, torch.bfloat16, torch.float16)
 """Types of weights to which a LoRA update can be added; anything else is a quantised code."""
@@ -49,37 +45,6 @@ def merged_copy(backend: Backend) -> tuple[int, str | None]:
         else:
             size += weight.numel() * weight.element_size()
     return size, quantised
-
-
-def decide_weights(
-    asked: Literal["auto", "merged", "adapter"], size: int, free: int | None, quantised: str | None
-) -> tuple[SamplingWeights, str]:
-    """Decide for `choose_sampling_weights`.
-
-    Args:
-        asked: `rollout.weights`.
-        size: bytes of a copy of the adapted weights.
-        free: bytes of free memory; None if the system does not tell.
-        quantised: the kind of a base layer that cannot be added to, if there is one.
-    """
-    if asked == "merged" and quantised:
-        raise UsageError(
-            f"rollout.weights is merged, but the base layers ({quantised}) are quantised and nothing can be added to "
-            "them: use --set rollout.weights=adapter."
-        )
-    copy = f"{size / 1e9:.2f} GB"
-    if asked == "adapter":
-        return "adapter", "Rollouts: sampled with the adapter on (as asked)"
-    if asked == "merged":
-        return "merged", f"Rollouts: sampled from a merged copy of the adapted weights, {copy} (as asked)"
-    if quantised:
-        return "adapter", f"Rollouts: sampled with the adapter on (the base layers are quantised: {quantised})"
-    if free is None:
-        return "adapter", f"Rollouts: sampled with the adapter on (a merged copy takes {copy}; free memory is unknown)"
-    room = f"half of the {free / 1e9:.2f} GB that are free"
-    if 2 * size > free:
-        return "adapter", f"Rollouts: sampled with the adapter on (a merged copy takes {copy}, more than {room})"
-    return "merged", f"Rollouts: sampled from a merged copy of the adapted weights ({copy}, fits in {room})"
 
 
 def sample_rollouts(

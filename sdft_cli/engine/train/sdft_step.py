@@ -30,7 +30,7 @@ from sdft_cli.engine.objective.loss import LossOutput, cross_entropy_loss, disti
 from sdft_cli.engine.passes.decode import Rollout, stop_tokens
 from sdft_cli.engine.passes.executors import student_passes, teacher_passes
 from sdft_cli.engine.passes.timing import Phases
-from sdft_cli.engine.train.rollouts import SamplingWeights, sample_rollouts
+from sdft_cli.engine.train.rollouts import sample_rollouts
 from sdft_cli.errors import DataError
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import Record
@@ -103,7 +103,7 @@ class Trainer:
         backend: Backend,
         prompts: ChatPrompts,
         accelerator: Any,
-        sampling: SamplingWeights = "merged",
+        sampling: adapters.SamplingWeights = "merged",
     ) -> None:
         self.config = config
         self.backend = backend

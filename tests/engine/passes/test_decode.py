@@ -11,7 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.config import RolloutSettings, load_train_config  # noqa: E402
-from sdft_cli.engine.models.adapters import lora_layers, weights  # noqa: E402
+from sdft_cli.engine.models.adapters import decide_weights, lora_layers, weights  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
 from sdft_cli.engine.models.backend_transformers import PlainModel, TransformersBackend, attach_lora  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
@@ -20,7 +20,6 @@ from sdft_cli.engine.passes.decode import LogProbRecorder, Rollout, generate, le
 from sdft_cli.engine.passes.executors import response_states  # noqa: E402
 from sdft_cli.engine.train.rollouts import (  # noqa: E402
     choose_sampling_weights,
-    decide_weights,
     merged_copy,
     sample_rollouts,
     sampler_gap,

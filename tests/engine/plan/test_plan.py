@@ -16,20 +16,15 @@ from sdft_cli.engine.models.adapters import lora_layers  # noqa: E402
 from sdft_cli.engine.models.backend_transformers import TransformersBackend, attach_lora  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.plan import memory as memory  # noqa: E402
+from sdft_cli.engine.plan.assumed import Assumed  # noqa: E402
+from sdft_cli.engine.plan.cards import find_gpu, known_gpus  # noqa: E402
 from sdft_cli.engine.plan.flops import attention_flops, backward_flops, causal_pairs, forward_flops  # noqa: E402
+from sdft_cli.engine.plan.hours import lengths_of, run_work, step_flops  # noqa: E402
 from sdft_cli.engine.plan.memory import Forward, Lengths, kept_bytes, loss_bytes, packed, padded, step_memory  # noqa: E402
 from sdft_cli.engine.plan.model_shape import Shape, possible_sharing, read_shape, shape_of  # noqa: E402
-from sdft_cli.engine.plan.plan import (  # noqa: E402
-    find_gpu,
-    known_gpus,
-    lengths_of,
-    longest_step,
-    plan_of,
-    prompt_cap_that_fits,
-    remedies,
-    run_work,
-    step_flops,
-)
+from sdft_cli.engine.plan.plan import longest_step, plan_of  # noqa: E402
+from sdft_cli.engine.plan.remedies import prompt_cap_that_fits, remedies  # noqa: E402
+from sdft_cli.engine.plan.speed import ATTENTION, BANDWIDTH, LAUNCH, NODE, Engine, Speed  # noqa: E402
 from sdft_cli.errors import MachineError, UsageError  # noqa: E402
 from sdft_cli.records import RecordRow  # noqa: E402
 from tests.engine.models.families import make_config  # noqa: E402
@@ -38,6 +33,9 @@ from tests.engine.models.test_adapters import tiny_qwen35  # noqa: E402
 SIZES = {"vocab_size": 512, "hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 3}
 HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
 T = 96
+
+
+ASSUMED = Assumed(TransformersBackend, Engine(merged=True), ("backend: transformers (as asked)",))
 
 
 def llama(**more: Any) -> Any:
@@ -258,7 +256,7 @@ def test_the_longest_step_is_no_smaller_than_any_step() -> None:
 def plan_with(rows: Sequence[RecordRow], gigabytes: float, *overrides: str) -> dict[str, Any]:
     config = config_of("optim.max_steps=3", "optim.turns_per_step=2", *overrides)
     shape = shape_of(llama(), config)
-    return plan_of(rows, shape, config, sharing="none", gpu=find_gpu(f"{gigabytes}GB"))
+    return plan_of(rows, shape, config, "none", ASSUMED, find_gpu(f"{gigabytes}GB"), heldout=rows)
 
 
 def test_a_verdict_and_what_to_lower() -> None:
@@ -293,16 +291,63 @@ def test_the_prompt_cap_that_fits_is_the_largest() -> None:
 
 
 def test_hours_by_hand() -> None:
-    config = config_of("optim.max_steps=2", "optim.turns_per_step=1", "rollout.weights=adapter")
-    shape = shape_of(llama(), config)
-    gpu = find_gpu("h100-80gb")
-    work = run_work(rows_of((10, 20, 5)), shape, config, False, 4, gpu, 0.5)
+    """One long record: its passes are bound by the card, its decoding by launches, or as a graph by bytes."""
+    long = ["optim.max_steps=2", "optim.turns_per_step=1", "max_prompt_tokens=50000", "max_seq_tokens=60000"]
+    config = config_of(*long, "dtype=bfloat16", "prefix_sharing=none", "gradient_checkpointing=true")
+    wide, deep = {"hidden_size": 1024, "intermediate_size": 4096, "num_attention_heads": 16}, 3
+    shape = shape_of(llama(**wide, num_key_value_heads=4), config)
+    rows, gpu = rows_of((39_990, 39_996, 5)), find_gpu("h100-80gb")
+    work = run_work(rows, (), shape, config, "none", Engine(), 4, gpu, 0.5)
     assert work.hours is not None
-    assert work.hours["teacher"] == pytest.approx(2 * forward_flops(shape, 24, 300, False) / (989e12 * 0.5 * 3600))
-    weights = 4 * shape.parameters + 4 * shape.adapter_parameters
-    read = 2 * 4 * (weights + 12 * shape.kv_bytes(4))
-    assert work.decode_bytes == read
-    assert work.hours["decode"] == pytest.approx(read / (3350e9 * 3600))
+    tokens, hidden, products = 40_000, 1024, deep * (2 * 1024 * 1024 + 2 * 1024 * 256 + 3 * 1024 * 4096)
+    seconds = 2 * tokens * products / (0.5 * 989e12)
+    seconds += 4 * (tokens * (tokens + 1) / 2) * hidden * deep / (ATTENTION * 989e12)
+    seconds += tokens * deep * (92 * hidden + 10 * 4096 + 30 * 2 * hidden) / (BANDWIDTH * 3350e9)
+    assert work.hours["teacher"] == pytest.approx(2 * seconds / 3600, rel=1e-3)
+    # A step of decoding: 3 layers of 2 norms (8), 7 matrices with an adapter (1 + 6) and 17 more, and 53 outside.
+    kernels = 3 * (2 * 8 + 7 + 17) + 53
+    launches = kernels * LAUNCH + 3 * 7 * 6 * 4.3e-6
+    assert work.decode_steps == 2 * 4
+    assert work.hours["decode"] == pytest.approx(8 * launches / 3600)
+    weights = 2 * shape.parameters + 4 * shape.adapter_parameters
+    assert work.decode_bytes == 8 * (weights + 39_992 * shape.kv_bytes(2))
+    graph = run_work(rows, (), shape, config, "none", Engine(graphs=True, merged=True), 4, gpu, 0.5)
+    read = 8 * (2 * shape.parameters + (39_990 + config.rollout.max_new_tokens) * shape.kv_bytes(2))
+    assert graph.decode_bytes == read
+    assert graph.hours is not None
+    assert graph.hours["decode"] == pytest.approx((read / 3350e9 + 8 * kernels * NODE) / 3600)
+
+
+def test_sequences_that_are_decoded_together_share_a_step() -> None:
+    config = config_of("rollout.max_tokens_per_pass=100000", "dtype=bfloat16")
+    shape, gpu = shape_of(llama(), config), find_gpu("h100-80gb")
+    speed = Speed(shape, config, gpu, Engine(merged=True))
+    one, eight = (speed.decode_bytes([Lengths(100, 110, 20)] * n) for n in (1, 8))
+    assert (one[1], eight[1]) == (20, 20)
+    assert eight[0] - one[0] == 7 * 20 * 110 * shape.kv_bytes(2)  # the weights are read once for all
+    assert speed.decode_seconds(*eight) == speed.decode_seconds(*one)  # bound by launches, both
+    apart = Speed(shape, config_of("rollout.max_tokens_per_pass=1", "dtype=bfloat16"), gpu, Engine(merged=True))
+    assert apart.decode_bytes([Lengths(100, 110, 20)] * 8)[1] == 160
+
+
+def test_what_a_run_does_beside_its_steps_has_lines_of_its_own() -> None:
+    rows, settings = rows_of((100, 120, 5)), ["optim.max_steps=100", "optim.turns_per_step=1", "dtype=bfloat16"]
+    gpu = find_gpu("h100-80gb")
+
+    def hours(*overrides: str, heldout: Sequence[RecordRow] = rows) -> dict[str, float]:
+        config = config_of(*settings, *overrides)
+        work = run_work(rows, heldout, shape_of(llama(), config), config, "none", Engine(), 4, gpu, 0.75)
+        assert work.hours is not None
+        return dict(work.hours)
+
+    usual = hours("heldout.every=50", "checkpoint.every=50", "gate.records=32", "rehearse=true")
+    assert usual["total"] == pytest.approx(sum(v for k, v in usual.items() if k != "total"))
+    assert min(usual[name] for name in ("gate", "heldout", "checkpoints", "start")) > 0
+    assert hours("heldout.every=10")["heldout"] == pytest.approx(usual["heldout"] * 11 / 3)  # step 0 is one, too
+    assert hours("checkpoint.every=25")["checkpoints"] == pytest.approx(2 * usual["checkpoints"])
+    assert hours("gate.action=off")["gate"] == hours("objective=sft")["gate"] == 0
+    assert hours(heldout=())["heldout"] == 0
+    assert hours("rehearse=false")["start"] < usual["start"]
 
 
 def test_cards() -> None:
@@ -361,12 +406,12 @@ def test_the_report_says_the_need_without_a_card_and_what_to_lower_on_a_small_on
 
     rows = rows_of((250, 400, 9), (10, 20, 5))
     config = config_of("optim.max_steps=1", "optim.turns_per_step=1")
-    alone = shown(plan_of(rows, shape_of(llama(), config), config, sharing="none"))
+    alone = shown(plan_of(rows, shape_of(llama(), config), config, "none", ASSUMED))
     assert "Needs " in alone
     assert "No card" in alone
     small = shown(plan_with(rows, 0.006))
     assert "Does not fit" in small
-    for words in ("gradient_checkpointing=true", "frozen weights", "student and backward (peak)", "measured on a GPU"):
+    for words in ("gradient_checkpointing=true", "frozen weights", "student and backward (peak)", "fitted to one H100"):
         assert words in small
     assert "speed of t4-16gb" in small
 
@@ -375,8 +420,9 @@ def test_rollouts_of_a_record_are_records_of_their_own() -> None:
     config = config_of("optim.max_steps=2", "optim.turns_per_step=1")
     shape = shape_of(llama(), config)
     rows = rows_of((100, 120, 5))
-    one = run_work(rows, shape, config, True, 4, None, 0.5)
-    three = run_work(rows, shape, with_settings(config, {"rollout.per_record": 3}), True, 4, None, 0.5)
+    one = run_work(rows, (), shape, config, "depth_first", Engine(), 4, None, 0.5)
+    triple = with_settings(config, {"rollout.per_record": 3})
+    three = run_work(rows, (), shape, triple, "depth_first", Engine(), 4, None, 0.5)
     assert three.flops.total == pytest.approx(3 * one.flops.total)
     assert one.hours is None
 
