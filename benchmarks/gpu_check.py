@@ -12,6 +12,7 @@ env        versions, kernels that are bound, the largest speed of a matrix produ
 attention  attention behind a path as it runs here (flash, from the lower right) against blocks with a mask
 delta      the gated delta rule that is bound against the reference in fp32: values and all gradients
 lora       one adapted matrix: fp32 adapter, the same with TF32, and under autocast as the engine runs it
+head       logits and the gradient in the states through the head, against fp64
 load       the model, its adapter, the trainer
 sharing    which executor is chosen; how far it is from turns alone, and two unshared executors from each other
 step       teacher and student of one turn: seconds by phase, speed, peak memory, what `sdft plan` predicts
@@ -486,7 +487,10 @@ def _delta_inputs(check: Check, tokens: int, heads: int, width: int) -> tuple[li
 
 
 def lora(check: Check) -> None:
-    """Time one adapted matrix: without adapter, with it in fp32, with TF32, and under autocast as the engine has it."""
+    """Time one adapted matrix: without adapter, with it in fp32, with TF32, and under autocast as the engine has it.
+
+    Output and gradients under autocast are compared with those of the adapter in fp32.
+    """
     from peft import LoraConfig, get_peft_model
 
     from sdft_cli.engine.kernels.autocast import leave_inputs
@@ -496,24 +500,64 @@ def lora(check: Check) -> None:
     settings = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="0")
     adapted = get_peft_model(torch.nn.Sequential(base), settings)  # type: ignore[arg-type]
     x = torch.randn(1, tokens, width, device=check.device, dtype=check.dtype, requires_grad=True)
+    leaves = [x, *(p for p in adapted.parameters() if p.requires_grad)]
+    torch.nn.init.normal_(leaves[-1], std=width**-0.5)  # B is 0 at first, and A has no gradient then
+
+    def both(run: Callable[[], Tensor]) -> list[Tensor]:
+        out = run()
+        return [out.detach(), *torch.autograd.grad(out.float().sin().sum(), leaves, allow_unused=True)]
 
     def autocast() -> Tensor:
         with torch.autocast(check.device.type, dtype=torch.bfloat16, cache_enabled=False):
             return adapted(x)  # type: ignore[no-any-return]
 
-    rows = {}
+    rows, found = {}, {}
     precision = torch.get_float32_matmul_precision()
     cases = [("base", lambda: base(x)), ("fp32", lambda: adapted(x)), ("tf32", lambda: adapted(x))]
     for name, run in [*cases, *([("autocast", autocast)] if check.dtype == torch.bfloat16 else [])]:
         torch.set_float32_matmul_precision("high" if name == "tf32" else precision)
         if name == "autocast":
             leave_inputs(adapted)
-        run().float().sum().backward()
+        found[name] = both(run)
         forward = check.timed(lambda run=run: run().detach(), 10)
-        both = check.timed(lambda run=run: run().float().sum().backward(), 10)
-        rows[name] = {"forward_ms": round(forward * 1e3, 3), "backward_ms": round((both - forward) * 1e3, 3)}
+        whole = check.timed(lambda run=run: both(run), 10)
+        rows[name] = {"forward_ms": round(forward * 1e3, 3), "backward_ms": round((whole - forward) * 1e3, 3)}
     torch.set_float32_matmul_precision(precision)
-    check.tell("lora", tokens=tokens, width=width, out=out, rank=rank, **rows)
+    pairs = zip(("y", "dx", "dA", "dB"), found.get("autocast", found["fp32"]), found["fp32"], strict=True)
+    distances = {what: distance(a, b) for what, a, b in pairs}
+    check.tell("lora", tokens=tokens, width=width, out=out, rank=rank, **rows, **check.compared(distances))
+
+
+def head(check: Check) -> None:
+    """Compare the head's logits, and what goes back through it, with fp64; time the product of a chunk of rows."""
+    from sdft_cli.engine.models.head import Head
+
+    width, words, rows, few = check.size.text["hidden_size"], check.size.text["vocab_size"], 512, 8
+    some = min(words, 4096)
+    make = partial(torch.randn, device=check.device)
+    weight = (make(words, width) * width**-0.5).to(check.dtype)
+    hidden, out = make(rows, width).to(check.dtype), make(rows, words)
+    engine = Head(weight)
+    logits = engine.logits(hidden, out)[:few, :some].clone()
+    exact = hidden[:few].double() @ weight[:some].double().T
+    dz = torch.zeros(few, words, device=check.device)
+    dz[:, :some] = make(few, some)
+    back = engine.into_hidden(dz)
+    distances = {"logits": _far(logits, exact), "rounded": _far(exact.to(check.dtype), exact)}
+    over = {"failed": "logits are rounded"} if not distances["logits"] <= 1e-5 else {}
+    check.tell(
+        "head",
+        rows=rows,
+        ms=round(1e3 * check.timed(lambda: engine.logits(hidden, out), 3), 2),
+        back_ms=round(1e3 * check.timed(lambda: engine.into_hidden(out), 3), 2),
+        **distances,
+        **check.compared({"back": _far(back, dz[:, :some].double() @ weight[:some].double())}),
+        **over,
+    )
+
+
+def _far(found: Tensor, expected: Tensor) -> float:
+    return float(f"{float((found.double() - expected).norm() / expected.norm()):.3g}")
 
 
 def train_config(check: Check) -> Any:
@@ -898,6 +942,7 @@ def stages(size: Size) -> list[tuple[str, float, Callable[[Check], None]]]:
         ("attention", 15, attention),
         ("delta", 30, delta),
         ("lora", 5, lora),
+        ("head", 5, head),
         ("load", 30, load),
         ("tree", 60, tree),
         ("decoding", 10, decoding),

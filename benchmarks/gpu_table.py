@@ -18,7 +18,8 @@ Row = dict[str, Any]
 COLUMNS: dict[str, tuple[str, ...]] = {
     "attention": ("path", "engine", "blocks"),
     "delta": ("tokens", "bound_ms", "reference_ms", "out", "dq", "dk", "dv", "dg", "dbeta", "dstate"),
-    "lora": ("tokens", "width", "out", "rank", "base", "fp32", "tf32", "autocast"),
+    "lora": ("tokens", "width", "out", "rank", "base", "fp32", "tf32", "autocast", "y", "dx", "dA", "dB"),
+    "head": ("rows", "ms", "back_ms", "logits", "rounded", "back"),
     "sharing": ("padded_batch_from_alone", "depth_first_from_alone", "says"),
     "step": ("sharing", "prompt_tokens", "answer_tokens", "seconds", "utilisation", "peak_gb", "predicted_gb"),
     "shared": ("way", "turns", "prompt_tokens", "seconds", "peak_gb", "speed_of_sharing", "gradient_distance"),

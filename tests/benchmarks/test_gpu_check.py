@@ -25,7 +25,7 @@ def lines(text: str) -> list[dict[str, object]]:
 @pytest.mark.slow
 def test_the_tiny_size_passes(tmp_path: Path) -> None:
     out = tmp_path / "lines.jsonl"
-    only = "attention,delta,sharing,shared,trl,merge,unsloth"
+    only = "attention,delta,head,sharing,shared,trl,merge,unsloth"
     assert main(["--size", "tiny", "--only", only, "--out", str(out), "--scratch", str(tmp_path)]) == 0
     found = lines(out.read_text())
     assert {row["stage"] for row in found} == {"env", "load", "end", *only.split(",")}
@@ -47,7 +47,7 @@ def test_it_runs_as_a_script_in_bf16_where_packages_that_it_never_calls_are_miss
     code = (
         "import runpy, sys\n"
         "sys.modules.update(dict.fromkeys(('polars', 'jsonschema_rs', 'msgspec', 'kingfisher_sdk', 'datasets')))\n"
-        f"sys.argv[1:] = '--size tiny --bf16 --only step,rollout,merge'.split()\n"
+        f"sys.argv[1:] = '--size tiny --bf16 --only lora,head,step,rollout,merge'.split()\n"
         f"runpy.run_path({str(script)!r}, run_name='__main__')"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
