@@ -140,7 +140,8 @@ def static_decode(
         runner: makes of a step what runs it again and again.
         record_log_probs: keep log p of each token, in nats, at temperature 1 and over the whole vocabulary.
 
-    Returns tokens (B, n), padding behind a stop token, n up to `max_new_tokens`; and their log-probabilities, (B, n).
+    Returns tokens (B, n), padding behind a stop token, n up to `max_new_tokens`; and their log-probabilities, (B, n);
+    on the CPU, so that nothing of a replayed step is under way when its graph goes.
     """
     step, logits = _prefilled(backend, prompts, ids, mask, max_new_tokens)
     run = runner(step)
@@ -160,7 +161,7 @@ def static_decode(
             if len(tokens) == max_new_tokens or not going.any():
                 break
             step.token.copy_(token[:, None])
-    return torch.stack(tokens, 1), torch.cat(recorded, 1) if record_log_probs else None
+    return torch.stack(tokens, 1).cpu(), torch.cat(recorded, 1).cpu() if record_log_probs else None
 
 
 def _prefilled(
