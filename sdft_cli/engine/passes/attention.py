@@ -275,10 +275,11 @@ def attend_to_slots(
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """Return the product of batches of matrices, fp32 where they are less; a CPU has no such product, and rounds."""
+    """Return the product of batches of matrices, at least fp32."""
     if a.is_cuda and a.dtype != torch.float32:
         return torch.bmm(a, b, torch.float32)
-    return torch.bmm(a, b).to(torch.promote_types(a.dtype, torch.float32))
+    wide = torch.promote_types(a.dtype, torch.float32)
+    return torch.bmm(a.to(wide), b.to(wide))
 
 
 SLOTTED = "sdft_slots"
