@@ -24,14 +24,15 @@ class Backend(ABC):
 
     `model` is the peft model; `device` is where its inputs go. The base weights are frozen and never written.
     `sharing` says how common prefixes are computed (`engine/passes/executors.py`), `segment_tokens` how many tokens a
-    depth-first pass has; `takes_masks`, whether the library leaves masks and attention to us; `mergeable`, whether the
-    adapter can be added to the base weights (not to 4-bit ones); `left_pads`, whether prompts of several lengths may be
-    decoded together; `plain_head`, whether the model leaves out the scale and the cap that its config names
-    (`head_check.py`); `graphs`, whether steps of decoding are replayed as CUDA graphs (`engine/passes/replay.py`);
-    `block_masks`, whether packed passes attend by FlexAttention (`tree_attention.py` there); `vllm` is an engine that
-    samples rollouts, with a function that hands it the adapter, if the library brings one; `kernels`, a sentence about
-    the kernels that run it, if it has layers that need some (`engine/kernels/check.py`). `package` has to be installed
-    for it; `features` are settings that it can honour and others cannot.
+    depth-first pass has; `own_attention`, why nothing of ours goes into the library's attention (None: it does);
+    `takes_cache`, whether its `generate` takes a cache of ours; `mergeable`, whether the adapter can be added to the
+    base weights (not to 4-bit ones); `left_pads`, whether prompts of several lengths may be decoded together;
+    `plain_head`, whether the model leaves out the scale and the cap that its config names (`head_check.py`); `graphs`,
+    whether steps of decoding are replayed as CUDA graphs (`engine/passes/replay.py`); `block_masks`, whether packed
+    passes attend by FlexAttention (`tree_attention.py` there); `vllm` is an engine that samples rollouts, with a
+    function that hands it the adapter, if the library brings one; `kernels`, a sentence about the kernels that run it,
+    if it has layers that need some (`engine/kernels/check.py`). `package` has to be installed for it; `features` are
+    settings that it can honour and others cannot.
     """
 
     name: str
@@ -41,7 +42,8 @@ class Backend(ABC):
     device: torch.device
     sharing: Sharing = "none"
     segment_tokens: int = 2048
-    takes_masks: bool = True
+    own_attention: str | None = None
+    takes_cache: bool = True
     mergeable: bool = True
     left_pads: bool = True
     plain_head: bool = False
@@ -56,6 +58,11 @@ class Backend(ABC):
 
         `gpu`: is there one; None: look.
         """
+        return None
+
+    @classmethod
+    def attends_itself(cls, model_type: str) -> str | None:
+        """Return what `own_attention` will be for a model that is not loaded yet, by its `model_type`."""
         return None
 
     @classmethod  # noqa: B027  # most libraries need no order

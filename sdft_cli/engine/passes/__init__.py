@@ -1,7 +1,8 @@
 """Token ids -> hidden states and gradients, or new tokens: several turns in as few passes as they allow.
 
 executors          the turns of a step in passes: padded, packed or depth-first, behind one interface
-choose             which of the three a run takes, after comparing it with independent turns on the loaded model
+choose             which of the three a run takes, and what is said about it
+sharing_check      is sharing exact on the loaded model, against a floor that is measured on it
 start_check        how a model decodes, is that what it scores, which adapted layers get a gradient
 padded             the plain one: every turn pays for its whole prompt
 packed             each distinct prefix once per pass, under a 4-D mask

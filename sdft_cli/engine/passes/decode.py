@@ -118,7 +118,7 @@ def own_settings_off(model: Any) -> Iterator[None]:
 @contextmanager
 def _decoding(backend: Backend) -> Iterator[None]:
     """The backend's decoding mode, its attention, and none of the model's own generation settings."""
-    ours = backend.takes_masks and takes_kernels(backend.base)
+    ours = backend.own_attention is None and (backend.graphs or backend.takes_cache) and takes_kernels(backend.base)
     attention = grouped_attention(backend.base.config.get_text_config()) if ours else nullcontext()
     with own_settings_off(backend.base), backend.decoding(), attention:
         yield
@@ -220,7 +220,7 @@ def _by_generate(
         attention_mask=mask,
         generation_config=decoding_config(max_new_tokens, *settings),
         logits_processor=[recorder] if recorder else None,
-        past_key_values=decoding_cache(backend, prompts, max_new_tokens),
+        past_key_values=decoding_cache(backend, prompts, max_new_tokens) if backend.takes_cache else None,
     )
     start = ids.shape[1]
     return output[:, start:].tolist(), recorder.finish(output, start) if recorder else None

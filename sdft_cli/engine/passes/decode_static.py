@@ -36,8 +36,8 @@ def static_obstacle(backend: Backend) -> str | None:
     """Say why a model cannot decode over fixed buffers, or None if it can."""
     base = backend.base
     config = base.config.get_text_config()
-    if not backend.takes_masks or not takes_kernels(base):
-        return "the model has an attention of its own"
+    if backend.own_attention or not takes_kernels(base):
+        return backend.own_attention or "the model has an attention of its own"
     if config._attn_implementation not in ("sdpa", "sdft_tree"):
         return f"attention of type {config._attn_implementation} takes no boolean mask"
     missing = {"position_ids", "past_key_values"} - signature(backend.trunk.forward).parameters.keys()

@@ -186,9 +186,7 @@ def path_obstacle(model: nn.Module, config: Any) -> str | None:
 
 def depth_first_obstacle(backend: Backend) -> str | None:
     """Say why a backend cannot run its model along a path, or None if it can."""
-    if not backend.takes_masks:
-        return f"{backend.name} has an attention of its own"
-    return path_obstacle(backend.model, backend.base.config.get_text_config())
+    return backend.own_attention or path_obstacle(backend.model, backend.base.config.get_text_config())
 
 
 @contextmanager

@@ -96,15 +96,19 @@ def _passes(backend: Backend, prompts: Sequences, answers: Sequences, max_tokens
     return [[used[place] for place in group] for group in groups]
 
 
+def keeps_a_cache(backend: Backend) -> bool:
+    """Say whether a model keeps what it remembers in a cache that it is given; Mamba and MiniMax have their own."""
+    base = backend.base
+    takes = backend.own_attention is None and "past_key_values" in signature(base.forward).parameters
+    return takes and bool(base._supports_default_dynamic_cache())
+
+
 def decoding_cache(backend: Backend, prompts: Sequences, new_tokens: int) -> Any:
     """Return a cache for `generate`, with room for `new_tokens`: of all but the last token of each prompt, or empty.
 
-    None where the library keeps a cache of its own, or the model does (Mamba, MiniMax).
+    None where the library keeps a cache of its own, or the model does.
     """
-    base = backend.base
-    if not backend.takes_masks or "past_key_values" not in signature(base.forward).parameters:
-        return None
-    if not base._supports_default_dynamic_cache():  # MiniMax
+    if not keeps_a_cache(backend):
         return None
     if backend.sharing == "none" or min(map(len, prompts)) < 2:
         return roomy_cache(backend.base.config.get_text_config(), max(map(len, prompts)) + new_tokens)

@@ -13,7 +13,7 @@ from torch import nn
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.adapters import lora_layers
-from sdft_cli.engine.models.backend import Backend, Sharing
+from sdft_cli.engine.models.backend import Sharing
 from sdft_cli.engine.models.backend_transformers import attach_lora, empty_model
 from sdft_cli.engine.models.head import head_of
 from sdft_cli.engine.models.load import config_of
@@ -158,9 +158,15 @@ def shape_of(model_config: Any, config: TrainConfig) -> Shape:
     )
 
 
-def possible_sharing(shape: Shape, config: TrainConfig, backend: type[Backend]) -> list[Sharing]:
-    """Return the kinds of prefix sharing that this run may use, in the order in which `passes/choose.py` tries them."""
-    if not backend.takes_masks or config.prefix_sharing == "none":
+def possible_sharing(shape: Shape, config: TrainConfig, own_attention: str | None = None) -> list[Sharing]:
+    """Return the kinds of prefix sharing that this run may use, in the order in which `passes/choose.py` tries them.
+
+    Args:
+        shape: of the model.
+        config: of the run.
+        own_attention: `Backend.attends_itself` of the backend that will run it.
+    """
+    if own_attention or config.prefix_sharing == "none":
         return ["none"]
     obstacles: dict[Sharing, str | None] = {"packed": shape.packing_obstacle, "depth_first": shape.path_obstacle}
     kinds = [kind for kind, why in obstacles.items() if why is None and config.prefix_sharing in ("auto", kind)]

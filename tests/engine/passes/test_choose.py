@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -10,11 +11,17 @@ from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
 from sdft_cli.engine.models.backend_transformers import PlainModel, TransformersBackend  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
-from sdft_cli.engine.passes import choose as module  # noqa: E402
-from sdft_cli.engine.passes.choose import choose_sharing, sharing_error  # noqa: E402
+from sdft_cli.engine.passes import sharing_check as module  # noqa: E402
+from sdft_cli.engine.passes.choose import choose_sharing  # noqa: E402
+from sdft_cli.engine.passes.sharing_check import SharingCheck  # noqa: E402
 from sdft_cli.errors import UsageError  # noqa: E402
 from tests.engine.models.families import make_model  # noqa: E402
 from tests.engine.trees import make, tiny  # noqa: E402
+
+
+def sharing_error(backend: Backend, kind: Any) -> str | None:
+    refusal = SharingCheck(backend).refusal(kind)
+    return refusal.reason if refusal else None
 
 
 @pytest.fixture
@@ -28,13 +35,14 @@ def hybrid() -> Backend:
 
 
 def test_attention_models_are_packed_and_hybrids_run_depth_first(llama: Backend, hybrid: Backend) -> None:
-    assert choose_sharing(llama, "auto") == "Prefix sharing: packed (checked on this model)"
+    number = r"\d\.\de[-+]\d\d \(floor \d\.\de[-+]\d\d\)"
+    checked = rf"checked on this model against turns alone: states {number}, caches {number}, gradients {number}"
+    assert re.fullmatch(rf"Prefix sharing: packed \({checked}\)", choose_sharing(llama, "auto"))
     assert llama.sharing == "packed"
-    assert "Prefix sharing: depth_first (checked on this model; not packed, since the model has linear" in (
-        choose_sharing(hybrid, "auto")
-    )
+    told = choose_sharing(hybrid, "auto")
+    assert re.fullmatch(rf"Prefix sharing: depth_first \({checked}; not packed, since the model has linear.*\)", told)
     assert hybrid.sharing == "depth_first"
-    assert choose_sharing(llama, "depth_first") == "Prefix sharing: depth_first (checked on this model)"
+    assert re.fullmatch(rf"Prefix sharing: depth_first \({checked}\)", choose_sharing(llama, "depth_first"))
     assert llama.sharing == "depth_first"
     assert choose_sharing(llama, "none") == "Prefix sharing: none (as asked)"
     assert llama.sharing == "none"
@@ -42,17 +50,18 @@ def test_attention_models_are_packed_and_hybrids_run_depth_first(llama: Backend,
 
 def test_where_packed_passes_do_not_fit_the_choice_is_depth_first(llama: Backend) -> None:
     sentence = choose_sharing(llama, "auto", "a packed pass takes 9 GB")
-    assert sentence == "Prefix sharing: depth_first (checked on this model; a packed pass takes 9 GB)"
+    assert sentence.startswith("Prefix sharing: depth_first (checked on this model")
+    assert sentence.endswith("; a packed pass takes 9 GB)")
     assert choose_sharing(llama, "packed", "a packed pass takes 9 GB").startswith("Prefix sharing: packed")
 
 
 def test_a_library_with_its_own_attention_shares_nothing_and_says_so_aloud(llama: Backend) -> None:
-    llama.takes_masks = False
+    llama.own_attention = "its kernels are its own"
     sentence = choose_sharing(llama, "auto")
     assert sentence.startswith("WARNING: no prefix sharing, every turn pays for its whole prompt (not packed, since")
     assert llama.sharing == "none"
     for kind in ("packed", "depth_first"):
-        with pytest.raises(UsageError, match=f"prefix_sharing is {kind}, but transformers .*: use auto or none"):
+        with pytest.raises(UsageError, match=f"prefix_sharing is {kind}, but its kernels are its own: use"):
             choose_sharing(llama, kind)
 
 
@@ -66,9 +75,15 @@ def test_a_model_that_ignores_the_mask_is_found_out(llama: Backend, monkeypatch:
 
     monkeypatch.setattr(trunk, "forward", deaf)
     sentence = choose_sharing(llama, "auto")
-    assert sentence.startswith(
-        "Prefix sharing: depth_first (checked on this model; not packed, since packed states dif"
+    assert sentence.startswith("Prefix sharing: depth_first (checked on this model")
+    assert "; not packed, since packed states differ from those of independent turns by " in sentence
+    asked = choose_sharing(llama, "packed")  # by name it runs all the same, and says how far it is
+    assert re.match(
+        r"WARNING: prefix sharing is packed as asked, although packed states differ from those of independent turns by "
+        r"\d\.\de[-+]\d\d, where ways that share nothing differ by \d\.\de-\d\d \(up to 1\.0e-04 counts as rounding\)",
+        asked,
     )
+    assert llama.sharing == "packed"
 
 
 def test_a_model_that_forgets_its_past_is_found_out(llama: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +95,9 @@ def test_a_model_that_forgets_its_past_is_found_out(llama: Backend, monkeypatch:
         return forward(self, *arguments, position_ids=zero, **rest)
 
     monkeypatch.setattr(trunk, "forward", deaf)
-    assert "depth_first states differ from those of independent turns" in str(sharing_error(llama, "depth_first"))
+    reason = str(sharing_error(llama, "depth_first"))
+    assert reason.startswith("states of ways that share nothing differ by ")
+    assert "which is no rounding" in reason
 
 
 @pytest.mark.parametrize("kind", ["packed", "depth_first"])

@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 from sdft_cli.config import DistillSettings, TrainConfig, load_train_config, with_settings  # noqa: E402
 from sdft_cli.engine.kernels.autocast import autocast_passes, leave_inputs  # noqa: E402
 from sdft_cli.engine.models.adapters import lora_layers  # noqa: E402
-from sdft_cli.engine.models.backend_transformers import TransformersBackend, attach_lora  # noqa: E402
+from sdft_cli.engine.models.backend_transformers import attach_lora  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.plan import memory as memory  # noqa: E402
 from sdft_cli.engine.plan.assumed import Assumed  # noqa: E402
@@ -72,9 +72,10 @@ def test_counts_are_those_of_the_loaded_model(tiny_model: Path) -> None:
     linear = [m for m in backend.base.model.modules() if isinstance(m, nn.Linear)]
     lora = [m for n, m in backend.base.model.named_modules() if "lora_" in n and isinstance(m, nn.Linear)]
     assert shape.matrix_parameters == sum(m.weight.numel() for m in linear) - sum(m.weight.numel() for m in lora)
-    assert possible_sharing(shape, config, TransformersBackend) == ["packed", "depth_first"]
-    assert possible_sharing(shape, config_of("prefix_sharing=depth_first"), TransformersBackend) == ["depth_first"]
-    assert possible_sharing(shape, config_of("prefix_sharing=none"), TransformersBackend) == ["none"]
+    assert possible_sharing(shape, config) == ["packed", "depth_first"]
+    assert possible_sharing(shape, config_of("prefix_sharing=depth_first")) == ["depth_first"]
+    assert possible_sharing(shape, config_of("prefix_sharing=none")) == ["none"]
+    assert possible_sharing(shape, config, "it attends itself") == ["none"]
 
 
 def test_counts_of_a_hybrid_with_a_vision_tower() -> None:
@@ -85,7 +86,7 @@ def test_counts_of_a_hybrid_with_a_vision_tower() -> None:
     peft_model = attach_lora(model, config)
     assert shape.adapter_parameters == sum(p.numel() for p in peft_model.parameters() if p.requires_grad)
     assert [(b.kind, b.count) for b in shape.blocks] == [("linear_attention", 3), ("full_attention", 1)]
-    assert possible_sharing(shape, config, TransformersBackend) == ["depth_first"]
+    assert possible_sharing(shape, config) == ["depth_first"]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,0 +1,111 @@
+"""Exact sharing is accepted and planted errors are refused, on models that are deep enough to round."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from sdft_cli.engine.passes.choose import choose_sharing  # noqa: E402
+from sdft_cli.engine.passes.sharing_check import (  # noqa: E402
+    SharingCheck,
+    furthest,
+    gradient_distance,
+    matrices,
+)
+from tests.engine.passes import planted  # noqa: E402
+from tests.engine.trees import make  # noqa: E402
+
+FAULTS: dict[str, planted.Faults] = {"hybrid": planted.DEPTH_FIRST, "attention": planted.PACKED}
+KIND: dict[str, Any] = {"hybrid": "depth_first", "attention": "packed"}
+BF16 = torch.bfloat16
+CASES = [
+    (model, layers, dtype)
+    for model in FAULTS
+    for layers, dtype in ((4, torch.float32), (4, BF16), (32, BF16))
+    if (layers, dtype) != (4, torch.float32) or model == "hybrid"
+]
+
+
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}-{str(case[2])[6:]}")
+def checked(request: pytest.FixtureRequest) -> tuple[str, SharingCheck]:
+    """A random model, hidden 256, with its floor."""
+    model, layers, dtype = request.param
+    return model, SharingCheck(planted.deep(model, layers, 256, dtype))
+
+
+def test_exact_sharing_is_accepted(checked: tuple[str, SharingCheck]) -> None:
+    model, check = checked
+    assert check.refusal(KIND[model]) is None
+    assert {d.what for d in check.measured[KIND[model]]} == {"states", "caches", "log-probabilities", "gradients"}
+
+
+@pytest.mark.parametrize("number", range(len(planted.DEPTH_FIRST)))
+def test_planted_errors_are_refused(checked: tuple[str, SharingCheck], number: int) -> None:
+    """A mask off by one, a state not rewound, a position shifted, a missing part of the gradient, a wrong row."""
+    model, check = checked
+    if number >= len(FAULTS[model]):
+        pytest.skip("packed passes have fewer ways to go wrong")
+    name, fault = list(FAULTS[model].items())[number]
+    with fault(check.backend):
+        refusal = check.refusal(KIND[model])
+    assert refusal is not None, name
+    assert refusal.distance is not None, refusal.reason
+    found = refusal.distance
+    assert found.found > found.allowed >= found.floor
+    expected = {"g": "gradients", "w": "caches"}.get(name[0], "states")
+    assert refusal.reason.startswith(
+        f"{KIND[model]} {expected} differ from those of independent turns by {found.found:.1e}, where ways that share "
+        f"nothing differ by {found.floor:.1e} (up to {found.allowed:.1e} counts as rounding)"
+    )
+
+
+def test_a_kind_that_was_asked_for_runs_with_a_warning_and_auto_does_not_take_it() -> None:
+    backend = make("hybrid")
+    with planted.not_rewound(backend):
+        told = choose_sharing(backend, "auto")
+        assert told.startswith("WARNING: no prefix sharing, every turn pays for its whole prompt (not packed, since")
+        assert "not depth_first, since depth_first states differ from those of independent turns by" in told
+        assert backend.sharing == "none"
+        told = choose_sharing(backend, "depth_first")
+        assert told.startswith("WARNING: prefix sharing is depth_first as asked, although depth_first states differ")
+        assert backend.sharing == "depth_first"
+
+
+def test_a_floor_that_is_no_rounding_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model whose padding is read: two plain ways differ, and sharing would look exact beside that."""
+    backend = make("llama")
+    own = backend.trunk_pass
+
+    def reads_padding(**inputs: Any) -> Any:
+        if len(inputs["input_ids"]) > 1 and "past_key_values" not in inputs:
+            inputs["input_ids"] = inputs["input_ids"].roll(1, 0)
+        return own(**inputs)
+
+    monkeypatch.setattr(backend, "trunk_pass", reads_padding)
+    refusal = SharingCheck(backend).refusal("depth_first")
+    assert refusal is not None
+    assert "states of ways that share nothing differ by" in refusal.reason
+    assert "which is no rounding" in refusal.reason
+
+
+def test_distances_are_relative_and_the_largest_one_counts() -> None:
+    ones = torch.ones(2, 8)
+    assert furthest([ones, ones + 0.5], [ones, ones]) == pytest.approx(0.5)
+    assert furthest([2 * ones, 4 * ones], [2 * ones, 5 * ones]) == pytest.approx(0.2)
+
+
+def test_a_gradient_is_compared_by_matrix() -> None:
+    """Layers of a matrix together; what is missing is zero; a matrix with hardly a gradient is no reason."""
+    a, b = torch.full((4,), 3.0), torch.full((4,), 4.0)
+    assert gradient_distance(["q", "q"], [a, b], [a, b]) == 0
+    assert gradient_distance(["q", "q"], [a, None], [a, b]) == pytest.approx(0.8)  # 4 / sqrt(3² + 4²)
+    assert gradient_distance(["q", "k"], [a, None], [a, b]) == pytest.approx(1.0)
+    assert gradient_distance(["q", "k"], [None, None], [None, None]) == 0
+    tiny = torch.full((4,), 1e-6)
+    assert gradient_distance(["q", "k"], [a, 2 * tiny], [a, tiny]) == pytest.approx(1e-6 / 0.03, rel=1e-3)
+    names = matrices(make("hybrid"))
+    assert "base_model.model.model.layers.*.self_attn.q_proj.lora_A.default.weight" in names
+    assert len(names) > len(set(names))
