@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from sdft_cli.engine.doctor.self_test import engine_checks
 from sdft_cli.engine.doctor.small import ON_CPU, small_backend, small_config, small_prompts
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.backend_transformers import empty_model
-from sdft_cli.engine.models.load import choose_backend, config_of, load_backend
+from sdft_cli.engine.models.load import choose_library, load_backend
 from sdft_cli.engine.models.targets import targets_told
 from sdft_cli.errors import SdftError
 from sdft_cli.prompts.chat import ChatPrompts, prompts_for
@@ -37,6 +38,9 @@ class Question:
 
 def examine(asked: Question) -> Iterator[Finding]:
     """Yield every finding; what cannot be checked because something before it failed is left out."""
+    if asked.load and asked.model is not None:
+        with suppress(SdftError):  # the same call below says what is wrong; here it imports unsloth before transformers
+            choose_library(asked.config.backend, asked.model, asked.config.revision)
     yield from examine_machine(asked.gpu)
     if asked.model is not None:
         yield from examine_model(asked.config, asked.model, asked.chat_template)
@@ -71,7 +75,7 @@ def _small(asked: Question) -> tuple[Backend, ChatPrompts, str]:
 def _loaded(asked: Question) -> tuple[Backend, ChatPrompts, str]:
     assert asked.model is not None
     config, model = asked.config, asked.model
-    name, why = choose_backend(config.backend, config_of(model, config.revision).model_type)
+    name, why = choose_library(config.backend, model, config.revision)
     backend = load_backend(config, name, model)
     prompts = prompts_for(model, "expert_reference", asked.chat_template, None, config.revision)
     return backend, prompts, f"on {model} by {name} ({why}), {backend.device}"

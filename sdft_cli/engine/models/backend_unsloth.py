@@ -95,7 +95,7 @@ def pinned(config: TrainConfig, model: str) -> tuple[str, TrainConfig]:
     return str(folder), config.model_copy(update={"revision": None})
 
 
-def adapter_arguments(config: TrainConfig, pattern: str | None) -> dict[str, Any]:
+def adapter_arguments(config: TrainConfig, pattern: str | None, cuda: bool) -> dict[str, Any]:
     """Return the arguments of `get_peft_model`, of `FastModel`'s if it gets the targets as a pattern."""
     common = {
         "r": config.lora.rank,
@@ -109,9 +109,11 @@ def adapter_arguments(config: TrainConfig, pattern: str | None) -> dict[str, Any
     if pattern is None:
         return common
     # A pattern is taken as it is; a list would be filtered by names that do not know every language module.
+    common["target_modules"] = pattern
+    if not cuda:
+        return common
     return {
         **common,
-        "target_modules": pattern,
         "finetune_vision_layers": False,
         "finetune_language_layers": True,
         "finetune_attention_modules": True,
@@ -205,15 +207,22 @@ def _loaded(loader: Any, arguments: dict[str, Any]) -> Any:
 
 
 class UnslothBackend(Backend):
-    """unsloth's patched model with a peft adapter."""
+    """unsloth's patched model with a peft adapter.
+
+    `FastLanguageModel` replaces the attention of its families by one of its own, so nothing of ours can go into it.
+    `FastModel` runs transformers' layers, which ask for their attention by name at each pass: in eval mode or behind a
+    cache as they are, in training with each block compiled. There the check of prefix sharing decides. On a GPU the
+    `generate` of both takes no cache of ours: it names one to transformers, which refuses two.
+    """
 
     name = "unsloth"
     package = "unsloth"
     features = frozenset({"load_in_4bit", "fast_inference"})
-    takes_masks = False  # its attention builds its own causal mask
 
-    def __init__(self, model: Any, loader: Any, config: TrainConfig) -> None:
+    def __init__(self, model: Any, loader: Any, config: TrainConfig, own_attention: str | None = None) -> None:
         self.model = model
+        self.own_attention = own_attention
+        self.takes_cache = own_attention is None and not torch.cuda.is_available()
         self.device = model.get_base_model().get_output_embeddings().weight.device
         self.max_tokens = config.max_seq_tokens
         self.mergeable = not config.load_in_4bit
@@ -231,6 +240,14 @@ class UnslothBackend(Backend):
         if model_type in VISION_TYPES and not (torch.cuda.is_available() if gpu is None else gpu):
             return f"without a GPU, unsloth would drop the vision tower of {model_type}"
         return None
+
+    @classmethod
+    def attends_itself(cls, model_type: str) -> str | None:
+        """Say that `FastLanguageModel` loads a family. Without a GPU too: its CPU backend rehearses what a GPU runs."""
+        if model_type not in FAST_TYPES:
+            return None
+        here = "" if torch.cuda.is_available() else ", for which its CPU backend stands in"
+        return f"unsloth's FastLanguageModel runs {model_type} with an attention of its own{here}"
 
     @classmethod
     def import_first(cls) -> None:
@@ -254,16 +271,17 @@ class UnslothBackend(Backend):
         cuda = torch.cuda.is_available()
         check_model(config, model_config, cuda)
         model, config = pinned(config, model)
-        # FastLanguageModel has kernels of its own for a few text models and hands all others to FastModel.
-        fast = not cuda or model_config.model_type in FAST_TYPES
+        # FastLanguageModel has kernels of its own for a few text models and hands all others to FastModel. Without a
+        # GPU both names are one class, stock transformers.
+        fast = model_config.model_type in FAST_TYPES
         loader = unsloth.FastLanguageModel if fast else unsloth.FastModel
         base = _loaded(loader, loader_arguments(config, model, cuda))
         switch_off_dropout(base)
         config = with_targets(config, base)
         pattern = None if fast else target_pattern(base, config.lora.target_modules)
-        peft_model = loader.get_peft_model(base, **adapter_arguments(config, pattern))
+        peft_model = loader.get_peft_model(base, **adapter_arguments(config, pattern, cuda))
         check_loaded(peft_model, config, model_config)
-        backend = cls(peft_model, loader, config)
+        backend = cls(peft_model, loader, config, cls.attends_itself(model_config.model_type))
         # As its own trainers and its `generate` do; outside autocast its LoRA layers compute in fp32.
         if needs_autocast(getattr(torch, config.dtype), backend.device):
             autocast_passes(peft_model.get_base_model(), getattr(torch, config.dtype))

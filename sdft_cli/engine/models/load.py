@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import json
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,45 @@ def choose_backend(requested: str, model_type: str) -> tuple[str, str]:
     raise MachineError(f"No backend runs {model_type} here: {'; '.join(objections)}.")
 
 
+def choose_library(requested: str, model: str, revision: str | None) -> tuple[str, str]:
+    """Choose the backend for a model, as `choose_backend`, and import its library: unsloth before transformers.
+
+    What unsloth changes in transformers is missing in whatever was imported from it before, and it warns of that.
+
+    Raises:
+        UsageError, MachineError: as `choose_backend` and `model_type_of`, or the library does not import.
+    """
+    found = choose_backend(requested, model_type_of(model, revision))
+    backend_class(found[0]).import_first()
+    return found
+
+
+def model_type_of(model: str, revision: str | None) -> str:
+    """Return the `model_type` of a model's config.json, read without transformers.
+
+    Raises:
+        UsageError, MachineError: as `config_of`.
+    """
+    from huggingface_hub import hf_hub_download
+
+    try:
+        if Path(model).exists():
+            file = Path(model) / "config.json"
+        else:
+            file = Path(hf_hub_download(model, "config.json", revision=revision or "main"))
+        return str(json.loads(file.read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _no_config(model) from error
+
+
+def _no_config(model: str) -> UsageError | MachineError:
+    if Path(model).exists():
+        return UsageError(f"{model} has no config.json that transformers knows: give a model folder.")
+    return MachineError(
+        f"Model {model} is no local folder and could not be loaded from the Hub: check the name and the network."
+    )
+
+
 def config_of(model: str, revision: str | None) -> Any:
     """Return a model's transformers config.
 
@@ -68,11 +108,7 @@ def config_of(model: str, revision: str | None) -> Any:
     try:
         return AutoConfig.from_pretrained(model, revision=revision or "main")
     except (OSError, ValueError, KeyError) as error:
-        if Path(model).exists():
-            raise UsageError(f"{model} has no config.json that transformers knows: give a model folder.") from error
-        raise MachineError(
-            f"Model {model} is no local folder and could not be loaded from the Hub: check the name and the network."
-        ) from error
+        raise _no_config(model) from error
 
 
 def check_machine(config: TrainConfig) -> None:

@@ -124,13 +124,7 @@ def warnings_of(config: TrainConfig) -> list[str]:
 
 def load(job: Job, say: Say) -> Loaded:
     """Load tokenizer, model and a fresh adapter; say which backend, prefix sharing and sampling weights were taken."""
-    from sdft_cli.engine.models.load import (
-        backend_class,
-        check_machine,
-        choose_backend,
-        config_of,
-        load_backend,
-    )
+    from sdft_cli.engine.models.load import check_machine, choose_library, load_backend
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.engine.models.quiet import quiet_libraries
     from sdft_cli.engine.train.trackers import check_trackers
@@ -138,11 +132,10 @@ def load(job: Job, say: Say) -> Loaded:
     config = job.config
     check_machine(config)
     check_trackers(config.trackers)
-    quiet_libraries()
     model = resolve_model(config.model, say)
-    name, why = choose_backend(config.backend, config_of(model, config.revision).model_type)
+    name, why = choose_library(config.backend, model, config.revision)
     say(f"Backend: {name} ({why})")
-    backend_class(name).import_first()
+    quiet_libraries()
 
     import torch
     from accelerate import Accelerator

@@ -93,18 +93,23 @@ def test_every_loader_argument_is_a_named_parameter(
 
 @installed
 @pytest.mark.parametrize(
-    ("where", "owner", "multimodal"),
-    [(LLAMA, "FastLlamaModel", False), (VISION, "FastBaseModel", True), (CPU, "FastCPUModel", False)],
+    ("where", "owner", "pattern"),
+    [
+        (LLAMA, "FastLlamaModel", None),
+        (VISION, "FastBaseModel", "a pattern"),
+        (CPU, "FastCPUModel", None),
+        (CPU, "FastCPUModel", "a pattern"),
+    ],
 )
-def test_every_adapter_argument_is_a_named_parameter(where: tuple[str, str], owner: str, multimodal: bool) -> None:
+def test_every_adapter_argument_is_a_named_parameter(where: tuple[str, str], owner: str, pattern: str | None) -> None:
     module = source(*where)
-    passed = adapter_arguments(CONFIGS[2], "a pattern" if multimodal else None)
+    passed = adapter_arguments(CONFIGS[2], pattern, where != CPU)
     assert passed.keys() <= named(function(module, owner, "get_peft_model"))
     assert "use_gradient_checkpointing" in named(function(module, owner, "for_training"))
     assert named(function(module, owner, "for_inference")) == {"model"}
-    if multimodal:
-        assert passed["finetune_vision_layers"] is False
-        assert passed["target_modules"] == "a pattern"
+    if pattern:
+        assert passed["target_modules"] == pattern
+        assert passed.get("finetune_vision_layers") is (False if where == VISION else None)
 
 
 @installed
