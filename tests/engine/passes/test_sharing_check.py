@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import pytest
@@ -18,46 +19,50 @@ from sdft_cli.engine.passes.sharing_check import (  # noqa: E402
 from tests.engine.passes import planted  # noqa: E402
 from tests.engine.trees import make  # noqa: E402
 
-FAULTS: dict[str, planted.Faults] = {"hybrid": planted.DEPTH_FIRST, "attention": planted.PACKED}
 KIND: dict[str, Any] = {"hybrid": "depth_first", "attention": "packed"}
-BF16 = torch.bfloat16
+FAULTS: dict[str, planted.Faults] = {"hybrid": planted.DEPTH_FIRST, "attention": planted.PACKED}
+ONE_OF_EACH = (
+    "mask: not itself",
+    "state not rewound",
+    "position shifted",
+    "gradient without states",
+    "wrong cache row",
+)
+MODELS = [("hybrid", 4, "float32"), ("hybrid", 4, "bfloat16"), ("attention", 4, "bfloat16")]
+DEEP = [("hybrid", 32, "bfloat16"), ("attention", 32, "bfloat16")]
 CASES = [
-    (model, layers, dtype)
-    for model in FAULTS
-    for layers, dtype in ((4, torch.float32), (4, BF16), (32, BF16))
-    if (layers, dtype) != (4, torch.float32) or model == "hybrid"
+    *((model, name) for model in MODELS for name in FAULTS[model[0]]),
+    *((model, name) for model in DEEP for name in FAULTS[model[0]] if model[0] != "hybrid" or name in ONE_OF_EACH),
 ]
 
 
-@pytest.fixture(scope="module", params=CASES, ids=lambda case: f"{case[0]}-{case[1]}-{str(case[2])[6:]}")
-def checked(request: pytest.FixtureRequest) -> tuple[str, SharingCheck]:
-    """A random model, hidden 256, with its floor."""
-    model, layers, dtype = request.param
-    return model, SharingCheck(planted.deep(model, layers, 256, dtype))
+@cache
+def checked(kind: str, layers: int, dtype: str) -> SharingCheck:
+    """A random model, hidden 256, whose floor is measured once."""
+    return SharingCheck(planted.deep(kind, layers, 256, getattr(torch, dtype)))
 
 
-def test_exact_sharing_is_accepted(checked: tuple[str, SharingCheck]) -> None:
-    model, check = checked
-    assert check.refusal(KIND[model]) is None
-    assert {d.what for d in check.measured[KIND[model]]} == {"states", "caches", "log-probabilities", "gradients"}
+@pytest.mark.parametrize("model", [*MODELS, *DEEP], ids=str)
+def test_exact_sharing_is_accepted(model: tuple[str, int, str]) -> None:
+    check = checked(*model)
+    assert check.refusal(KIND[model[0]]) is None
+    found = check.measured[KIND[model[0]]]
+    assert {distance.what for distance in found} == {"states", "caches", "log-probabilities", "gradients"}
 
 
-@pytest.mark.parametrize("number", range(len(planted.DEPTH_FIRST)))
-def test_planted_errors_are_refused(checked: tuple[str, SharingCheck], number: int) -> None:
+@pytest.mark.parametrize(("model", "name"), CASES, ids=str)
+def test_planted_errors_are_refused(model: tuple[str, int, str], name: str) -> None:
     """A mask off by one, a state not rewound, a position shifted, a missing part of the gradient, a wrong row."""
-    model, check = checked
-    if number >= len(FAULTS[model]):
-        pytest.skip("packed passes have fewer ways to go wrong")
-    name, fault = list(FAULTS[model].items())[number]
-    with fault(check.backend):
-        refusal = check.refusal(KIND[model])
-    assert refusal is not None, name
+    check, kind = checked(*model), KIND[model[0]]
+    with FAULTS[model[0]][name](check.backend):
+        refusal = check.refusal(kind)
+    assert refusal is not None
     assert refusal.distance is not None, refusal.reason
     found = refusal.distance
     assert found.found > found.allowed >= found.floor
     expected = {"g": "gradients", "w": "caches"}.get(name[0], "states")
-    assert refusal.reason.startswith(
-        f"{KIND[model]} {expected} differ from those of independent turns by {found.found:.1e}, where ways that share "
+    assert refusal.reason == (
+        f"{kind} {expected} differ from those of independent turns by {found.found:.1e}, where ways that share "
         f"nothing differ by {found.floor:.1e} (up to {found.allowed:.1e} counts as rounding)"
     )
 
