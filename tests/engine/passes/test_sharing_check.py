@@ -21,13 +21,13 @@ from tests.engine.trees import make  # noqa: E402
 
 KIND: dict[str, Any] = {"hybrid": "depth_first", "attention": "packed"}
 FAULTS: dict[str, planted.Faults] = {"hybrid": planted.DEPTH_FIRST, "attention": planted.PACKED}
-ONE_OF_EACH = (
+ONE_OF_EACH = {
     "mask: not itself",
     "state not rewound",
     "position shifted",
     "gradient without states",
     "wrong cache row",
-)
+}
 MODELS = [("hybrid", 4, "float32"), ("hybrid", 4, "bfloat16"), ("attention", 4, "bfloat16")]
 DEEP = [("hybrid", 32, "bfloat16"), ("attention", 32, "bfloat16")]
 CASES = [
