@@ -47,7 +47,7 @@ def assume(
     kernels = _fused(name, elsewhere) if fused is None else fused
     if shape.delta_net:
         told.append(_kernels_told(kernels, fused, elsewhere))
-    graphs, decoding = planned_decoding(config, backend, card)
+    graphs, decoding = planned_decoding(config, backend.attends_itself(model_type), card)
     told.append(decoding)
     engine = Engine(kernels, graphs, weights == "merged", autocast=config.dtype != "float32")
     return Assumed(backend, engine, tuple(told))
@@ -87,16 +87,19 @@ def planned_weights(config: TrainConfig, shape: Shape, card: Gpu | None) -> tupl
     return decide_weights(config.rollout.weights, size, free, quantised)
 
 
-def planned_decoding(config: TrainConfig, backend: type[Backend], card: Gpu | None) -> tuple[bool, str]:
-    """Return whether steps of decoding would be CUDA graphs, and a sentence about it."""
+def planned_decoding(config: TrainConfig, own_attention: str | None, card: Gpu | None) -> tuple[bool, str]:
+    """Return whether steps of decoding would be CUDA graphs, and a sentence about it.
+
+    `own_attention`: `Backend.attends_itself` of the backend.
+    """
     if config.fast_inference:
         return True, "decoding: by vLLM, taken to be as fast as replayed CUDA graphs"
     if config.rollout.graphs == "off":
         return False, "decoding: kernel by kernel (rollout.graphs is off)"
     if card is None:
         return False, "decoding: kernel by kernel (CUDA graphs need a GPU)"
-    if not backend.takes_masks:
-        return False, f"decoding: kernel by kernel ({backend.name} decodes by itself)"
+    if own_attention:
+        return False, f"decoding: kernel by kernel ({own_attention})"
     return True, "decoding: steps are replayed as CUDA graphs; --set rollout.graphs=off plans without"
 
 

@@ -8,7 +8,6 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.config import load_train_config  # noqa: E402
-from sdft_cli.engine.models.backend_transformers import TransformersBackend  # noqa: E402
 from sdft_cli.engine.models.load import choose_backend  # noqa: E402
 from sdft_cli.engine.plan import assumed as module  # noqa: E402
 from sdft_cli.engine.plan.assumed import assume, planned_backend, planned_decoding, planned_weights  # noqa: E402
@@ -68,9 +67,13 @@ def test_sampling_weights_follow_the_rule_of_the_run() -> None:
 
 def test_decoding_is_what_the_engine_would_do() -> None:
     config = load_train_config("qwen3.5-9b-64k")
-    assert planned_decoding(config, TransformersBackend, H100)[0]
-    assert not planned_decoding(config, TransformersBackend, None)[0]
-    assert not planned_decoding(load_train_config("cpu-demo", ["rollout.graphs=off"]), TransformersBackend, H100)[0]
+    assert planned_decoding(config, None, H100)[0]
+    assert not planned_decoding(config, None, None)[0]
+    assert planned_decoding(config, "it attends itself", H100) == (
+        False,
+        "decoding: kernel by kernel (it attends itself)",
+    )
+    assert not planned_decoding(load_train_config("cpu-demo", ["rollout.graphs=off"]), None, H100)[0]
 
 
 def test_kernels_are_assumed_elsewhere_and_looked_for_here(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from torch import nn  # noqa: E402
 from sdft_cli.config import DistillSettings, TrainConfig, load_train_config, with_settings  # noqa: E402
 from sdft_cli.engine.kernels.autocast import autocast_passes, leave_inputs  # noqa: E402
 from sdft_cli.engine.models.adapters import lora_layers  # noqa: E402
-from sdft_cli.engine.models.backend_transformers import attach_lora  # noqa: E402
+from sdft_cli.engine.models.backend_transformers import TransformersBackend, attach_lora  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.plan import memory as memory  # noqa: E402
 from sdft_cli.engine.plan.assumed import Assumed  # noqa: E402
