@@ -25,8 +25,8 @@ passes on a GPU have none (`blocks`). With gradient checkpointing only e H per t
 a time is computed again.
 
 **Depth-first**: what is kept is that of one segment of tokens; beside it keys and values of the longest path, as
-numbers of e bytes and as fp32 gradients, one mask of block x group x path, and the recurrent states of every boundary
-twice. There is no checkpointing: the segments are it.
+numbers of e bytes and as fp32 gradients, in fp32 one mask of block x group x path (flash attention, in 16 bits, has
+none), and the recurrent states of every boundary twice. There is no checkpointing: the segments are it.
 
 **Loss**: three fp32 buffers of a chunk's rows x V (jsd four, top-k two; one more where logits have a cap), the gradient
 of a chunk's logits in 16 bits where the head has them, and three of N x H.
@@ -312,7 +312,7 @@ def path_parts(shape: Shape, config: TrainConfig, longest: int, gradients: bool)
         "keys and values of the path": longest * shape.kv_bytes(size),
         **({"their gradients": longest * shape.kv_bytes(4)} if gradients else {}),
         **({"recurrent states": states} if states else {}),
-        "attention mask": groups * min(segment, PATH_BLOCK) * longest * size if longest > segment else 0,
+        "attention mask": groups * min(segment, PATH_BLOCK) * longest * size if longest > segment and size == 4 else 0,
     }
 
 
