@@ -162,6 +162,7 @@ def trainer_of(case: dict[str, Any]) -> Any:
     from accelerate import Accelerator
     from transformers import AutoModelForCausalLM
 
+    from sdft_cli.engine.kernels.autocast import autocast_passes, leave_inputs
     from sdft_cli.engine.models.backend_transformers import TransformersBackend, attach_lora
     from sdft_cli.engine.train.sdft_step import Trainer
 
@@ -170,6 +171,9 @@ def trainer_of(case: dict[str, Any]) -> Any:
     base = AutoModelForCausalLM.from_config(model_config(case)).to(getattr(torch, config.dtype)).eval()
     base.generation_config.eos_token_id = None
     model: Any = attach_lora(base.requires_grad_(False), config)
+    if base.dtype != torch.float32:  # as the plan counts it: on a GPU
+        autocast_passes(base, base.dtype)
+        leave_inputs(model)
     if config.gradient_checkpointing:
         model.enable_input_require_grads()
         base.gradient_checkpointing_enable({"use_reentrant": False})
