@@ -26,18 +26,26 @@ WINDOWS = 64
 """Candidates for the longest step: so many windows of records next to each other in length."""
 
 
-def longest_step(rows: Sequence[RecordRow], shape: Shape, config: TrainConfig, sharing: Sharing, fused: bool) -> Memory:
+def longest_step(
+    rows: Sequence[RecordRow],
+    shape: Shape,
+    config: TrainConfig,
+    sharing: Sharing,
+    fused: bool,
+    blocks: bool = False,
+) -> Memory:
     """Return the memory of the step that needs the most; any records may meet in a step, rollouts are at their cap.
 
     Tried are steps of records next to each other in length: the longest ones, and `WINDOWS` others, since many records
     of middling length with padding can need more than the longest one alone. In every phase the worst one counts.
+    `blocks`: packed passes have no mask, as on a GPU.
     """
     each = config.rollout.per_record
     ordered = sorted(lengths_of(rows, config.rollout.max_new_tokens), key=lambda x: (x.teacher, x.student))
     count = min(config.optim.turns_per_step, len(ordered))
     last = len(ordered) - count
     starts = sorted({last * i // WINDOWS for i in range(WINDOWS + 1)})
-    steps = [step_memory(ordered[s : s + count] * each, shape, config, sharing, fused) for s in starts]
+    steps = [step_memory(ordered[s : s + count] * each, shape, config, sharing, fused, blocks) for s in starts]
     return Memory(tuple(max(phase, key=lambda p: p.total) for phase in zip(*(m.phases for m in steps), strict=True)))
 
 
@@ -46,7 +54,7 @@ def choose_sharing(
 ) -> Sharing:
     """Return the sharing that a run would take on a card with so many usable bytes (None: any)."""
     for sharing in possible:
-        if usable is None or longest_step(rows, shape, config, sharing, fused=True).peak.total <= usable:
+        if usable is None or longest_step(rows, shape, config, sharing, True, blocks=True).peak.total <= usable:
             return sharing
     return possible[-1]
 
@@ -98,7 +106,7 @@ def plan_of(
     config = with_settings(config, {"rollout.weights": "merged" if assumed.engine.merged else "adapter"})
 
     def predict(some: Sequence[RecordRow], settings: TrainConfig, sizes: Shape) -> Memory:
-        memory = longest_step(some, sizes, settings, sharing, assumed.engine.fused)
+        memory = longest_step(some, sizes, settings, sharing, assumed.engine.fused, blocks=gpu is not None)
         return on_backend(memory, sizes, settings, assumed, gpu)
 
     memory = predict(rows, config, shape)
