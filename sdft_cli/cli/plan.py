@@ -81,7 +81,7 @@ def plan(
     shape, model_type = _checked_shape(config, rows)
     assumed = assume(config, shape, model_type, card, gpu is not None, fused)
     possible = possible_sharing(shape, config, assumed.backend.attends_itself(model_type))
-    sharing = choose_sharing(possible, rows, shape, config, card.usable if card else None)
+    sharing = choose_sharing(possible, rows, shape, config, card.usable if card else None, assumed.engine.fused)
     heldout = [r.row for r in data.validation]
     document = plan_of(rows, shape, config, sharing, assumed, card, rollout_tokens, utilisation, heldout)
     counted = data.manifest["config"]["model"]

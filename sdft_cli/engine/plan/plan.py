@@ -50,11 +50,16 @@ def longest_step(
 
 
 def choose_sharing(
-    possible: Sequence[Sharing], rows: Sequence[RecordRow], shape: Shape, config: TrainConfig, usable: int | None
+    possible: Sequence[Sharing],
+    rows: Sequence[RecordRow],
+    shape: Shape,
+    config: TrainConfig,
+    usable: int | None,
+    fused: bool,
 ) -> Sharing:
     """Return the sharing that a run would take on a card with so many usable bytes (None: any)."""
     for sharing in possible:
-        if usable is None or longest_step(rows, shape, config, sharing, True, blocks=True).peak.total <= usable:
+        if usable is None or longest_step(rows, shape, config, sharing, fused, blocks=True).peak.total <= usable:
             return sharing
     return possible[-1]
 

@@ -1,8 +1,12 @@
-"""The configuration of Qwen3.5-9B, without its weights."""
+"""The configuration of Qwen3.5-9B, without its weights, and its shape with the default profile's adapter."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
+
+from sdft_cli.config import load_train_config
+from sdft_cli.engine.plan.model_shape import Shape, shape_of
 
 
 def nine() -> Any:
@@ -30,3 +34,9 @@ def nine() -> Any:
     }
     vision = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304, "num_heads": 16, "out_hidden_size": 4096}
     return Qwen3_5Config(text_config=text, vision_config=vision, tie_word_embeddings=False)
+
+
+@lru_cache
+def nine_shape() -> Shape:
+    """Return its shape; making it takes seconds."""
+    return shape_of(nine(), load_train_config("qwen3.5-9b-64k"))

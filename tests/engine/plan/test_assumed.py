@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -13,18 +12,12 @@ from sdft_cli.engine.plan import assumed as module  # noqa: E402
 from sdft_cli.engine.plan.assumed import assume, planned_backend, planned_decoding, planned_weights  # noqa: E402
 from sdft_cli.engine.plan.cards import find_gpu  # noqa: E402
 from sdft_cli.engine.plan.memory import Lengths, step_memory  # noqa: E402
-from sdft_cli.engine.plan.model_shape import Shape, shape_of  # noqa: E402
 from sdft_cli.engine.plan.plan import on_backend, plan_of  # noqa: E402
 from sdft_cli.errors import UsageError  # noqa: E402
 from sdft_cli.records import RecordRow  # noqa: E402
-from tests.engine.plan.nine import nine  # noqa: E402
+from tests.engine.plan.nine import nine_shape  # noqa: E402
 
 H100 = find_gpu("h100-80gb")
-
-
-@lru_cache
-def shape() -> Shape:
-    return shape_of(nine(), load_train_config("qwen3.5-9b-64k"))
 
 
 def installed(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
@@ -53,16 +46,16 @@ def test_sampling_weights_follow_the_rule_of_the_run() -> None:
     """A copy of 13.8 GB fits in half of what is free on 80 GB, and not on 40."""
     config = load_train_config("qwen3.5-9b-64k")
     assert config.rollout.weights == "auto"
-    found, told = planned_weights(config, shape(), H100)
+    found, told = planned_weights(config, nine_shape(), H100)
     assert found == "merged"
     assert "13.82 GB, fits in half of the 61.28 GB" in told
-    assert planned_weights(config, shape(), find_gpu("a100-40gb"))[0] == "adapter"
-    assert planned_weights(config, shape(), None)[0] == "merged"
+    assert planned_weights(config, nine_shape(), find_gpu("a100-40gb"))[0] == "adapter"
+    assert planned_weights(config, nine_shape(), None)[0] == "merged"
     four = load_train_config("qwen3.5-9b-64k", ["load_in_4bit=true"])
-    assert planned_weights(four, shape(), H100)[0] == "adapter"
+    assert planned_weights(four, nine_shape(), H100)[0] == "adapter"
     merged = four.rollout.model_copy(update={"weights": "merged"})
     with pytest.raises(UsageError, match="quantised"):
-        planned_weights(four.model_copy(update={"rollout": merged}), shape(), H100)
+        planned_weights(four.model_copy(update={"rollout": merged}), nine_shape(), H100)
 
 
 def test_decoding_is_what_the_engine_would_do() -> None:
@@ -80,7 +73,7 @@ def test_kernels_are_assumed_elsewhere_and_looked_for_here(monkeypatch: pytest.M
     config = load_train_config("qwen3.5-9b-64k", ["backend=transformers"])
 
     def told(elsewhere: bool, fused: bool | None) -> tuple[bool, str]:
-        found = assume(config, shape(), "qwen3_5", H100, elsewhere, fused)
+        found = assume(config, nine_shape(), "qwen3_5", H100, elsewhere, fused)
         return found.engine.fused, next(t for t in found.told if t.startswith("gated delta rule"))
 
     installed(monkeypatch)
@@ -98,8 +91,8 @@ def test_kernels_are_assumed_elsewhere_and_looked_for_here(monkeypatch: pytest.M
 def plan(*overrides: str) -> dict[str, Any]:
     config = load_train_config("qwen3.5-9b-64k", ["optim.max_steps=1", *overrides])
     rows = [RecordRow("s/0", "s", 0, 20_000, 20_400, 300, False)]
-    assumed = assume(config, shape(), "qwen3_5", H100, True, None)
-    return plan_of(rows, shape(), config, "none", assumed, H100, heldout=rows)
+    assumed = assume(config, nine_shape(), "qwen3_5", H100, True, None)
+    return plan_of(rows, nine_shape(), config, "none", assumed, H100, heldout=rows)
 
 
 def test_unsloth_keeps_the_inputs_of_layers_in_host_memory() -> None:
@@ -112,11 +105,11 @@ def test_unsloth_keeps_the_inputs_of_layers_in_host_memory() -> None:
 
 def test_vllm_takes_its_share_of_the_card() -> None:
     config = load_train_config("qwen3.5-9b-64k", ["backend=unsloth", "fast_inference=true"])
-    assumed = assume(config, shape(), "qwen3_5", H100, True, None)
+    assumed = assume(config, nine_shape(), "qwen3_5", H100, True, None)
     assert assumed.engine.graphs
     assert not assumed.engine.merged
-    memory = step_memory([Lengths(20_000, 20_400, 8_192)], shape(), config, "none")
-    rollout = on_backend(memory, shape(), config, assumed, H100).phases[0]
+    memory = step_memory([Lengths(20_000, 20_400, 8_192)], nine_shape(), config, "none")
+    rollout = on_backend(memory, nine_shape(), config, assumed, H100).phases[0]
     share = config.fast_inference_memory * 80 * 2**30
     assert rollout.parts["frozen weights"] + rollout.parts["vLLM's cache"] == pytest.approx(share)
     assert "key-value cache" not in rollout.parts

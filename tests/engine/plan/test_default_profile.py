@@ -5,7 +5,6 @@ Nothing here calls the plan's own formulas: sizes are those of Qwen3.5-9B (32 la
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import pytest
@@ -19,11 +18,10 @@ from sdft_cli.engine.plan.cards import find_gpu  # noqa: E402
 from sdft_cli.engine.plan.hours import step_flops  # noqa: E402
 from sdft_cli.engine.plan.launches import backward_launches, forward_launches  # noqa: E402
 from sdft_cli.engine.plan.memory import Lengths, step_memory  # noqa: E402
-from sdft_cli.engine.plan.model_shape import Shape, shape_of  # noqa: E402
 from sdft_cli.engine.plan.plan import plan_of  # noqa: E402
 from sdft_cli.engine.plan.speed import Engine, Speed  # noqa: E402
 from sdft_cli.records import RecordRow  # noqa: E402
-from tests.engine.plan.nine import nine  # noqa: E402
+from tests.engine.plan.nine import nine_shape  # noqa: E402
 
 H, I, V, R = 4096, 12_288, 248_320, 64  # noqa: E741  # hidden, MLP, words, rank
 LINEAR, FULL = 24, 8
@@ -58,14 +56,9 @@ CACHE = FULL * 2 * KV * 2
 STATE = LINEAR * (32 * 128 * 128 * 4 + (2 * KEYS + VALUES) * 4 * 2)
 
 
-@lru_cache
-def shape() -> Shape:
-    return shape_of(nine(), load_train_config(DEFAULT_PROFILE))
-
-
 def phases(new: int = CAP) -> dict[str, dict[str, int]]:
     config = load_train_config(DEFAULT_PROFILE, ["rollout.weights=merged"])
-    memory = step_memory([Lengths(STUDENT, TEACHER, new)], shape(), config, "depth_first")
+    memory = step_memory([Lengths(STUDENT, TEACHER, new)], nine_shape(), config, "depth_first")
     return {phase.name: phase.parts for phase in memory.phases}
 
 
@@ -73,7 +66,7 @@ def test_parameters_adapter_and_moments() -> None:
     assert DEFAULT_PROFILE == "qwen3.5-9b-64k"
     parts = phases()["optimizer"]
     assert parts["frozen weights"] == close(2 * PARAMETERS)
-    assert shape().parameters == pytest.approx(PARAMETERS, rel=1e-4)
+    assert nine_shape().parameters == pytest.approx(PARAMETERS, rel=1e-4)
     assert parts["adapter"] == 4 * ADAPTER
     assert parts["AdamW moments"] == 2 * 4 * ADAPTER
     assert parts["gradients"] == 4 * ADAPTER
@@ -126,7 +119,7 @@ def attention(tokens: float) -> float:
 def test_operations_of_each_phase() -> None:
     new = 500
     config = load_train_config(DEFAULT_PROFILE)
-    found = step_flops([Lengths(STUDENT, TEACHER, new)], shape(), config, "depth_first", merged=True)
+    found = step_flops([Lengths(STUDENT, TEACHER, new)], nine_shape(), config, "depth_first", merged=True)
     student, teacher = STUDENT + new, TEACHER + new
     assert found.prefill == close(forward(STUDENT, False) + attention(STUDENT))
     assert found.teacher == close(forward(teacher, False) + attention(teacher))
@@ -143,11 +136,11 @@ def test_bytes_and_launches_of_decoding() -> None:
     """Launches as torch dispatches them on the 32 layers (`counted.py`): the rule is one kernel of each."""
     config, new = load_train_config(DEFAULT_PROFILE), 500
     card, step = find_gpu("h100-80gb"), [Lengths(STUDENT, TEACHER, new)]
-    merged, adapter = (Speed(shape(), config, card, Engine(merged=m)) for m in (True, False))
+    merged, adapter = (Speed(nine_shape(), config, card, Engine(merged=m)) for m in (True, False))
     each = 2 * PARAMETERS + (STUDENT + new / 2) * CACHE + 2 * STATE
     assert merged.decode_bytes(step) == (close(new * each), new)
     assert adapter.decode_bytes(step) == (close(new * (each + 4 * ADAPTER)), new)
-    graph = Speed(shape(), config, card, Engine(merged=True, graphs=True)).decode_bytes(step)
+    graph = Speed(nine_shape(), config, card, Engine(merged=True, graphs=True)).decode_bytes(step)
     assert graph[0] == close(new * (2 * PARAMETERS + (STUDENT + CAP) * CACHE + 2 * STATE))
     assert merged.decode_launches().own == close(2_048)
     launches = adapter.decode_launches()
@@ -157,8 +150,8 @@ def test_bytes_and_launches_of_decoding() -> None:
 def test_launches_of_a_segment() -> None:
     """As above; fla launches 8 kernels for the rule of a segment, and 10 going back."""
     fused = {"tokens": SEGMENT, "size": 2, "fused": True}
-    teacher, student = (forward_launches(shape(), adapter=on, **fused) for on in (False, True))  # type: ignore[arg-type]
-    back = backward_launches(shape(), **fused)  # type: ignore[arg-type]
+    teacher, student = (forward_launches(nine_shape(), adapter=on, **fused) for on in (False, True))  # type: ignore[arg-type]
+    back = backward_launches(nine_shape(), **fused)  # type: ignore[arg-type]
     assert teacher.own == close(2_062 + 7 * LINEAR)
     assert student.own + student.adapter == close(3_259 + 7 * LINEAR)
     assert back.own + back.adapter == close(4_632 + 9 * LINEAR)
@@ -171,8 +164,10 @@ def test_hours_say_what_they_rest_on() -> None:
     plans = {}
     for graphs in ("auto", "off"):
         settings = config.model_copy(update={"rollout": config.rollout.model_copy(update={"graphs": graphs})})
-        assumed = assume(settings.model_copy(update={"backend": "transformers"}), shape(), "qwen3_5", card, True, None)
-        plans[graphs] = plan_of(rows, shape(), settings, "depth_first", assumed, card, heldout=rows)
+        assumed = assume(
+            settings.model_copy(update={"backend": "transformers"}), nine_shape(), "qwen3_5", card, True, None
+        )
+        plans[graphs] = plan_of(rows, nine_shape(), settings, "depth_first", assumed, card, heldout=rows)
     steps = 2 * 500
     eager = plans["off"]["hours"]["decode"] * 3600 / steps
     assert eager == close(2_048 * 35e-6)

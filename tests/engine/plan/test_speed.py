@@ -15,10 +15,10 @@ from sdft_cli.config import load_train_config, with_settings  # noqa: E402
 from sdft_cli.engine.passes.depth_first_order import Enter, Tail, walk  # noqa: E402
 from sdft_cli.engine.plan.cards import find_gpu  # noqa: E402
 from sdft_cli.engine.plan.memory import Lengths  # noqa: E402
-from sdft_cli.engine.plan.model_shape import Shape, shape_of  # noqa: E402
+from sdft_cli.engine.plan.model_shape import Shape  # noqa: E402
 from sdft_cli.engine.plan.passes import Pass, scoring, training  # noqa: E402
 from sdft_cli.engine.plan.speed import Engine, Speed  # noqa: E402
-from tests.engine.plan.nine import nine  # noqa: E402
+from tests.engine.plan.nine import nine_shape  # noqa: E402
 
 CONFIG = load_train_config("qwen3.5-9b-64k")
 Ids = list[int]
@@ -28,7 +28,7 @@ Turn = tuple[Ids, Ids, Ids]
 
 @pytest.fixture(scope="module")
 def shape() -> Shape:
-    return shape_of(nine(), CONFIG)
+    return nine_shape()
 
 
 def ids(count: int, seed: int) -> Ids:
