@@ -264,6 +264,15 @@ class GateSettings(_Config):
     max_new_tokens: int = Field(256, gt=0, description="cap on a rollout, tokens; decoded greedily")
     confidence: float = Field(0.95, gt=0, lt=1, description="level of the intervals")
     resamples: int = Field(2_000, gt=0, description="draws of the bootstrap over sessions")
+    first_token: float = Field(
+        0.1, ge=0, le=1, description="least mean probability of the expert's first token, of each kind of turn"
+    )
+    copied: float = Field(
+        0.0, ge=0, le=1, description="least share of expert turns that the teacher would write greedily, of each kind"
+    )
+    begins_with_block: float = Field(
+        0.05, ge=0, le=1, description="most of the teacher's answers that may begin as its block does, of each kind"
+    )
 
 
 class TrainConfig(_Config):

@@ -15,7 +15,7 @@ from sdft_cli.config import load_train_config, profile_names
 
 ROOT = Path(__file__).resolve().parent.parent
 LEAVES = {"errors", "resources", "intervals", "choices", "metrics", "threads"}
-ENGINE = ("kernels", "models", "passes", "objective", "plan", "train", "doctor")
+ENGINE = ("kernels", "models", "passes", "objective", "plan", "score", "train", "doctor")
 """The rooms of the engine, each may import those before it."""
 BELOW_ENGINE = {*LEAVES, "config", "records", "run_folder", "prompts"}
 MAY_IMPORT: dict[str, set[str]] = {
@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         for place, room in enumerate(ENGINE)
     },
     "merge": {*BELOW_ENGINE, "redaction", "engine.models", "engine.passes"},
-    "evaluate": {*BELOW_ENGINE, "engine.models", "engine.passes", "engine.objective", "engine.train"},
+    "evaluate": {*BELOW_ENGINE, "engine.models", "engine.passes", "engine.objective", "engine.score", "engine.train"},
     "report": {*LEAVES, "config", "records"},
 }
 """Room -> rooms it may import. `cli` may import all, inside its functions."""

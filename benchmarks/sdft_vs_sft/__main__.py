@@ -104,7 +104,7 @@ def evaluate_all(runs: dict[str, Path], data: Path, config: EvalConfig) -> dict[
     from sdft_cli.engine.models.load import open_for_eval
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.engine.passes.choose import choose_sharing
-    from sdft_cli.engine.train.scoring import Role
+    from sdft_cli.engine.score.scoring import Role
     from sdft_cli.evaluate.evaluation import Contender, evaluate
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.records import read_dataset

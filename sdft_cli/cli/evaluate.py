@@ -148,7 +148,7 @@ def run_evaluation(
     """Evaluate a run or a model."""
     from sdft_cli.engine.models.limits import check_limits
     from sdft_cli.engine.models.names import known_as, resolve_model
-    from sdft_cli.engine.train.scoring import choose_records
+    from sdft_cli.engine.score.scoring import choose_records
     from sdft_cli.errors import DataError, UsageError
     from sdft_cli.evaluate.contenders import contenders_of, control_names, single_model
     from sdft_cli.evaluate.evaluation import evaluate as run

@@ -21,7 +21,7 @@ from sdft_cli.cli.options import (
 
 if TYPE_CHECKING:
     from sdft_cli.config import TrainConfig
-    from sdft_cli.engine.train.gate import GateResult
+    from sdft_cli.engine.score.verdict import GateResult
     from sdft_cli.records import Dataset
 
 
@@ -78,7 +78,8 @@ def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> G
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.passes.start_check import choose_decoding
-    from sdft_cli.engine.train.gate import gate_records, run_gate
+    from sdft_cli.engine.score.gate import run_gate
+    from sdft_cli.engine.score.gate_records import gate_records
     from sdft_cli.prompts.chat import open_prompts
     from sdft_cli.report import terminal
 

@@ -1,10 +1,11 @@
-"""The engine: kernels, models, passes, objective, plan, training, doctor. Each room imports only those above it.
+"""The engine, in rooms, each of which imports only those above it.
 
 kernels/    which functions of torch and other packages run a model, and whether they are right
 models/     a model behind a backend, and which of its weights are on
 passes/     hidden states, gradients and new tokens for the turns of a step
 objective/  which tokens count, and the divergence
 plan/       memory, operations and hours of a run, before it starts
+score/      a model on records: answers, divergence, likelihood; the gate
 train/      the SDFT step, and the run around it
 doctor/     is the machine ready, does the engine compute here what it should
 """

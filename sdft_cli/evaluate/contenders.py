@@ -9,7 +9,7 @@ from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.load import open_for_eval
 from sdft_cli.engine.passes.choose import choose_sharing
 from sdft_cli.engine.passes.start_check import choose_decoding
-from sdft_cli.engine.train.scoring import Role
+from sdft_cli.engine.score.scoring import Role
 from sdft_cli.errors import UsageError
 from sdft_cli.evaluate.evaluation import Contender
 from sdft_cli.run_folder import Run

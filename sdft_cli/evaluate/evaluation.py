@@ -14,7 +14,7 @@ from math import isfinite
 from typing import Any, Literal
 
 from sdft_cli.config import EvalConfig
-from sdft_cli.engine.train.scoring import Item, Role, choose_records, encode, group_of, plan, score_records
+from sdft_cli.engine.score.scoring import Item, Role, choose_records, encode, group_of, plan, score_records
 from sdft_cli.errors import VerificationError
 from sdft_cli.evaluate.differences import differences
 from sdft_cli.evaluate.document import FORMAT, of_drift, of_questions, of_records

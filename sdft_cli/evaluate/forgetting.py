@@ -18,7 +18,7 @@ from torch import Tensor
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.head import Head
 from sdft_cli.engine.passes.executors import answer_states, plan_passes
-from sdft_cli.engine.train.scoring import Role, answer_text, decode
+from sdft_cli.engine.score.scoring import Role, answer_text, decode
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.resources import resource_text
 

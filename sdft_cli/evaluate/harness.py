@@ -16,7 +16,7 @@ from typing import Any
 
 from sdft_cli.config import EvalConfig
 from sdft_cli.engine.models.device_memory import is_out_of_memory
-from sdft_cli.engine.train.scoring import Role
+from sdft_cli.engine.score.scoring import Role
 from sdft_cli.errors import DataError, MissingPackage, SdftError, UsageError
 from sdft_cli.prompts.chat import ChatPrompts
 

@@ -78,6 +78,16 @@ class TeacherTemplate:
         return None
 
     @property
+    def opening(self) -> str:
+        """What stands in a user's turn in the line of the slot or the one before it: the tag of a block, or nothing.
+
+        A teacher whose answers begin with it copies its prompt's form and not the expert's turn.
+        """
+        part = next(part for part in self.parts if SLOT in part.text)
+        before = part.text.partition(SLOT)[0].rstrip()
+        return "" if part.is_reference else before.rpartition("\n")[2].strip()
+
+    @property
     def hash(self) -> str:
         return text_hash(self.text)
 

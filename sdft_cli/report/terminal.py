@@ -142,6 +142,13 @@ _LIFT_ROWS = (
     ("likelihood, over another's reference", "likelihood_over_control", "nats/token"),
     ("agreement, over no reference", "agreement", "share"),
 )
+_CONDUCT_ROWS = (
+    ("expert's first token", "first_token", "probability"),
+    ("copies the whole turn", "copied", "share"),
+    ("answers with its block", "begins_with_block", "share"),
+    ("lift over no reference", "likelihood", "nats/token"),
+    ("lift over another's", "likelihood_over_control", "nats/token"),
+)
 
 
 def _share(value: float | None) -> str:
@@ -161,17 +168,29 @@ def gate_table(result: Mapping[str, Any]) -> RenderableType:
             ("answers that agree", *(_share(summary[f"agreement_{p}"]) for p in ("without", "with")), "-"),
         ],
     )
-    rows = []
-    for label, name, unit in _LIFT_ROWS:
-        if name not in result["lifts"]:  # no record's calls can be scored
-            continue
-        lift = result["lifts"][name]
-        interval = "all equal" if lift["degenerate"] else f"{lift['low']:+.3f} to {lift['high']:+.3f}"
-        rows.append(
-            (f"{label} ({unit})", f"{lift['value']:+.3f}", interval, lift["rule"], "yes" if lift["passed"] else "NO")
-        )
-    columns = ["lift", "mean", f"{result['settings']['confidence']:.0%} interval", "must be", "holds"]
-    return Group(metrics, table("Lift of the reference, paired by record, resampled by session", columns, rows))
+    columns = ["mean", f"{result['settings']['confidence']:.0%} interval", "must be", "holds"]
+    # Where no record's calls can be scored, or hardly any turn is of a kind, there is no such row.
+    lifts = [
+        (f"{label} ({unit})", *_criterion(result["lifts"][name]))
+        for label, name, unit in _LIFT_ROWS
+        if name in result["lifts"]
+    ]
+    conduct = [
+        (f"{kind}: {label} ({unit})", *_criterion(result["conduct"][f"{kind}.{name}"]))
+        for kind in ("tool", "prose")
+        for label, name, unit in _CONDUCT_ROWS
+        if f"{kind}.{name}" in result["conduct"]
+    ]
+    return Group(
+        metrics,
+        table("Lift of the reference, paired by record, resampled by session", ["lift", *columns], lifts),
+        table("What the teacher does, by kind of turn", ["", *columns], conduct),
+    )
+
+
+def _criterion(found: Mapping[str, Any]) -> tuple[str, ...]:
+    interval = "all equal" if found["degenerate"] else f"{found['low']:+.3f} to {found['high']:+.3f}"
+    return f"{found['value']:+.3f}", interval, found["rule"], "yes" if found["passed"] else "NO"
 
 
 def profile_table(profile: Mapping[str, Any]) -> Table:

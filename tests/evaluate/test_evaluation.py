@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 from sdft_cli.config import EvalConfig  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
-from sdft_cli.engine.train.scoring import Role  # noqa: E402
+from sdft_cli.engine.score.scoring import Role  # noqa: E402
 from sdft_cli.errors import VerificationError  # noqa: E402
 from sdft_cli.evaluate.evaluation import Contender, evaluate  # noqa: E402
 from sdft_cli.metrics import METRICS  # noqa: E402

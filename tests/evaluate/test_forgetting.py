@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
-from sdft_cli.engine.train.scoring import Role  # noqa: E402
+from sdft_cli.engine.score.scoring import Role  # noqa: E402
 from sdft_cli.evaluate.forgetting import ask, base_answers, drift, general_prompts, is_correct, questions  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer  # noqa: E402
 from sdft_cli.prompts.teacher import load_teacher_template  # noqa: E402

@@ -16,7 +16,7 @@ from sdft_cli.config import EvalConfig  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
 from sdft_cli.engine.models.backend_transformers import PlainModel  # noqa: E402
 from sdft_cli.engine.models.load import open_for_eval  # noqa: E402
-from sdft_cli.engine.train.scoring import Role  # noqa: E402
+from sdft_cli.engine.score.scoring import Role  # noqa: E402
 from sdft_cli.errors import DataError, InterruptedBySignal, UsageError  # noqa: E402
 from sdft_cli.evaluate.evaluation import Contender, evaluate  # noqa: E402
 from sdft_cli.evaluate.harness import _explained, kept, open_harness  # noqa: E402

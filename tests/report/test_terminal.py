@@ -102,6 +102,10 @@ def gate_result(**lift: object) -> dict[str, object]:
         "split": "validation",
         "shuffled": False,
         "settings": {"confidence": 0.9},
+        "conduct": {
+            "tool.first_token": {**one, "rule": "not below 0.25"},
+            "prose.begins_with_block": {**other, "value": 0.75, "rule": "not above 0.05"},
+        },
         "lifts": {"likelihood": one, "likelihood_over_control": other, "agreement": {**one, "rule": "not below 0"}},
         "summary": {
             "records": 24,
@@ -126,6 +130,8 @@ def test_the_gate_shows_what_was_measured_and_what_must_hold() -> None:
         ["likelihood, over no reference (nats/token)", "+0.250", "+0.100 to +0.400", "above 0", "yes"],
         ["likelihood, over another's reference (nats/token)", "-0.500", "-0.750 to -0.250", "above 0", "NO"],
         ["agreement, over no reference (share)", "+0.250", "+0.100 to +0.400", "not below 0", "yes"],
+        ["tool: expert's first token (probability)", "+0.250", "+0.100 to +0.400", "not below 0.25", "yes"],
+        ["prose: answers with its block (share)", "+0.750", "-0.750 to -0.250", "not above 0.05", "NO"],
     ]
     text = "\n".join(lines)
     assert "24 validation records of 15 sessions" in " ".join(text.split())
@@ -140,4 +146,4 @@ def test_the_gate_shows_no_agreement_where_no_call_can_be_scored() -> None:
     lines = shown(terminal.gate_table(result), 110)
     rows = [[cell.strip() for cell in line.split("\u2502")[1:-1]] for line in lines if "\u2502" in line]
     assert rows[1] == ["answers that agree", "-", "-", "-"]
-    assert len(rows) == 4
+    assert len(rows) == 6

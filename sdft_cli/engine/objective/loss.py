@@ -343,3 +343,10 @@ def token_log_likelihood(hidden: Tensor, head: Head, targets: Tensor, chunk_rows
     """
     everywhere = torch.ones(len(hidden), device=hidden.device)
     return -cross_entropy_loss(hidden.detach(), head, targets, everywhere, chunk_rows).per_token
+
+
+@torch.no_grad()
+def first_choices(hidden: Tensor, head: Head, chunk_rows: int = 256) -> Tensor:
+    """Return the most likely token (N,) by hidden states (N, H); a few rows of logits at a time."""
+    found = [head.logits(rows).argmax(-1) for rows in hidden.split(chunk_rows)]
+    return torch.cat(found) if found else torch.empty(0, dtype=torch.long, device=hidden.device)

@@ -6,10 +6,8 @@ rollouts      which weights sample, and whether sampler and trainer agree
 vllm_sampler  rollouts from unsloth's vLLM engine
 run           a configuration and a dataset -> a finished run folder
 loop          steps, held-out evaluations, checkpoints and reasons to stop
-gate          the teacher-lift gate: does the reference teach anything?
 rehearsal     the longest step once before step 1
 heldout       the evaluation on fixed records while training
-scoring       a model on records: its answers, divergence, likelihood; for eval, held-out and gate
 stop_rules    rules that notice a run that goes wrong
 checkpoints   states on disk: written whole, verified before they are used
 resume_state  what a step depends on, captured and put back bit for bit

@@ -12,7 +12,7 @@ from typing import Any
 from sdft_cli.config import HeldoutSettings
 from sdft_cli.engine.models.adapters import EmaAdapter, Weights
 from sdft_cli.engine.models.backend import Backend
-from sdft_cli.engine.train.scoring import Item, Role, choose_records, encode, plan, score_records
+from sdft_cli.engine.score.scoring import Item, Role, choose_records, encode, plan, score_records
 from sdft_cli.metrics import HELDOUT, METRICS
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import Record

@@ -217,7 +217,8 @@ def pass_gate(job: Job, trainer: Trainer, say: Say) -> dict[str, Any] | None:
         VerificationError: the reference does not help, and `gate.action` is stop.
     """
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
-    from sdft_cli.engine.train.gate import gate_records, run_gate
+    from sdft_cli.engine.score.gate import run_gate
+    from sdft_cli.engine.score.gate_records import gate_records
 
     config = job.config
     if config.gate.action == "off" or config.objective == "sft":

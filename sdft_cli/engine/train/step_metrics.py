@@ -12,8 +12,8 @@ from sdft_cli.choices import DIVERGENCES
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.objective.formula import token_weights
 from sdft_cli.engine.passes.decode import Rollout
+from sdft_cli.engine.score.scoring import answer_text
 from sdft_cli.engine.train.rollouts import sampler_gap
-from sdft_cli.engine.train.scoring import answer_text
 from sdft_cli.engine.train.sdft_step import StepResult
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.tool_scores import score_tool_turn

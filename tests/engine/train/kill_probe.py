@@ -23,7 +23,7 @@ import transformers.models.llama.modeling_llama
 import transformers.models.llama.tokenization_llama  # noqa: F401
 
 import sdft_cli.engine.models.backend_transformers
-import sdft_cli.engine.train.gate
+import sdft_cli.engine.score.gate
 import sdft_cli.engine.train.heldout
 import sdft_cli.engine.train.rehearsal
 import sdft_cli.engine.train.trackers  # noqa: F401

@@ -12,8 +12,8 @@ torch = pytest.importorskip("torch")
 from sdft_cli.config import HeldoutSettings  # noqa: E402
 from sdft_cli.engine.models.adapters import EmaAdapter  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
+from sdft_cli.engine.score.scoring import choose_records  # noqa: E402
 from sdft_cli.engine.train.heldout import HeldOut  # noqa: E402
-from sdft_cli.engine.train.scoring import choose_records  # noqa: E402
 from sdft_cli.metrics import HELDOUT  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402

@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
-from sdft_cli.engine.train.scoring import Item, Role, choose_records, decode, encode, plan, score_records  # noqa: E402
+from sdft_cli.engine.score.scoring import Item, Role, choose_records, decode, encode, plan, score_records  # noqa: E402
 from sdft_cli.prompts.answers import Score, score  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402

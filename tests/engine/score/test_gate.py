@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,15 +12,18 @@ torch = pytest.importorskip("torch")
 
 from sdft_cli.config import GateSettings  # noqa: E402
 from sdft_cli.engine.models.backend import Backend, Sharing  # noqa: E402
-from sdft_cli.engine.train.gate import GateItem, GateResult, gate_records, judge, other_records, run_gate  # noqa: E402
-from sdft_cli.engine.train.scoring import choose_records  # noqa: E402
+from sdft_cli.engine.score.gate import run_gate  # noqa: E402
+from sdft_cli.engine.score.gate_records import gate_records, other_records  # noqa: E402
+from sdft_cli.engine.score.scoring import choose_records  # noqa: E402
+from sdft_cli.engine.score.verdict import GateItem, GateResult, judge  # noqa: E402
 from sdft_cli.errors import DataError, UsageError, VerificationError  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
+from sdft_cli.prompts.teacher import load_teacher_template  # noqa: E402
 from sdft_cli.prompts.template import ChatTemplate  # noqa: E402
 from sdft_cli.records import Dataset, Message, Record, RecordRow, Session, ToolCall  # noqa: E402
 from tests.engine.prepared import adapted, prepared, state_of  # noqa: E402
 
-SETTINGS = GateSettings(records=6, max_new_tokens=4, resamples=200)
+SETTINGS = GateSettings(records=6, max_new_tokens=8, resamples=200)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +61,10 @@ def item(
         nll_without=without,
         nll_with=without - own,
         nll_control=without - own + control,
+        first_without=0.5,
+        first_with=0.9,
+        copied=True,
+        begins_with_block=False,
         agrees_without=agreement[0],
         agrees_with=agreement[1],
         text_without="",
@@ -124,6 +132,51 @@ def test_long_turns_weigh_more_in_likelihood_and_the_same_in_agreement() -> None
     assert found.to_json()["summary"]["nll_without"] == pytest.approx(40 / 100)
 
 
+@pytest.mark.parametrize(
+    ("change", "failed", "said"),
+    [
+        ({"first_with": 0.05}, "first_token", "gives the expert's first token a probability of 0.05"),
+        ({"begins_with_block": True}, "begins_with_block", "begins 100% of its own answers with its block"),
+        ({"copied": False}, None, ""),  # by default no one asks for it
+        ({"begins_with_block": None}, None, ""),  # the wording has no block
+        ({"first_with": 0.11}, None, ""),
+    ],
+)
+@pytest.mark.parametrize("kind", ["tool", "prose"])
+def test_what_the_teacher_does_is_judged_by_kind(
+    change: dict[str, Any], failed: str | None, said: str, kind: str
+) -> None:
+    """The likelihood rises on all turns together, and the teacher is wrong on those of one kind."""
+    sound = [item(i, 5.0 + 0.1 * i, 3.0, (False, True)) for i in range(8)]
+    wrong = [replace(i, record_id=f"{i.record_id}b", is_tool_turn=kind == "tool", **change) for i in sound]
+    others = [replace(i, is_tool_turn=kind != "tool") for i in sound]
+    found = judge([*wrong, *others], GateSettings(), seed=0)
+    assert all(lift.passed for lift in found.lifts.values())
+    assert [name for name, x in found.conduct.items() if not x.passed] == ([f"{kind}.{failed}"] if failed else [])
+    assert found.passed == (failed is None)
+    assert said in found.verdict
+    if failed:
+        assert f"on {kind} turns the teacher" in found.verdict
+        assert ("--teacher-template own_turn" in found.verdict) == (failed == "begins_with_block")
+    if change.get("begins_with_block", 0) is None:
+        assert f"{kind}.begins_with_block" not in found.conduct
+
+
+def test_conduct_within_noise_passes_and_beyond_it_fails() -> None:
+    def fails(count: int, of: int = 12) -> bool:
+        items = [replace(item(i, 5.0 + 0.1 * i, 3.0, (False, True)), begins_with_block=i < count) for i in range(of)]
+        return not judge(items, GateSettings(), seed=0).passed
+
+    assert [fails(n) for n in (0, 1, 8, 12)] == [False, False, True, True]
+
+
+def test_a_kind_of_one_session_is_not_judged() -> None:
+    items = [item(i, 5.0 + 0.1 * i, 3.0, (False, True)) for i in range(8)]
+    found = judge([replace(items[0], is_tool_turn=False, first_with=0.0), *items[1:]], GateSettings(), seed=0)
+    assert found.passed
+    assert {name.partition(".")[0] for name in found.conduct} == {"tool"}
+
+
 def test_few_sessions_and_training_records_are_said() -> None:
     items = [item(i, 5.0 + i, 3.0 + i, (False, True)) for i in range(5)]
     found = judge(items, GateSettings(), split="train", seed=0)
@@ -148,6 +201,12 @@ def nll(backend: Backend, prompt: list[int], answer: list[int]) -> float:
     with torch.no_grad(), backend.model.disable_adapter():
         logits = backend.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
     return float(torch.nn.functional.cross_entropy(logits.double(), torch.tensor(answer), reduction="sum"))
+
+
+def is_greedy(backend: Backend, prompt: list[int], answer: list[int]) -> bool:
+    with torch.no_grad(), backend.model.disable_adapter():
+        logits = backend.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0, len(prompt) - 1 : -1]
+    return bool((logits.argmax(-1) == torch.tensor(answer)).all())
 
 
 @pytest.mark.parametrize(("sharing", "cap"), [("none", 2000), ("packed", 2000), ("packed", 300)])
@@ -175,6 +234,11 @@ def test_the_gate_measures_the_base_model_under_the_three_prompts(
         assert one.nll_without == pytest.approx(nll(backend, prompts.student_ids(record), answer), rel=1e-4)
         assert one.nll_with == pytest.approx(nll(backend, prompts.teacher_ids(record), answer), rel=1e-4)
         assert one.nll_control == pytest.approx(nll(backend, prompts.teacher_ids(record, control), answer), rel=1e-4)
+        teacher, student = prompts.teacher_ids(record), prompts.student_ids(record)
+        assert one.first_with == pytest.approx(math.exp(-nll(backend, teacher, answer[:1])), rel=1e-4)
+        assert one.first_without == pytest.approx(math.exp(-nll(backend, student, answer[:1])), rel=1e-4)
+        assert one.copied == is_greedy(backend, teacher, answer)
+        assert one.begins_with_block == one.text_with.lstrip().startswith("<expert_reference>")
         assert one.shown_record_id == one.record_id != one.control_record_id
     assert not found.passed  # a random model learns nothing from a reference
     assert (
@@ -258,17 +322,26 @@ def test_an_equal_turn_is_the_last_choice() -> None:
 
 
 @pytest.mark.slow
-def test_the_real_small_model_passes_with_its_references_and_fails_with_others(smollm2: Path, tmp_path: Path) -> None:
+def test_the_real_small_model_passes_with_its_references_and_fails_with_others_or_with_a_wrong_wording(
+    smollm2: Path, tmp_path: Path
+) -> None:
     from sdft_cli.engine.models.load import open_for_eval
     from sdft_cli.engine.passes.choose import choose_sharing
 
-    data = prepared(smollm2, tmp_path, 16, 0.4)
+    data = prepared(smollm2, tmp_path, 16, 0.4, "own_turn")
     backend = open_for_eval(str(smollm2), "float32", None, None)
     choose_sharing(backend, "auto")
     prompts, (records, _) = open_prompts(str(smollm2), data.manifest), gate_records(data, 6)
     assert len({r.row.session_id for r in records}) == 6
     assert gate(backend, prompts, records).passed
     assert not gate(backend, prompts, records, shuffle=True).passed
+    told = ChatPrompts(prompts.tokenizer, load_teacher_template("repeat"))
+    found = gate(backend, told, choose_records(data.validation, 10))
+    assert not found.passed  # it answers turns of text with the tag of its block, and the likelihood rises all the same
+    assert found.lifts["likelihood"].passed
+    assert not found.conduct["prose.begins_with_block"].passed
+    assert "begins" in found.verdict
+    assert "--teacher-template own_turn" in found.verdict
 
 
 def test_agreement_is_of_the_records_whose_calls_can_be_scored() -> None:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -20,7 +21,7 @@ from sdft_cli.engine.models.adapters import EmaAdapter, Weights, weights
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.head import Head
 from sdft_cli.engine.models.modes import evaluating
-from sdft_cli.engine.objective.loss import distillation_loss, token_log_likelihood
+from sdft_cli.engine.objective.loss import distillation_loss, first_choices, token_log_likelihood
 from sdft_cli.engine.passes.decode import Rollout, generate, seeded, stop_tokens
 from sdft_cli.engine.passes.executors import answer_states, plan_passes
 from sdft_cli.engine.passes.padded import padded_passes
@@ -174,6 +175,33 @@ def log_likelihood(states: Tensor, backend: Backend, answers: Sequence[Sequence[
     targets = torch.tensor([i for ids in answers for i in ids], device=states.device)
     found = token_log_likelihood(states, backend.head, targets)
     return [float(n.sum()) for n in found.split([len(ids) for ids in answers])]
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """An answer under a prompt: log p of each token in nats, and whether greedy decoding would write all of them."""
+
+    log_probs: list[float]
+    is_greedy: bool
+
+    @property
+    def nll(self) -> float:
+        """-log p of the answer in nats."""
+        return -math.fsum(self.log_probs)
+
+    @property
+    def first(self) -> float:
+        """The probability of its first token."""
+        return math.exp(self.log_probs[0])
+
+
+def token_scores(states: Tensor, backend: Backend, answers: Sequence[Sequence[int]]) -> list[TokenScores]:
+    """Score answers by the states (sum |y|, H) that predict their tokens."""
+    targets = torch.tensor([i for ids in answers for i in ids], device=states.device)
+    lengths = [len(ids) for ids in answers]
+    log_probs = token_log_likelihood(states, backend.head, targets).split(lengths)
+    hits = (first_choices(states, backend.head) == targets).split(lengths)
+    return [TokenScores(p.tolist(), bool(hit.all())) for p, hit in zip(log_probs, hits, strict=True)]
 
 
 def score_records(
