@@ -26,7 +26,7 @@ OF_TRAINING = {
         "--track": "trackers",
     },
     "gate": {"--model": "model", "--records": "gate.records"},
-    "plan": {"--model": "model"},
+    "plan": {"--model": "model", "--backend": "backend"},
 }
 """Options that give a setting of training. Those of `prepare` and `eval` have their settings' names."""
 NULL = {"revision": "the main branch", "limit_sessions": "all", "limit": "all"}
