@@ -74,9 +74,10 @@ def _complete_help(parameter: Any, panel: str | None) -> str | None:
     elif isinstance(shown, str):
         default = shown
     if getattr(parameter, "is_flag", False):
-        on, off = (parameter.opts[0], *parameter.secondary_opts, "--off")[:2]
-        default = (on if default in (True, "True") else off)[2:]
         parameter.metavar = ""  # its type says nothing
+        if not isinstance(shown, str) or isinstance(shown, _Key):
+            on, off = (parameter.opts[0], *parameter.secondary_opts, "--off")[:2]
+            default = (on if default in (True, "True") else off)[2:]
     if default is not None and not parameter.required:
         parameter.show_default = False
         parameter.help = f"{parameter.help} [dim]\\[default: {default}][/dim]"

@@ -88,7 +88,7 @@ def test_help_says_of_every_option_what_holds_without_it(name: str, columns: int
         seen += 1
         if (setting := default_of(name, long)) is None:
             default = parameter.default
-            if getattr(parameter, "is_flag", False):
+            if getattr(parameter, "is_flag", False) and default is not None:
                 default = "off" if not parameter.secondary_opts else (parameter.opts[0] if default else "")[2:]
             if default is not None:
                 assert told[1] == str(default)
