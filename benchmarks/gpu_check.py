@@ -14,7 +14,7 @@ delta      the gated delta rule that is bound against the reference in fp32: val
 lora       one adapted matrix: fp32 adapter, the same with TF32, and under autocast as the engine runs it
 head       logits and the gradient in the states through the head, against fp64
 load       the model, its adapter, the trainer
-sharing    which executor is chosen; how far it is from turns alone, and two unshared executors from each other
+sharing    which executor is chosen; how far depth-first is from turns alone, and ways that share nothing (floor)
 step       teacher and student of one turn: seconds by phase, speed, peak memory, what `sdft plan` predicts
 tree       attention of a packed pass: FlexAttention against a dense mask, values, gradients and times
 decoding   steps over fixed buffers, on a GPU as a CUDA graph: their log-probabilities against those of a pass
@@ -85,8 +85,6 @@ KERNEL_PACKAGES = ("fla", "causal_conv1d")
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """Largest distance of two computations of the same: bf16 rounds to 2^-8 in every layer, fp32 differs in order only."""
 CEILING_SIZE = 8192
-SEQUENCE = 96
-"""Tokens that the turns of `sharing` are cut from."""
 PROMPT, ANSWER = 200, 32
 """Tokens on which the merged model is compared."""
 
@@ -656,27 +654,18 @@ def shared_as(check: Check, kind: str, segment: int | None = None) -> Iterator[N
 
 
 def sharing(check: Check) -> None:
-    """Let the engine choose; then, how far the executors are from each other; a guard below it refuses."""
+    """Let the engine choose; then, how far depth-first is from turns alone, beside the floor of this model."""
     from sdft_cli.engine.passes.choose import choose_sharing
-    from sdft_cli.engine.passes.executors import answer_states
+    from sdft_cli.engine.passes.sharing_check import SharingCheck
 
     seconds = check.timed(lambda: check.tell("sharing", says=choose_sharing(check.backend, "auto", None)))
-    ids = [(7919 * i + 101) % check.vocabulary for i in range(SEQUENCE)]
-    # uneven turns: one extends another, two have the same prompt, one shares nothing
-    prompts = [ids[:70], ids[:40], ids[:40], [*ids[:60], *ids[80:85]], ids[90:93]]
-    answers = [ids[70:76], ids[40:55], ids[3:4], ids[1:9], ids[7:11]]
-    with check.backend.decoding():
-        with shared_as(check, "none"):
-            each = [answer_states(check.backend, [x], [y], 0) for x, y in zip(prompts, answers, strict=True)]
-            alone, batch = torch.cat(each), answer_states(check.backend, prompts, answers, 0)
-        with shared_as(check, "depth_first", 12):
-            path = answer_states(check.backend, prompts, answers, 0)
-    distances = {
-        "padded_batch_from_alone": distance(batch, alone),
-        "depth_first_from_alone": distance(path, alone),
-        "depth_first_from_padded_batch": distance(path, batch),
-    }
-    check.tell("sharing", seconds=round(seconds, 1), **check.compared(distances), **check.peak())
+    compared = SharingCheck(check.backend)
+    found = {x.what.replace("-", "_"): x for x in compared.distances("depth_first")}
+    distances = {f"{what}_from_alone": x.found for what, x in found.items()}
+    floors = {f"{what}_floor": x.floor for what, x in found.items() if x.floor}
+    over = [what for what, x in found.items() if not x.small]
+    failed = {"failed": f"further than rounding explains: {', '.join(over)}"} if over else {}
+    check.tell("sharing", seconds=round(seconds, 1), **distances, **floors, **failed, **check.peak())
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "delta": ("tokens", "bound_ms", "reference_ms", "out", "dq", "dk", "dv", "dg", "dbeta", "dstate"),
     "lora": ("tokens", "width", "out", "rank", "base", "fp32", "tf32", "autocast", "y", "dx", "dA", "dB"),
     "head": ("rows", "ms", "back_ms", "logits", "rounded", "back"),
-    "sharing": ("padded_batch_from_alone", "depth_first_from_alone", "says"),
+    "sharing": ("states_from_alone", "states_floor", "gradients_from_alone", "gradients_floor", "says"),
     "step": ("sharing", "prompt_tokens", "answer_tokens", "seconds", "utilisation", "peak_gb", "predicted_gb"),
     "shared": ("way", "turns", "prompt_tokens", "seconds", "peak_gb", "speed_of_sharing", "gradient_distance"),
     "alone": ("turns", "seconds", "peak_gb"),

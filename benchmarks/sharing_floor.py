@@ -1,11 +1,12 @@
 """How far exact and broken prefix sharing are from turns alone, against the floor of the same model, as a table.
 
-    python -m benchmarks.sharing_floor                      # all models, about 20 minutes on two CPU cores
+    python -m benchmarks.sharing_floor                      # all models, an hour on one CPU core
     python -m benchmarks.sharing_floor --layers 4 --hidden 256
+    python -m benchmarks.sharing_floor --weights smollm2-135m
 
-Random models: Qwen3.5's hybrid (depth-first) and Qwen3 (packed), bf16 and fp32. Each cell is a distance in floors, that
-is how many times as far as two ways that share nothing are from each other. `margin`: the largest of a row's distances,
-in units of what is allowed; above 1 the check refuses. `wider` shows other statistics that could have been taken.
+Random models: Qwen3.5's hybrid (depth-first) and Qwen3 (packed), bf16 and fp32. Cells are relative distances from turns
+alone. `margin`: the largest of a row's distances in units of what is allowed; above 1 the check refuses. `--statistics`
+shows what could have been compared instead: how many floors exact sharing and the nearest fault are away.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
+from sdft_cli.config import load_train_config
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.load import load_backend
+from sdft_cli.engine.models.names import resolve_model
 from sdft_cli.engine.passes import sharing_check
 from sdft_cli.engine.passes.sharing_check import Distance, SharingCheck
 from tests.engine.passes import planted
@@ -54,31 +59,67 @@ def table(backend: Backend, kind: Any, faults: planted.Faults) -> list[str]:
     return lines
 
 
-def by_layer_and_tensor(backend: Backend, kind: Any, faults: planted.Faults) -> list[str]:
-    """Return lines that compare ways to group the gradient: floor, exact, and the nearest fault of the gradient."""
+Pair = tuple[Sequence[Any], Sequence[Any]]
+
+
+def recorded(
+    backend: Backend, kind: Any, faults: planted.Faults
+) -> tuple[dict[str, list[Pair]], dict[str, list[Pair]]]:
+    """Return what was compared, states and gradients, by name: found, and turns alone; `floor` has several."""
+    states: dict[str, list[Pair]] = {}
+    gradients: dict[str, list[Pair]] = {}
+    now, own = ["floor"], (sharing_check.furthest, sharing_check.gradient_distance)
+
+    def furthest(found: Any, expected: Any) -> float:
+        states.setdefault(now[0], []).append((found, expected))
+        return own[0](found, expected)
+
+    def gradient_distance(groups: Any, found: Any, expected: Any) -> float:
+        gradients.setdefault(now[0], []).append((found, expected))
+        return own[1](groups, found, expected)
+
+    check = SharingCheck(backend)
+    with (
+        planted.replaced(sharing_check, "furthest", furthest),
+        planted.replaced(sharing_check, "gradient_distance", gradient_distance),
+    ):
+        check.plain  # noqa: B018  # measures the floor
+        for name, fault in {"exact": planted.exact, **faults}.items():
+            now[0] = name
+            with fault(backend):
+                list(check.distances(kind))
+    # The floor has states of two ways, then their caches; the others have states, then caches.
+    return {name: pairs[: (len(pairs) + 1) // 2] for name, pairs in states.items()}, gradients
+
+
+def statistics(backend: Backend, kind: Any, faults: planted.Faults) -> list[str]:
+    """Return a table of what could have been compared: exact sharing and the nearest fault, in floors."""
+    states, gradients = recorded(backend, kind, faults)
     names = [name for name, p in backend.model.named_parameters() if p.requires_grad]
-    groups = {
-        "whole": ["all"] * len(names),
-        "layer": [re.sub(r".*\.layers\.(\d+)\..*", r"\1", name) for name in names],
-        "tensor": names,
-        "matrix of all layers": sharing_check.matrices(backend),
+    layers = [re.sub(r".*\.layers\.(\d+)\..*", r"\1", name) for name in names]
+    ways: dict[str, tuple[dict[str, list[Pair]], Any]] = {
+        "states, whole": (states, lambda a, b: sharing_check.furthest([torch.cat(a)], [torch.cat(b)])),
+        "states, by turn": (states, sharing_check.furthest),
+        "states, by position": (states, lambda a, b: sharing_check.furthest(torch.cat(a), torch.cat(b))),
+        "gradients, whole": (gradients, partial(sharing_check.gradient_distance, [""] * len(names))),
+        "gradients, by layer": (gradients, partial(sharing_check.gradient_distance, layers)),
+        "gradients, by tensor": (gradients, partial(sharing_check.gradient_distance, names)),
+        "gradients, by matrix": (gradients, partial(sharing_check.gradient_distance, sharing_check.matrices(backend))),
     }
-    lines = []
-    for group, labels in groups.items():
-        with planted.replaced(sharing_check, "matrices", lambda _, labels=labels: labels):
-            check = SharingCheck(backend)
-            floor, found = check.plain.floors["gradients"], {}
-            for name in ("exact", *(name for name in faults if name.startswith("gradient"))):
-                with {"exact": planted.exact, **faults}[name](backend):
-                    found[name] = next(d.found for d in check.distances(kind) if d.what == "gradients")
-        exact = found.pop("exact")
-        lines.append(f"{group}: floor {floor:.1e}, exact {exact / floor:.2f} floors, {_nearest(found, floor)}")
+    lines = ["| compared | floor | exact, floors | nearest fault, floors |", "| --- | ---: | ---: | --- |"]
+    for way, (pairs, measure) in ways.items():
+        found = {name: max(measure(a, b) for a, b in some) for name, some in pairs.items()}
+        floor, exact = found.pop("floor"), found.pop("exact")
+        seen = ("gradient",) if way.startswith("gradients") else ("mask", "position", "state")
+        near = min((name for name in found if name.startswith(seen)), key=lambda name: found[name])
+        lines.append(f"| {way} | {floor:.1e} | {exact / floor:.2f} | {found[near] / floor:.2f} ({near}) |")
     return lines
 
 
-def _nearest(found: dict[str, float], floor: float) -> str:
-    name = min(found, key=lambda name: found[name])
-    return f"nearest fault ({name}) {found[name] / floor:.2f} floors"
+def loaded(name: str) -> Backend:
+    """Return a model with its own weights, in bf16, with a fresh adapter."""
+    config = load_train_config("cpu-demo", ["dtype=bfloat16"])
+    return load_backend(config, "transformers", resolve_model(name))
 
 
 def main() -> None:
@@ -88,15 +129,19 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[4, 24, 32])
     parser.add_argument("--hidden", type=int, nargs="+", default=[256, 512])
     parser.add_argument("--dtype", nargs="+", default=list(DTYPES), choices=list(DTYPES))
-    parser.add_argument("--groups", action="store_true", help="compare ways to group the gradient instead")
+    parser.add_argument("--statistics", action="store_true", help="compare what could have been compared instead")
+    parser.add_argument("--weights", help="a model with full attention: folder or alias; packed passes, in bf16")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    lines = statistics if chosen.statistics else table
+    if chosen.weights:
+        print("\n".join(lines(loaded(chosen.weights), "packed", planted.PACKED)))
+        return
     for model in chosen.model:
         kind, faults = KINDS[model]
         for layers, hidden, dtype in ((a, b, c) for c in chosen.dtype for a in chosen.layers for b in chosen.hidden):
             backend = planted.deep(model, layers, hidden, DTYPES[dtype], size=32)
             print(f"\n{model}, {kind}, {layers} layers x {hidden}, {dtype}", flush=True)
-            lines = by_layer_and_tensor if chosen.groups else table
             print("\n".join(lines(backend, kind, faults)), flush=True)
 
 

@@ -40,10 +40,12 @@ LEAST = {torch.float32: 1e-4, torch.float16: 2e-3}
 LEAST_BF16 = 1e-2
 
 MOST = {torch.float32: 1e-2}
-MOST_16 = {"states": 0.1, "gradients": 0.2, "caches": 0.1}
+MOST_16 = {"states": 0.1, "gradients": 0.2, "caches": 0.15}
 """A floor above this is no rounding, by dtype: then a way that shares nothing is wrong, and tells nothing."""
 SPREAD = 3.0
-"""Nor is it, if one of these ways is so many times as far from turns alone as another, and further than `LEAST`."""
+"""Nor is it, if one of these ways is so many times as far from turns alone as another, and further than `LEAST`.
+
+Not of caches, which are single positions: those of a real model in bf16 were 2.9 times as far one way as the other."""
 
 SMALLEST = 0.01
 """A matrix whose gradient is less than this share of the whole is compared with that share: its own is rounding."""
@@ -214,7 +216,9 @@ class SharingCheck:
     def _unsound(self) -> Refusal | None:
         """Say that the floor itself is no rounding: then nothing can be told from it."""
         for what, ways in self.plain.ways.items():
-            most = min(MOST.get(self.dtype, MOST_16[what]), max(self.least, SPREAD * min(ways)))
+            most = MOST.get(self.dtype, MOST_16[what])
+            if what != "caches":
+                most = min(most, max(self.least, SPREAD * min(ways)))
             if not max(ways) <= most:
                 reason = f"{what} of ways that share nothing differ by {max(ways):.1e}, which is no rounding"
                 return Refusal(reason, Distance(what, max(ways), max(ways), most))
