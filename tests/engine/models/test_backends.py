@@ -127,3 +127,27 @@ def test_the_packaged_model_is_converted_faithfully(smollm2: Path) -> None:
     assert GenerationConfig.from_pretrained(smollm2).eos_token_id == 2
     with safe_open(smollm2 / "model.safetensors", "pt") as file:
         assert {file.get_tensor(n).dtype for n in file.keys()} == {torch.bfloat16}  # noqa: SIM118
+
+
+def test_the_type_of_a_model_is_read_without_transformers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a library which patches transformers can be imported first."""
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    code = (
+        "import sys\n"
+        "from sdft_cli.engine.models.load import choose_library\n"
+        f"print(choose_library('transformers', {str(tmp_path)!r}, None), 'transformers' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "('transformers', 'as asked') False"
+    for text in ("{}", "[]", "no json"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(UsageError, match=r"no config\.json that transformers knows: give a model folder"):
+            backend.model_type_of(str(tmp_path), None)
+    with pytest.raises(MachineError, match="could not be loaded from the Hub"):
+        backend.model_type_of("nobody/nothing", None)
