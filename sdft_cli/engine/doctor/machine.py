@@ -102,8 +102,8 @@ def gpu(needed: bool) -> str:
             f"{card.name}, capability {card.major}.{card.minor}, {free / 1e9:.1f} of {whole / 1e9:.1f} GB free, "
             f"CUDA {torch.version.cuda}"
         )
-        if not torch.cuda.is_bf16_supported():
-            return f"{WARNING}{text}; it has no bf16: use --set dtype=float16"
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            return f"{WARNING}{text}; it has no bf16, in which models are trained: use another card, or dtype=float32"
         return text
     if has_gpu_files():
         raise MachineError(

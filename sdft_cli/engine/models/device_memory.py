@@ -61,6 +61,8 @@ def what_to_lower(config: TrainConfig) -> str:
     advice = []
     if optim.turns_per_step * config.rollout.per_record > 1:
         advice.append(f"optim.max_tokens_per_pass (now {optim.max_tokens_per_pass})")
+    if config.prefix_sharing in ("auto", "depth_first") and config.segment_tokens >= 512:
+        advice.append(f"segment_tokens (now {config.segment_tokens})")
     if not config.gradient_checkpointing:
         advice.append("gradient_checkpointing to true")
     if config.rollout.weights != "adapter":

@@ -33,6 +33,7 @@ def _changes(config: TrainConfig) -> list[tuple[str, str, Any]]:
         "dtype": ("bfloat16", config.dtype == "float32"),
         "load_in_4bit": (True, not config.load_in_4bit),
         "optim.max_tokens_per_pass": (optim.max_tokens_per_pass // 2, optim.max_tokens_per_pass > 1),
+        "segment_tokens": (config.segment_tokens // 2, config.segment_tokens >= 512),
         "distill.chunk_rows": (64, config.distill.chunk_rows > 64),
         "rollout.weights": ("adapter", rollout.weights != "adapter"),
         "rollout.max_tokens_per_pass": (rollout.max_tokens_per_pass // 2, rollout.max_tokens_per_pass > 1),
