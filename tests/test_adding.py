@@ -18,8 +18,10 @@ from sdft_cli.records import read_dataset
 from sdft_cli.report.live import divergence
 from tests.conftest import ROOT
 from tests.engine.prepared import prepared
+from tests.fork_server import ForkServer
 
 WriteLines = Callable[..., Path]
+Sdft = Callable[..., str]
 
 BLOCK = re.compile(r"^```python\n# (\S+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -53,9 +55,17 @@ def run_on(copy: Path, *arguments: str) -> str:
     return done.stdout
 
 
-def sdft(copy: Path, *arguments: object) -> str:
-    """Run the copy's `sdft`; return what it prints."""
-    return run_on(copy, "-m", "sdft_cli", *map(str, arguments))
+@pytest.fixture
+def sdft(fork_server: ForkServer) -> Sdft:
+    """Run the `sdft` of a copy, in its folder; return what it prints."""
+
+    def run(copy: Path, *arguments: object) -> str:
+        environment = {**os.environ, "COLUMNS": "160", "NO_COLOR": "1"}
+        done = fork_server.run([str(argument) for argument in arguments], copy, environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return run
 
 
 EVALUATIONS = """
@@ -74,7 +84,7 @@ terminal.stdout().print(evaluation.report(found))
 """
 
 
-def test_a_metric_is_one_file(tmp_path: Path) -> None:
+def test_a_metric_is_one_file(sdft: Sdft, tmp_path: Path) -> None:
     assert [file for file, _ in blocks_of("A metric")] == ["sdft_cli/metrics.py"]
     copy = apply_section(tmp_path, "A metric")
     key, label = "answer_characters", "greedy answer, characters"
@@ -95,7 +105,7 @@ def test_a_metric_is_one_file(tmp_path: Path) -> None:
     assert label in sdft(copy, "compare", "a", "b", "--skill", key)
 
 
-def test_a_trace_format_is_two_files(tmp_path: Path, write_jsonl: WriteLines, smollm2: Path) -> None:
+def test_a_trace_format_is_two_files(sdft: Sdft, tmp_path: Path, write_jsonl: WriteLines, smollm2: Path) -> None:
     heading = "A trace format"
     assert [name for name, _ in blocks_of(heading)] == ["sdft_cli/traces/toy.py", "sdft_cli/traces/readers.py"]
     copy = apply_section(tmp_path, heading)
@@ -115,7 +125,7 @@ def test_a_trace_format_is_two_files(tmp_path: Path, write_jsonl: WriteLines, sm
 
 @pytest.mark.parametrize("caps", [(), ("--max-rollout-tokens", "8")], ids=["no cap", "a cap"])
 def test_a_rejection_reason_is_one_file(
-    tmp_path: Path, write_jsonl: WriteLines, smollm2: Path, caps: tuple[str, ...]
+    sdft: Sdft, tmp_path: Path, write_jsonl: WriteLines, smollm2: Path, caps: tuple[str, ...]
 ) -> None:
     heading = "A rejection reason"
     assert [name for name, _ in blocks_of(heading)] == ["sdft_cli/records/reasons.py"]
@@ -135,7 +145,9 @@ def test_a_rejection_reason_is_one_file(
     assert json.loads(sdft(copy, "report", tmp_path / "d", "--json"))["funnel"]["rejected"] == {"confidential": 1}
 
 
-def train_a_step(copy: Path, tiny_model: Path, folder: Path, *options: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def train_a_step(
+    sdft: Sdft, copy: Path, tiny_model: Path, folder: Path, *options: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Train the tiny model for a step with the copy; return run.json and the line of metrics.jsonl."""
     data = prepared(tiny_model, folder, 12, 0.0)
     settings = ["optim.max_steps=1", "optim.turns_per_step=2", "rollout.max_new_tokens=4", "gate.action=off"]
@@ -146,11 +158,11 @@ def train_a_step(copy: Path, tiny_model: Path, folder: Path, *options: str) -> t
     return json.loads((run / "run.json").read_text(encoding="utf-8")), json.loads(lines[0])
 
 
-def test_a_divergence_is_two_files(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_divergence_is_two_files(sdft: Sdft, tmp_path: Path, tiny_model: Path) -> None:
     files = [file for file, _ in blocks_of("A divergence")]
     assert files == ["sdft_cli/choices.py", "sdft_cli/engine/objective/formula.py"]
     copy = apply_section(tmp_path, "A divergence")
-    _, metrics = train_a_step(copy, tiny_model, tmp_path, "--set", "distill.divergence=total_variation")
+    _, metrics = train_a_step(sdft, copy, tiny_model, tmp_path, "--set", "distill.divergence=total_variation")
     assert metrics["updated"]
     assert metrics["grad_norm"] > 0
     assert 0 < metrics["tv_per_token"] < 1
@@ -158,11 +170,11 @@ def test_a_divergence_is_two_files(tmp_path: Path, tiny_model: Path) -> None:
     assert divergence(metrics) == f"TV {metrics['tv_per_token']:.4f}"
 
 
-def test_a_backend_is_two_files(tmp_path: Path, tiny_model: Path) -> None:
+def test_a_backend_is_two_files(sdft: Sdft, tmp_path: Path, tiny_model: Path) -> None:
     files = [file for file, _ in blocks_of("A backend")]
     assert files == ["sdft_cli/engine/models/backend_toy.py", "sdft_cli/choices.py"]
     copy = apply_section(tmp_path, "A backend")
-    info, metrics = train_a_step(copy, tiny_model, tmp_path, "--backend", "toy")
+    info, metrics = train_a_step(sdft, copy, tiny_model, tmp_path, "--backend", "toy")
     assert (info["backend"], info["backend_reason"]) == ("toy", "as asked")
     assert metrics["updated"]
     choose = "from sdft_cli.engine.models.load import choose_backend; print(choose_backend('auto', 'mamba')[0])"

@@ -28,7 +28,7 @@ GATE = {"gate.action": "warn"}
 """The demo's wording does not pass the gate: on turns of text the model answers with the tag of its block."""
 QUICK_GATE = {"gate.records": 6, "gate.max_new_tokens": 16}
 """So few sessions leave the gate undecided."""
-QUICK_EVALUATION = {"max_new_tokens": 24, "general": 12, "questions": 6}
+QUICK_EVALUATION = {"max_new_tokens": 16, "general": 4, "questions": 4, "limit": 8}
 
 
 @command

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from math import isclose, isfinite
 from typing import Any
@@ -47,9 +48,9 @@ def open_harness(config: EvalConfig, prompts: ChatPrompts) -> Harness | None:
 
 def _checked(config: EvalConfig) -> Any:
     """Return what loads tasks, having loaded those asked for once: a wrong one is not found out hours later."""
-    from lm_eval.tasks import TaskManager, get_task_dict
+    from lm_eval.tasks import get_task_dict
 
-    manager = TaskManager(include_path=config.lm_eval_path)
+    manager = _manager(config.lm_eval_path)
     unknown = [name for name in config.lm_eval if name not in manager.all_tasks]
     if unknown:
         where = f" or {config.lm_eval_path}" if config.lm_eval_path else ""
@@ -62,6 +63,14 @@ def _checked(config: EvalConfig) -> Any:
         if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
             raise UsageError(f"Task {name} runs code that a model wrote, or shows it more than text: leave it out.")
     return manager
+
+
+@cache
+def _manager(path: str | None) -> Any:
+    """Return what knows the harness's tasks and those of a folder; it reads thousands of files, which takes seconds."""
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=path)
 
 
 def _tasks(found: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

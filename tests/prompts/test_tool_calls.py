@@ -312,7 +312,7 @@ def test_what_a_template_renders_comes_back_or_is_said_not_to(
     prompts = make_prompts(template)
     counts = {"back": 0, "not": 0}
 
-    @settings(max_examples=3_000, deadline=None, database=None)  # `benchmarks.syntaxes`: 10,000 of 30 templates
+    @settings(max_examples=1_000, deadline=None, database=None)  # `benchmarks.syntaxes`: 10,000 of 30 templates
     @given(turns(), st.integers(1, 28))
     def check(case: tuple[Message, ToolSchema, set[str]], missing: int) -> None:
         message, tool, texts = case
