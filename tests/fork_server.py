@@ -11,6 +11,7 @@ import importlib
 import json
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 LIBRARIES = ("typer", "rich.live", "polars", "datasets", "torch", "transformers", "accelerate", "peft", "sklearn")
+LONGEST = 600
+"""Seconds of a command."""
 READ_LATE = ("COLUMNS", "NO_COLOR", "SDFT_", "PYTEST_")
 """Beginnings of variables that nothing here reads when it is imported."""
 SET_BY_LIBRARIES = ("KMP_", "TORCHINDUCTOR_", "TRL_", "UNSLOTH_", "HF_XET_")
@@ -79,6 +82,7 @@ def serve() -> dict[str, Any] | None:
 
 def become(request: dict[str, Any]) -> None:
     """Go on as the process that was asked for."""
+    signal.alarm(LONGEST)  # ends it, so that nothing waits for it for ever
     os.chdir(request["cwd"])
     os.environ.update(request["environment"])
     write = os.O_WRONLY | os.O_CREAT | os.O_TRUNC

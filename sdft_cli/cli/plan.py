@@ -127,9 +127,7 @@ def doctor(
     load: Annotated[
         bool, option("--load", help="Load the model's weights, and test the engine on them instead of a small model.")
     ] = False,
-    gpu: Annotated[
-        bool, option("--gpu", help="A GPU is wanted: fail without one; test with heads of full size.")
-    ] = False,
+    gpu: Annotated[bool, option("--gpu", help="A GPU is wanted: fail without one.")] = False,
     profile: Profile = None,
     model: Model = None,
     overrides: Overrides = None,

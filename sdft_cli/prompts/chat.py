@@ -299,7 +299,7 @@ class ChatPrompts:
 
     def check(self, record: Record) -> None:
         """Raise `TemplateLoses` if the record has what the chat template drops."""
-        lost = self.unsaid.lost(record, self.joins_users)
+        lost = self.unsaid.lost(record, self.joins_users, any(part.is_reference for part in self.teacher.parts))
         if lost:
             raise TemplateLoses(sentence(lost))
 

@@ -44,11 +44,15 @@ class Unsaid:
     prompt: frozenset[str]
     reference: frozenset[str]
 
-    def lost(self, record: Record, joined: bool = False) -> list[str]:
-        """Name what a record has and the template drops; `joined`: user messages in a row are made one."""
+    def lost(self, record: Record, joined: bool = False, shown: bool = False) -> list[str]:
+        """Name what a record has and the template drops.
+
+        `joined`: user messages in a row are made one. `shown`: its turn stands in the teacher's prompt like any other.
+        """
         if not self.prompt and not self.reference:
             return []
         context = parts_of(record.context) - ({"users"} if joined else set())
+        context |= parts_of([record.reference]) if shown else set()
         if record.tools:
             context.add("tools")
         found = (self.prompt & context) | (self.reference & parts_of([record.reference]))

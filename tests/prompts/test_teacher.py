@@ -10,6 +10,7 @@ from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer, open_prompts
 from sdft_cli.prompts.incremental import TokenCounter, ids_in_full, record_at
 from sdft_cli.prompts.teacher import Part, TeacherTemplate, load_teacher_template, teacher_template_of
 from sdft_cli.prompts.template import ChatTemplate
+from sdft_cli.prompts.unsaid import TemplateLoses
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
 from tests.engine.prepared import prepared
 from tests.prompts.texts import teacher_text
@@ -120,6 +121,24 @@ def test_the_expert_answers_in_the_models_own_turn(smollm2: Path) -> None:
     )
     other = prompts.encoder.control.restore(prompts.teacher_prompt(record_at(SESSION, 5), Message("assistant", "No.")))
     assert "<|im_start|>assistant\nNo.<|im_end|>\n<|im_start|>user\nAgain." in other
+
+
+def test_what_a_template_drops_of_earlier_turns_is_looked_for_in_the_experts_own(smollm2: Path) -> None:
+    """Calls are written in the last turn only: as a reference they are whole, in a turn of the prompt they are lost."""
+    tokenizer: Any = load_tokenizer(smollm2)
+    forgets = (
+        "{% if tools %}{{ tools | tojson }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+        "{% if m.tool_calls and loop.last %}<tool_call>{{ m.tool_calls | tojson }}</tool_call>{% endif %}<|im_end|>\n"
+        "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    first = record_at(SESSION, 1)  # nothing but the turn itself has a call
+    block, own = (
+        ChatPrompts(tokenizer, TeacherTemplate("t", text), ChatTemplate(tokenizer, forgets))
+        for text in ("<b>\n{reference}\n</b>", OWN)
+    )
+    assert '"x": "a"' in block.encoder.control.restore(block.teacher_prompt(first))
+    with pytest.raises(TemplateLoses, match="tool calls"):
+        own.student(first)
 
 
 @pytest.mark.parametrize("text", [OWN, BEHIND, EXAMPLES])

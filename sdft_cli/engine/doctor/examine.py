@@ -26,7 +26,7 @@ from sdft_cli.prompts.chat import ChatPrompts, prompts_for
 class Question:
     """What is asked: a configuration; perhaps a model, as folder or Hub id, and a chat template for it.
 
-    `load`: test the engine on that model's weights, not on a small random one. `gpu`: on a GPU, which is needed then.
+    `load`: test the engine on that model's weights, not on a small random one. `gpu`: without a GPU the machine fails.
     """
 
     config: TrainConfig

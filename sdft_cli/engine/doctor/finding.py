@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from sdft_cli.errors import WARNING, MachineError, SdftError
+from sdft_cli.errors import WARNING, InterruptedBySignal, MachineError, SdftError
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -36,10 +36,12 @@ Check = Callable[[], str]
 
 
 def run_checks(checks: Mapping[str, Check]) -> Iterator[Finding]:
-    """Yield a finding for each check, in order."""
+    """Yield a finding for each check, in order; an interruption ends all of them."""
     for what, check in checks.items():
         try:
             text = check()
+        except InterruptedBySignal:
+            raise
         except SdftError as error:
             yield fail(what, str(error), error.exit_code)
         except Exception as error:  # libraries and kernels fail in their own ways; the next check runs all the same

@@ -42,7 +42,9 @@ def examine_model(config: TrainConfig, model: str, chat_template: str | None) ->
         "targets": lambda: "; ".join(targets_told(empty, config.lora.target_modules)),
         "merge": lambda: _merge(config, model, empty),  # needs targets, so it may repeat what "targets" says
         "prompts": lambda: _prompts(
-            prompts_for(model, "expert_reference", chat_template, None, config.revision), model_config
+            prompts_for(model, "expert_reference", chat_template, None, config.revision),
+            model_config,
+            _generation_config(model, config.revision),
         ),
     }
     yield from run_checks(checks)
@@ -61,9 +63,19 @@ def _merge(config: TrainConfig, model: str, empty: Any) -> str:
     return "each adapted tensor has its place in the files" if known else "not known: the files are not here yet"
 
 
-def _prompts(prompts: ChatPrompts, model_config: Any) -> str:
+def _generation_config(model: str, revision: str | None) -> Any:
+    """Return what a model's generation_config.json says, or None: not every model has one."""
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(model, revision=revision or "main")
+    except OSError:
+        return None
+
+
+def _prompts(prompts: ChatPrompts, model_config: Any, generation_config: Any) -> str:
     check_words(prompts, model_config.get_text_config())
-    check_ends(prompts, model_config)
+    check_ends(prompts, model_config, generation_config)
     ends = ", ".join(prompts.tokenizer.convert_ids_to_tokens(list(prompts.turn_end_ids)))
     found, dropped = prompts.syntax, prompts.unsaid.prompt | prompts.unsaid.reference
     calls = found.syntax.name if found.syntax else f"not scored, since {found.reason}"

@@ -93,8 +93,8 @@ def check_words(prompts: ChatPrompts, config: Any) -> None:
 def check_ends(prompts: ChatPrompts, config: Any, generation_config: Any = None) -> None:
     """Refuse a tokenizer none of whose ends is one of the model's: it is another model's, or is off by a token.
 
-    A base model may end texts with another token than its chat template ends turns with; then the tokenizer's own end
-    of text is the model's. A config that names no end says nothing.
+    A base model may end texts with another token than its chat template ends turns with: the tokenizer's own end of
+    text, or the token that it pads with (Qwen's `<|endoftext|>`). A config that names no end says nothing.
 
     Raises:
         UsageError: names both.
@@ -102,9 +102,9 @@ def check_ends(prompts: ChatPrompts, config: Any, generation_config: Any = None)
     named = [getattr(owner, "eos_token_id", None) for owner in (config, config.get_text_config(), generation_config)]
     known = {i for found in named if found is not None for i in (found if isinstance(found, list) else [found])}
     tokenizer = prompts.tokenizer
-    own = {*prompts.turn_end_ids, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])}
-    if known and not known & own:
-        names = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in sorted(own))
+    ends = {*prompts.turn_end_ids, *(i for i in (tokenizer.eos_token_id, tokenizer.pad_token_id) if i is not None)}
+    if known and not known & ends:
+        names = ", ".join(f"{tokenizer.convert_ids_to_tokens(i)} ({i})" for i in sorted(ends))
         raise UsageError(
             f"Turns end with {names} by the tokenizer, and with {', '.join(map(str, sorted(known)))} by the model's "
             "config: use the tokenizer that belongs to the model, or correct eos_token_id."

@@ -135,12 +135,17 @@ def _item(
         first_without=without.first,
         first_with=with_own.first,
         copied=with_own.is_greedy,
-        begins_with_block=texts[1].lstrip().startswith(block) if block else None,
+        begins_with_block=_begins_with(block, texts[1], prompts.reference_text(shown.reference)) if block else None,
         agrees_without=agree[0],
         agrees_with=agree[1],
         text_without=texts[0],
         text_with=texts[1],
     )
+
+
+def _begins_with(block: str, answer: str, reference: str) -> bool:
+    """Say whether an answer begins with the block's text, unless the turn that was shown does so itself."""
+    return answer.lstrip().startswith(block) and not reference.lstrip().startswith(block)
 
 
 def _scored(

@@ -60,17 +60,13 @@ def test_a_target_whose_tensor_is_not_on_disk_is_refused_by_name(tmp_path: Path)
 
 
 def test_a_conversion_that_cannot_be_undone_is_refused_by_name(tmp_path: Path, monkeypatch: Any) -> None:
-    """As if transformers made the weight by an operation that has no way back."""
+    """As if transformers made the weight by an operation that has no way back: it defines no `reverse_op`."""
     from transformers import conversion_mapping
     from transformers.core_model_loading import ConversionOps, Transpose, WeightConverter
 
     class Halved(ConversionOps):
         def convert(self, input_dict: dict[str, Any], source_patterns: Any, target_patterns: Any, **_: Any) -> Any:
             return {target_patterns[0]: next(iter(input_dict.values()))[0]}
-
-        @property
-        def reverse_op(self) -> ConversionOps:
-            raise NotImplementedError("there is no way back")
 
     base = save("llama_untied", tmp_path / "base")
 

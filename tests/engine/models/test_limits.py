@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from sdft_cli.engine.models.limits import check_limits, check_words, longest_sequence, positions_of  # noqa: E402
+from sdft_cli.engine.models.limits import check_ends, check_limits, check_words, longest_sequence, positions_of  # noqa: E402
 from sdft_cli.errors import UsageError  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer  # noqa: E402
 from sdft_cli.prompts.teacher import load_teacher_template  # noqa: E402
@@ -100,6 +101,28 @@ def test_words_without_an_embedding(tiny_model: Path, tmp_path: Path) -> None:
     tokenizer.chat_template = "<image_soft_token>" + tokenizer.chat_template
     with pytest.raises(UsageError, match="<image_soft_token>"):
         check_words(ChatPrompts(tokenizer, load_teacher_template()), make_config("llama", vocab_size=words))
+
+
+def test_the_ends_of_turns_are_the_models(tiny_model: Path) -> None:
+    """A chat model's turns, a base's texts, or what is padded with: Qwen3.5's config names `<|endoftext|>` alone."""
+    prompts = ChatPrompts(load_tokenizer(tiny_model), load_teacher_template())
+    tokenizer = prompts.tokenizer
+    end, other = prompts.turn_end_id, tokenizer.convert_tokens_to_ids("<|endoftext|>")
+    assert end != other
+
+    def config(eos: Any) -> Any:
+        return make_config("llama", vocab_size=len(tokenizer), eos_token_id=eos)
+
+    generation = SimpleNamespace(eos_token_id=[other, end])
+    for found in (config(end), config([other, end]), config(None)):
+        check_ends(prompts, found)
+    check_ends(prompts, config(7), generation)
+    with pytest.raises(UsageError, match=rf"\({end}\) by the tokenizer, and with 7 by the model's config"):
+        check_ends(prompts, config(7))
+    with pytest.raises(UsageError, match="use the tokenizer that belongs to the model"):
+        check_ends(prompts, config(other))
+    tokenizer.pad_token = "<|endoftext|>"
+    check_ends(prompts, config(other))
 
 
 def test_gate_evaluation_and_training_refuse_before_a_weight_is_loaded(

@@ -18,7 +18,12 @@ from sdft_cli.config import DistillSettings  # noqa: E402
 from sdft_cli.engine.models.head import Head  # noqa: E402
 from sdft_cli.engine.objective import loss as loss_module  # noqa: E402
 from sdft_cli.engine.objective.formula import plain_loss  # noqa: E402
-from sdft_cli.engine.objective.loss import cross_entropy_loss, distillation_loss, token_log_likelihood  # noqa: E402
+from sdft_cli.engine.objective.loss import (  # noqa: E402
+    cross_entropy_loss,
+    distillation_loss,
+    first_choices,
+    token_log_likelihood,
+)
 
 N, H, V = 13, 8, 37
 DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
@@ -516,3 +521,13 @@ def test_cross_entropy_of_a_sure_student_keeps_its_gradient() -> None:
     judge = gradient_of(torch.nn.functional.cross_entropy(states.double(), targets, reduction="sum"), states)
     gradient = gradient_of(cross_entropy_loss(states, Head(torch.eye(V)), targets, torch.ones(N)).loss, states)
     assert ((gradient - judge).norm(dim=-1) / judge.norm(dim=-1)).max() <= 1e-5
+
+
+@pytest.mark.parametrize("softcap", [None, 5.0])
+def test_first_choices_are_the_largest_logits_however_rows_are_cut(softcap: float | None) -> None:
+    student, _, weight = inputs()
+    bias = torch.linspace(-3, 3, V)
+    expected = [max(range(V), key=row.__getitem__) for row in (student.detach() @ weight.T + bias).tolist()]
+    for rows in (1, 4, 100):
+        assert first_choices(student, Head(weight, bias, 0.5, softcap), rows).tolist() == expected
+    assert first_choices(student[:0], Head(weight)).tolist() == []

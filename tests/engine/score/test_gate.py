@@ -12,7 +12,7 @@ torch = pytest.importorskip("torch")
 
 from sdft_cli.config import GateSettings  # noqa: E402
 from sdft_cli.engine.models.backend import Backend, Sharing  # noqa: E402
-from sdft_cli.engine.score.gate import run_gate  # noqa: E402
+from sdft_cli.engine.score.gate import _begins_with, run_gate  # noqa: E402
 from sdft_cli.engine.score.gate_records import gate_records, other_records  # noqa: E402
 from sdft_cli.engine.score.scoring import choose_records  # noqa: E402
 from sdft_cli.engine.score.verdict import GateItem, GateResult, judge  # noqa: E402
@@ -160,6 +160,12 @@ def test_what_the_teacher_does_is_judged_by_kind(
         assert ("--teacher-template own_turn" in found.verdict) == (failed == "begins_with_block")
     if change.get("begins_with_block", 0) is None:
         assert f"{kind}.begins_with_block" not in found.conduct
+
+
+def test_a_turn_that_begins_as_the_block_does_is_no_fault_of_its_answer() -> None:
+    assert _begins_with("Answer:", " Answer: 4", "It is 4.")
+    assert not _begins_with("Answer:", "It is 4.", "It is 4.")
+    assert not _begins_with("Answer:", "Answer: 4", "Answer: 4")
 
 
 def test_conduct_within_noise_passes_and_beyond_it_fails() -> None:

@@ -9,7 +9,17 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
-from sdft_cli.engine.score.scoring import Item, Role, choose_records, decode, encode, plan, score_records  # noqa: E402
+from sdft_cli.engine.passes.executors import answer_states  # noqa: E402
+from sdft_cli.engine.score.scoring import (  # noqa: E402
+    Item,
+    Role,
+    choose_records,
+    decode,
+    encode,
+    plan,
+    score_records,
+    token_scores,
+)
 from sdft_cli.prompts.answers import Score, score  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
@@ -35,6 +45,22 @@ def log_probabilities(backend: Backend, prompt: list[int], answer: list[int]) ->
     """(|y|, V) of one sequence alone, from plain logits."""
     logits = backend.model(input_ids=torch.tensor([[*prompt, *answer]])).logits[0].double()
     return logits[len(prompt) - 1 : -1].log_softmax(-1)
+
+
+def test_an_answer_is_greedy_to_its_last_token_or_not(backend: Backend, prompts: ChatPrompts, data: Dataset) -> None:
+    record = data.validation[0]
+    role, prompt = Role(backend, "adapter", "adapter"), prompts.student_ids(record)
+    (answer,) = decode(role, [prompt], prompts, 5)
+    other = [*answer.ids[:-1], answer.ids[-1] ^ 1]
+    with role.weights("adapter"):
+        states = answer_states(backend, [prompt, prompt], [answer.ids, other], 0)
+        whole, changed = token_scores(states, backend, [answer.ids, other])
+        log_p = log_probabilities(backend, prompt, answer.ids)
+    expected = [float(log_p[place, token]) for place, token in enumerate(answer.ids)]
+    assert (whole.is_greedy, changed.is_greedy) == (True, False)
+    assert whole.log_probs == pytest.approx(expected, rel=1e-4)
+    assert whole.first == pytest.approx(float(log_p[0, answer.ids[0]].exp()), rel=1e-4)
+    assert whole.nll == pytest.approx(-sum(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("sharing", ["none", "packed", "depth_first"])

@@ -55,7 +55,11 @@ def test_an_allocation_that_fails_is_one_sentence_with_what_to_lower() -> None:
     for name in ("optim.max_tokens_per_pass (now 2048)", "gradient_checkpointing", "rollout.weights to adapter"):
         assert name in str(found.value)
     assert str(found.value).index("optim.max_tokens_per_pass") < str(found.value).index("max_prompt_tokens")
-    assert "gradient_checkpointing" not in what_to_lower(load_train_config("qwen3.5-9b-64k"))
+    target = what_to_lower(load_train_config("qwen3.5-9b-64k"))
+    assert "gradient_checkpointing" not in target
+    assert "segment_tokens (now 2048)" in target
+    for useless in ("prefix_sharing=none", "prefix_sharing=packed", "segment_tokens=256"):
+        assert "segment_tokens" not in what_to_lower(load_train_config("qwen3.5-9b-64k", [useless]))
 
 
 def test_other_errors_pass() -> None:
