@@ -88,14 +88,12 @@ class LogProbRecorder:
             self.chosen.append(self.pending.gather(-1, ids[:, -1:]))
             self.pending = None
 
-    def finish(self, ids: Tensor, start: int) -> list[list[float]]:
-        """Return log p of `ids[:, start:]`, row by row. `ids` (B, T) are prompts, `start` tokens wide, and answers."""
+    def finish(self, ids: Tensor, start: int) -> Tensor:
+        """Return log p of `ids[:, start:]`, (B, n). `ids` (B, T) are prompts, `start` tokens wide, and answers."""
         if start + len(self.chosen) < ids.shape[1]:
             self._settle(ids)
         # On some devices generate runs one step more than it returns.
-        columns = self.chosen[: ids.shape[1] - start]
-        found: list[list[float]] = torch.cat(columns, -1).tolist()
-        return found
+        return torch.cat(self.chosen[: ids.shape[1] - start], -1)
 
 
 @contextmanager
@@ -193,14 +191,14 @@ def generate(
     ids, mask = (x.to(backend.device) for x in left_padded(prompts, pad_id))
     backend.check_width(ids.shape[1] + max_new_tokens)
     sampling = Sampling(temperature, top_p, stop_ids, pad_id)
-    decoder = _by_replay if backend.graphs else _by_generate
+    batch = (backend, prompts, ids, mask, max_new_tokens, sampling)
     with _decoding(backend), _finite_only(), interruptible():
-        tokens, recorded = decoder(backend, prompts, ids, mask, max_new_tokens, sampling, record_log_probs)
-    logs = [None] * len(prompts) if recorded is None else recorded
-    return [until_stop(row, stop_ids, log) for row, log in zip(tokens, logs, strict=True)]
-
-
-Decoded = tuple[list[list[int]], list[list[float]] | None]
+        if backend.graphs:
+            tokens, recorded = static_decode(*batch, runner_of, record_log_probs)
+        else:
+            tokens, recorded = _by_generate(*batch, record_log_probs)
+    logs = [None] * len(prompts) if recorded is None else recorded.tolist()
+    return [until_stop(row, stop_ids, log) for row, log in zip(tokens.tolist(), logs, strict=True)]
 
 
 def _by_generate(
@@ -211,8 +209,8 @@ def _by_generate(
     max_new_tokens: int,
     sampling: Sampling,
     record_log_probs: bool,
-) -> Decoded:
-    """Decode with transformers' `generate`: tokens of each row, and their log-probabilities."""
+) -> tuple[Tensor, Tensor | None]:
+    """Decode with transformers' `generate`; returns tokens (B, n) and their log-probabilities, as `static_decode`."""
     recorder = LogProbRecorder() if record_log_probs else None
     settings = (sampling.stop_ids, sampling.pad_id, sampling.temperature, sampling.top_p)
     output = backend.generate(
@@ -223,21 +221,7 @@ def _by_generate(
         past_key_values=decoding_cache(backend, prompts, max_new_tokens) if backend.takes_cache else None,
     )
     start = ids.shape[1]
-    return output[:, start:].tolist(), recorder.finish(output, start) if recorder else None
-
-
-def _by_replay(
-    backend: Backend,
-    prompts: Sequence[Sequence[int]],
-    ids: Tensor,
-    mask: Tensor,
-    max_new_tokens: int,
-    sampling: Sampling,
-    record_log_probs: bool,
-) -> Decoded:
-    """The same over fixed buffers, in steps that a GPU replays."""
-    tokens, logs = static_decode(backend, prompts, ids, mask, max_new_tokens, sampling, runner_of, record_log_probs)
-    return tokens.tolist(), None if logs is None else logs.tolist()
+    return output[:, start:], recorder.finish(output, start) if recorder else None
 
 
 def until_stop(row: list[int], stop_ids: Sequence[int], log_probs: list[float] | None) -> Rollout:

@@ -340,7 +340,7 @@ def test_a_step_that_generate_takes_back_is_not_recorded() -> None:
     recorder(torch.tensor([[0, 2]]), scores)
     recorder(torch.tensor([[0, 2, 1]]), scores)
     log_p = scores.log_softmax(-1)[0].tolist()
-    assert recorder.finish(torch.tensor([[0, 2]]), 1) == [[log_p[2]]]
+    assert recorder.finish(torch.tensor([[0, 2]]), 1).tolist() == [[log_p[2]]]
 
 
 @pytest.mark.parametrize("sharing", ["none", "packed", "depth_first"])
