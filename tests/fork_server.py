@@ -6,6 +6,7 @@ sdft itself is imported before the fork. What depends on the environment at impo
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import json
@@ -15,6 +16,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +94,19 @@ def become(request: dict[str, Any]) -> None:
         os.close(file)
     sys.argv = ["sdft", *request["arguments"]]
     sys.path[0] = request["cwd"]
-    runpy.run_module("sdft_cli", run_name="__main__", alter_sys=True)
+    code: object = None
+    try:
+        runpy.run_module("sdft_cli", run_name="__main__", alter_sys=True)
+    except SystemExit as error:
+        code = error.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Taking thousands of modules apart would take longer than most commands.
+    os._exit(code if isinstance(code, int) else int(code is not None))
 
 
 if __name__ == "__main__" and (asked := serve()):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from sdft_cli.config import GateSettings
@@ -145,13 +145,11 @@ def conduct_of(items: Sequence[GateItem], intervals: Intervals) -> dict[str, Cri
     """Return what the teacher does on turns of one kind."""
     settings = intervals.settings
     found = {
-        "first_token": Criterion(
-            intervals.per_record(items, lambda i: i.first_with), "not below", settings.first_token
-        ),
-        "copied": Criterion(intervals.per_record(items, lambda i: float(i.copied)), "not below", settings.copied),
+        "first_token": Criterion(intervals.share(items, lambda i: i.first_with), "not below", settings.first_token),
+        "copied": Criterion(intervals.share(items, lambda i: float(i.copied)), "not below", settings.copied),
     }
     if all(i.begins_with_block is not None for i in items):
-        begins = intervals.per_record(items, lambda i: float(bool(i.begins_with_block)))
+        begins = intervals.share(items, lambda i: float(bool(i.begins_with_block)))
         found["begins_with_block"] = Criterion(begins, "not above", settings.begins_with_block)
     found["likelihood"] = Criterion(intervals.per_token(items, lift_over_none), "not below")
     found["likelihood_over_control"] = Criterion(intervals.per_token(items, lift_over_control), "not below")
@@ -183,6 +181,12 @@ class Intervals:
     def per_record(self, items: Sequence[GateItem], value: Callable[[GateItem], float]) -> Interval:
         """Of a mean over records."""
         return self._of(items, [value(i) for i in items], [1.0] * len(items))
+
+    def share(self, items: Sequence[GateItem], value: Callable[[GateItem], float]) -> Interval:
+        """Of a mean of values from 0 to 1; where sessions are few, the interval could reach beyond them."""
+        found = self.per_record(items, value)
+        low, high = (None if bound is None else min(1.0, max(0.0, bound)) for bound in (found.low, found.high))
+        return replace(found, low=low, high=high)
 
     def _of(self, items: Sequence[GateItem], values: Sequence[float], weights: Sequence[float]) -> Interval:
         groups, settings = [i.group for i in items], self.settings

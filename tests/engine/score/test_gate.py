@@ -176,6 +176,16 @@ def test_conduct_within_noise_passes_and_beyond_it_fails() -> None:
     assert [fails(n) for n in (0, 1, 8, 12)] == [False, False, True, True]
 
 
+def test_shares_stay_shares_where_sessions_are_few() -> None:
+    items = [replace(item(i, 5.0 + i, 3.0, (False, True)), copied=i > 0, first_with=0.05 * i) for i in range(4)]
+    conduct = judge(items, GateSettings(), seed=0).conduct
+    for name in ("copied", "first_token", "begins_with_block"):
+        interval = conduct[f"tool.{name}"].interval
+        assert interval.low is not None
+        assert interval.high is not None
+        assert 0 <= interval.low <= interval.value <= interval.high <= 1
+
+
 def test_a_kind_of_one_session_is_not_judged() -> None:
     items = [item(i, 5.0 + 0.1 * i, 3.0, (False, True)) for i in range(8)]
     found = judge([replace(items[0], is_tool_turn=False, first_with=0.0), *items[1:]], GateSettings(), seed=0)
