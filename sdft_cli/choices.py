@@ -1,6 +1,6 @@
-"""Settings whose choices have more behind them than a name: divergences and backends. No torch here.
+"""Settings whose choices have more behind them than a name: divergences, token weights, backends. No torch here.
 
-A new divergence or backend stands here and in one module of the engine: `docs/adding.md`.
+A new one stands here and in one module of the engine: `docs/adding.md`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,20 @@ DIVERGENCES = {
         "kl_per_token", "KL(teacher || student)", "the forward KL divergence KL(teacher || student)"
     ),
     "jsd": Divergence("jsd_per_token", "JSD(student, teacher)", "the Jensen-Shannon divergence of student and teacher"),
+    "mixed_kl": Divergence(
+        "mixed_kl_per_token",
+        "a KL(teacher || student) + (1 - a) KL(student || teacher)",
+        "a mix of the forward KL divergence KL(teacher || student) and the reverse one, KL(student || teacher),",
+    ),
+    "entropy_aware_kl": Divergence(
+        "entropy_aware_kl_per_token",
+        "KL(student || teacher), plus KL(teacher || student) where the teacher is unsure",
+        "the reverse KL divergence KL(student || teacher), plus the forward one where the teacher's entropy is high,",
+    ),
 }
+
+TOKEN_WEIGHTS = {"prefix": "tokens weigh less behind tokens of which the teacher thinks otherwise than the student"}
+"""Weighting of a trajectory's tokens -> what it does, for model cards; `none` is that of `distill.average` alone."""
 
 BACKENDS = {
     "unsloth": "sdft_cli.engine.models.backend_unsloth:UnslothBackend",

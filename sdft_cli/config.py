@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
-from sdft_cli.choices import BACKENDS, DIVERGENCES
+from sdft_cli.choices import BACKENDS, DIVERGENCES, TOKEN_WEIGHTS
 from sdft_cli.errors import UsageError
 from sdft_cli.resources import resource, resource_text
 
@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from typing import TypeAlias
 
     DivergenceName: TypeAlias = str
+    WeightsName: TypeAlias = str
     BackendName: TypeAlias = str
 else:
     DivergenceName = Literal[tuple(DIVERGENCES)]
+    WeightsName = Literal["none", *TOKEN_WEIGHTS]
     BackendName = Literal["auto", *BACKENDS]
 
 
@@ -159,9 +161,23 @@ class DistillSettings(_Config):
     """The objective: a divergence between student and teacher at the tokens of a trajectory."""
 
     divergence: DivergenceName = Field(
-        "reverse_kl", description="reverse_kl: KL(student||teacher); forward_kl: KL(teacher||student)"
+        "reverse_kl",
+        description="reverse_kl: KL(student||teacher); forward_kl: KL(teacher||student); jsd: Jensen-Shannon; "
+        "mixed_kl: both KLs, weighted; entropy_aware_kl: reverse_kl, plus forward_kl where the teacher is unsure",
     )
     jsd_beta: float = Field(0.5, gt=0, lt=1, description="jsd only: weight of the teacher in the mixture")
+    kl_mix: float = Field(
+        0.5, ge=0, le=1, description="mixed_kl only: weight of KL(teacher||student), the rest is KL(student||teacher)'s"
+    )
+    entropy_threshold: float = Field(
+        0.8, ge=0, description="entropy_aware_kl only: the teacher is unsure above this entropy, nats"
+    )
+    token_clip: float | None = Field(
+        None,
+        gt=0,
+        description="most that one token of the vocabulary adds to the divergence at a position, nats; what is clipped "
+        "has no gradient; null: no clip",
+    )
     support: Literal["full", "top_k"] = Field(
         "full", description="tokens that count: all, or the top_k at each position"
     )
@@ -178,6 +194,13 @@ class DistillSettings(_Config):
     )
     average: Literal["tokens", "sequences"] = Field(
         "tokens", description="each token of the step weighs the same, or each trajectory does"
+    )
+    token_weights: WeightsName = Field(
+        "none",
+        description="prefix: in a rollout, tokens behind those on which student and teacher disagree weigh less",
+    )
+    prefix_gain: float = Field(
+        0.5, ge=0, description="token_weights prefix only: how much more than the last token the first one weighs"
     )
     skip_first_tokens: int = Field(0, ge=0, description="tokens at a trajectory's start without loss")
     max_loss_tokens: int | None = Field(None, gt=0, description="tokens of a trajectory with loss, at most; null: all")

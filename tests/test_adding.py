@@ -170,6 +170,15 @@ def test_a_divergence_is_two_files(sdft: Sdft, tmp_path: Path, tiny_model: Path)
     assert divergence(metrics) == f"TV {metrics['tv_per_token']:.4f}"
 
 
+def test_a_weighting_of_tokens_is_two_files(sdft: Sdft, tmp_path: Path, tiny_model: Path) -> None:
+    files = [file for file, _ in blocks_of("A weighting of tokens")]
+    assert files == ["sdft_cli/choices.py", "sdft_cli/engine/objective/weights.py"]
+    copy = apply_section(tmp_path, "A weighting of tokens")
+    _, metrics = train_a_step(sdft, copy, tiny_model, tmp_path, "--set", "distill.token_weights=doubt")
+    assert metrics["updated"]
+    assert metrics["kl_per_token"] != pytest.approx(metrics["loss"], rel=1e-6)
+
+
 def test_a_backend_is_two_files(sdft: Sdft, tmp_path: Path, tiny_model: Path) -> None:
     files = [file for file, _ in blocks_of("A backend")]
     assert files == ["sdft_cli/engine/models/backend_toy.py", "sdft_cli/choices.py"]

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from sdft_cli.choices import DIVERGENCES
+from sdft_cli.choices import DIVERGENCES, TOKEN_WEIGHTS
 from sdft_cli.report.merge_rows import merge_rows
 from sdft_cli.report.statistics import Statistics, cells_of
 from sdft_cli.report.templates import code_span, render
@@ -241,6 +241,10 @@ def _divergence(distill: Mapping[str, Any]) -> tuple[str, str]:
     short, long = named.symbol, named.phrase
     if distill["divergence"] == "jsd":
         long += f" (weight of the teacher {distill['jsd_beta']})"
+    if distill["divergence"] == "mixed_kl":
+        long += f" (weight of the forward one {distill['kl_mix']})"
+    if distill["divergence"] == "entropy_aware_kl":
+        long += f" (above {distill['entropy_threshold']} nats)"
     if distill["support"] == "full":
         return short, f"{long} over the whole vocabulary"
     rest = "the others counted as one" if distill["top_k_tail"] else "renormalised"
@@ -257,6 +261,17 @@ def _share(on_policy: float) -> str:
 
 def _targets(names: list[str] | str) -> str:
     return code_span(names) if isinstance(names, str) else ", ".join(map(code_span, names))
+
+
+def _additions(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return what a run added to the objective; runs of earlier versions have none of these settings."""
+    distill = config["distill"]
+    weights = distill.get("token_weights", "none")
+    found = {
+        "clip of a token's part of the loss": distill.get("token_clip") and f"{distill['token_clip']} nats",
+        "token weights": weights != "none" and f"{weights}: {TOKEN_WEIGHTS[weights]}",
+    }
+    return [(name, value) for name, value in found.items() if value]
 
 
 def _settings(
@@ -292,5 +307,6 @@ def _settings(
             ("distillation loss", distill["divergence"].replace("_", " ").replace("kl", "KL")),
             ("KL temperature", distill["kl_temperature"]),
             ("lambda on-policy", distill["lambda_on_policy"]),
+            *_additions(config),
         ]
     return [(name, str(value)) for name, value in [*rows, ("seed", config["seed"])]]

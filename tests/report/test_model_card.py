@@ -151,6 +151,17 @@ def test_the_settings_are_those_of_the_run() -> None:
         "a moving average of the adapter",
     ):
         assert text in card
+    assert "token weights" not in card
+    other = ["distill.divergence=mixed_kl", "distill.kl_mix=0.75", "distill.token_clip=0.05"]
+    other += ["distill.token_weights=prefix"]
+    card = model_card(load_train_config("qwen3.5-9b-64k", other).model_dump(mode="json"), RUN, CERTIFICATE)
+    for text in (
+        "(weight of the forward one 0.75) over the whole vocabulary",
+        "| distillation loss | mixed KL |",
+        "| clip of a token's part of the loss | 0.05 nats |",
+        "| token weights | prefix: tokens weigh less",
+    ):
+        assert text in card
 
 
 def test_the_data_and_the_certificate_are_told() -> None:

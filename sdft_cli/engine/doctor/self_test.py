@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from sdft_cli.config import TrainConfig
+from sdft_cli.config import DistillSettings, TrainConfig
 from sdft_cli.engine.doctor.finding import Check
 from sdft_cli.engine.kernels.check import check_kernels
 from sdft_cli.engine.models.adapters import NOT_LANGUAGE, lora_layers, weights
@@ -17,6 +17,7 @@ from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.head import Head
 from sdft_cli.engine.models.limits import check_ends, check_words
 from sdft_cli.engine.objective import formula, loss
+from sdft_cli.engine.objective.weights import Answers
 from sdft_cli.engine.passes.choose import choose_sharing
 from sdft_cli.engine.passes.decode import generate, stop_tokens
 from sdft_cli.engine.passes.padded import padded_states
@@ -133,10 +134,12 @@ def chunked_loss(backend: Backend, config: TrainConfig) -> str:
     draw = [torch.randn(ROWS, head.width, generator=generator).to(head.weight) for _ in range(2)]
     token_weights = torch.full((ROWS,), 1 / ROWS, device=head.weight.device)
     settings = config.distill.model_copy(update={"chunk_rows": CHUNK})
+    tokens = torch.arange(ROWS, device=head.weight.device) % head.words
+    answers = Answers(tokens, [ROWS], [True])
     found = []
     for compute in (lambda *a: loss.distillation_loss(*a).loss, formula.plain_loss):
         student = draw[0].clone().requires_grad_()
-        value = compute(student, draw[1], head, token_weights, settings)
+        value = compute(student, draw[1], head, token_weights, settings, answers)
         value.backward()
         found.append((value.detach()[None], student.grad))
     for name, ours, plain in zip(("value", "gradient"), *found, strict=True):
@@ -146,8 +149,9 @@ def chunked_loss(backend: Backend, config: TrainConfig) -> str:
     return f"value and gradient are the plain ones within {apart:.1e}"
 
 
-def by_hand(name: str, student: tuple[float, ...], teacher: tuple[float, ...], beta: float) -> float:
+def by_hand(settings: DistillSettings, student: tuple[float, ...], teacher: tuple[float, ...]) -> float:
     """Return a divergence in nats, in plain Python: of the student p from the teacher q, given by their logits."""
+    beta, mix = settings.jsd_beta, settings.kl_mix
 
     def probabilities(logits: tuple[float, ...]) -> list[float]:
         total = sum(map(math.exp, logits))
@@ -156,14 +160,19 @@ def by_hand(name: str, student: tuple[float, ...], teacher: tuple[float, ...], b
     def kl(a: list[float], b: list[float]) -> float:
         return sum(x * math.log(x / y) for x, y in zip(a, b, strict=True))
 
+    def entropy(a: list[float]) -> float:
+        return -sum(x * math.log(x) for x in a)
+
     p, q = probabilities(student), probabilities(teacher)
     middle = [beta * y + (1 - beta) * x for x, y in zip(p, q, strict=True)]
     found = {
         "reverse_kl": lambda: kl(p, q),
         "forward_kl": lambda: kl(q, p),
         "jsd": lambda: beta * kl(q, middle) + (1 - beta) * kl(p, middle),
+        "mixed_kl": lambda: mix * kl(q, p) + (1 - mix) * kl(p, q),
+        "entropy_aware_kl": lambda: kl(p, q) + (entropy(q) > settings.entropy_threshold) * kl(q, p),
     }
-    return found[name]()
+    return found[settings.divergence]()
 
 
 def divergence(config: TrainConfig) -> str:
@@ -172,16 +181,16 @@ def divergence(config: TrainConfig) -> str:
     Raises:
         VerificationError: another divergence is computed, or a step against the gradient makes it larger.
     """
-    name, beta = config.distill.divergence, config.distill.jsd_beta
-    settings = config.distill.model_copy(update={"support": "full", "kl_temperature": 1.0})
+    plain = {"support": "full", "kl_temperature": 1.0, "token_clip": None, "token_weights": "none"}
+    name, settings = config.distill.divergence, config.distill.model_copy(update=plain)
     head = Head(torch.eye(len(STUDENT)))
     student = torch.tensor([STUDENT], requires_grad=True)
     output = loss.distillation_loss(student, torch.tensor([TEACHER]), head, torch.ones(1), settings)
-    expected, found = by_hand(name, STUDENT, TEACHER, beta), float(output.loss.detach())
+    expected, found = by_hand(settings, STUDENT, TEACHER), float(output.loss.detach())
     if not abs(found - expected) <= ROUNDING * expected:
         raise VerificationError(f"{name} of two known distributions is {found:.6f} and by hand {expected:.6f} nats.")
     (gradient,) = torch.autograd.grad(output.loss, student)
-    moved = by_hand(name, tuple((student - 0.1 * gradient)[0].tolist()), TEACHER, beta)
+    moved = by_hand(settings, tuple((student - 0.1 * gradient)[0].tolist()), TEACHER)
     if not moved < expected:
         raise VerificationError(f"A step against the gradient of {name} takes it from {expected:.4f} to {moved:.4f}.")
     return f"{name} is {found:.4f} nats, as by hand ({expected:.4f}); a step against its gradient: {moved:.4f}"

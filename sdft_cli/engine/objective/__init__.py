@@ -2,5 +2,6 @@
 
 batches        which records each step trains on, in which order, and on whose answers
 formula        what is minimised, in plain torch: token weights, divergences, the loss
+weights        token weights that depend on what student and teacher think of the tokens
 loss           the same in chunks of logits, with its gradient
 """

@@ -8,8 +8,10 @@ With g_o = dD/dp_o up to a constant, the gradient in the student's logits z and 
     forward_kl   g_o = -q_o / p_o
     jsd          g_o = (1 - b) log(p_o / M_o)
 
-and is known as soon as the value is: neither logits nor an autograd graph outlive a chunk. These three are written out
-(`FUSED`); any other divergence goes through autograd of its formula, chunk by chunk. The head (`Head`: W, scale, and
+(of a weighted sum of divergences, the same sum of these) and is known as soon as the value is: neither logits nor an
+autograd graph outlive a chunk. Five divergences are written out (`FUSED`); any other one, and any with a clip, goes
+through autograd of its formula, chunk by chunk. Weights that depend on p and q are known when all rows were seen; then
+the rows of the gradient are multiplied once more. The head (`Head`: W, scale, and
 the slope of its cap, 1 without one) is frozen under LoRA and gets no gradient.
 """
 
@@ -26,7 +28,8 @@ from torch.autograd.function import once_differentiable
 
 from sdft_cli.config import DistillSettings
 from sdft_cli.engine.models.head import Head
-from sdft_cli.engine.objective.formula import FORMULAS
+from sdft_cli.engine.objective import formula
+from sdft_cli.engine.objective.weights import Answers, reweighted
 
 LOGITS_PER_BLOCK = 1 << 17
 """Logits that go through a divergence at once on a CPU: its dozen passes over them stay in the cache."""
@@ -62,8 +65,14 @@ class _KnownGradient(torch.autograd.Function):
         return gradient * upstream.to(gradient.dtype), None, None
 
 
-def _sum_over_chunks(student: Tensor, token_weights: Tensor, chunk_rows: int, chunk: Chunk) -> LossOutput:
-    """Add up a loss over the rows whose weight is not 0."""
+def _sum_over_chunks(
+    student: Tensor,
+    token_weights: Tensor,
+    chunk_rows: int,
+    chunk: Chunk,
+    final_weights: Callable[[], Tensor] | None = None,
+) -> LossOutput:
+    """Add up a loss over the rows whose weight is not 0; `final_weights` says other weights of theirs in the end."""
     wanted = student.requires_grad and torch.is_grad_enabled()
     with torch.no_grad():
         per_token = torch.zeros(len(student), dtype=torch.float32, device=student.device)
@@ -73,6 +82,11 @@ def _sum_over_chunks(student: Tensor, token_weights: Tensor, chunk_rows: int, ch
             per_token[rows] = value
             if gradient is not None and found is not None:
                 gradient[rows] = (found * token_weights[rows].unsqueeze(-1)).to(gradient.dtype)
+        if final_weights is not None:
+            final = final_weights()
+            if gradient is not None:
+                gradient.mul_((final / token_weights.where(token_weights > 0, 1)).unsqueeze(-1))
+            token_weights = final
         loss = torch.dot(per_token, token_weights.float())
     if gradient is not None:
         loss = _KnownGradient.apply(student, loss, gradient)
@@ -151,23 +165,60 @@ def _jsd(student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: Di
     return value + (_through_softmax_(p, g) if wanted else _dot(p, g, g))
 
 
+def _both_kls(
+    student: Tensor, teacher: Tensor, spare: Sequence[Tensor], forward: Tensor | float, reverse: float, wanted: bool
+) -> Tensor:
+    """Return forward * KL(q||p) + reverse * KL(p||q); the weights are numbers, or (R, 1)."""
+    d, scratch = torch.sub(student, teacher, out=spare[0]), spare[1]
+    (p, log_zp), (q, log_zq) = _softmax(student, student), _softmax(teacher, teacher)
+    d.add_(log_zq - log_zp)
+    value = -forward * _dot(q, d, scratch)
+    if not wanted:
+        return value + reverse * _dot(p, d, d)
+    dz = torch.sub(p, q, out=teacher)
+    dz.addcmul_(p, dz.sum(-1, keepdim=True), value=-1.0).mul_(forward)  # as in `_forward_kl`
+    value = value + reverse * _through_softmax_(p, d)
+    dz.add_(d, alpha=reverse)
+    return value
+
+
+def _mixed_kl(
+    student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
+) -> Tensor:
+    return _both_kls(student, teacher, spare, settings.kl_mix, 1 - settings.kl_mix, wanted)
+
+
+def _entropy_aware_kl(
+    student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
+) -> Tensor:
+    q, log_z = _softmax(teacher, spare[0])
+    unsure = log_z - _dot(q, teacher, spare[1]) > settings.entropy_threshold
+    return _both_kls(student, teacher, spare, unsure.float(), 1.0, wanted)
+
+
 def _by_autograd(
     student: Tensor, teacher: Tensor, spare: Sequence[Tensor], settings: DistillSettings, wanted: bool
 ) -> Tensor:
     with torch.set_grad_enabled(wanted):
         logits = student.clone().requires_grad_(wanted)
-        value = FORMULAS[settings.divergence](logits.log_softmax(-1), teacher.log_softmax(-1), settings)
+        value = formula.divergence(logits.log_softmax(-1), teacher.log_softmax(-1), settings)
         if wanted:
             (gradient,) = torch.autograd.grad(value.sum(), logits)
             teacher.copy_(gradient)
     return value.detach().unsqueeze(-1)
 
 
-FUSED = {"reverse_kl": (_reverse_kl, 1), "forward_kl": (_forward_kl, 1), "jsd": (_jsd, 2)}
+FUSED = {
+    "reverse_kl": (_reverse_kl, 1),
+    "forward_kl": (_forward_kl, 1),
+    "jsd": (_jsd, 2),
+    "mixed_kl": (_mixed_kl, 2),
+    "entropy_aware_kl": (_entropy_aware_kl, 2),
+}
 """Divergences with value and gradient written out in place, and how many spare buffers each needs."""
 
-AUTOGRAD_BUFFERS = 6
-"""Buffers of a row's logits that autograd of a formula with a few operations holds at once."""
+AUTOGRAD_BUFFERS = 12
+"""Buffers of a row's logits that autograd of the formulas here holds at once, at most: those of jsd."""
 
 
 def _divergence(
@@ -178,7 +229,7 @@ def _divergence(
     Its gradient in the student's logits replaces `teacher`, where it is wanted. `student` and `spare`, buffers of
     their shape (`spare_buffers` of them), are overwritten.
     """
-    compute, _ = FUSED.get(settings.divergence, (_by_autograd, 0))
+    compute = FUSED[settings.divergence][0] if _is_fused(settings) else _by_autograd
     return compute(_from_largest_(student), _from_largest_(teacher), spare, settings, wanted).squeeze(-1)
 
 
@@ -217,8 +268,20 @@ def _top_k_divergence(
     return value
 
 
+def _log_probs_of(logits: Tensor, tokens: Tensor, scratch: Tensor) -> Tensor:
+    """Return log softmax(logits) (R,) at one token of each row."""
+    largest = logits.amax(-1, keepdim=True)
+    log_z = torch.sub(logits, largest, out=scratch).exp_().sum(-1, keepdim=True).log_()
+    return (logits.gather(-1, tokens.unsqueeze(-1)) - largest - log_z).squeeze(-1)
+
+
 def distillation_loss(
-    student: Tensor, teacher: Tensor, head: Head, token_weights: Tensor, settings: DistillSettings
+    student: Tensor,
+    teacher: Tensor,
+    head: Head,
+    token_weights: Tensor,
+    settings: DistillSettings,
+    answers: Answers | None = None,
 ) -> LossOutput:
     """Return the weighted sum over tokens of the divergence between student and teacher.
 
@@ -235,10 +298,13 @@ def distillation_loss(
             gradient are exactly 0.
         settings: divergence, support, temperature, and rows of logits held at once. The choice of the top-k tokens has
             no gradient; a top_k of V or more is the full vocabulary.
+        answers: the trajectories, whole ones; with `token_weights` other than none only.
 
     Raises:
-        ValueError: shapes do not match.
+        ValueError: shapes do not match, or the answers are missing.
     """
+    if settings.token_weights != "none" and answers is None:
+        raise ValueError(f"token_weights {settings.token_weights} needs the answers")
     if student.shape != teacher.shape or student.shape[1] != head.width or len(token_weights) != len(student):
         raise ValueError(
             f"shapes do not match: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}, "
@@ -249,11 +315,15 @@ def distillation_loss(
     block = min(rows_held, _block_rows(head))
     # Allocated once: the allocator would not always put a chunk where the last one was.
     memory = _buffer(2 * rows_held, head)
-    buffers = spare_buffers(settings, head.words) if settings.divergence in FUSED else 0
+    buffers = spare_buffers(settings, head.words) - (0 if _is_fused(settings) else AUTOGRAD_BUFFERS)
     spare = [_buffer(block, head) for _ in range(buffers)]
     slopes = _buffer(block, head) if head.softcap is not None else None
+    log_probs = torch.zeros(2, len(student), dtype=torch.float32, device=student.device)
 
-    def value_of(own: Tensor, other: Tensor, wanted: bool) -> Tensor:
+    def value_of(rows: Tensor, own: Tensor, other: Tensor, wanted: bool) -> Tensor:
+        if answers is not None and settings.token_weights != "none":
+            for role, logits in enumerate((own, other)):
+                log_probs[role, rows] = _log_probs_of(logits, answers.tokens[rows], spare[0][: len(rows)])
         slope = None
         if slopes is not None and wanted:
             slope = head.slope(own, settings.kl_temperature, slopes[: len(own)])
@@ -268,10 +338,20 @@ def distillation_loss(
         if settings.kl_temperature != 1.0:
             logits.div_(settings.kl_temperature)
         own, other = logits.chunk(2)
-        values = [value_of(s, t, wanted) for s, t in zip(own.split(block), other.split(block), strict=True)]
+        blocks = zip(rows.split(block), own.split(block), other.split(block), strict=True)
+        values = [value_of(*one, wanted) for one in blocks]
         return torch.cat(values), head.into_hidden(other) / settings.kl_temperature if wanted else None
 
-    return _sum_over_chunks(student, token_weights, settings.chunk_rows, chunk)
+    def final_weights() -> Tensor:
+        assert answers is not None
+        return reweighted(token_weights, log_probs[0], log_probs[1], answers, settings)
+
+    last = None if settings.token_weights == "none" else final_weights
+    return _sum_over_chunks(student, token_weights, settings.chunk_rows, chunk, last)
+
+
+def _is_fused(settings: DistillSettings) -> bool:
+    return settings.divergence in FUSED and settings.token_clip is None
 
 
 def _is_full(settings: DistillSettings, vocabulary: int) -> bool:
@@ -279,10 +359,14 @@ def _is_full(settings: DistillSettings, vocabulary: int) -> bool:
 
 
 def spare_buffers(settings: DistillSettings, vocabulary: int) -> int:
-    """Return how many buffers a divergence over so many tokens needs besides the logits of student and teacher."""
-    if settings.divergence not in FUSED:
-        return AUTOGRAD_BUFFERS
-    return FUSED[settings.divergence][1] if _is_full(settings, vocabulary) else 0
+    """Return how many buffers the loss over so many tokens needs besides the logits of student and teacher.
+
+    Weights that depend on p and q need one for a moment, in which they borrow that of the divergence, if it has one.
+    """
+    weighed = int(settings.token_weights != "none")
+    if not _is_fused(settings):
+        return AUTOGRAD_BUFFERS + weighed
+    return max(FUSED[settings.divergence][1] if _is_full(settings, vocabulary) else 0, weighed)
 
 
 def _block_rows(head: Head) -> int:

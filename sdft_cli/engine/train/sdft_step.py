@@ -27,6 +27,7 @@ from sdft_cli.engine.models.interrupts import interruptible
 from sdft_cli.engine.objective.batches import on_policy_flags, step_seed
 from sdft_cli.engine.objective.formula import token_weights
 from sdft_cli.engine.objective.loss import LossOutput, cross_entropy_loss, distillation_loss, token_log_likelihood
+from sdft_cli.engine.objective.weights import Answers
 from sdft_cli.engine.passes.decode import Rollout, stop_tokens
 from sdft_cli.engine.passes.executors import student_passes, teacher_passes
 from sdft_cli.engine.passes.timing import Phases
@@ -132,7 +133,7 @@ class Trainer:
             examples = [self.example(record) for record in records]
         with phases("rollout"):
             taken = self.sample(examples, number, first, compare_sampler)
-        scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler)
+        scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler, taken.on_policy)
         rate = self.schedule.get_last_lr()[0]
         with phases("optimizer"):
             norm, updated = self.update(scored.loss)
@@ -178,9 +179,18 @@ class Trainer:
         return Trajectories(repeated, answers, on_policy)
 
     def backward(
-        self, examples: Sequence[Example], rollouts: Sequence[Rollout], phases: Phases, want_log_probs: bool = False
+        self,
+        examples: Sequence[Example],
+        rollouts: Sequence[Rollout],
+        phases: Phases,
+        want_log_probs: bool = False,
+        on_policy: Sequence[bool] | None = None,
     ) -> Scored:
-        """Accumulate the gradient of sum_t w_t D(p_t, q_t) over the tokens of all rollouts; return what was found."""
+        """Accumulate the gradient of sum_t w_t D(p_t, q_t) over the tokens of all rollouts; return what was found.
+
+        `on_policy`: which rollouts the student sampled; None: all.
+        """
+        sampled = on_policy or [True] * len(rollouts)
         weights = token_weights(rollouts, self.config.distill)  # w_t: which y_t count, and how much
         # Nothing behind a trajectory's last token with loss is computed.
         answers = [y.ids[: len(w)] for y, w in zip(rollouts, weights, strict=True)]
@@ -191,14 +201,15 @@ class Trainer:
         with interruptible(), closing(passes):
             for turns, student in passes:  # hidden states (sum |y|, H) that predict the answers of a few turns
                 y, w = (self._joined(rows, turns) for rows in (answers, weights))
+                chosen = Answers(y, [len(answers[i]) for i in turns], [sampled[i] for i in turns])
                 with phases("loss"):
                     q = None if teacher is None else torch.cat([teacher[i] for i in turns])
-                    output = self.loss(student, q, y, w)
+                    output = self.loss(student, q, chosen, w)
                 if output.loss.requires_grad:
                     with phases("backward"):
                         output.loss.backward()  # type: ignore[no-untyped-call]
                 own = self.log_probs(student, y) if want_log_probs else None
-                scored.note(turns, [len(answers[i]) for i in turns], output, own)
+                scored.note(turns, chosen.lengths, output, own)
         return scored
 
     def teacher_states(
@@ -212,12 +223,12 @@ class Trainer:
         with phases("teacher"), adapters.weights(self.backend.model, case, self.ema), interruptible():
             return teacher_passes(self.backend, prompts, answers, self.pad_id, most)
 
-    def loss(self, student: Tensor, teacher: Tensor | None, targets: Tensor, token_weights: Tensor) -> LossOutput:
+    def loss(self, student: Tensor, teacher: Tensor | None, answers: Answers, token_weights: Tensor) -> LossOutput:
         """Return sum_t w_t D(p_t, q_t) for hidden states (N, H); of the control arm, sum_t w_t (-log p_t(y_t))."""
         head, settings = self.backend.head, self.config.distill
         if teacher is None:
-            return cross_entropy_loss(student, head, targets, token_weights, settings.chunk_rows)
-        return distillation_loss(student, teacher, head, token_weights, settings)
+            return cross_entropy_loss(student, head, answers.tokens, token_weights, settings.chunk_rows)
+        return distillation_loss(student, teacher, head, token_weights, settings, answers)
 
     def log_probs(self, student: Tensor, targets: Tensor) -> Tensor:
         """Return log p_t(y_t) in nats (N,), detached, to compare with the sampler's."""

@@ -11,7 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sdft_cli.config import TrainConfig, load_train_config  # noqa: E402
+from sdft_cli.choices import DIVERGENCES  # noqa: E402
+from sdft_cli.config import DistillSettings, TrainConfig, load_train_config  # noqa: E402
 from sdft_cli.engine.doctor.examine import Question, examine  # noqa: E402
 from sdft_cli.engine.doctor.finding import Finding, run_checks  # noqa: E402
 from sdft_cli.engine.doctor.self_test import by_hand, engine_checks  # noqa: E402
@@ -132,11 +133,11 @@ def test_a_divergence_that_is_reversed(
 
 
 def test_every_divergence_is_counted_by_hand(backend: TransformersBackend, prompts: ChatPrompts) -> None:
-    for name in ("reverse_kl", "forward_kl", "jsd"):
+    for name in DIVERGENCES:
         config = CONFIG.model_copy(update={"distill": CONFIG.distill.model_copy(update={"divergence": name})})
         assert name in engine_checks(backend, prompts, config)["divergence"]()
     p, q = (1.0, 0.0), (0.0, 0.0)  # p = e / (1 + e), q = 1 / 2
-    assert by_hand("reverse_kl", p, q, 0.5) == pytest.approx(0.7310586 * 0.3798855 - 0.2689414 * 0.6201145, abs=1e-6)
+    assert by_hand(DistillSettings(), p, q) == pytest.approx(0.7310586 * 0.3798855 - 0.2689414 * 0.6201145, abs=1e-6)
 
 
 def test_a_tokenizer_that_is_off_by_one_token(backend: TransformersBackend) -> None:

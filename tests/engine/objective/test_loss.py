@@ -26,12 +26,13 @@ from sdft_cli.engine.objective.loss import (  # noqa: E402
 )
 
 N, H, V = 13, 8, 37
-DIVERGENCES = ("reverse_kl", "forward_kl", "jsd")
+DIVERGENCES = ("reverse_kl", "forward_kl", "jsd", "mixed_kl", "entropy_aware_kl")
+IN_TRL = DIVERGENCES[:3]
 MASKED = [0, 3, 4, 12]
 
 
 def configure(**values: Any) -> DistillSettings:
-    return DistillSettings(**{"chunk_rows": 4, "jsd_beta": 0.3, **values})
+    return DistillSettings(**{"chunk_rows": 4, "jsd_beta": 0.3, "kl_mix": 0.3, "entropy_threshold": 1.0, **values})
 
 
 def inputs(seed: int = 0, scale: float = 1.0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -65,10 +66,15 @@ def plain(student: Tensor, teacher: Tensor, weight: Tensor, config: DistillSetti
     """The divergence per token, differentiable, in the inputs' precision."""
     t = config.kl_temperature
     p, q = plain_outcomes(student @ weight.T / t, teacher @ weight.T / t, config)
+    reverse, forward = (p * (p.log() - q.log())).sum(-1), (q * (q.log() - p.log())).sum(-1)
     if config.divergence == "reverse_kl":
-        return (p * (p.log() - q.log())).sum(-1)
+        return reverse
     if config.divergence == "forward_kl":
-        return (q * (q.log() - p.log())).sum(-1)
+        return forward
+    if config.divergence == "mixed_kl":
+        return config.kl_mix * forward + (1 - config.kl_mix) * reverse
+    if config.divergence == "entropy_aware_kl":
+        return torch.where(-(q * q.log()).sum(-1) > config.entropy_threshold, reverse + forward, reverse)
     b = config.jsd_beta
     m = b * q + (1 - b) * p
     return (b * q * (q.log() - m.log()) + (1 - b) * p * (p.log() - m.log())).sum(-1)
@@ -108,11 +114,25 @@ LOG_P_M = 0.75 * math.log(0.75 / 0.675) + 0.25 * math.log(0.25 / 0.325)
         ("forward_kl", 0.14384103622589042, 0.75 - 0.5),
         # M = (0.675, 0.325): 0.3 * 0.0653392 + 0.7 * 0.0134293, slope 0.7 p_0 p_1 log(p_0 M_1 / (p_1 M_0))
         ("jsd", 0.3 * LOG_Q_M + 0.7 * LOG_P_M, 0.7 * 0.1875 * math.log(0.75 * 0.325 / (0.25 * 0.675))),
+        (
+            "mixed_kl",
+            0.3 * 0.14384103622589042 + 0.7 * 0.13081203594113697,
+            0.3 * 0.25 + 0.7 * 0.75 * (math.log(1.5) - 0.13081203594113697),
+        ),
+        # H(q) = ln 2 = 0.693: above 0.69, not above 0.7
+        (
+            "entropy_aware_kl 0.69",
+            0.14384103622589042 + 0.13081203594113697,
+            0.25 + 0.75 * (math.log(1.5) - 0.13081203594113697),
+        ),
+        ("entropy_aware_kl 0.7", 0.13081203594113697, 0.75 * (math.log(1.5) - 0.13081203594113697)),
     ],
 )
 def test_a_value_and_slope_computed_by_hand(divergence: str, value: float, slope: float) -> None:
     student = torch.tensor([[math.log(3), 0.0]], requires_grad=True)
-    found = on_logits(student, torch.zeros(1, 2), configure(divergence=divergence))
+    name, _, threshold = divergence.partition(" ")
+    config = configure(divergence=name, entropy_threshold=float(threshold or 0))
+    found = on_logits(student, torch.zeros(1, 2), config)
     assert found.loss.item() == pytest.approx(value, abs=1e-7)
     assert found.per_token.tolist() == pytest.approx([value], abs=1e-7)
     assert gradient_of(found.loss, student).tolist()[0] == pytest.approx([slope, -slope], abs=1e-7)
@@ -149,7 +169,15 @@ P, Q = [0.5, 0.2, 0.2, 0.06, 0.04], [0.1, 0.05, 0.25, 0.2, 0.4]
 def test_values_over_outcomes_worked_out_by_hand(
     divergence: str, support: dict[str, Any], p: list[float], q: list[float]
 ) -> None:
-    expected = {"reverse_kl": kl(p, q), "forward_kl": kl(q, p), "jsd": jsd(p, q, 0.3)}[divergence]
+    both = 0.3 * kl(q, p) + 0.7 * kl(p, q)
+    unsure = -sum(x * math.log(x) for x in q) > 1
+    expected = {
+        "reverse_kl": kl(p, q),
+        "forward_kl": kl(q, p),
+        "jsd": jsd(p, q, 0.3),
+        "mixed_kl": both,
+        "entropy_aware_kl": kl(p, q) + unsure * kl(q, p),
+    }[divergence]
     found = on_logits(torch.tensor([P]).log(), torch.tensor([Q]).log(), configure(divergence=divergence, **support))
     assert found.loss.item() == pytest.approx(expected, abs=1e-6)
 
@@ -245,7 +273,7 @@ def test_without_the_tail_no_other_word_has_a_gradient() -> None:
 
 
 @pytest.mark.slow  # importing trl takes seconds
-@pytest.mark.parametrize("divergence", DIVERGENCES)
+@pytest.mark.parametrize("divergence", IN_TRL)
 @pytest.mark.parametrize("tail", [True, False])
 def test_trl_computes_the_same_where_it_is_installed(divergence: str, tail: bool) -> None:
     trl = pytest.importorskip("trl.experimental.sdft.loss_utils")

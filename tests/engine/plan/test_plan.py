@@ -219,7 +219,10 @@ def test_buffers_of_the_loss() -> None:
         return loss_bytes(DistillSettings(chunk_rows=256, **settings), answers, 1_000, size)
 
     assert [of(n) for n in (100, 256, 4000)] == [1_200_000, 3_072_000, 3_072_000]
-    assert of(256, divergence="jsd") == 4_096_000
+    assert of(256, divergence="jsd") == of(256, divergence="mixed_kl") == 4_096_000
+    assert of(256, token_clip=0.05) == 14_336_000
+    assert of(256, token_weights="prefix") == of(256) == 3_072_000
+    assert of(256, token_weights="prefix", support="top_k") == 3_072_000
     assert of(256, support="top_k") == 2_048_000
     assert of(256, support="top_k", top_k=1_000) == 3_072_000
     assert of(256, size=2) == 3_072_000 + 256 * 1_000 * 2

@@ -81,6 +81,7 @@ SETTINGS = [
     ["distill.truncated_rollouts=mask"],
     ["distill.divergence=forward_kl", "distill.kl_temperature=1.5"],
     ["distill.divergence=jsd", "distill.jsd_beta=0.3"],
+    ["distill.divergence=mixed_kl", "distill.kl_mix=0.3", "distill.token_weights=prefix", "distill.prefix_gain=2"],
     ["objective=sft", "distill.average=sequences"],
     ["teacher.kind=ema"],
     ["teacher.kind=live"],
@@ -110,6 +111,12 @@ def test_loss_and_gradient_are_those_of_the_plain_formula(
             values = (p.exp() * (p - q)).sum(-1)
         elif config.distill.divergence == "forward_kl":
             values = (q.exp() * (q - p)).sum(-1)
+        elif config.distill.divergence == "mixed_kl":
+            values = ((0.3 * q.exp() - 0.7 * p.exp()) * (q - p)).sum(-1)
+            at = torch.tensor(rollout.ids)[:, None]
+            gaps = (q - p).gather(-1, at)[:, 0].abs().tolist()
+            factors = [1 + 2 * (1 - sum(gaps[:t]) / sum(gaps)) for t in range(len(gaps))]
+            share = [f * sum(share) / sum(factors) for f in factors]
         else:
             beta = config.distill.jsd_beta
             m = (beta * q.exp() + (1 - beta) * p.exp()).log()
