@@ -136,6 +136,10 @@ class RolloutSettings(_Config):
     """How the student samples."""
 
     max_new_tokens: int = Field(8_192, gt=0, description="cap on a rollout, tokens")
+    start_tokens: int | None = Field(
+        None, gt=0, description="the cap at step 1, which grows linearly to max_new_tokens; null: it is constant"
+    )
+    grow_steps: int = Field(100, gt=0, description="start_tokens only: steps until the cap is max_new_tokens")
     temperature: float = Field(0.8, gt=0, description="logits are divided by it before sampling")
     top_p: float = Field(
         0.95, gt=0, le=1, description="sample from the most probable tokens with this much probability"
@@ -155,6 +159,12 @@ class RolloutSettings(_Config):
         gt=0,
         description="steps between comparisons of the sampler's log-probabilities with the trainer's; null: never",
     )
+
+    @model_validator(mode="after")
+    def _caps_grow(self) -> RolloutSettings:
+        if self.start_tokens is not None and self.start_tokens > self.max_new_tokens:
+            raise ValueError(f"start_tokens ({self.start_tokens}) is above max_new_tokens ({self.max_new_tokens})")
+        return self
 
 
 class DistillSettings(_Config):
@@ -192,6 +202,10 @@ class DistillSettings(_Config):
     lambda_on_policy: float = Field(
         1.0, ge=0, le=1, description="share of records trained on the student's rollout, the rest on the expert's turn"
     )
+    lambda_start: float | None = Field(
+        None, ge=0, le=1, description="that share at step 1, moving linearly to lambda_on_policy; null: it is constant"
+    )
+    lambda_steps: int = Field(100, gt=0, description="lambda_start only: steps until the share is lambda_on_policy")
     average: Literal["tokens", "sequences"] = Field(
         "tokens", description="each token of the step weighs the same, or each trajectory does"
     )
@@ -217,6 +231,22 @@ class TeacherSettings(_Config):
         "base", description="adapter off; an exponential moving average of the adapter; or the student itself"
     )
     ema_decay: float = Field(0.98, ge=0, lt=1, description="ema <- decay * ema + (1 - decay) * adapter, each step")
+    start: int = Field(
+        0,
+        ge=0,
+        description="first steps that train on the expert's turns, by cross-entropy; then base means the adapter as it "
+        "was after them, frozen, ema starts from it, and schedules of lambda and rollouts begin",
+    )
+
+    @property
+    def keeps_adapter(self) -> bool:
+        """Whether the teacher has an adapter of its own, beside the student's: an averaged or a frozen one."""
+        return self.kind == "ema" or (self.kind == "base" and self.start > 0)
+
+    @property
+    def wears_adapter(self) -> bool:
+        """Whether an adapter is on while the teacher scores."""
+        return self.kind == "live" or self.keeps_adapter
 
 
 class OptimSettings(_Config):
@@ -236,6 +266,13 @@ class OptimSettings(_Config):
     group_by: Literal["none", "session"] = Field(
         "none", description="session: the turns of a step are of one session, so that they share prefixes"
     )
+    position_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="each session gives one turn at a time, its turn t (from 0) with a probability in proportion to "
+        "decay^t; null: each turn once an epoch",
+    )
     session_turns: Literal["consecutive", "spread"] = Field(
         "consecutive", description="which turns of a session make a step: neighbours, or some from begin to end"
     )
@@ -244,6 +281,12 @@ class OptimSettings(_Config):
         gt=0,
         description="records share a pass up to this many tokens, padded or (packed) distinct; smaller saves memory",
     )
+
+    @model_validator(mode="after")
+    def _one_way_to_draw_turns(self) -> OptimSettings:
+        if self.position_decay is not None and self.group_by == "session":
+            raise ValueError("position_decay draws turns of different sessions: set group_by to none")
+        return self
 
 
 class CheckpointSettings(_Config):
@@ -346,6 +389,15 @@ class TrainConfig(_Config):
             raise ValueError(
                 f"max_prompt_tokens ({self.max_prompt_tokens}) and rollout.max_new_tokens "
                 f"({self.rollout.max_new_tokens}) together are above max_seq_tokens ({self.max_seq_tokens})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _the_start_ends(self) -> TrainConfig:
+        if self.objective == "sdft" and self.teacher.start >= self.optim.max_steps:
+            raise ValueError(
+                f"teacher.start ({self.teacher.start}) leaves no step of self-distillation of optim.max_steps "
+                f"({self.optim.max_steps}): for cross-entropy alone, set objective to sft"
             )
         return self
 

@@ -138,9 +138,9 @@ def model_card(
         config=config,
         certificate=certificate,
         dataset={"funnel": None, "caps": None, "redaction": None, **run["dataset"]},
-        teacher=_TEACHERS[config["teacher"]["kind"]],
+        teacher=_teacher(config["teacher"]),
         divergence=dict(zip(("short", "long"), _divergence(config["distill"]), strict=True)),
-        share=_share(config["distill"]["lambda_on_policy"]),
+        share=_share(config["distill"]),
         best_note=f"; of the adapter that was best on held-out records, after step {run.get('best_step')}"
         if best
         else "",
@@ -251,7 +251,19 @@ def _divergence(distill: Mapping[str, Any]) -> tuple[str, str]:
     return short, f"{long} over the {distill['top_k']} likeliest tokens of the {distill['top_k_of']}, {rest},"
 
 
-def _share(on_policy: float) -> str:
+def _teacher(teacher: Mapping[str, Any]) -> str:
+    if teacher["kind"] == "base" and (start := teacher.get("start", 0)):
+        return f"the same model with the adapter as it was after {start} steps of cross-entropy on the expert's turns"
+    return _TEACHERS[teacher["kind"]]
+
+
+def _share(distill: Mapping[str, Any]) -> str:
+    on_policy, start = distill["lambda_on_policy"], distill.get("lambda_start")
+    if start is not None:
+        return (
+            f"the share of records that were trained on the model's own answer moved from {start:.0%} to "
+            f"{on_policy:.0%} in {distill['lambda_steps']} steps, the others on the expert's text"
+        )
     if on_policy == 1:
         return "every record was trained on the model's own answer, none on the expert's text"
     if on_policy == 0:
@@ -265,9 +277,14 @@ def _targets(names: list[str] | str) -> str:
 
 def _additions(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Return what a run added to the objective; runs of earlier versions have none of these settings."""
-    distill = config["distill"]
-    weights = distill.get("token_weights", "none")
+    distill, rollout, start = config["distill"], config["rollout"], config["teacher"].get("start")
+    weights, share = distill.get("token_weights", "none"), distill.get("lambda_start")
+    tokens = rollout.get("start_tokens")
     found = {
+        "steps of cross-entropy before": start,
+        "lambda on-policy at first": share is not None and f"{share}, for {distill['lambda_steps']} steps",
+        "max rollout tokens at first": tokens and f"{tokens}, for {rollout['grow_steps']} steps",
+        "decay of later turns": config["optim"].get("position_decay"),
         "clip of a token's part of the loss": distill.get("token_clip") and f"{distill['token_clip']} nats",
         "token weights": weights != "none" and f"{weights}: {TOKEN_WEIGHTS[weights]}",
     }

@@ -153,13 +153,18 @@ def test_the_settings_are_those_of_the_run() -> None:
         assert text in card
     assert "token weights" not in card
     other = ["distill.divergence=mixed_kl", "distill.kl_mix=0.75", "distill.token_clip=0.05"]
-    other += ["distill.token_weights=prefix"]
+    other += ["distill.token_weights=prefix", "distill.lambda_start=0", "teacher.start=20", "optim.position_decay=0.6"]
     card = model_card(load_train_config("qwen3.5-9b-64k", other).model_dump(mode="json"), RUN, CERTIFICATE)
     for text in (
         "(weight of the forward one 0.75) over the whole vocabulary",
         "| distillation loss | mixed KL |",
         "| clip of a token's part of the loss | 0.05 nats |",
         "| token weights | prefix: tokens weigh less",
+        "moved from 0% to 100% in 100 steps",
+        "| lambda on-policy at first | 0.0, for 100 steps |",
+        "| steps of cross-entropy before | 20 |",
+        "| decay of later turns | 0.6 |",
+        "the same model with the adapter as it was after 20 steps of cross-entropy on the expert's turns",
     ):
         assert text in card
 

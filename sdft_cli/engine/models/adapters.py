@@ -67,7 +67,10 @@ def decide_weights(
 
 
 class EmaAdapter:
-    """A second adapter: the exponential moving average of the first, in fp32, one tensor per trainable parameter."""
+    """A second adapter: the exponential moving average of the first, in fp32, one tensor per trainable parameter.
+
+    With a decay of 1 it stays what it was when it was made, or last restarted.
+    """
 
     def __init__(self, model: Any, decay: float) -> None:
         """Start as a copy of the adapter as it is."""
@@ -80,6 +83,12 @@ class EmaAdapter:
         """ema <- decay * ema + (1 - decay) * adapter."""
         for name, parameter in self.parameters.items():
             self.tensors[name].lerp_(parameter.float(), 1 - self.decay)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Become a copy of the adapter as it is now."""
+        for name, parameter in self.parameters.items():
+            self.tensors[name].copy_(parameter)
 
     @contextmanager
     def swapped_in(self) -> Iterator[None]:
@@ -103,7 +112,7 @@ def weights(model: Any, case: Weights, ema: EmaAdapter | None = None) -> Iterato
     | `student`  | on           | base, and B A beside it       | yes      | the student's forward and backward      |
     | `adapter`  | on           | the same                      | no       | teacher `live`; rollouts; evaluation    |
     | `base`     | off          | base                          | no       | teacher `base`; the base model in eval  |
-    | `ema`      | averaged one | base, and its B A beside it   | no       | teacher `ema`                           |
+    | `ema`      | second one   | base, and its B A beside it   | no       | teacher `ema`; `base` after a start     |
     | `merged`   | off          | base + (alpha/r) B A          | no       | rollouts and evaluation, faster         |
 
     With `merged` each adapted weight is replaced by the sum, added in fp32 from the pristine weight and cast once. The

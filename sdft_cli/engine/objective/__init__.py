@@ -1,6 +1,7 @@
 """What is minimised: which turns, which tokens, which divergence.
 
 batches        which records each step trains on, in which order, and on whose answers
+schedules      what changes with the step: the learning rate, the share of the student's own rollouts, their cap
 formula        what is minimised, in plain torch: token weights, divergences, the loss
 weights        token weights that depend on what student and teacher think of the tokens
 loss           the same in chunks of logits, with its gradient

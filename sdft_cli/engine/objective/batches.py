@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from sdft_cli.config import OptimSettings
 from sdft_cli.records import RecordRow
@@ -31,10 +32,15 @@ class Order:
     once per epoch, and steps of one session are spread over it; what changes is that the turns of one step resemble
     each other, so its gradient is that of fewer sessions. A session's turns are taken `consecutive`, in their order, or
     `spread`: every (n // G)-th turn, so that a step sees the session's beginning and its end.
+
+    `position_decay: d`: as `none`, but an epoch is one turn of each session: its turn t, counted from 0 over the
+    session's records, with probability d^t / sum_s d^s (ReOPD, arXiv 2607.04763, with d = 0.6). Early turns come often,
+    late ones seldom or never.
     """
 
     def __init__(self, rows: Sequence[RecordRow], optim: OptimSettings, seed: int) -> None:
         self.rows, self.optim, self.seed = rows, optim, seed
+        self._drawn = len(rows) if optim.position_decay is None else len({row.session_id for row in rows})
         self._epoch_number = -1
         self._epoch: list[list[int]] = []
 
@@ -42,7 +48,7 @@ class Order:
         """Return the turns of optimiser step `number` (from 1)."""
         size, count = self.optim.turns_per_step, len(self.rows)
         if self.optim.group_by == "none":
-            first = (number - 1) * size
+            first, count = (number - 1) * size, self._drawn
             flat = [self._steps(p // count)[p % count][0] for p in range(first, first + size)]
             return Turns(flat, first)
         epoch, place = divmod(number - 1, -(-count // size))
@@ -52,8 +58,12 @@ class Order:
         """Return the steps of an epoch; with `group_by: none`, steps of one turn, to be joined."""
         if epoch != self._epoch_number:
             generator = random.Random(f"{self.seed}:{epoch}")
-            grouped = self.optim.group_by == "session"
-            self._epoch = self._by_session(generator) if grouped else self._by_turn(generator)
+            if self.optim.group_by == "session":
+                self._epoch = self._by_session(generator)
+            elif self.optim.position_decay is not None:
+                self._epoch = self._by_position(generator, self.optim.position_decay)
+            else:
+                self._epoch = self._by_turn(generator)
             self._epoch_number = epoch
         return self._epoch
 
@@ -61,6 +71,11 @@ class Order:
         order = list(range(len(self.rows)))
         generator.shuffle(order)
         return [[index] for index in order]
+
+    def _by_position(self, generator: random.Random, decay: float) -> list[list[int]]:
+        sessions = list(self._sessions().values())
+        generator.shuffle(sessions)
+        return [generator.choices(turns, [decay**t for t in range(len(turns))]) for turns in sessions]
 
     def _by_session(self, generator: random.Random) -> list[list[int]]:
         size = self.optim.turns_per_step
@@ -86,17 +101,33 @@ class Order:
         return {name: found[name] for name in sorted(found)}
 
 
-def on_policy_flags(share: float, seed: int, first: int, size: int) -> list[bool]:
+def on_policy_flags(
+    share: float, seed: int, first: int, size: int, start: float | None = None, over: int = 1
+) -> list[bool]:
     """Say which turns `first`, `first + 1`, ... of a run are trained on the student's own rollout, not on the expert's.
 
-    Over any stretch of the run the number of on-policy turns is `share` times its length, rounded up or down: the
-    multiples of `share`, shifted by an offset that depends on the seed, are on-policy where they pass an integer.
+    Over any stretch of the run the number of on-policy turns is the sum of their shares, rounded up or down: sums of
+    shares up to a turn, shifted by an offset that depends on the seed, make it on-policy where they pass an integer.
+
+    Args:
+        share: that of each turn.
+        seed: of the run.
+        first, size: the stretch; turns before 0 have a share of 0.
+        start: the share of turn 0, from which it moves linearly to `share`; None: it is constant.
+        over: turns until it is `share`.
     """
     offset = random.Random(f"{seed}:lambda").random()
-    return [
-        math.floor(offset + (position + 1) * share) > math.floor(offset + position * share)
-        for position in range(first, first + size)
-    ]
+    sums = [math.floor(offset + _sum_of_shares(turn, share, start, over)) for turn in range(first, first + size + 1)]
+    return [after > before for before, after in pairwise(sums)]
+
+
+def _sum_of_shares(turns: int, share: float, start: float | None, over: int) -> float:
+    """Return the sum of the shares of the first so many turns: of a line, its integral."""
+    turns = max(0, turns)
+    if start is None:
+        return turns * share
+    moved = min(turns, over)
+    return moved * start + (share - start) * moved**2 / (2 * over) + (turns - moved) * share
 
 
 def step_seed(seed: int, step: int, purpose: str) -> int:

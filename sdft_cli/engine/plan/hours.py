@@ -142,7 +142,7 @@ def heldout_seconds(rows: Sequence[RecordRow], speed: Speed, sharing: Sharing, r
     settings = speed.config.heldout
     every, weight = list(rows), _share(rows, settings.records)
     new = min(rollout, settings.max_new_tokens)
-    own = speed.config.teacher.kind != "base"
+    own = speed.config.teacher.wears_adapter
     passes = [
         *_prompts([r.prompt_tokens for r in every], speed, sharing, not speed.engine.merged),
         *scoring("student", [r.prompt_tokens + new for r in every], True, sharing, speed.config),

@@ -136,7 +136,7 @@ def static_parts(shape: Shape, config: TrainConfig, gradients: bool) -> dict[str
     parts = {"frozen weights": weight_bytes(shape, config), "adapter": adapter, "AdamW moments": 2 * adapter}
     if gradients:
         parts["gradients"] = adapter
-    if config.teacher.kind == "ema":
+    if config.teacher.keeps_adapter:
         parts["averaged adapter"] = adapter
     return parts
 
@@ -208,7 +208,7 @@ def _mask_bytes(shape: Shape, mask: int, size: int, copies: int) -> int:
 def teacher_phase(shape: Shape, config: TrainConfig, forward: Forward, answers: int, fused: bool, first: bool) -> Phase:
     """A forward pass of the teacher, with its states at all `answers` tokens of the step; `first`: no gradients yet."""
     size = BYTES[config.dtype]
-    adapter = config.teacher.kind != "base"
+    adapter = config.teacher.wears_adapter
     parts = static_parts(shape, config, gradients=not first)
     parts["activations"] = forward.tokens * _forward_bytes(shape, size, adapter, fused)
     parts["attention mask"] = _mask_bytes(shape, forward.mask, size, 1)

@@ -74,7 +74,7 @@ def _cut(lengths: Sequence[int], sharing: Sharing, config: TrainConfig) -> Itera
 
 def step_passes(step: Sequence[Lengths], config: TrainConfig, sharing: Sharing, merged: bool) -> list[Pass]:
     """Return the passes of a step: prompts of rollouts, teacher, student; decoding and the head are no passes."""
-    own_teacher = config.teacher.kind != "base"
+    own_teacher = config.teacher.wears_adapter
     return [
         *scoring("prefill", [x.student for x in step], not merged, "packed" if sharing == "none" else sharing, config),
         *scoring("teacher", [x.teacher + x.rollout for x in step], own_teacher, sharing, config),

@@ -161,8 +161,15 @@ def assumptions(shape: Shape, config: TrainConfig, sharing: Sharing, rollout: in
     ]
     if config.objective == "sft":
         found.append("objective is sft: it samples nothing and has no teacher, so those phases do not apply")
-    elif config.distill.lambda_on_policy < 1:
-        found.append("every record is taken to be sampled, although lambda_on_policy is below 1: an upper bound")
+    else:
+        distill = config.distill
+        fewer = {
+            "lambda_on_policy is below 1": distill.lambda_on_policy < 1,
+            "lambda_start is below 1": distill.lambda_start is not None and distill.lambda_start < 1,
+            "teacher.start samples nothing": config.teacher.start > 0,
+        }
+        if reasons := [reason for reason, holds in fewer.items() if holds]:
+            found.append(f"every record is taken to be sampled, although {' and '.join(reasons)}: an upper bound")
     if config.dtype == "float32":
         found.append("dtype is float32, and the cards' arithmetic is that of 16-bit tensors: hours are far too few")
     if sharing != "none":

@@ -128,7 +128,7 @@ def step_operations(
     if config.objective == "sdft":
         operations["loss"] += head_flops(shape, rows)
         teacher = passes_work(backend, teachers, answers, config, gradient=False)
-        adapter = config.teacher.kind != "base"
+        adapter = config.teacher.wears_adapter
         operations["teacher"] = forward_flops(shape, teacher.forward_tokens, teacher.forward_pairs, adapter)
     own = [i for i, flag in enumerate(sampled) if flag]
     if own:

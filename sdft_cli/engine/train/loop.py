@@ -240,7 +240,9 @@ class Loop:
         self.files["heldout.jsonl"].write(metrics)
         progress = self.progress
         progress.evaluated, progress.heldout, self.saved = step, metrics, -1
-        if progress.best_kl is None or metrics["kl_per_token"] < progress.best_kl:
+        # Before the end of a start there was another teacher: its divergences are not comparable with later ones.
+        comparable = self.config.objective == "sft" or step >= self.config.teacher.start
+        if comparable and (progress.best_kl is None or metrics["kl_per_token"] < progress.best_kl):
             progress.best_kl, progress.best_step = metrics["kl_per_token"], step
         self.log({"heldout": metrics}, step)
         self.observer.heldout(metrics)

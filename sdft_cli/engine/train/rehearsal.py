@@ -38,7 +38,8 @@ def rehearse(trainer: Trainer, records: Sequence[Record]) -> str:
     examples = [trainer.example(r) for r in longest_step(records, config.optim.turns_per_step)]
     tokens = max(len(e.teacher) for e in examples)
     where = f"the rehearsal of the longest step ({len(examples)} record(s), prompts of up to {tokens} tokens)"
-    on_policy = config.objective == "sdft" and config.distill.lambda_on_policy > 0
+    shares = (config.distill.lambda_on_policy, config.distill.lambda_start)
+    on_policy = config.objective == "sdft" and any(shares)
     times = config.rollout.per_record if on_policy else 1
     repeated = [e for e in examples for _ in range(times)]
     with torch.random.fork_rng(), out_of_memory_explained(config, where):

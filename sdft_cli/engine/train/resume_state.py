@@ -3,7 +3,7 @@
 | part        | what                                                                                        |
 | ----------- | ------------------------------------------------------------------------------------------- |
 | `adapter`   | every trainable parameter by name                                                           |
-| `ema`       | the averaged adapter in fp32, with teacher kind `ema` only                                  |
+| `ema`       | the teacher's own adapter in fp32, averaged or frozen, if it has one                        |
 | `optimizer` | AdamW's `step`, `exp_avg`, `exp_avg_sq` as `exp_avg/<parameter>`; nothing before step 1     |
 | schedule    | the step counters; rates are recomputed from the configuration and compared                 |
 | random      | generators of Python, numpy, torch on the CPU and on each GPU                               |

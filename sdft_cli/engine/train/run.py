@@ -82,7 +82,7 @@ def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractCont
     from sdft_cli.engine.train.heldout import HeldOut
     from sdft_cli.engine.train.loop import Loop
     from sdft_cli.engine.train.profile import Profile
-    from sdft_cli.engine.train.sdft_step import TEACHER_WEIGHTS
+    from sdft_cli.engine.train.sdft_step import teacher_weights
     from sdft_cli.engine.train.trackers import open_trackers
 
     trainer, config = loaded.trainer, job.config
@@ -91,7 +91,7 @@ def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractCont
         trainer.prompts,
         job.data.validation,
         config.heldout,
-        TEACHER_WEIGHTS[config.teacher.kind] if config.objective == "sdft" else "base",
+        teacher_weights(config.teacher) if config.objective == "sdft" else "base",
         trainer.ema,
         decoding=trainer.sampling,
         max_tokens_per_pass=config.optim.max_tokens_per_pass,

@@ -6,7 +6,8 @@
     loss = sum_t w_t D(p_t, q_t)              D = KL(p||q), equal w_t by default     Trainer.loss
     backward, clip, AdamW                                                            Trainer.update
 
-The control arm (`objective: sft`) puts the expert's turn in the place of y, and cross-entropy in the place of D.
+The control arm (`objective: sft`) puts the expert's turn in the place of y, and cross-entropy in the place of D; so do
+the first steps with `teacher.start`, behind which the adapter is copied: the copy is the teacher's from then on.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdft_cli.config import OptimSettings, TrainConfig
+from sdft_cli.config import TeacherSettings, TrainConfig
 from sdft_cli.engine.models import adapters
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.interrupts import interruptible
-from sdft_cli.engine.objective.batches import on_policy_flags, step_seed
+from sdft_cli.engine.objective.batches import step_seed
 from sdft_cli.engine.objective.formula import token_weights
 from sdft_cli.engine.objective.loss import LossOutput, cross_entropy_loss, distillation_loss, token_log_likelihood
+from sdft_cli.engine.objective.schedules import adamw, flags_at, objective_at, rollout_at
 from sdft_cli.engine.objective.weights import Answers
 from sdft_cli.engine.passes.decode import Rollout, stop_tokens
 from sdft_cli.engine.passes.executors import student_passes, teacher_passes
@@ -36,8 +38,10 @@ from sdft_cli.errors import DataError
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import Record
 
-TEACHER_WEIGHTS: dict[str, adapters.Weights] = {"base": "base", "ema": "ema", "live": "adapter"}
-"""Which weights are on for each kind of teacher."""
+
+def teacher_weights(teacher: TeacherSettings) -> adapters.Weights:
+    """Return which weights are on while the teacher scores; `ema` holds a frozen adapter, too."""
+    return "ema" if teacher.keeps_adapter else "adapter" if teacher.wears_adapter else "base"
 
 
 @dataclass(frozen=True)
@@ -81,9 +85,10 @@ class Scored:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step did: what it trained on, what it found, the update, and the seconds of each phase."""
+    """What a step did: what it minimised, what it trained on, what it found, the update, the seconds of each phase."""
 
     number: int
+    objective: str
     taken: Trajectories
     scored: Scored
     grad_norm: float
@@ -113,10 +118,11 @@ class Trainer:
         self.sampling = sampling
         self.pad_id = prompts.turn_end_id
         self.stop_ids = stop_tokens(backend, prompts.turn_end_ids)
-        optimizer, schedule = adamw(backend, config.optim)
+        optimizer, schedule = adamw(backend.parameters(), config.optim)
         backend.model, self.optimizer, self.schedule = accelerator.prepare(backend.model, optimizer, schedule)
-        is_ema = config.teacher.kind == "ema" and config.objective == "sdft"
-        self.ema = adapters.EmaAdapter(backend.model, config.teacher.ema_decay) if is_ema else None
+        keeps = config.teacher.keeps_adapter and config.objective == "sdft"
+        decay = config.teacher.ema_decay if config.teacher.kind == "ema" else 1.0
+        self.ema = adapters.EmaAdapter(backend.model, decay) if keeps else None
 
     def step(self, number: int, records: Sequence[Record], first: int) -> StepResult:
         """Run an optimiser step.
@@ -133,11 +139,14 @@ class Trainer:
             examples = [self.example(record) for record in records]
         with phases("rollout"):
             taken = self.sample(examples, number, first, compare_sampler)
-        scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler, taken.on_policy)
+        objective = objective_at(self.config, number)
+        scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler, taken.on_policy, objective)
         rate = self.schedule.get_last_lr()[0]
         with phases("optimizer"):
             norm, updated = self.update(scored.loss)
-        return StepResult(number, taken, scored, norm, updated, rate, dict(phases.seconds))
+        if self.ema and number == self.config.teacher.start:
+            self.ema.restart()
+        return StepResult(number, objective, taken, scored, norm, updated, rate, dict(phases.seconds))
 
     def example(self, record: Record) -> Example:
         """Encode both prompts of a record.
@@ -160,16 +169,15 @@ class Trainer:
     ) -> Trajectories:
         """Return the trajectories of a step: y ~ student(. | x), the expert's turns, or some of each (lambda)."""
         config = self.config
-        share = config.distill.lambda_on_policy if config.objective == "sdft" else 0.0
-        flags = on_policy_flags(share, config.seed, first, len(examples))
+        flags = flags_at(config, step, first, len(examples))
         repeats = [config.rollout.per_record if own else 1 for own in flags]
         repeated = [e for e, n in zip(examples, repeats, strict=True) for _ in range(n)]
         on_policy = [own for own, n in zip(flags, repeats, strict=True) for _ in range(n)]
         prompts = [e.student for e, own in zip(repeated, on_policy, strict=True) if own]
-        seed = step_seed(config.seed, step, "rollout")
+        settings, seed = rollout_at(config, step), step_seed(config.seed, step, "rollout")
         rollouts = iter(
             sample_rollouts(
-                self.backend, prompts, config.rollout, self.stop_ids, self.pad_id, seed, self.sampling, record_log_probs
+                self.backend, prompts, settings, self.stop_ids, self.pad_id, seed, self.sampling, record_log_probs
             )
         )
         answers = [
@@ -185,17 +193,19 @@ class Trainer:
         phases: Phases,
         want_log_probs: bool = False,
         on_policy: Sequence[bool] | None = None,
+        objective: str | None = None,
     ) -> Scored:
         """Accumulate the gradient of sum_t w_t D(p_t, q_t) over the tokens of all rollouts; return what was found.
 
-        `on_policy`: which rollouts the student sampled; None: all.
+        `on_policy`: which rollouts the student sampled; None: all. `objective`: None: that of the run.
         """
         sampled = on_policy or [True] * len(rollouts)
         weights = token_weights(rollouts, self.config.distill)  # w_t: which y_t count, and how much
         # Nothing behind a trajectory's last token with loss is computed.
         answers = [y.ids[: len(w)] for y, w in zip(rollouts, weights, strict=True)]
         scored = Scored(0.0, [[] for _ in answers], [[] for _ in answers] if want_log_probs else None)
-        teacher = self.teacher_states(examples, answers, phases)
+        is_sft = (objective or self.config.objective) == "sft"
+        teacher = None if is_sft else self.teacher_states(examples, answers, phases)
         prompts, most = [e.student for e in examples], self.config.optim.max_tokens_per_pass
         passes = student_passes(self.backend, prompts, answers, self.pad_id, most, phases)
         with interruptible(), closing(passes):
@@ -214,11 +224,9 @@ class Trainer:
 
     def teacher_states(
         self, examples: Sequence[Example], answers: Sequence[Sequence[int]], phases: Phases
-    ) -> list[Tensor] | None:
-        """Return the teacher's hidden states (|y_i|, H) that predict each answer; None for the control arm."""
-        if self.config.objective == "sft":
-            return None
-        case = TEACHER_WEIGHTS[self.config.teacher.kind]
+    ) -> list[Tensor]:
+        """Return the teacher's hidden states (|y_i|, H) that predict each answer."""
+        case = teacher_weights(self.config.teacher)
         prompts, most = [e.teacher for e in examples], self.config.optim.max_tokens_per_pass
         with phases("teacher"), adapters.weights(self.backend.model, case, self.ema), interruptible():
             return teacher_passes(self.backend, prompts, answers, self.pad_id, most)
@@ -255,24 +263,3 @@ class Trainer:
     def _joined(self, rows: Sequence[Sequence[Any]], turns: Sequence[int]) -> Tensor:
         """Return the values of some turns behind each other, (N,)."""
         return torch.tensor([value for i in turns for value in rows[i]], device=self.backend.device)
-
-
-def adamw(backend: Backend, optim: OptimSettings) -> tuple[torch.optim.AdamW, torch.optim.lr_scheduler.LambdaLR]:
-    """Return the optimiser of the adapter and the schedule of its learning rate."""
-    optimizer = torch.optim.AdamW(
-        backend.parameters(),
-        lr=optim.learning_rate,
-        betas=optim.betas,
-        eps=optim.eps,
-        weight_decay=optim.weight_decay,
-    )
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(optim, step))
-
-
-def rate_factor(optim: OptimSettings, step: int) -> float:
-    """Return what the learning rate is multiplied with at a step (from 0)."""
-    if step < optim.warmup_steps:
-        return (step + 1) / optim.warmup_steps
-    if optim.schedule == "constant":
-        return 1.0
-    return max(0.0, (optim.max_steps - step) / max(1, optim.max_steps - optim.warmup_steps))

@@ -29,13 +29,13 @@ def step_metrics(step: StepResult, config: TrainConfig, prompts: ChatPrompts) ->
         "grad_norm": step.grad_norm,
         "updated": step.updated,
         "learning_rate": step.learning_rate,
-        **_speed(step, config),
+        **_speed(step),
     }
 
 
 def _rollout_metrics(step: StepResult, config: TrainConfig, prompts: ChatPrompts) -> dict[str, Any]:
     taken, scored = step.taken, step.scored
-    name = "nll_per_token" if config.objective == "sft" else DIVERGENCES[config.distill.divergence].metric
+    name = "nll_per_token" if step.objective == "sft" else DIVERGENCES[config.distill.divergence].metric
     counted = sum(1 for weights in token_weights(taken.rollouts, config.distill) for w in weights if w)
     tokens = sum(len(r.ids) for r in taken.rollouts)
     own = [i for i, flag in enumerate(taken.on_policy) if flag]
@@ -73,11 +73,11 @@ def _valid_call(record: Record, rollout: Rollout, prompts: ChatPrompts) -> bool 
     return score_tool_turn(turn, record.reference, record.tools).valid
 
 
-def _speed(step: StepResult, config: TrainConfig) -> dict[str, Any]:
+def _speed(step: StepResult) -> dict[str, Any]:
     seconds = sum(step.seconds.values())
     tokens = sum(len(r.ids) for r in step.taken.rollouts)
     prompts = sum(len(e.student) for e in step.taken.examples)
-    if config.objective == "sdft":
+    if step.objective == "sdft":
         prompts += tokens + sum(len(e.teacher) for e in step.taken.examples)
     return {
         "tokens_per_second": (prompts + tokens) / seconds,

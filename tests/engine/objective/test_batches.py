@@ -88,6 +88,34 @@ def test_the_share_of_on_policy_records_is_the_stated_one(share: float, seed: in
         assert abs(sum(flags[:stop]) - share * stop) <= 1 + 1e-9
 
 
+@given(st.floats(0, 1), st.floats(0, 1), st.integers(1, 60), st.integers(0, 50), st.integers(1, 7))
+def test_a_share_that_moves_is_kept_over_any_stretch(
+    start: float, share: float, over: int, seed: int, size: int
+) -> None:
+    """The share of turn k is that of the line at its middle, k + 1/2."""
+    flags = [f for step in range(20) for f in on_policy_flags(share, seed, step * size, size, start, over)]
+    line = [start + (share - start) * min(1.0, (k + 0.5) / over) for k in range(len(flags))]
+    for stop in range(1, len(flags) + 1):
+        assert abs(sum(flags[:stop]) - sum(line[:stop])) <= 1 + 1e-6
+    assert on_policy_flags(share, seed, 7, 9, share, over) == on_policy_flags(share, seed, 7, 9)
+
+
+def test_early_turns_come_in_proportion_to_the_decay() -> None:
+    """One turn of each session a round; of four turns with d = 1/2, the shares are 8, 4, 2, 1 of 15."""
+    found = order([4, 1, 4], turns_per_step=3, position_decay=0.5)
+    steps = drawn(found, 3000)
+    for step in steps[:50]:
+        assert sorted(found.rows[i].session_id for i in step) == ["s0", "s1", "s2"]
+    turns = [found.rows[i].turn_index for step in steps for i in step if found.rows[i].session_id != "s1"]
+    for turn, share in enumerate((8, 4, 2, 1)):
+        assert turns.count(turn) / len(turns) == pytest.approx(share / 15, abs=0.03)
+    again = order([4, 1, 4], turns_per_step=3, position_decay=0.5)
+    assert [again.step(n).indices for n in (9, 2, 9)] == [steps[8], steps[1], steps[8]]
+    assert drawn(order([4, 1, 4], seed=1, turns_per_step=3, position_decay=0.5), 20) != steps[:20]
+    assert found.step(5).first == 12
+    assert set(chain(*drawn(order([9, 9], position_decay=1e-9), 40))) == {0, 9}
+
+
 def test_the_ends_of_the_share_are_all_or_nothing() -> None:
     assert on_policy_flags(0.0, 3, 5, 64) == [False] * 64
     assert on_policy_flags(1.0, 3, 5, 64) == [True] * 64

@@ -238,6 +238,11 @@ def test_the_peak_is_the_largest_phase_and_parts_follow_the_profile() -> None:
     assert parts["frozen weights"] == 4 * shape.parameters
     assert parts["AdamW moments"] == 2 * parts["adapter"] == 8 * shape.adapter_parameters
     assert parts["merged sampling weights"] == 4 * shape.adapted_parameters
+    memories = [
+        step_memory([Lengths(100, 130, 20)], shape, with_settings(config, {key: value}), sharing="none")
+        for key, value in (("teacher.start", 5), ("teacher.kind", "ema"))
+    ]
+    assert memories[0] == memories[1] != step_memory([Lengths(100, 130, 20)], shape, config, sharing="none")
     own = with_settings(config, {"rollout.weights": "adapter", "teacher.kind": "ema", "dtype": "bfloat16"})
     parts = step_memory([Lengths(100, 130, 20)], shape, own, sharing="none").phases[0].parts
     assert "merged sampling weights" not in parts

@@ -96,6 +96,17 @@ def test_a_run_writes_what_it_promises(tiny_model: Path, tiny_data: Dataset, tmp
     ]
 
 
+def test_the_best_step_is_one_with_the_last_teacher(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:
+    """The adapter hardly moves, so the first evaluation that counts is about the best: that at the end of the start."""
+    run = loop(tiny_model, tiny_data, tmp_path / "r", "teacher.start=2", "heldout.every=1", "optim.learning_rate=1e-12")
+    progress = run.run()
+    names = [next(key for key in x if key.endswith("_per_token")) for x in lines(tmp_path / "r" / "metrics.jsonl")]
+    assert names == ["nll_per_token"] * 2 + ["kl_per_token"] * 2
+    assert [x["step"] for x in lines(tmp_path / "r" / "heldout.jsonl")] == [0, 1, 2, 3, 4]
+    assert progress.best_step is not None
+    assert progress.best_step >= 2
+
+
 def test_a_stop_rule_ends_the_run_and_its_state_is_saved(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:
     watching = Watching()
 

@@ -21,7 +21,7 @@ pytest.importorskip("torch")
 from sdft_cli.records import Dataset
 
 ROOT = Path(__file__).resolve().parents[3]
-KILLS = {"base": 20, "ema": 8, "sft": 8}
+KILLS = {"base": 20, "ema": 8, "sft": 8, "start": 6}
 SETTINGS = [
     "rehearse=false",
     "gate.action=off",
@@ -49,6 +49,15 @@ KINDS = {
         "optim.group_by=session",
     ],
     "sft": ["objective=sft"],
+    "start": [
+        "teacher.start=5",
+        "distill.token_weights=prefix",
+        "distill.lambda_start=0",
+        "distill.lambda_steps=6",
+        "rollout.start_tokens=1",
+        "rollout.grow_steps=6",
+        "optim.position_decay=0.6",
+    ],
 }
 
 

@@ -16,7 +16,7 @@ from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.objective.formula import token_weights  # noqa: E402
 from sdft_cli.engine.passes.decode import Rollout  # noqa: E402
 from sdft_cli.engine.passes.timing import Phases  # noqa: E402
-from sdft_cli.engine.train.sdft_step import Trainer, rate_factor  # noqa: E402
+from sdft_cli.engine.train.sdft_step import Trainer, teacher_weights  # noqa: E402
 from sdft_cli.engine.train.step_metrics import step_metrics  # noqa: E402
 from sdft_cli.errors import DataError  # noqa: E402
 from sdft_cli.prompts.chat import open_prompts  # noqa: E402
@@ -206,15 +206,55 @@ def test_nothing_moves_without_loss_tokens_or_with_a_loss_that_is_not_finite(
     assert not found.optimizer.state
 
 
-def test_the_rate_rises_then_stays_or_falls() -> None:
-    def factors(schedule: str) -> list[float]:
-        optim = load_train_config(
-            "cpu-demo", ["optim.warmup_steps=2", "optim.max_steps=6", f"optim.schedule={schedule}"]
-        ).optim
-        return [rate_factor(optim, step) for step in range(7)]
+def test_after_a_start_on_the_experts_turns_the_adapter_as_it_was_then_teaches(
+    tiny_model: Any, tiny_data: Dataset
+) -> None:
+    start = ["teacher.start=2", "optim.max_steps=4", "optim.warmup_steps=0", "rollout.start_tokens=2"]
+    start += ["rollout.grow_steps=2"]
+    found = trainer(tiny_model, tiny_data, *start)
+    plain = trainer(tiny_model, tiny_data, "objective=sft", *start[1:3])
+    assert teacher_weights(found.config.teacher) == "ema"
+    assert found.ema is not None
+    for number in (1, 2):
+        results = [t.step(number, tiny_data.train[:3], 3 * (number - 1)) for t in (found, plain)]
+        metrics = [step_metrics(result, found.config, found.prompts) for result in results]
+        assert metrics[0]["nll_per_token"] == metrics[1]["nll_per_token"] == pytest.approx(metrics[0]["loss"], rel=1e-6)
+        assert "kl_per_token" not in metrics[0]
+        assert metrics[0]["on_policy_share"] == 0
+    own = dict(plain.backend.model.named_parameters())
+    for name, parameter in found.ema.parameters.items():
+        assert torch.equal(parameter, own[name])
+        assert torch.equal(found.ema.tensors[name], parameter)
+    frozen = {name: tensor.clone() for name, tensor in found.ema.tensors.items()}
+    for number, cap in ((3, 2), (4, 3)):
+        result = found.step(number, tiny_data.train[:3], 3 * (number - 1))
+        metrics = [step_metrics(result, found.config, found.prompts)]
+        assert "kl_per_token" in metrics[0]
+        assert (metrics[0]["on_policy_share"], max(len(r.ids) for r in result.taken.rollouts)) == (1, cap)
+    assert all(torch.equal(found.ema.tensors[name], tensor) for name, tensor in frozen.items())
+    assert not all(torch.equal(parameter, frozen[name]) for name, parameter in found.ema.parameters.items())
+    # The frozen adapter is what scores: swapped in by hand, as a live teacher, it has the same states.
+    examples = [found.example(r) for r in tiny_data.train[:2]]
+    answers = [r.ids for r in ROLLOUTS[:2]]
+    states = found.teacher_states(examples, answers, Phases())
+    for name, parameter in found.ema.parameters.items():
+        parameter.data = frozen[name]
+    live = trainer(tiny_model, tiny_data, "teacher.kind=live")
+    live.backend = found.backend
+    for ours, expected in zip(states, live.teacher_states(examples, answers, Phases()), strict=True):
+        assert torch.equal(ours, expected)
 
-    assert factors("constant") == [0.5, 1, 1, 1, 1, 1, 1]
-    assert factors("linear") == [0.5, 1, 1, 0.75, 0.5, 0.25, 0]
+
+def test_an_averaged_teacher_starts_from_the_end_of_the_start(tiny_model: Any, tiny_data: Dataset) -> None:
+    settings = ["teacher.kind=ema", "teacher.ema_decay=0.75", "teacher.start=1", "optim.warmup_steps=0"]
+    found = trainer(tiny_model, tiny_data, *settings)
+    assert found.ema is not None
+    found.step(1, tiny_data.train[:3], 0)
+    name, parameter = next((n, p) for n, p in found.ema.parameters.items() if "lora_B" in n)
+    after_start = parameter.detach().clone()
+    assert after_start.any()
+    found.step(2, tiny_data.train[:3], 3)
+    assert torch.allclose(found.ema.tensors[name], 0.75 * after_start + 0.25 * parameter, atol=1e-7)
 
 
 def test_a_record_that_was_counted_otherwise_is_refused(tiny_model: Any, tiny_data: Dataset) -> None:
