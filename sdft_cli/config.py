@@ -368,6 +368,11 @@ class TrainConfig(_Config):
     )
     segment_tokens: int = Field(2_048, ge=16, description="depth_first: most tokens of a pass; smaller saves memory")
     seed: int = Field(0, ge=0, description="seed of adapter, order and rollouts")
+    init_adapter: str | None = Field(
+        None,
+        description="a run, or the folder of an adapter, whose weights the adapter begins with: to go on with other "
+        "records; the teacher base is still the model without it; null: a fresh adapter",
+    )
     samples_every: int = Field(10, gt=0, description="save sampled rollouts every so many steps")
     rehearse: bool = Field(True, description="run the longest step once before step 1, without an update")
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(

@@ -101,6 +101,39 @@ def read_run(folder: Path, best: bool = False) -> Run:
     return Run(folder, info, stored_config(config), adapter)
 
 
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """An adapter on disk: `config` is its `adapter_config.json`; `run`, what `run.json` says, if it is one of a run."""
+
+    folder: Path
+    config: Mapping[str, Any]
+    run: Mapping[str, Any]
+
+    @property
+    def weights(self) -> Path:
+        return self.folder / "adapter_model.safetensors"
+
+    @property
+    def name(self) -> str:
+        """Its run's name, or its own folder's, without the path."""
+        own = self.folder.resolve()
+        return own.parent.name + ("" if own.name == "adapter" else f"/{own.name}") if self.run else own.name
+
+
+def read_adapter(path: Path) -> TrainedAdapter:
+    """Find the adapter of a run, or in a folder of its own; its weights are not read.
+
+    Raises:
+        UsageError: there is none.
+        DataError: the run is damaged or not finished.
+    """
+    folder = read_run(path).adapter if is_run(path) else path
+    if not all((folder / name).is_file() for name in ("adapter_config.json", "adapter_model.safetensors")):
+        raise UsageError(f"{path} holds no adapter: name the folder of a run, or of an adapter in peft's format.")
+    run = read_run_json(folder.parent) if is_run(folder.parent) else {}
+    return TrainedAdapter(folder, read_json(folder / "adapter_config.json", "name another adapter"), run)
+
+
 class JsonLines:
     """Append JSON lines, each flushed as soon as it is written."""
 

@@ -45,6 +45,7 @@ def train(
     objective: Annotated[str | None, setting("train.objective")] = None,
     max_steps: Annotated[int | None, setting("train.optim.max_steps")] = None,
     seed: Annotated[int | None, setting("train.seed")] = None,
+    init_adapter: Annotated[str | None, setting("train.init_adapter")] = None,
     gate: Annotated[str | None, setting("train.gate.action")] = None,
     track: Annotated[
         list[str] | None, setting("train.trackers", "--track", help="Log here too, besides metrics.jsonl. Repeatable.")

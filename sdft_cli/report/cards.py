@@ -205,6 +205,7 @@ def adapter_card(
         backend=run["backend"],
         targets=targets,
         steps=steps,
+        begins_with=run.get("init_adapter"),
         sdft=sdft,
         loader="AutoModelForMultimodalLM" if vision else "AutoModelForCausalLM",
         model_id="your-name/your-adapter",
@@ -313,6 +314,8 @@ def _settings(
         ("LoRA dropout", lora["dropout"]),
         ("LoRA targets", _targets(lora["target_modules"])),
     ]
+    if first := run.get("init_adapter"):
+        rows.append(("begins with the adapter", f"{code_span(first['name'])}, sha256 {first['sha256'][:12]}"))
     if sdft:
         decay = f", decay {config['teacher']['ema_decay']}" if config["teacher"]["kind"] == "ema" else ""
         rows += [

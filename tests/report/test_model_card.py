@@ -154,8 +154,10 @@ def test_the_settings_are_those_of_the_run() -> None:
     assert "token weights" not in card
     other = ["distill.divergence=mixed_kl", "distill.kl_mix=0.75", "distill.token_clip=0.05"]
     other += ["distill.token_weights=prefix", "distill.lambda_start=0", "teacher.start=20", "optim.position_decay=0.6"]
-    card = model_card(load_train_config("qwen3.5-9b-64k", other).model_dump(mode="json"), RUN, CERTIFICATE)
+    begun = {**RUN, "init_adapter": {"name": "before", "sha256": "ab" * 32}}
+    card = model_card(load_train_config("qwen3.5-9b-64k", other).model_dump(mode="json"), begun, CERTIFICATE)
     for text in (
+        "| begins with the adapter | `before`, sha256 abababababab |",
         "(weight of the forward one 0.75) over the whole vocabulary",
         "| distillation loss | mixed KL |",
         "| clip of a token's part of the loss | 0.05 nats |",

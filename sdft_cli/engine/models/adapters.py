@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from sdft_cli.errors import UsageError
+from sdft_cli.config import TrainConfig
+from sdft_cli.engine.models.names import known_as
+from sdft_cli.errors import DataError, UsageError
+from sdft_cli.run_folder import TrainedAdapter
 
 Weights = Literal["student", "adapter", "base", "ema", "merged"]
 SamplingWeights = Literal["merged", "adapter"]
@@ -101,6 +106,62 @@ class EmaAdapter:
         finally:
             for name, parameter in self.parameters.items():
                 parameter.data = own[name]
+
+
+FEATURES = (
+    *("use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices"),
+    *("modules_to_save", "lora_bias"),
+)
+"""What an adapter of peft may have besides plain LoRA, and ours has not."""
+
+
+def check_adapter_fits(found: TrainedAdapter, config: TrainConfig) -> None:
+    """Refuse an adapter whose settings or base are not those of a run that is to begin with its weights.
+
+    Raises:
+        UsageError: they differ, or it is no plain LoRA adapter; the sentence names the first difference.
+    """
+    own, name = found.config, found.name
+    if own.get("peft_type") != "LORA" or any(own.get(key) for key in FEATURES) or own.get("bias", "none") != "none":
+        raise UsageError(f"{name} is no plain LoRA adapter, and that of a run is: train from a fresh one.")
+    for key, asked, setting in (("r", config.lora.rank, "rank"), ("lora_alpha", config.lora.alpha, "alpha")):
+        if own.get(key) != asked:
+            raise UsageError(
+                f"{name} has {setting} {own.get(key)}, this run has {asked}: use --set lora.{setting}={own.get(key)}."
+            )
+    base, ours = str(found.run.get("model") or own.get("base_model_name_or_path")), known_as(config.model)["base"]
+    if known_as(base)["base"] != ours and Path(base).name != ours:
+        raise UsageError(f"{name} was trained on {base}, this run trains {ours}: begin with an adapter of that model.")
+
+
+def take_weights(model: nn.Module, found: TrainedAdapter) -> str:
+    """Copy the weights of an adapter on disk into the model's own; return the sha256 of their file.
+
+    Raises:
+        UsageError: it adapts other modules, or matrices of another size.
+        DataError: its file is damaged.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        data = found.weights.read_bytes()
+        theirs = load(data)
+    except (OSError, SafetensorError) as error:
+        raise DataError(f"{found.weights} is damaged ({error}): name another adapter.") from error
+    state = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    own = get_peft_model_state_dict(model, state, save_embedding_layers=False)
+    if odd := sorted(own.keys() ^ theirs.keys()):
+        lacks = "does not adapt" if odd[0] in own else "adapts, unlike this run,"
+        module = odd[0].removeprefix("base_model.model.").partition(".lora_")[0]
+        raise UsageError(f"{found.name} {lacks} {module}: set lora.target_modules to those that it was trained with.")
+    for name, tensor in theirs.items():
+        if own[name].shape != tensor.shape:
+            sizes = f"{tuple(tensor.shape)}, here it is {tuple(own[name].shape)}"
+            raise UsageError(f"{found.name} has {name} of {sizes}: begin with an adapter of this model.")
+        own[name].copy_(tensor)
+    return sha256(data).hexdigest()
 
 
 @contextmanager

@@ -14,9 +14,10 @@ from sdft_cli.errors import WARNING, DataError, MachineError, UsageError, Verifi
 from sdft_cli.records import Dataset, Record
 from sdft_cli.records.folders import new_folder, replacing_folder
 from sdft_cli.records.json_files import read_json, write_json
-from sdft_cli.run_folder import FORMAT, base_revision, read_run_json, write_check_prompts
+from sdft_cli.run_folder import FORMAT, base_revision, read_adapter, read_run_json, write_check_prompts
 
 if TYPE_CHECKING:
+    from sdft_cli.engine.models.backend import Backend
     from sdft_cli.engine.train.loop import Loop, Observer
     from sdft_cli.engine.train.sdft_step import Trainer
     from sdft_cli.prompts.chat import ChatPrompts
@@ -41,12 +42,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A model that is ready to train, and how that was decided."""
+    """A model that is ready to train, and how that was decided. `begins_with`: an adapter that was trained before."""
 
     trainer: Trainer
     backend_name: str
     backend_reason: str
     accelerator: Any
+    begins_with: dict[str, Any] | None = None
 
 
 def start_training(job: Job, say: Say, observer: Callable[[], AbstractContextManager[Observer]]) -> dict[str, Any]:
@@ -152,11 +154,13 @@ def load(job: Job, say: Say) -> Loaded:
         raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
     prompts = _prompts_of(job, model, say)
     check_loaded = _check_targets(config, model, say)
+    begin = _begin_with(job, say)
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model)
     if backend.kernels:
         say(backend.kernels)
     check_loaded()
+    begins_with = begin(backend)
     backend.segment_tokens = config.segment_tokens
     rows = [record.row for record in job.data.train]
     room = packed_room(backend, rows, config) if config.prefix_sharing == "auto" else None
@@ -167,7 +171,41 @@ def load(job: Job, say: Say) -> Loaded:
     sampling, sentence = choose_sampling_weights(backend, config.rollout)
     if config.objective == "sdft":
         say(sentence)
-    return Loaded(Trainer(config, backend, prompts, accelerator, sampling), name, why, accelerator)
+    return Loaded(Trainer(config, backend, prompts, accelerator, sampling), name, why, accelerator, begins_with)
+
+
+def _begin_with(job: Job, say: Say) -> Callable[[Backend], dict[str, Any] | None]:
+    """Look at the adapter that a run begins with, before the model is loaded.
+
+    Returns what gives its weights to a loaded model, and returns what `run.json` says about it. A run that goes on from
+    a checkpoint has its own, and the other adapter need not be there any more.
+    """
+    from sdft_cli.engine.models.adapters import check_adapter_fits, take_weights
+
+    config = job.config
+    if config.init_adapter is None or (job.resume and any((job.folder / "checkpoints").glob("step-*"))):
+        return lambda backend: None
+    found = read_adapter(Path(config.init_adapter))
+    check_adapter_fits(found, config)
+
+    def begin(backend: Backend) -> dict[str, Any]:
+        if found.run.get("base") not in (None, base_identity(config)):
+            raise UsageError(f"{found.name} was trained on other weights of {config.model}: begin with one of these.")
+        told = {"name": found.name, "sha256": take_weights(backend.model, found)}
+        if job.resume and read_run_json(job.folder).get("init_adapter") != told:
+            raise DataError(f"{found.folder} changed since {job.folder} was started: start a new run.")
+        say(f"Adapter: begins with the weights of {found.name}")
+        return told
+
+    return begin
+
+
+def base_identity(config: TrainConfig) -> dict[str, Any] | None:
+    """Return what tells the loaded base from others; None: the Hub's library does not say where it is."""
+    from sdft_cli.engine.models.names import identity, loaded_folder, resolve_model
+
+    base = loaded_folder(resolve_model(config.model), config.revision)
+    return identity(base) if base else None
 
 
 def _prompts_of(job: Job, model: str, say: Say) -> ChatPrompts:
@@ -286,11 +324,9 @@ def dataset_facts(data: Dataset) -> dict[str, Any]:
 
 def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
     """Make the run folder, with all that is known before step 1."""
-    from sdft_cli.engine.models.names import identity, loaded_folder, resolve_model
     from sdft_cli.engine.train.loop import check_prompts
 
     data, prompts = job.data, loaded.trainer.prompts
-    base = loaded_folder(resolve_model(job.config.model), job.config.revision)
     info = {
         "format": FORMAT,
         "status": "running",
@@ -300,7 +336,8 @@ def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
         "sampling_weights": loaded.trainer.sampling,
         "prefix_sharing": loaded.trainer.backend.sharing,
         "model": job.config.model,
-        "base": identity(base) if base else None,
+        "base": base_identity(job.config),
+        "init_adapter": loaded.begins_with,
         "teacher_template": data.manifest["teacher_template"],
         "dataset": dataset_facts(data),
     }
@@ -344,7 +381,7 @@ def _save_best(job: Job, trainer: Trainer, loop: Loop, say: Say) -> None:
     )
     best = loop.checkpoints.best() if progress.best_step else None
     if best is None:
-        say(f"The held-out divergence never fell below that of the untrained model ({numbers})")
+        say(f"The held-out divergence never fell below that before step 1 ({numbers})")
         return
     own = {name: p.data for name, p in trainable(trainer.backend.model).items()}
     try:

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
+torch = pytest.importorskip("torch")
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # noqa: E402
 
-from sdft_cli.config import load_train_config
-from sdft_cli.engine.train.run import Job, load, on_its_base
-from sdft_cli.errors import UsageError
-from sdft_cli.records import Dataset
-from sdft_cli.records.json_files import write_json
-from tests.engine.prepared import prepared
+from sdft_cli.config import load_train_config  # noqa: E402
+from sdft_cli.engine.train.loop import Silent  # noqa: E402
+from sdft_cli.engine.train.resume_state import trainable  # noqa: E402
+from sdft_cli.engine.train.run import Job, load, on_its_base, start_training  # noqa: E402
+from sdft_cli.errors import DataError, UsageError  # noqa: E402
+from sdft_cli.records import Dataset  # noqa: E402
+from sdft_cli.records.json_files import read_json, write_json  # noqa: E402
+from sdft_cli.run_folder import read_run_json  # noqa: E402
+from tests.engine.prepared import prepared  # noqa: E402
 
 
 def test_a_resumed_run_goes_on_with_the_commit_of_its_base(tmp_path: Path) -> None:
@@ -51,3 +56,85 @@ def test_targets_that_could_not_be_merged_are_refused_before_loading(
     config = load_train_config("cpu-demo", settings, {"model": str(base)})
     with pytest.raises(UsageError, match=sentence):
         load(Job(config, data, tmp_path / "run"), lambda text: None)
+
+
+SHORT = [
+    *("lora.rank=4", "lora.alpha=8", "rollout.max_new_tokens=3", "optim.turns_per_step=2", "optim.warmup_steps=0"),
+    *("optim.schedule=constant", "optim.max_steps=2", "checkpoint.every=1", "heldout.every=null", "gate.action=off"),
+    *("rehearse=false", "backend=transformers"),
+]
+
+
+def trained(folder: Path, model: Path, data: Dataset, *settings: str, resume: bool = False) -> list[str]:
+    """Train in a folder; return what was said."""
+    said: list[str] = []
+    config = load_train_config("cpu-demo", [*SHORT, *settings], {"model": str(model)})
+    start_training(Job(config, data, folder, resume=resume), said.append, lambda: nullcontext(Silent()))
+    return said
+
+
+WEIGHTS = "adapter/adapter_model.safetensors"
+
+
+def test_a_run_begins_with_the_adapter_of_another_one(tmp_path: Path, tiny_model: Path, tiny_data: Dataset) -> None:
+    first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
+    trained(first, tiny_model, tiny_data, "objective=sft")
+    begins = f"init_adapter={first}"
+    config = load_train_config("cpu-demo", [*SHORT, begins, "teacher.kind=ema"], {"model": str(tiny_model)})
+    trainer = load(Job(config, tiny_data, tmp_path / "x"), lambda text: None).trainer
+    stored = load_file(first / WEIGHTS)
+    for name, parameter in trainable(trainer.backend.model).items():
+        assert torch.equal(parameter, stored[name.replace(".default", "")])
+        assert trainer.ema is not None
+        assert torch.equal(trainer.ema.tensors[name], parameter)
+    assert not trainer.optimizer.state
+    assert any("begins with the weights of first" in text for text in trained(second, tiny_model, tiny_data, begins))
+    told = read_run_json(second)["init_adapter"]
+    assert told == {"name": "first", "sha256": sha256((first / WEIGHTS).read_bytes()).hexdigest()}
+    assert read_run_json(first)["init_adapter"] is None
+    # It goes on without the first one, and ends as one that was not interrupted.
+    trained(whole, tiny_model, tiny_data, f"init_adapter={first / 'adapter'}", "optim.max_steps=4")
+    assert read_run_json(whole)["init_adapter"] == told
+    first.rename(tmp_path / "moved")
+    trained(second, tiny_model, tiny_data, begins, "optim.max_steps=4", resume=True)
+    assert (second / WEIGHTS).read_bytes() == (whole / WEIGHTS).read_bytes()
+    assert read_run_json(second)["init_adapter"] == told
+    # Without a checkpoint it needs the adapter that it began with.
+    shutil.rmtree(second / "checkpoints")
+    with pytest.raises(UsageError, match="holds no adapter"):
+        trained(second, tiny_model, tiny_data, begins, "optim.max_steps=4", resume=True)
+    trained(first, tiny_model, tiny_data, "objective=sft", "seed=1")
+    with pytest.raises(DataError, match="changed since"):
+        trained(second, tiny_model, tiny_data, begins, "optim.max_steps=4", resume=True)
+
+
+def test_an_adapter_that_does_not_fit_is_refused_in_a_sentence(
+    tmp_path: Path, tiny_model: Path, tiny_data: Dataset
+) -> None:
+    first = tmp_path / "first"
+    trained(first, tiny_model, tiny_data, "objective=sft", "optim.max_steps=1")
+    begins = f"init_adapter={first}"
+
+    def refused(sentence: str, *settings: str, model: Path = tiny_model) -> None:
+        with pytest.raises((UsageError, DataError), match=sentence):
+            trained(tmp_path / "second", model, tiny_data, begins, *settings)
+        assert not (tmp_path / "second").exists()
+
+    refused("first has rank 4, this run has 8: use --set lora.rank=4", "lora.rank=8")
+    refused("first has alpha 8, this run has 16: use --set lora.alpha=8", "lora.alpha=16")
+    refused(r"first adapts, unlike this run, model.layers.0.mlp", "lora.target_modules=[q_proj]")
+    refused("holds no adapter", f"init_adapter={tmp_path}")
+    named = tmp_path / "other"
+    shutil.copytree(tiny_model, named)
+    refused(r"was trained on .*, this run trains other", model=named)
+    again = tmp_path / "again" / tiny_model.name  # the same name, other weights
+    shutil.copytree(tiny_model, again)
+    tensors = load_file(again / "model.safetensors")
+    save_file({**tensors, "more": torch.zeros(1)}, again / "model.safetensors", metadata={"format": "pt"})
+    refused("was trained on other weights", model=again)
+    config = read_json(first / "adapter" / "adapter_config.json", "")
+    write_json(first / "adapter" / "adapter_config.json", config | {"use_dora": True})
+    refused("no plain LoRA adapter")
+    write_json(first / "adapter" / "adapter_config.json", config)
+    (first / WEIGHTS).write_bytes(b"nothing")
+    refused("is damaged")
