@@ -1,4 +1,7 @@
-"""`sdft compare`: the models of several evaluated runs in one table, and new skill against forgetting in one plot."""
+"""`sdft compare`: the models of several evaluated runs in one table, and new skill against forgetting in one plot.
+
+Or, of runs that go on from each other, what each of them kept of the datasets before.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,14 @@ def compare(
         "expert_nll_per_token"
     ),
     forgetting: Annotated[str, typer.Option(help="What is forgotten, for the plot.")] = "drift_kl",
+    matrix: Annotated[
+        bool,
+        typer.Option(
+            "--matrix",
+            help="RUNs were trained one after the other: the skill on each run's dataset after each run, from all "
+            "eval*.json in their folders.",
+        ),
+    ] = False,
     html: Annotated[Path | None, option(help="Write tables and plot as one page.", left_out="no page")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print numbers and differences as JSON.")] = False,
@@ -29,6 +40,9 @@ def compare(
 
     Example: sdft compare runs/sdft runs/sft --html compare.html
     """
+    if matrix:
+        _show_matrix(runs, skill, html, as_json)
+        return
     from sdft_cli.evaluate.compare import compare as put_together
     from sdft_cli.evaluate.compare import trade_off
     from sdft_cli.evaluate.document import read_evaluation
@@ -44,3 +58,17 @@ def compare(
     if html:
         write_text(html, comparison.render_page(found, points, skill, forgetting), overwrite)
         say(f"Page written to {html}")
+
+
+def _show_matrix(runs: list[Path], skill: str, html: Path | None, as_json: bool) -> None:
+    from sdft_cli.errors import UsageError
+    from sdft_cli.evaluate.matrix import forgetting_matrix, read_stage
+    from sdft_cli.report import comparison, terminal
+
+    if html:
+        raise UsageError("--matrix writes no page: leave --html out, or use --json.")
+    found = forgetting_matrix([read_stage(path) for path in runs], skill)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2, sort_keys=True))
+    else:
+        terminal.stdout().print(comparison.matrix_report(found))

@@ -39,13 +39,13 @@ def train(
             min=0, metavar="N", help="Write where the time of the first N steps goes to profile.json, and print it."
         ),
     ] = 0,
+    init_adapter: Annotated[str | None, setting("train.init_adapter")] = None,
     profile: Profile = None,
     model: Model = None,
     backend: Annotated[str | None, setting("train.backend")] = None,
     objective: Annotated[str | None, setting("train.objective")] = None,
     max_steps: Annotated[int | None, setting("train.optim.max_steps")] = None,
     seed: Annotated[int | None, setting("train.seed")] = None,
-    init_adapter: Annotated[str | None, setting("train.init_adapter")] = None,
     gate: Annotated[str | None, setting("train.gate.action")] = None,
     track: Annotated[
         list[str] | None, setting("train.trackers", "--track", help="Log here too, besides metrics.jsonl. Repeatable.")

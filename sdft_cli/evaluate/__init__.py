@@ -7,4 +7,5 @@ differences  one model minus another, paired by item, with intervals
 forgetting   drift from the base on general prompts, and questions
 harness      tasks of lm-evaluation-harness
 compare      `sdft compare`: evaluations of several runs side by side
+matrix       what is kept of earlier datasets when runs go on from each other
 """

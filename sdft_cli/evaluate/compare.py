@@ -19,7 +19,7 @@ def _base(document: Document) -> str | None:
     return next((name for name, found in document["contenders"].items() if found["kind"] == "base"), None)
 
 
-def _evaluated_alike(name: str, first: Document, other: Document) -> None:
+def evaluated_alike(name: str, first: Document, other: Document) -> None:
     """Refuse documents whose numbers do not belong side by side.
 
     Raises:
@@ -56,7 +56,7 @@ def compare(documents: Sequence[tuple[str, Document]]) -> Document:
     base = _base(first)
     found: dict[str, Any] = {base: first["contenders"][base]} if base else {}
     for name, document in documents:
-        _evaluated_alike(name, first, document)
+        evaluated_alike(name, first, document)
         models = {k: v for k, v in document["contenders"].items() if v["kind"] != "base"}
         for model, results in models.items():
             label = name if len(models) == 1 else f"{name}: {model}"

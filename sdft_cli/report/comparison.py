@@ -9,7 +9,9 @@ from typing import Any
 
 from markupsafe import Markup
 from rich.console import Group, RenderableType
+from rich.text import Text
 
+from sdft_cli.metrics import METRICS
 from sdft_cli.report.evaluation import difference_table, values_rows
 from sdft_cli.report.templates import render
 from sdft_cli.report.terminal import table
@@ -110,6 +112,25 @@ def report(comparison: Mapping[str, Any], points: Sequence[Point], skill: str, f
     ]
     parts += [difference_table(comparison, f"{name} - {names[1]}") for name in names[2:]]
     return Group(*parts)
+
+
+def matrix_report(matrix: Mapping[str, Any]) -> RenderableType:
+    """Show a measure on every dataset after every run, what became of each dataset, and the backward transfer."""
+    metric, names = METRICS[matrix["skill"]], matrix["datasets"]
+    rows = [("base", *map(metric.cell, matrix["base"]))]
+    rows += [(f"after {run['name']}", *map(metric.cell, run["values"])) for run in matrix["runs"]]
+    changes = [
+        (name, *("-" if change[key] is None else metric.signed(change[key]) for key in ("value", "low", "high")))
+        for name, change in matrix["changes"].items()
+    ]
+    last, level = matrix["runs"][-1]["name"], f"{matrix['confidence']:.0%}"
+    transfer = metric.signed(matrix["backward_transfer"])
+    parts: list[RenderableType] = [
+        table(f"{metric.label}, on held-out records of", ["", *names], rows, caption=f"{metric.better} is better"),
+        table(f"After {last}, minus right after training on it", ["dataset", "change", f"{level} from", "to"], changes),
+        Text(f"Backward transfer {transfer}: the mean change, better is positive, forgetting is negative"),
+    ]
+    return Group(*parts, *(Text(f"Note: {note}.") for note in matrix["notes"]))
 
 
 def trade_off_svg(points: Sequence[Point], skill: str, forgetting: str) -> str:

@@ -22,6 +22,7 @@ OF_TRAINING = {
         "--objective": "objective",
         "--max-steps": "optim.max_steps",
         "--seed": "seed",
+        "--init-adapter": "init_adapter",
         "--gate": "gate.action",
         "--track": "trackers",
     },
@@ -31,6 +32,7 @@ OF_TRAINING = {
 """Options that give a setting of training. Those of `prepare` and `eval` have their settings' names."""
 NULL = {"revision": "the main branch", "limit_sessions": "all", "limit": "all"}
 NULL |= {"chat_template": "the model's own", "template_date": "today's"}
+NULL |= {"init_adapter": "a fresh adapter"}
 NULL |= {"lm_eval_path": "none", "lm_eval_limit": "all"}
 """What null means, of settings whose default it is."""
 ACTIONS = {"--help", "--version", "--install-completion", "--show-completion"}
@@ -57,7 +59,7 @@ def default_of(command: str, option: str) -> tuple[Any, Any] | None:
     if command in OF_TRAINING:
         if (key := OF_TRAINING[command].get(option)) is None:
             return None
-        return reduce(getattr, key.split("."), load_train_config(DEFAULT_PROFILE)), None
+        return reduce(getattr, key.split("."), load_train_config(DEFAULT_PROFILE)), NULL.get(key)
     kinds = {"prepare": PrepareConfig, "eval": EvalConfig}
     name = option.removeprefix("--").replace("-", "_")
     field = kinds[command].model_fields.get(name) if command in kinds else None
