@@ -1,9 +1,9 @@
 """How the expert's turn is shown to the teacher (SDFT, arXiv 2601.19897, sec. 3): one message, or a few turns.
 
-A template is a text with one slot. Lines that are `[user]` or `[assistant]` and nothing else divide it into turns; a
+A template is a text with a slot. Lines that are `[user]` or `[assistant]` and nothing else divide it into turns; a
 text without them is one message of the user. In a user's turn the slot is filled with the expert's turn as the model
 would write it; an assistant's turn that is the slot alone is the expert's turn itself, with its calls, which the chat
-template writes like any other.
+template writes like any other. Such turns may come more than once: what a model has said twice, it says again.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Part:
 
 @dataclass(frozen=True)
 class TeacherTemplate:
-    """A text with one slot for the expert's turn."""
+    """A text with a slot for the expert's turn: once in a user's turn, or as one or more turns of the assistant."""
 
     name: str
     text: str
@@ -65,8 +65,11 @@ class TeacherTemplate:
             raise UsageError(f"Teacher template {self.name} {wrong}: correct the file.")
 
     def _fault(self) -> str | None:
-        if self.text.count(SLOT) != 1:
-            return f"must contain {SLOT} exactly once"
+        shown = [part for part in self.parts if SLOT in part.text]
+        if not shown:
+            return f"must contain {SLOT}"
+        if self.text.count(SLOT) > 1 and not all(part.is_reference for part in shown):
+            return f"contains {SLOT} more than once: that is for turns of the assistant that are {SLOT} alone"
         if not all(part.text for part in self.parts):
             return "has a turn without text"
         if any(a.role == b.role for a, b in pairwise(self.parts)):

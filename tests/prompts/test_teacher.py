@@ -63,8 +63,9 @@ def test_turns_are_divided_by_their_roles() -> None:
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("nothing", "must contain {reference} exactly once"),
-        ("{reference} {reference}", "exactly once"),
+        ("nothing", "must contain {reference}"),
+        ("{reference} {reference}", "more than once"),
+        ("[user]\n{reference}\n[assistant]\n{reference}\n[user]\nAgain.", "more than once"),
         ("[user]\n\n[assistant]\n{reference}\n[user]\nAgain.", "a turn without text"),
         ("[user]\na\n[user]\n{reference}", "two turns of one role in a row"),
         ("[user]\na\n[assistant]\n{reference}", "must end with a turn of the user"),

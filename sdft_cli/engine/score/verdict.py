@@ -267,7 +267,7 @@ def _verdict(
             faults.append(f"on {kind} turns the teacher {did} ({bounds(x)}; must be {x.rule} {x.bound:g})")
     remedy = REMEDY
     if any(name.endswith("begins_with_block") and not x.passed for name, x in conduct.items()):
-        remedy = f"prepare with --teacher-template own_turn, which has no block; or {REMEDY}"
+        remedy = f"prepare with --teacher-template again, which has no block; or {REMEDY}"
     return f"The teacher-lift gate fails: {where} {'; '.join(faults)}: {remedy}."
 
 

@@ -157,7 +157,7 @@ def test_what_the_teacher_does_is_judged_by_kind(
     assert said in found.verdict
     if failed:
         assert f"on {kind} turns the teacher" in found.verdict
-        assert ("--teacher-template own_turn" in found.verdict) == (failed == "begins_with_block")
+        assert ("--teacher-template again" in found.verdict) == (failed == "begins_with_block")
     if change.get("begins_with_block", 0) is None:
         assert f"{kind}.begins_with_block" not in found.conduct
 
@@ -344,12 +344,15 @@ def test_the_real_small_model_passes_with_its_references_and_fails_with_others_o
     from sdft_cli.engine.models.load import open_for_eval
     from sdft_cli.engine.passes.choose import choose_sharing
 
-    data = prepared(smollm2, tmp_path, 16, 0.4, "own_turn")
+    data = prepared(smollm2, tmp_path, 16, 0.4, "again")
     backend = open_for_eval(str(smollm2), "float32", None, None)
     choose_sharing(backend, "auto")
     prompts, (records, _) = open_prompts(str(smollm2), data.manifest), gate_records(data, 6)
     assert len({r.row.session_id for r in records}) == 6
-    assert gate(backend, prompts, records).passed
+    found = gate(backend, prompts, records)
+    assert found.passed
+    least = {key: x.interval.value for key, x in found.conduct.items() if key.endswith((".first_token", ".copied"))}
+    assert len(least) == 4 and min(least.values()) >= 0.9  # what it is told twice, it says again
     assert not gate(backend, prompts, records, shuffle=True).passed
     told = ChatPrompts(prompts.tokenizer, load_teacher_template("repeat"))
     found = gate(backend, told, choose_records(data.validation, 10))
@@ -357,7 +360,7 @@ def test_the_real_small_model_passes_with_its_references_and_fails_with_others_o
     assert found.lifts["likelihood"].passed
     assert not found.conduct["prose.begins_with_block"].passed
     assert "begins" in found.verdict
-    assert "--teacher-template own_turn" in found.verdict
+    assert "--teacher-template again" in found.verdict
 
 
 def test_agreement_is_of_the_records_whose_calls_can_be_scored() -> None:
