@@ -16,7 +16,7 @@ head       logits and the gradient in the states through the head, against fp64
 load       the model, its adapter, the trainer
 sharing    which executor is chosen; how far depth-first is from turns alone, and ways that share nothing (floor)
 step       teacher and student of one turn: seconds by phase, speed, peak memory, what `sdft plan` predicts
-tree       attention of a packed pass: FlexAttention against a dense mask, values, gradients and times
+tree       attention of a packed pass: FlexAttention against branch by branch, values, gradients and times
 decoding   steps over fixed buffers, on a GPU as a CUDA graph: their log-probabilities against those of a pass
 rollout    prefill, and decoding steps with the adapter and with merged weights: by `generate`, and replayed
 shared     turns of one session in one step, and each alone, with the gradients compared
@@ -398,7 +398,7 @@ def _attention_behind(check: Check, path: int, query: Tensor, key: Tensor, value
 
 
 def tree(check: Check) -> None:
-    """Compare FlexAttention with the dense mask of a tree; on a GPU gradients too, and time both on packed passes."""
+    """Compare FlexAttention with the dense mask of a small tree; on packed passes with branches, and time both."""
     from sdft_cli.engine.passes.tree_attention import tree_trouble
 
     if not check.cuda:  # there is no kernel to time, nor a backward pass
@@ -411,8 +411,8 @@ def tree(check: Check) -> None:
 
 def _time_tree(check: Check, tokens: int) -> None:
     """Time forward and backward of 8 branches behind a trunk that is half of a pass; heads as of Qwen3-8B."""
-    from sdft_cli.engine.passes.attention import attend_in_blocks
-    from sdft_cli.engine.passes.packed import build_tree
+    from sdft_cli.engine.passes.attention import attend_packed
+    from sdft_cli.engine.passes.packed import branches_of, build_tree
     from sdft_cli.engine.passes.tree_attention import tree_mask
 
     trunk = check.ids(tokens // 2, 1)
@@ -421,17 +421,17 @@ def _time_tree(check: Check, tokens: int) -> None:
     inputs = [torch.randn(s, device=check.device, dtype=check.dtype).requires_grad_() for s in shapes]
     module = types.SimpleNamespace(num_key_value_groups=4)
     masks = {"blocks": tree_mask(torch.from_numpy(found.ends()).to(check.device))}
-    masks["dense"] = torch.from_numpy(found.mask())[None, None].to(check.device)
+    masks["branches"] = branches_of(found, check.device)
     row, results = {}, {}
     for name, mask in masks.items():
 
         def run(mask: Any = mask) -> list[Tensor]:
-            out = attend_in_blocks(module, *inputs, mask, scaling=128**-0.5)[0]
+            out = attend_packed(module, *inputs, mask, scaling=128**-0.5)[0]
             return [out.detach(), *torch.autograd.grad(out.float().square().sum(), inputs)]
 
         row[f"{name}_first_call_s"] = round(check.timed(lambda name=name, run=run: results.update({name: run()})), 2)
         row[f"{name}_ms"] = round(1e3 * check.timed(run, 5), 2)
-    pairs = zip(("out", "dq", "dk", "dv"), results["blocks"], results["dense"], strict=True)
+    pairs = zip(("out", "dq", "dk", "dv"), results["blocks"], results["branches"], strict=True)
     check.tell("tree", tokens=len(found), **row, **check.compared({name: distance(a, b) for name, a, b in pairs}))
 
 

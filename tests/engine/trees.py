@@ -87,6 +87,15 @@ def ids(count: int, seed: int) -> list[int]:
     return torch.randint(3, WORDS, (count,), generator=torch.Generator().manual_seed(seed)).tolist()  # type: ignore[no-any-return]
 
 
+def dense_mask(rows: Sequence[Any], tokens: int) -> Any:
+    """The mask of a tree (N, N) from the places of each sequence: a token sees its own past and nothing else."""
+    seen = torch.zeros(tokens, tokens, dtype=torch.bool)
+    for row in rows:
+        for position, place in enumerate(row):
+            seen[place, row[: position + 1]] = True
+    return seen
+
+
 TRUNK = ids(120, 0)
 PROMPTS = [
     TRUNK[:70],

@@ -5,7 +5,7 @@ choose             which of the three a run takes, and what is said about it
 sharing_check      is sharing exact on the loaded model, against a floor that is measured on it
 start_check        how a model decodes, is that what it scores, which adapted layers get a gradient
 padded             the plain one: every turn pays for its whole prompt
-packed             each distinct prefix once per pass, under a 4-D mask
+packed             each distinct prefix once per pass, as a tree
 depth_first        one live path, turns one after the other; also hybrids with recurrent layers
 depth_first_order  the order of that walk
 live_cache         keys, values and recurrent states of that path, with their gradients

@@ -1,8 +1,7 @@
 """Attention kernels that transformers is given: of packed passes, of passes along one path, and of decoding.
 
-- packed (`attend_in_blocks`): in a tree's order every token stands behind its ancestors, so nothing behind a query is
-  ever attended to. Kernels with a mask do not know that and compute the whole square; in blocks of queries it is little
-  more than the lower half.
+- packed (`attend_packed`): each branch of a tree attends to its path and to itself, and nothing of another branch is
+  computed (`Branches`); on a GPU by FlexAttention (`tree_attention.py`).
 - along a path (`attend_along_path`): causal attention of the last n tokens, in one call or in blocks of queries.
 - decoding (`attend_in_groups`): single queries that share a key head go to it together, so that keys are not repeated.
 - decoding over fixed buffers (`attend_to_slots`): the same, and parts of the keys are summed apart.
@@ -10,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
@@ -22,13 +21,10 @@ from torch.nn import functional
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from sdft_cli.engine.passes.tree_attention import attend_in_tree
-
-BLOCK = 512
-"""Queries of a block; smaller ones spare more and run less well."""
 
 
 def takes_kernels(model: Any) -> bool:
@@ -36,51 +32,93 @@ def takes_kernels(model: Any) -> bool:
     return bool(model.get_decoder()._can_set_attn_implementation())
 
 
-def attend_in_blocks(
+class Branches(BlockMask):
+    """The mask of a tree of N tokens, as the places that each branch sees; they lie in the order of their tokens.
+
+    No block mask of torch's, but of that type: transformers hands masks of it to the layers as they are.
+    """
+
+    def __init__(self, seen: Sequence[Tensor], lengths: Sequence[int]) -> None:
+        """Take the places (path + n,) of each branch's path and, last, of its own n tokens; n are its `lengths`."""
+        self.seen = list(seen)
+        self.lengths = list(lengths)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(1, 1, N, N)."""
+        return (1, 1, sum(self.lengths), sum(self.lengths))
+
+    def parts(self) -> Iterator[tuple[slice, Tensor]]:
+        """Yield the place of each branch, and the places that it sees."""
+        start = 0
+        for seen, length in zip(self.seen, self.lengths, strict=True):
+            yield slice(start, start + length), seen
+            start += length
+
+
+class _BranchAttention(torch.autograd.Function):
+    """Attention of each branch to its path and itself; going back computes it again, so that only q, k, v are kept."""
+
+    @staticmethod
+    @torch.amp.custom_fwd(device_type="cuda")  # type: ignore[untyped-decorator]
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, branches: Branches, scale: float | None) -> Tensor:
+        ctx.save_for_backward(query, key, value)
+        ctx.branches, ctx.scale = branches, scale
+        batch, heads, tokens, _ = query.shape
+        found = query.new_empty(batch, tokens, heads, value.shape[-1]).transpose(1, 2)
+        for place, seen in branches.parts():
+            keys, values = key.index_select(2, seen), value.index_select(2, seen)
+            found[:, :, place] = _attend_last(query[:, :, place], keys, values, scale)
+        return found
+
+    @staticmethod
+    @torch.amp.custom_bwd(device_type="cuda")  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        query, key, value = ctx.saved_tensors
+        dq, dk, dv = torch.empty_like(query), torch.zeros_like(key), torch.zeros_like(value)
+        for place, seen in ctx.branches.parts():
+            own = (query[:, :, place], key.index_select(2, seen), value.index_select(2, seen))
+            own = tuple(x.detach().requires_grad_() for x in own)
+            with torch.enable_grad():
+                found = _attend_last(*own, ctx.scale)
+            dq[:, :, place], keys, values = torch.autograd.grad(found, own, gradient[:, :, place])
+            dk.index_add_(2, seen, keys)
+            dv.index_add_(2, seen, values)
+        return dq, dk, dv, None, None
+
+
+def attend_packed(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | BlockMask | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Stock attention (sdpa); a square mask of more than `BLOCK` queries is taken block by block.
+    """Attention of the tokens of a tree; stock attention (sdpa) of what is none.
 
     Args:
         module: the attention layer.
-        query: (B, heads, N, d).
+        query: (B, heads, N, d); B = 1 for a tree.
         key, value: (B, key heads, N, d).
-        attention_mask: (B, 1, N, N), False above the diagonal; or anything that stock attention takes; or blocks.
+        attention_mask: `Branches`, or blocks as `tree_mask` makes them, or anything that stock attention takes.
         settings: as transformers passes them; `scaling` of the scores.
 
     Returns (B, N, heads, d).
     """
-    if isinstance(attention_mask, BlockMask):
-        tree = attend_in_tree(query, key, value, attention_mask, settings.get("scaling"))
-        return tree.transpose(1, 2).contiguous(), None
-    queries, keys = query.shape[2], key.shape[2]
-    if attention_mask is None or queries != keys or queries <= BLOCK or settings.get("dropout"):
-        found: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
-        return found
-    groups = query.shape[1] // key.shape[1]
-    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
-    parts = []
-    for start in range(0, queries, BLOCK):
-        stop = min(start + BLOCK, queries)
-        parts.append(
-            functional.scaled_dot_product_attention(
-                query[:, :, start:stop],
-                key[:, :, :stop],
-                value[:, :, :stop],
-                attn_mask=attention_mask[:, :, start:stop, :stop],
-                scale=settings.get("scaling"),
-            )
-        )
-    return torch.cat(parts, 2).transpose(1, 2).contiguous(), None
+    if not isinstance(attention_mask, BlockMask):
+        stock: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **settings)
+        return stock
+    scale = settings.get("scaling")
+    if isinstance(attention_mask, Branches):
+        found = _BranchAttention.apply(query, key, value, attention_mask, scale)
+    else:
+        found = attend_in_tree(query, key, value, attention_mask, scale)
+    return found.transpose(1, 2).contiguous(), None
 
 
 TREE = "sdft_tree"
-AttentionInterface.register(TREE, attend_in_blocks)
+AttentionInterface.register(TREE, attend_packed)
 AttentionMaskInterface.register(TREE, sdpa_mask)
 
 
 def use_tree_attention(config: Any) -> None:
-    """Let the layers of this (text) configuration attend by `attend_in_blocks`, if they attend by sdpa.
+    """Let the layers of this (text) configuration attend by `attend_packed`, if they attend by sdpa.
 
     For good, not for a while: gradient checkpointing runs layers again during the backward pass.
     """
@@ -90,18 +128,18 @@ def use_tree_attention(config: Any) -> None:
 
 PATH_BLOCK = 128
 """Queries of a block behind a path: what kernels and masks take grows with block x path."""
+MASK_STEP = 512
+"""Masks are made for multiples of so many keys, so that few of them serve many lengths."""
 
 
 @lru_cache(maxsize=2)
 def _causal_mask(queries: int, keys: int, groups: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return (1, 1, groups * queries, keys) to add to scores: the last query sees all keys, the one before one less.
+    """Return (queries * groups, keys) to add to scores: the last `groups` rows see all keys, those before one less.
 
-    One tensor for all layers of a pass. Its rows start at multiples of 16 entries, as fused kernels want them.
+    One tensor serves all layers of a pass, and all shorter ones: fewer queries or keys are its lower right part.
     """
-    mask = torch.full((groups * queries, -(-keys // 16) * 16), -torch.inf, dtype=dtype, device=device)[:, :keys]
-    for rows in mask.split(queries):
-        rows.triu_(keys - queries + 1)
-    return mask[None, None]
+    mask = torch.full((queries, keys), -torch.inf, dtype=dtype, device=device).triu_(keys - queries + 1)
+    return mask.repeat_interleave(groups, 0)
 
 
 def attend_along_path(
@@ -121,20 +159,22 @@ def attend_along_path(
     Returns (1, n, heads, d).
     """
     assert attention_mask is None, "a path has no padding"
+    return _attend_last(query, key, value, settings.get("scaling")).transpose(1, 2).contiguous(), None
+
+
+def _attend_last(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    """Causal attention (1, heads, n, d) of the last n tokens of a path; shapes as for `attend_behind`."""
     queries, keys, grouped = query.shape[2], key.shape[2], query.shape[1] != key.shape[1]
-    scale = settings.get("scaling")
     if queries == keys:
-        found = functional.scaled_dot_product_attention(
+        return functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=scale, enable_gqa=grouped
         )
-    elif _flash_runs(query, key, value, grouped):
+    if _flash_runs(query, key, value, grouped):
         mask: Any = causal_lower_right(queries, keys)
-        found = functional.scaled_dot_product_attention(
+        return functional.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped
         )
-    else:
-        found = attend_behind(query, key, value, scale)
-    return found.transpose(1, 2).contiguous(), None
+    return attend_behind(query, key, value, scale)
 
 
 def _flash_runs(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
@@ -145,8 +185,8 @@ def _flash_runs(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> boo
 def attend_behind(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
     """Causal attention of the last n tokens of a path, in blocks of queries, by kernels that take a mask.
 
-    Query heads that share a key head are laid behind each other as more queries of it, since with a mask fused kernels
-    want as many key heads as query heads, and repeated keys would be kept for the backward pass in every layer.
+    Query heads that share a key head become more queries of it, since with a mask fused kernels want as many key heads
+    as query heads, and repeated keys would be kept for the backward pass in every layer.
 
     Args:
         query: (1, heads, n, d).
@@ -157,18 +197,20 @@ def attend_behind(query: Tensor, key: Tensor, value: Tensor, scale: float | None
     """
     (_, heads, queries, size), (_, kv_heads, keys, _) = query.shape, key.shape
     groups, path = heads // kv_heads, keys - queries
-    widest = path + max(PATH_BLOCK, queries // PATH_BLOCK * PATH_BLOCK)  # keys of the last whole block
+    mask = _causal_mask(PATH_BLOCK, -(-keys // MASK_STEP) * MASK_STEP, groups, query.dtype, query.device)
     parts = []
     for start in range(0, queries, PATH_BLOCK):
         stop = min(start + PATH_BLOCK, queries)
-        seen = path + stop
-        whole = stop - start == PATH_BLOCK
-        # All whole blocks share one mask: a narrower one is its right part.
-        mask = _causal_mask(stop - start, widest if whole else seen, groups, query.dtype, query.device)[..., -seen:]
-        folded = query[:, :, start:stop].reshape(1, kv_heads, groups * (stop - start), size)
+        rows, seen = (stop - start) * groups, path + stop
+        folded = query[:, :, start:stop].reshape(1, kv_heads, groups, stop - start, size).transpose(2, 3)
         part = functional.scaled_dot_product_attention(
-            folded, key[:, :, :seen], value[:, :, :seen], attn_mask=mask, scale=scale
+            folded.reshape(1, kv_heads, rows, size),
+            key[:, :, :seen],
+            value[:, :, :seen],
+            attn_mask=mask[None, None, -rows:, -seen:],
+            scale=scale,
         )
+        part = part.reshape(1, kv_heads, stop - start, groups, value.shape[-1]).transpose(2, 3)
         parts.append(part.reshape(1, heads, stop - start, value.shape[-1]))
     return torch.cat(parts, 2)
 
@@ -199,7 +241,7 @@ def path_attention(config: Any) -> Iterator[None]:
 def attend_in_groups(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **settings: Any
 ) -> tuple[Tensor, None]:
-    """Attention in blocks (`attend_in_blocks`), but single queries with a mask go to their key head together.
+    """Attention of packed passes (`attend_packed`), but single queries with a mask go to their key head together.
 
     Args:
         module: the attention layer.
@@ -212,7 +254,7 @@ def attend_in_groups(
     """
     (batch, heads, queries, size), kv_heads = query.shape, key.shape[1]
     if queries > 1 or heads == kv_heads or attention_mask is None:
-        return attend_in_blocks(module, query, key, value, attention_mask, **settings)
+        return attend_packed(module, query, key, value, attention_mask, **settings)
     folded = query.reshape(batch, kv_heads, heads // kv_heads, size)
     output = functional.scaled_dot_product_attention(
         folded, key, value, attn_mask=attention_mask, scale=settings.get("scaling")

@@ -1,7 +1,7 @@
 """Three ways to run the turns of a step behind one interface; all compute the same states and the same gradient.
 
 - `none`: padded passes, every turn pays for its whole prompt. Any model.
-- `packed`: a pass holds each distinct prefix once, under a 4-D mask (`packed.py`). Full attention only; the fastest,
+- `packed`: a pass holds each distinct prefix once (`packed.py`). Full attention only; the fastest,
   and memory grows with the tokens of a pass.
 - `depth_first`: turns one after the other behind one live path, what they share run again in segments
   (`depth_first.py`). Full attention and gated delta rules; memory is that of one segment and of one path's keys.
@@ -21,7 +21,7 @@ from torch import Tensor
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.passes.decode_cache import roomy_cache
 from sdft_cli.engine.passes.depth_first import depth_first_passes, depth_first_states, forked_cache
-from sdft_cli.engine.passes.packed import attention_share, packed_cache, packed_states, shared_passes
+from sdft_cli.engine.passes.packed import packed_cache, packed_states, shared_passes
 from sdft_cli.engine.passes.padded import Sequences, padded_passes, padded_states
 from sdft_cli.engine.passes.timing import Phases
 
@@ -33,8 +33,7 @@ def plan_passes(backend: Backend, rows: Sequences, max_tokens: int, max_items: i
     """Cut sequences into groups of at most `max_tokens` tokens (distinct ones where prefixes are shared)."""
     if backend.sharing == "none":
         return padded_passes([len(row) for row in rows], max_tokens, max_items)
-    attention = attention_share(backend) if backend.sharing == "packed" else 0.0
-    return shared_passes(rows, max_tokens, max_items, attention)
+    return shared_passes(rows, max_tokens, max_items)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Packed passes: sequences whose common prefixes are stored once, as a tree, run in one pass under its 4-D mask.
+"""Packed passes: sequences whose common prefixes are stored once, as a tree, run in one pass.
 
 The states and the gradient are those of independent turns up to rounding; `choose.py` compares them on the loaded
 model.
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sdft_cli.engine.models.backend import Backend
-from sdft_cli.engine.passes.attention import takes_kernels, use_tree_attention
+from sdft_cli.engine.passes.attention import Branches, takes_kernels, use_tree_attention
 from sdft_cli.engine.passes.padded import Sequences, context_obstacle
 from sdft_cli.engine.passes.tree_attention import tree_mask
 
@@ -44,15 +44,6 @@ class PrefixTree:
 
     def __len__(self) -> int:
         return len(self.ids)
-
-    def mask(self) -> np.ndarray:
-        """Return (N, N) bool: may token q see token k? Itself and its ancestors, nothing else."""
-        seen = np.zeros((len(self), len(self)), dtype=bool)
-        for branch in self.branches:
-            seen[branch.start : branch.stop, branch.path] = True
-            length = branch.stop - branch.start
-            seen[branch.start : branch.stop, branch.start : branch.stop] = np.tri(length, dtype=bool)
-        return seen
 
     def ends(self) -> np.ndarray:
         """Return (N,) the place behind the last token below each one: token q sees token k if k <= q < ends[k]."""
@@ -96,34 +87,23 @@ def build_tree(sequences: Sequence[Sequence[int]]) -> PrefixTree:
     return PrefixTree(np.concatenate([empty, *ids]), np.concatenate([empty, *depths]), rows, branches)
 
 
-def shared_passes(
-    sequences: Sequence[Sequence[int]], max_tokens: int, max_items: int | None = None, attention: float = 0.0
-) -> list[list[int]]:
+def shared_passes(sequences: Sequence[Sequence[int]], max_tokens: int, max_items: int | None = None) -> list[list[int]]:
     """Cut sequences into groups whose trees hold at most `max_tokens` tokens; neighbours share the most.
-
-    A tree of n tokens costs `n + attention * n * n`: attention between branches is masked, not spared. So a sequence
-    joins a group only if that costs no more than a pass of its own.
 
     Args:
         sequences: token ids.
         max_tokens: cap on a tree; a sequence that is longer is a group of its own.
         max_items: cap on the sequences of a group.
-        attention: cost of attending to one token, in units of the rest of a token's forward pass.
 
     Returns lists of indices, each index once.
     """
-
-    def cost(tokens: int) -> float:
-        return tokens + attention * tokens * tokens
-
     arrays = [np.asarray(sequence, dtype=np.int64) for sequence in sequences]
     groups: list[list[int]] = []
     size = 0
     for index in sorted(range(len(arrays)), key=lambda i: list(sequences[i])):
         whole = len(arrays[index])
         new = whole - common_prefix(arrays[groups[-1][-1]], arrays[index]) if groups else whole
-        room = bool(groups) and (max_items is None or len(groups[-1]) < max_items) and size + new <= max_tokens
-        if room and cost(size + new) - cost(size) <= cost(whole):
+        if groups and (max_items is None or len(groups[-1]) < max_items) and size + new <= max_tokens:
             groups[-1].append(index)
             size += new
         else:
@@ -135,7 +115,7 @@ def shared_passes(
 def packed_states(backend: Backend, rows: Sequences) -> list[Tensor]:
     """Return the same states from one row that holds each distinct prefix once.
 
-    Every token has its own position and sees its own ancestors only (a 4-D mask), so its state, and the gradient
+    Every token has its own position and sees its own ancestors only (`attention.py`), so its state, and the gradient
     through it, are those of its sequence alone. Exact for attention over the full context; not for recurrent layers.
     """
     states, where = _packed(backend, rows, use_cache=False)
@@ -157,10 +137,17 @@ def _mask_of(backend: Backend, tree: PrefixTree) -> Any:
     """Return what the layers take as the mask of a tree."""
     if len(tree.branches) < 2:
         return None  # a plain sequence: without a mask the attention kernel skips the upper triangle
-    if not backend.block_masks:
-        return torch.from_numpy(tree.mask())[None, None].to(backend.device)
     use_tree_attention(backend.base.config.get_text_config())
-    return tree_mask(torch.from_numpy(tree.ends()).to(backend.device))
+    if backend.block_masks:
+        return tree_mask(torch.from_numpy(tree.ends()).to(backend.device))
+    return branches_of(tree, backend.device)
+
+
+def branches_of(tree: PrefixTree, device: torch.device) -> Branches:
+    """Return the mask of a tree as its branches."""
+    seen = [np.append(branch.path, np.arange(branch.start, branch.stop)) for branch in tree.branches]
+    lengths = [branch.stop - branch.start for branch in tree.branches]
+    return Branches([torch.from_numpy(places).to(device) for places in seen], lengths)
 
 
 def packed_cache(backend: Backend, prompts: Sequences, max_tokens: int, room: int = 0) -> Any:
@@ -174,7 +161,7 @@ def packed_cache(backend: Backend, prompts: Sequences, max_tokens: int, room: in
     rows = [list(prompt[:-1]) for prompt in prompts]
     width = max(map(len, rows))
     attention: list[tuple[Tensor, Tensor]] = []
-    for group in shared_passes(rows, max_tokens, attention=attention_share(backend)):
+    for group in shared_passes(rows, max_tokens):
         output, where = _packed(backend, [rows[i] for i in group], use_cache=True)
         layers = [(layer.keys[0], layer.values[0]) for layer in output.past_key_values.layers]
         if not attention:
@@ -187,20 +174,6 @@ def packed_cache(backend: Backend, prompts: Sequences, max_tokens: int, room: in
     return batch_cache(backend.base.config.get_text_config(), attention, [], room)
 
 
-def attention_share(backend: Backend) -> float:
-    """Return what attending to one token costs, in units of the rest of a token's forward pass through a layer.
-
-    Queries with keys and weights with values are 4 operations per head dimension, of which a pass over n tokens spares
-    half, as causal kernels do or as blocks do (`attention.py`); the rest is 2 per parameter.
-    """
-    config = backend.base.config.get_text_config()
-    heads = config.num_attention_heads
-    size = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    embeddings = backend.base.get_input_embeddings().weight.numel()
-    parameters = sum(p.numel() for p in backend.trunk.parameters()) - embeddings
-    return float(2 * size * config.num_hidden_layers / (2 * parameters))
-
-
 def packing_obstacle(model: Any) -> str | None:
     """Say why a model cannot run packed, or None if it can."""
     if not takes_kernels(model):
@@ -209,6 +182,6 @@ def packing_obstacle(model: Any) -> str | None:
     layers = set(getattr(config, "layer_types", None) or ())
     if layers - {"full_attention"}:
         return f"the model has {', '.join(sorted(layers - {'full_attention'}))} layers"
-    if config._attn_implementation not in ("sdpa", "sdft_tree"):  # ours, in blocks (tree_attention.py)
+    if config._attn_implementation not in ("sdpa", "sdft_tree"):  # ours (attention.py)
         return f"attention of type {config._attn_implementation} takes no boolean mask"
     return context_obstacle(config)

@@ -344,13 +344,15 @@ def _go_back(states: Tensor) -> None:
 @contextmanager
 def _ready(backend: Backend, kind: Sharing) -> Iterator[None]:
     """The backend runs a kind of sharing with an adapter that does something, without dropout; then all is put back."""
-    own = backend.sharing, backend.segment_tokens
+    own, config = (backend.sharing, backend.segment_tokens), backend.base.config.get_text_config()
+    attention = config._attn_implementation
     backend.sharing, backend.segment_tokens = kind, SEGMENT
     try:
         with _adapter_moved(backend), _without_dropout(backend.model):
             yield
     finally:
         backend.sharing, backend.segment_tokens = own
+        config._attn_implementation = attention
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
 In a tree's order (`packed.py`) the tokens below token k stand right behind it, up to its end, so token q sees token k
 if k <= q < end(k). That is one number per token in place of a mask of N x N, and says of a block of queries and keys
-whether all, some or none are seen. FlexAttention compiles it into a kernel for a GPU. On a CPU it computes every score,
-and has no backward pass, so there the dense mask and attention in blocks (`attention.py`) stay.
+whether all, some or none are seen. FlexAttention compiles it into one kernel for a GPU. On a CPU it computes every
+score, and has no backward pass, so there branches attend one after the other (`attention.py`).
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def choose_tree_attention(backend: Backend) -> str | None:
         return None
     trouble = tree_trouble(backend)
     if trouble:
-        return f"{WARNING}packed passes attend behind a dense mask, which grows with the square of a pass ({trouble})"
+        return f"{WARNING}packed passes attend branch by branch, many small kernels on a GPU ({trouble})"
     backend.block_masks = True
     return "Packed passes: attention by FlexAttention (compared with a dense mask)"
 

@@ -20,9 +20,9 @@ gradient lives from the first backward pass to the update.
 Under autocast each adapter's weights are kept in 16 bits, too. A CPU has none (`engine/kernels/autocast.py`): in bf16
 it keeps fp32 copies of adapted inputs, which are not counted.
 
-A mask of T x T booleans becomes numbers of e bytes in each layer that attends, and each layer keeps its own; packed
-passes on a GPU have none (`blocks`). With gradient checkpointing only e H per token and layer is kept, and one layer at
-a time is computed again.
+A mask of T x T booleans, where there is padding, becomes numbers of e bytes in each layer that attends, and each layer
+keeps its own; packed passes have none. With gradient checkpointing only e H per token and layer is kept, and one layer
+at a time is computed again.
 
 **Depth-first**: what is kept is that of one segment of tokens; beside it keys and values of the longest path, as
 numbers of e bytes and as fp32 gradients, in fp32 one mask of block x group x path (flash attention, in 16 bits, has
@@ -50,9 +50,7 @@ from sdft_cli.engine.models.device_memory import free_memory
 from sdft_cli.engine.objective.loss import spare_buffers
 from sdft_cli.engine.passes.attention import PATH_BLOCK
 from sdft_cli.engine.passes.executors import PREFILL_TOKENS
-from sdft_cli.engine.passes.packed import packing_obstacle
 from sdft_cli.engine.passes.padded import padded_passes
-from sdft_cli.engine.passes.tree_attention import tree_trouble
 from sdft_cli.engine.plan.model_shape import BYTES, FULL, LINEAR, SLIDING, Block, Shape, shape_of
 from sdft_cli.errors import UsageError
 from sdft_cli.records import RecordRow
@@ -89,13 +87,10 @@ def padded(lengths: Sequence[int]) -> Forward:
     return Forward(rows * width, rows, rows * width * width if min(lengths) < width else 0)
 
 
-def packed(lengths: Sequence[int], distinct: int | None = None, blocks: bool = False) -> Forward:
-    """Return the packed pass over sequences with so many distinct tokens (by default they share nothing).
-
-    With `blocks`, as on a GPU, its mask is a few bytes per token (`engine/passes/tree_attention.py`).
-    """
+def packed(lengths: Sequence[int], distinct: int | None = None) -> Forward:
+    """Return the packed pass over sequences with so many distinct tokens (by default they share nothing)."""
     tokens = sum(lengths) if distinct is None else distinct
-    return Forward(tokens, len(lengths), tokens * tokens if len(lengths) > 1 and not blocks else 0)
+    return Forward(tokens, len(lengths), 0)
 
 
 @dataclass(frozen=True)
@@ -259,12 +254,10 @@ def rollout_phase(
     sharing: Sharing,
     fused: bool,
     distinct: int | None = None,
-    blocks: bool = False,
 ) -> Phase:
     """One batch of rollouts: merged weights, prefill or forked prefixes, then the cache at its longest.
 
     `distinct` are the tokens of the prompts' tree (packed); by default as many as a pass may have, an upper bound.
-    `blocks`: as `packed`.
     """
     size, width, rows = BYTES[config.dtype], max(prompts), len(prompts)
     merged = config.rollout.weights != "adapter"
@@ -280,11 +273,7 @@ def rollout_phase(
         before = {"key-value cache": cache, "activations": segment * activations, **path}
     elif sharing == "packed" and min(prompts) > 1:
         tree = distinct or max(width, min(PREFILL_TOKENS, sum(prompts)))
-        before = {
-            "key-value cache": cache + tree * token,
-            "activations": tree * activations,
-            "attention mask": _mask_bytes(shape, packed(prompts, tree, blocks).mask, size, 1),
-        }
+        before = {"key-value cache": cache + tree * token, "activations": tree * activations}
     else:
         prefill = padded(prompts)
         before = {
@@ -312,7 +301,7 @@ def path_parts(shape: Shape, config: TrainConfig, longest: int, gradients: bool)
         "keys and values of the path": longest * shape.kv_bytes(size),
         **({"their gradients": longest * shape.kv_bytes(4)} if gradients else {}),
         **({"recurrent states": states} if states else {}),
-        "attention mask": groups * min(segment, PATH_BLOCK) * longest * size if longest > segment and size == 4 else 0,
+        "attention mask": groups * PATH_BLOCK * longest * size if longest > segment and size == 4 else 0,
     }
 
 
@@ -339,14 +328,12 @@ def rollout_passes(step: Sequence[Lengths], config: TrainConfig) -> list[list[in
     return padded_passes(lengths, config.rollout.max_tokens_per_pass)
 
 
-def _forwards(
-    lengths: Sequence[int], config: TrainConfig, pack: bool, blocks: bool
-) -> Iterator[tuple[Sequence[int], Forward]]:
+def _forwards(lengths: Sequence[int], config: TrainConfig, pack: bool) -> Iterator[tuple[Sequence[int], Forward]]:
     """Yield the passes over the sequences of a step: which ones, and their size; packed, all in one tree."""
     most = config.optim.max_tokens_per_pass
     for rows in [range(len(lengths))] if pack else padded_passes(lengths, most):
         some = [lengths[i] for i in rows]
-        yield rows, packed(some, min(sum(some), max(most, *some)), blocks) if pack else padded(some)
+        yield rows, packed(some, min(sum(some), max(most, *some))) if pack else padded(some)
 
 
 def step_memory(
@@ -355,12 +342,11 @@ def step_memory(
     config: TrainConfig,
     sharing: Sharing,
     fused: bool = True,
-    blocks: bool = False,
 ) -> Memory:
     """Return the phases of one optimiser step, each at the pass of the step that needs the most.
 
     With packed prefixes the size of a tree is not known without its tokens: one that is as large as
-    `optim.max_tokens_per_pass` allows is assumed, an upper bound. `blocks`: as `packed`.
+    `optim.max_tokens_per_pass` allows is assumed, an upper bound.
     """
     total = sum(x.rollout for x in step)
     if sharing == "depth_first":
@@ -372,17 +358,17 @@ def step_memory(
         sequences = [x.teacher + x.rollout for x in step]
         teacher = [
             teacher_phase(shape, config, forward, total, fused, first=True)
-            for _, forward in _forwards(sequences, config, pack, blocks)
+            for _, forward in _forwards(sequences, config, pack)
         ]
         student = []
-        for rows, forward in _forwards([x.student + x.rollout for x in step], config, pack, blocks):
+        for rows, forward in _forwards([x.student + x.rollout for x in step], config, pack):
             own = sum(step[i].rollout for i in rows)
             phase = student_phase(shape, config, forward, own, fused)
             phase.parts["hidden states"] += (total - own) * shape.hidden * BYTES[config.dtype]
             student.append(phase)
     batches = [[step[i].student for i in rows] for rows in rollout_passes(step, config)]
     new = config.rollout.max_new_tokens
-    rollouts = [rollout_phase(shape, config, b, new, sharing, fused, blocks=blocks) for b in batches]
+    rollouts = [rollout_phase(shape, config, b, new, sharing, fused) for b in batches]
     worst = [max(phases, key=lambda phase: phase.total) for phases in (rollouts, teacher, student)]
     return Memory((*worst, optimizer_phase(shape, config)))
 
@@ -396,8 +382,7 @@ def packed_room(backend: Backend, rows: Sequence[RecordRow], config: TrainConfig
         shape = shape_of(backend.base.config, config)
     except UsageError:  # a kind of model whose memory is not modelled
         return None
-    blocks = backend.device.type == "cuda" and not packing_obstacle(backend.base) and not tree_trouble(backend)
-    forward = packed([tokens - 1, 1] if several else [tokens], blocks=blocks)
+    forward = packed([tokens - 1, 1] if several else [tokens])
     phase = student_phase(shape, config, forward, tokens, fused=True)
     loaded = static_parts(shape, config, gradients=False)
     need = phase.total - loaded["frozen weights"] - loaded["adapter"]

@@ -32,20 +32,18 @@ def longest_step(
     config: TrainConfig,
     sharing: Sharing,
     fused: bool,
-    blocks: bool = False,
 ) -> Memory:
     """Return the memory of the step that needs the most; any records may meet in a step, rollouts are at their cap.
 
     Tried are steps of records next to each other in length: the longest ones, and `WINDOWS` others, since many records
     of middling length with padding can need more than the longest one alone. In every phase the worst one counts.
-    `blocks`: packed passes have no mask, as on a GPU.
     """
     each = config.rollout.per_record
     ordered = sorted(lengths_of(rows, config.rollout.max_new_tokens), key=lambda x: (x.teacher, x.student))
     count = min(config.optim.turns_per_step, len(ordered))
     last = len(ordered) - count
     starts = sorted({last * i // WINDOWS for i in range(WINDOWS + 1)})
-    steps = [step_memory(ordered[s : s + count] * each, shape, config, sharing, fused, blocks) for s in starts]
+    steps = [step_memory(ordered[s : s + count] * each, shape, config, sharing, fused) for s in starts]
     return Memory(tuple(max(phase, key=lambda p: p.total) for phase in zip(*(m.phases for m in steps), strict=True)))
 
 
@@ -59,7 +57,7 @@ def choose_sharing(
 ) -> Sharing:
     """Return the sharing that a run would take on a card with so many usable bytes (None: any)."""
     for sharing in possible:
-        if usable is None or longest_step(rows, shape, config, sharing, fused, blocks=True).peak.total <= usable:
+        if usable is None or longest_step(rows, shape, config, sharing, fused).peak.total <= usable:
             return sharing
     return possible[-1]
 
@@ -111,7 +109,7 @@ def plan_of(
     config = with_settings(config, {"rollout.weights": "merged" if assumed.engine.merged else "adapter"})
 
     def predict(some: Sequence[RecordRow], settings: TrainConfig, sizes: Shape) -> Memory:
-        memory = longest_step(some, sizes, settings, sharing, assumed.engine.fused, blocks=gpu is not None)
+        memory = longest_step(some, sizes, settings, sharing, assumed.engine.fused)
         return on_backend(memory, sizes, settings, assumed, gpu)
 
     memory = predict(rows, config, shape)
@@ -173,9 +171,8 @@ def assumptions(shape: Shape, config: TrainConfig, sharing: Sharing, rollout: in
     if config.dtype == "float32":
         found.append("dtype is float32, and the cards' arithmetic is that of 16-bit tensors: hours are far too few")
     if sharing != "none":
-        masks = ", masks are as large as allowed" if sharing == "packed" else ""
         kind = sharing.replace("_", "-")
-        found.append(f"prefixes that records share ({kind}) are not counted as shared{masks}: upper bounds")
+        found.append(f"prefixes that records share ({kind}) are not counted as shared: upper bounds")
     if config.fast_inference:
         found.append("fast_inference: vLLM takes its share of the card (fast_inference_memory) from the start")
     return found

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.backend import Backend
-from sdft_cli.engine.passes.attention import BLOCK, PATH_BLOCK
+from sdft_cli.engine.passes.attention import PATH_BLOCK
 from sdft_cli.engine.passes.depth_first_order import Enter, Leave, Span, Tail, walk
 from sdft_cli.engine.passes.executors import PREFILL_TOKENS, plan_passes
 from sdft_cli.engine.passes.packed import build_tree
@@ -45,19 +45,25 @@ def _padded(lengths: Sequence[int]) -> tuple[float, float]:
     return forward.tokens, attended(forward)
 
 
-def _packed(rows: Sequences) -> tuple[float, float]:
+def _packed(rows: Sequences, gradient: bool, checkpointing: bool) -> Work:
+    """A packed pass; going back through its branches computes their attention again."""
     tree = build_tree(rows)
     if len(tree.branches) == 1:
-        return len(tree), causal_pairs([len(tree)])
-    stops = [min(start + BLOCK, len(tree)) for start in range(0, len(tree), BLOCK)]
-    return len(tree), sum((stop - start) * stop for start, stop in pairwise([0, *stops]))
+        return _pass(len(tree), causal_pairs([len(tree)]), gradient, checkpointing)
+    pairs = sum(_pairs((len(b.path), len(b.path) + b.stop - b.start)) for b in tree.branches)
+    return _pass(len(tree), pairs, gradient, checkpointing) + Work(forward_pairs=gradient * pairs)
+
+
+def _pairs(span: Span) -> float:
+    """Pairs of the tokens of a span: behind a path every query of a block computes all keys up to the block's last."""
+    start, stop = span
+    cuts = [*range(start, stop, PATH_BLOCK), stop]
+    return sum((b - a) * b for a, b in pairwise(cuts)) if start else causal_pairs([stop])
 
 
 def _span(span: Span, gradient: bool = False) -> Work:
     start, stop = span
-    # Behind a path every query of a block computes all keys up to the block's last one.
-    cuts = [*range(start, stop, PATH_BLOCK), stop]
-    pairs = sum((b - a) * b for a, b in pairwise(cuts)) if start else causal_pairs([stop])
+    pairs = _pairs(span)
     return Work(stop - start, pairs, gradient * (stop - start), gradient * pairs)
 
 
@@ -86,9 +92,10 @@ def passes_work(backend: Backend, prompts: Sequences, answers: Sequences, config
         shortened = [[*prompts[i], *answers[i][: max(1, len(answers[i]) - 1)]] for i in used]
         return _walked(shortened, [len(prompts[i]) - 1 for i in used], backend.segment_tokens, gradient)
     groups = plan_passes(backend, rows, config.optim.max_tokens_per_pass)
-    packed = backend.sharing == "packed"
-    sizes = [_packed([rows[i] for i in g]) if packed else _padded([len(rows[i]) for i in g]) for g in groups]
-    return _sum(_pass(*size, gradient, config.gradient_checkpointing) for size in sizes)
+    checkpointing = config.gradient_checkpointing
+    if backend.sharing == "packed":
+        return _sum(_packed([rows[i] for i in group], gradient, checkpointing) for group in groups)
+    return _sum(_pass(*_padded([len(rows[i]) for i in group]), gradient, checkpointing) for group in groups)
 
 
 def prefill_work(backend: Backend, prompts: Sequences) -> Work:
@@ -98,7 +105,7 @@ def prefill_work(backend: Backend, prompts: Sequences) -> Work:
         return _walked(rows, [max(0, len(row) - 2) for row in rows], backend.segment_tokens, False)
     if backend.sharing == "packed":
         groups = plan_passes(backend, rows, PREFILL_TOKENS)
-        return _sum(_pass(*_packed([rows[i] for i in group]), False, False) for group in groups)
+        return _sum(_packed([rows[i] for i in group], False, False) for group in groups)
     return _sum(_pass(len(row), causal_pairs([len(row)]), False, False) for row in rows)
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -175,26 +174,18 @@ def wrong_row(owner: Any) -> Callable[[Backend], AbstractContextManager[None]]:
     return lambda backend: replaced(owner, "batch_cache", batch_cache)
 
 
-def _tree_mask(change: Callable[[np.ndarray, Any], None]) -> Callable[[Backend], AbstractContextManager[None]]:
-    own = packed.PrefixTree.mask
+def _branches(change: Callable[[Tensor], Tensor]) -> Callable[[Backend], AbstractContextManager[None]]:
+    """`change`: of the places (path,) that a branch sees beside its own, into those that it sees then."""
+    own = packed.branches_of
 
-    def mask(tree: Any) -> np.ndarray:
-        found = own(tree)
-        for branch in tree.branches[1:]:
-            change(found, branch)
+    def branches_of(tree: Any, device: Any) -> Any:
+        found = own(tree, device)
+        for i, (seen, length) in enumerate(zip(found.seen, found.lengths, strict=True)):
+            path, mine = seen.split([len(seen) - length, length])
+            found.seen[i] = torch.cat([change(path) if len(path) else path, mine])
         return found
 
-    return lambda backend: replaced(packed.PrefixTree, "mask", mask)
-
-
-def _misses_last(mask: np.ndarray, branch: Any) -> None:
-    if len(branch.path):
-        mask[branch.start : branch.stop, branch.path[-1]] = False
-
-
-def _sees_one_more(mask: np.ndarray, branch: Any) -> None:
-    if len(branch.path):
-        mask[branch.start : branch.stop, branch.path[-1] + 1] = True
+    return lambda backend: replaced(packed, "branches_of", branches_of)
 
 
 Faults = dict[str, Callable[[Backend], AbstractContextManager[None]]]
@@ -213,8 +204,8 @@ DEPTH_FIRST: Faults = {
 """Errors of the depth-first executor, by name."""
 
 PACKED: Faults = {
-    "mask: not the last of the path": _tree_mask(_misses_last),
-    "mask: a token of a sibling": _tree_mask(_sees_one_more),
+    "path: not its last token": _branches(lambda path: path[:-1]),
+    "path: a token of a sibling": _branches(lambda path: torch.cat([path, path[-1:] + 1])),
     "position shifted": shifted,
     "gradient without a turn": lost_turn,
     "wrong cache row": wrong_row(decode_cache),

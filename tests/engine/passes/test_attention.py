@@ -9,10 +9,10 @@ torch = pytest.importorskip("torch")
 from transformers.integrations.sdpa_attention import sdpa_attention_forward  # noqa: E402
 
 from sdft_cli.engine.passes import attention as module  # noqa: E402
-from sdft_cli.engine.passes.attention import TREE, attend_in_blocks, use_tree_attention  # noqa: E402
+from sdft_cli.engine.passes.attention import TREE, attend_packed, use_tree_attention  # noqa: E402
 from sdft_cli.engine.passes.executors import student_passes  # noqa: E402
-from sdft_cli.engine.passes.packed import build_tree  # noqa: E402
-from tests.engine.trees import ANSWERS, PROMPTS, error, go_back, gradient, independent, leaf_loss, make  # noqa: E402
+from sdft_cli.engine.passes.packed import branches_of, build_tree  # noqa: E402
+from tests.engine.trees import ANSWERS, PROMPTS, dense_mask, error, go_back, gradient, independent, leaf_loss, make  # noqa: E402
 
 
 class Layer(torch.nn.Module):
@@ -25,20 +25,46 @@ def inputs(tokens: int, heads: tuple[int, int] = (6, 2), size: int = 4) -> list[
     return [torch.randn(1, n, tokens, size, generator=generator).requires_grad_() for n in (heads[0], *heads[1:] * 2)]
 
 
-@pytest.mark.parametrize("block", [1, 7, 16, 1000])
-def test_blocks_give_stock_attention_and_its_gradient(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "BLOCK", block)
-    tree = build_tree([[*x, *y] for x, y in zip(PROMPTS, ANSWERS, strict=True)])
-    mask = torch.from_numpy(tree.mask())[None, None]
+TREES = {
+    "turns": [[*x, *y] for x, y in zip(PROMPTS, ANSWERS, strict=True)],
+    "nothing shared": [[1, 2, 3], [4, 5], [6]],
+    "a branch below a branch": [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 7], [1, 2, 8, 9], [1, 2, 8, 10]],
+}
+
+
+@pytest.mark.parametrize("rows", TREES.values(), ids=TREES)
+@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (3, 1)])
+@pytest.mark.parametrize("block", [1, 7, 128])
+def test_branches_give_attention_behind_a_dense_mask_and_its_gradient(
+    block: int, heads: tuple[int, int], rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PATH_BLOCK", block)
+    tree = build_tree(rows)
+    branches = branches_of(tree, torch.device("cpu"))
+    assert branches.shape == (1, 1, len(tree), len(tree))
+    hidden = ~dense_mask(tree.rows, len(tree))
+
+    def plain(query: Any, key: Any, value: Any) -> Any:
+        key, value = (x.repeat_interleave(heads[0] // heads[1], 1) for x in (key, value))
+        return ((0.3 * query @ key.transpose(2, 3)).masked_fill(hidden, -torch.inf).softmax(-1) @ value).transpose(1, 2)
+
     found = []
-    for function in (attend_in_blocks, sdpa_attention_forward):
-        tensors = inputs(len(tree))
-        output = function(Layer(), *tensors, mask, scaling=0.3)[0]
+    for function in (lambda q, k, v: attend_packed(Layer(), q, k, v, branches, scaling=0.3)[0], plain):
+        tensors = inputs(len(tree), heads)
+        output = function(*tensors)
         output.sin().sum().backward()
         found.append([output.detach(), *(t.grad for t in tensors)])
-    for ours, stock in zip(*found, strict=True):
-        assert ours.shape == stock.shape
-        assert torch.allclose(ours, stock, atol=1e-5)
+    for ours, expected in zip(*found, strict=True):
+        assert ours.shape == expected.shape
+        assert torch.allclose(ours, expected, atol=1e-5)
+
+
+def test_branches_keep_nothing_but_queries_keys_and_values() -> None:
+    tree = build_tree(TREES["turns"])
+    tensors, kept = inputs(len(tree)), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.data_ptr()), lambda _: None):
+        attend_packed(Layer(), *tensors, branches_of(tree, torch.device("cpu")), scaling=0.3)
+    assert set(kept) == {x.data_ptr() for x in tensors}
 
 
 @pytest.mark.parametrize("path", [0, 1, 30])
@@ -102,15 +128,12 @@ def plain_attention(query: Any, key: Any, value: Any, scale: float) -> Any:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_a_packed_step_in_blocks_has_the_gradient_of_its_turns_alone(
-    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+def test_a_packed_step_has_the_gradient_of_its_turns_alone(
+    checkpointing: bool,
 ) -> None:
-    monkeypatch.setattr(module, "BLOCK", 16)
     backend = make("llama")
     expected = independent(backend, PROMPTS, ANSWERS)
     backend.sharing = "packed"
-    use_tree_attention(backend.base.config)
-    assert backend.base.config._attn_implementation == TREE
     if checkpointing:
         backend.model.enable_input_require_grads()
         backend.base.gradient_checkpointing_enable({"use_reentrant": False})
@@ -121,15 +144,16 @@ def test_a_packed_step_in_blocks_has_the_gradient_of_its_turns_alone(
         return sum((leaf_loss(i, part) for i, part in zip(turns, parts, strict=True)), torch.zeros(()))
 
     found = gradient(backend, lambda: go_back(student_passes(backend, PROMPTS, ANSWERS, 0, 100_000), loss))
+    assert backend.base.config._attn_implementation == TREE
     assert error(found, expected) <= 1e-5
 
 
-def test_what_is_no_square_mask_is_stock_attention() -> None:
+def test_what_is_no_tree_is_stock_attention() -> None:
     query, key, value = inputs(8)
     for mask in (None, torch.ones(1, 1, 8, 8, dtype=torch.bool).tril()):
         ours, stock = (
             function(Layer(), query, key, value, mask, scaling=0.3)[0]
-            for function in (attend_in_blocks, sdpa_attention_forward)
+            for function in (attend_packed, sdpa_attention_forward)
         )
         assert torch.equal(ours, stock)
     config = make("llama").base.config

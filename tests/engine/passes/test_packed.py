@@ -15,14 +15,13 @@ def test_a_tree_by_hand() -> None:
     assert tree.ids.tolist() == [4, 5, 6, 7, 8, 9]
     assert tree.depths.tolist() == [0, 0, 1, 2, 2, 3]
     assert [row.tolist() for row in tree.rows] == [[1, 2, 3], [1, 2, 4, 5], [1, 2], [0]]
-    assert tree.mask().astype(int).tolist() == [
-        [1, 0, 0, 0, 0, 0],
-        [0, 1, 0, 0, 0, 0],
-        [0, 1, 1, 0, 0, 0],
-        [0, 1, 1, 1, 0, 0],
-        [0, 1, 1, 0, 1, 0],
-        [0, 1, 1, 0, 1, 1],
+    assert [(b.start, b.stop, b.path.tolist()) for b in tree.branches] == [
+        (0, 1, []),
+        (1, 3, []),
+        (3, 4, [1, 2]),
+        (4, 6, [1, 2]),
     ]
+    assert tree.ends().tolist() == [1, 6, 6, 4, 6, 6]
 
 
 @given(SEQUENCES)
@@ -34,12 +33,15 @@ def test_every_sequence_is_spelled_by_its_row_and_every_prefix_is_stored_once(se
 
 
 @given(SEQUENCES)
-def test_a_token_sees_its_own_past_and_nothing_else(sequences: list[list[int]]) -> None:
+def test_a_branch_sees_its_own_past_and_nothing_else(sequences: list[list[int]]) -> None:
     tree = build_tree(sequences)
-    mask = tree.mask()
-    for row in tree.rows:
-        for position, index in enumerate(row):
-            assert sorted(np.flatnonzero(mask[index])) == sorted(row[: position + 1])
+    pasts = {tuple(row[: position + 1]) for row in tree.rows for position in range(len(row))}
+    found = [
+        (*branch.path, *range(branch.start, stop + 1))
+        for branch in tree.branches
+        for stop in range(branch.start, branch.stop)
+    ]
+    assert sorted(pasts) == sorted(found)
 
 
 @given(SEQUENCES, st.integers(1, 20), st.none() | st.integers(1, 3))

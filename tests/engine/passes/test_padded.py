@@ -11,7 +11,7 @@ from sdft_cli.engine.models.backend import Backend  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.passes.decode import generate  # noqa: E402
 from sdft_cli.engine.passes.executors import response_states  # noqa: E402
-from sdft_cli.engine.passes.packed import attention_share, packing_obstacle, shared_passes  # noqa: E402
+from sdft_cli.engine.passes.packed import packing_obstacle  # noqa: E402
 from sdft_cli.engine.passes.padded import padded_passes  # noqa: E402
 
 SHARED = [1, 5, 9, 7, 30, 31, 44]
@@ -85,18 +85,3 @@ def test_padded_passes_fill_up_to_the_cap_and_no_item_is_lost() -> None:
     assert padded_passes([9, 1], 6) == [[1], [0]]
     assert padded_passes([1, 1, 1], 6, max_items=2) == [[0, 1], [2]]
     assert padded_passes([], 6) == []
-
-
-def test_sharing_pays_for_attention_across_branches(backend: Backend) -> None:
-    """Two sequences of 1,000 tokens that share 10 are cheaper apart where attention costs as much as the rest."""
-    common = list(range(10))
-    rows = [[*common, *range(100, 1090)], [*common, *range(2000, 2990)]]
-    assert shared_passes(rows, 10_000) == [[0, 1]]
-    assert shared_passes(rows, 10_000, attention=1e-3) == [[0], [1]]
-    long_prefix = list(range(5000, 5900))
-    rows = [[*long_prefix, 1, 2], [*long_prefix, 3, 4]]
-    assert shared_passes(rows, 10_000, attention=1e-3) == [[0, 1]]
-    # A Llama layer by hand: hidden 32, MLP 64, 4 heads of 8, 2 key-value heads, two norms.
-    layer = 32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 64 + 2 * 32
-    lora = sum(p.numel() for p in backend.parameters())
-    assert attention_share(backend) == pytest.approx(2 * 32 * 2 / (2 * (2 * layer + 32 + lora)))  # 32: the last norm

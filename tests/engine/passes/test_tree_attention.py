@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from torch.nn.attention import flex_attention as flex  # noqa: E402
 
-from sdft_cli.engine.passes.attention import TREE, attend_in_blocks  # noqa: E402
+from sdft_cli.engine.passes.attention import TREE, attend_packed  # noqa: E402
 from sdft_cli.engine.passes.executors import response_states  # noqa: E402
 from sdft_cli.engine.passes.packed import build_tree, packed_states  # noqa: E402
 from sdft_cli.engine.passes.tree_attention import (  # noqa: E402
@@ -20,7 +20,7 @@ from sdft_cli.engine.passes.tree_attention import (  # noqa: E402
     tree_mask,
     tree_trouble,
 )
-from tests.engine.trees import ANSWERS, PROMPTS, error, gradient, ids, leaf_loss, make  # noqa: E402
+from tests.engine.trees import ANSWERS, PROMPTS, dense_mask, error, gradient, ids, leaf_loss, make  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile.*")
 
@@ -39,14 +39,14 @@ def test_the_ends_of_a_tree_say_what_its_mask_says() -> None:
     for tree in trees():
         places = np.arange(len(tree))
         seen = (places <= places[:, None]) & (places[:, None] < tree.ends())
-        assert np.array_equal(seen, tree.mask())
+        assert np.array_equal(seen, dense_mask(tree.rows, len(tree)))
 
 
 def test_blocks_are_left_out_if_they_hide_all_and_unmasked_if_they_show_all() -> None:
     whole = some = 0
     for tree in trees():
         mask = tree_mask(torch.from_numpy(tree.ends()))
-        dense = torch.from_numpy(tree.mask())
+        dense = dense_mask(tree.rows, len(tree))
         count = -(-len(tree) // SIDE)
         full, partial = (np.zeros((count, count), bool) for _ in "fp")
         for row in range(count):
@@ -81,8 +81,8 @@ def test_values_and_gradients_are_those_of_a_dense_mask(heads: int, monkeypatch:
     module = torch.nn.Module()
     module.num_key_value_groups = heads // 2  # type: ignore[assignment]
     found, expected = (
-        attend_in_blocks(module, *inputs, mask, scaling=0.4)[0]
-        for mask in (tree_mask(torch.from_numpy(tree.ends())), torch.from_numpy(tree.mask())[None, None])
+        attend_packed(module, *inputs, mask, scaling=0.4)[0]
+        for mask in (tree_mask(torch.from_numpy(tree.ends())), dense_mask(tree.rows, len(tree))[None, None])
     )
     assert found.shape == (1, len(tree), heads, 8)
     assert torch.allclose(found, expected, atol=1e-5)
@@ -114,7 +114,7 @@ def test_a_packed_pass_with_blocks_is_the_packed_pass(kind: str, monkeypatch: py
     assert error(ours, gradient(backend, step)) < 1e-5
 
 
-def test_a_cpu_keeps_its_blocks_and_the_comparison_finds_a_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_keeps_its_branches_and_the_comparison_finds_a_wrong_mask(monkeypatch: pytest.MonkeyPatch) -> None:
     backend = make("llama")
     backend.block_masks = True
     assert choose_tree_attention(backend) is None
