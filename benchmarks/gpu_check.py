@@ -823,9 +823,9 @@ def unsloth(check: Check) -> None:
 
 def decoding(check: Check) -> None:
     """Compare steps over fixed buffers with a pass; on a GPU they are replayed, and what stands in the way is told."""
-    from sdft_cli.engine.passes.start_check import static_trouble
+    from sdft_cli.engine.passes.start_check import steps_trouble
 
-    trouble = static_trouble(check.backend)
+    trouble = steps_trouble(check.backend)
     check.tell("decoding", **({"failed": trouble} if trouble else {"says": "exact over fixed buffers"}))
 
 
@@ -841,7 +841,7 @@ def rollout(check: Check, lengths: Sequence[int], new: int, case: Any, record: b
     for graphs in (False, True):
         check.fresh()
         seconds = []
-        check.backend.graphs = graphs
+        check.backend.decoder = "fixed" if graphs else "generate"
         with shared_as(check, "depth_first"):
             for tokens in (4, 4 + new):
                 wanted = {"max_new_tokens": tokens, "max_tokens_per_pass": 10_000_000}
@@ -850,8 +850,8 @@ def rollout(check: Check, lengths: Sequence[int], new: int, case: Any, record: b
                     sample_rollouts, check.backend, prompts, settings, [], check.vocabulary - 3, 0, case, record
                 )
                 seconds.append(check.timed(sample))
-        stopped = graphs and not check.backend.graphs
-        check.backend.graphs = False
+        stopped = graphs and check.backend.decoder == "generate"
+        check.backend.decoder = "generate"
         per_step = (seconds[1] - seconds[0]) / new
         bound = _bytes_of_a_step(check, lengths, new, case) / check.bandwidth
         check.tell(

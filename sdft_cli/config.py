@@ -149,7 +149,7 @@ class RolloutSettings(_Config):
         "auto", description="sample from a merged second copy of the adapted weights (faster); auto: if memory allows"
     )
     graphs: Annotated[Literal["auto", "off"], OFF] = Field(
-        "auto", description="replay steps of decoding as CUDA graphs; auto: on a GPU, if the model can"
+        "auto", description="auto: decode in steps of our own, on a GPU replayed as CUDA graphs; off: by generate"
     )
     max_tokens_per_pass: int = Field(
         65_536, gt=0, description="prompts are decoded together up to this many padded tokens"

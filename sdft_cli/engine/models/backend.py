@@ -17,6 +17,8 @@ from sdft_cli.engine.models.modes import evaluating, forget_positions
 from sdft_cli.errors import UsageError
 
 Sharing = Literal["none", "packed", "depth_first"]
+Decoder = Literal["generate", "fixed", "growing"]
+"""transformers' `generate`; steps over fixed buffers, as CUDA graphs on a GPU; steps over a growing cache."""
 
 
 class Backend(ABC):
@@ -27,12 +29,12 @@ class Backend(ABC):
     depth-first pass has; `own_attention`, why nothing of ours goes into the library's attention (None: it does);
     `takes_cache`, whether its `generate` takes a cache of ours; `mergeable`, whether the adapter can be added to the
     base weights (not to 4-bit ones); `left_pads`, whether prompts of several lengths may be decoded together;
-    `plain_head`, whether the model leaves out the scale and the cap that its config names (`head_check.py`); `graphs`,
-    whether steps of decoding are replayed as CUDA graphs (`engine/passes/replay.py`); `block_masks`, whether packed
-    passes attend by FlexAttention (`tree_attention.py` there); `vllm` is an engine that samples rollouts, with a
-    function that hands it the adapter, if the library brings one; `kernels`, a sentence about the kernels that run it,
-    if it has layers that need some (`engine/kernels/check.py`). `package` has to be installed for it; `features` are
-    settings that it can honour and others cannot.
+    `plain_head`, whether the model leaves out the scale and the cap that its config names (`head_check.py`); `decoder`,
+    what decodes (`engine/passes/decode_steps.py`); `packed_steps`, whether steps over a growing cache have packed
+    weights; `block_masks`, whether packed passes attend by FlexAttention (`tree_attention.py` there); `vllm` is an
+    engine that samples rollouts, with a function that hands it the adapter, if the library brings one; `kernels`, a
+    sentence about the kernels that run it, if it has layers that need some (`engine/kernels/check.py`). `package` has
+    to be installed for it; `features` are settings that it can honour and others cannot.
     """
 
     name: str
@@ -47,7 +49,8 @@ class Backend(ABC):
     mergeable: bool = True
     left_pads: bool = True
     plain_head: bool = False
-    graphs: bool = False
+    decoder: Decoder = "generate"
+    packed_steps: bool = False
     block_masks: bool = False
     vllm: tuple[Any, Any] | None = None
     kernels: str | None = None

@@ -9,6 +9,7 @@ distributions that are nearly equal would drown in that rounding (docs/design.md
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,12 +33,16 @@ WORDS = 2048
 
 @dataclass(frozen=True)
 class Head:
-    """`weight` (V, H), `bias` (V,), `scale` and `softcap` of the logits. `Head(weight)` is a plain matrix."""
+    """`weight` (V, H), `bias` (V,), `scale` and `softcap` of the logits. `Head(weight)` is a plain matrix.
+
+    `product`: what computes h W^T without gradient, in place of a plain product.
+    """
 
     weight: Tensor
     bias: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    product: Callable[[Tensor], Tensor] | None = None
 
     @property
     def words(self) -> int:
@@ -80,6 +85,8 @@ class Head:
     def _product(self, hidden: Tensor) -> Tensor:
         """Return h W^T (R, V) with its gradient, at least fp32."""
         hidden = hidden.to(self.weight.dtype)  # Mamba's norm leaves fp32 ones
+        if self.product is not None:
+            return self.product(hidden)
         if not self._narrow:
             return hidden @ self.weight.T
         if torch.is_grad_enabled() and hidden.requires_grad:

@@ -11,9 +11,9 @@ depth_first_order  the order of that walk
 live_cache         keys, values and recurrent states of that path, with their gradients
 attention          the attention kernels of packed, depth-first and decoding passes
 tree_attention     attention of packed passes on a GPU: a tree's mask as blocks, by FlexAttention
-decode             answers to many prompts together, with `generate` or over fixed buffers
+decode             answers to many prompts together, with `generate` or in steps of our own
 decode_cache       the cache of a decode, which is not copied for every token
-decode_static      decoding over fixed buffers, in steps that read and write the same tensors
+decode_steps       decoding in steps of our own: over fixed buffers, which can be replayed, or a growing cache
 replay             such a step as a CUDA graph, which is launched at once
 timing             seconds of each phase of a step
 """

@@ -1,4 +1,4 @@
-"""Decoding: answers to several prompts, sampled or greedy, with transformers' `generate` or over fixed buffers.
+"""Decoding: answers to several prompts, sampled or greedy, with transformers' `generate` or in steps of our own.
 
 What is ours: that the distribution is the configured one and no other, seeds, stop tokens, and the cache.
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.interrupts import interruptible
 from sdft_cli.engine.passes.attention import grouped_attention, takes_kernels
-from sdft_cli.engine.passes.decode_static import Sampling, static_decode
+from sdft_cli.engine.passes.decode_steps import Sampling, decode_in_steps
 from sdft_cli.engine.passes.executors import decoding_cache
 from sdft_cli.engine.passes.replay import runner_of
 from sdft_cli.errors import UsageError, VerificationError
@@ -116,7 +116,8 @@ def own_settings_off(model: Any) -> Iterator[None]:
 @contextmanager
 def _decoding(backend: Backend) -> Iterator[None]:
     """The backend's decoding mode, its attention, and none of the model's own generation settings."""
-    ours = backend.own_attention is None and (backend.graphs or backend.takes_cache) and takes_kernels(backend.base)
+    ours = backend.own_attention is None and takes_kernels(backend.base)
+    ours = ours and (backend.decoder != "generate" or backend.takes_cache)
     attention = grouped_attention(backend.base.config.get_text_config()) if ours else nullcontext()
     with own_settings_off(backend.base), backend.decoding(), attention:
         yield
@@ -193,10 +194,11 @@ def generate(
     sampling = Sampling(temperature, top_p, stop_ids, pad_id)
     batch = (backend, prompts, ids, mask, max_new_tokens, sampling)
     with _decoding(backend), _finite_only(), interruptible():
-        if backend.graphs:
-            tokens, recorded = static_decode(*batch, runner_of, record_log_probs)
-        else:
+        if backend.decoder == "generate":
             tokens, recorded = _by_generate(*batch, record_log_probs)
+        else:
+            runner = runner_of if backend.decoder == "fixed" else None
+            tokens, recorded = decode_in_steps(*batch, runner, record_log_probs)
     logs = [None] * len(prompts) if recorded is None else recorded.tolist()
     return [until_stop(row, stop_ids, log) for row, log in zip(tokens.tolist(), logs, strict=True)]
 
@@ -210,7 +212,7 @@ def _by_generate(
     sampling: Sampling,
     record_log_probs: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Decode with transformers' `generate`; returns tokens (B, n) and their log-probabilities, as `static_decode`."""
+    """Decode with transformers' `generate`; returns tokens (B, n) and their log-probabilities, as `decode_in_steps`."""
     recorder = LogProbRecorder() if record_log_probs else None
     settings = (sampling.stop_ids, sampling.pad_id, sampling.temperature, sampling.top_p)
     output = backend.generate(

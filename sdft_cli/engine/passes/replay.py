@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdft_cli.engine.passes.decode_static import Runner, StaticStep
+from sdft_cli.engine.passes.decode_steps import FixedStep, Runner
 from sdft_cli.errors import WARNING
 
 WARM = 2
@@ -33,7 +33,7 @@ class Replay:
     `trouble` says why there is none, once that is known.
     """
 
-    def __init__(self, step: StaticStep, capture: Capture, watched: Callable[[], Iterator[list[str]]]) -> None:
+    def __init__(self, step: FixedStep, capture: Capture, watched: Callable[[], Iterator[list[str]]]) -> None:
         """Take what captures a step, and a context that lists what it saw of waiting."""
         self.step, self.capture, self.watched = step, capture, contextmanager(watched)
         self.ran = 0
@@ -71,7 +71,7 @@ class Replay:
     def _give_up(self, trouble: str) -> None:
         """Say so, and let the rest of the run decode with `generate`."""
         backend = self.step.backend
-        self.trouble, backend.graphs = trouble, False
+        self.trouble, backend.decoder = trouble, "generate"
         kind = backend.base.config.model_type
         warnings.warn(
             f"{WARNING}steps of decoding are launched kernel by kernel from now on, which is slower, since a step of "
@@ -81,7 +81,7 @@ class Replay:
         )
 
 
-def runner_of(step: StaticStep) -> Runner:
+def runner_of(step: FixedStep) -> Runner:
     """Return what runs a step: as a graph on a GPU, as it is elsewhere."""
     return Replay(step, cuda_graph, waits_for_gpu) if step.token.is_cuda else step
 

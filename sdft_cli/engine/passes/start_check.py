@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdft_cli.engine.kernels.packed import GAIN, gain, packable, packs
 from sdft_cli.engine.models.backend import Backend
-from sdft_cli.engine.models.device_memory import is_out_of_memory
+from sdft_cli.engine.models.device_memory import free_memory, is_out_of_memory
 from sdft_cli.engine.models.head_check import runs
 from sdft_cli.engine.passes.decode import generate
-from sdft_cli.engine.passes.decode_static import static_obstacle
+from sdft_cli.engine.passes.decode_steps import PACKED_FROM, steps_obstacle
 from sdft_cli.engine.passes.padded import padded_states
 from sdft_cli.engine.passes.replay import WARM
 from sdft_cli.errors import WARNING, MachineError
@@ -27,45 +28,64 @@ DECODED = 3
 
 
 def choose_decoding(backend: Backend, asked: Literal["auto", "off"] = "auto") -> str:
-    """Set `backend.graphs`, whether steps of decoding are replayed as CUDA graphs; return a sentence that says so."""
-    backend.graphs = False
+    """Set `backend.decoder` and `backend.packed_steps`, how tokens are decoded; return a sentence that says so."""
+    backend.decoder, backend.packed_steps = "generate", False
     if asked == "off":
         return "Decoding: step by step with transformers' generate (rollout.graphs is off)"
-    if backend.device.type != "cuda":
-        return "Decoding: step by step with transformers' generate (CUDA graphs need a GPU)"
-    trouble = static_trouble(backend)
-    if trouble:
+    gpu = backend.device.type == "cuda"
+    told = None if gpu else _choose_packed(backend)
+    trouble = steps_trouble(backend, "fixed" if gpu else "growing")
+    if trouble and gpu:
         return f"{WARNING}decoding is step by step with transformers' generate, which is slow on a GPU ({trouble})"
-    backend.graphs = True
-    return "Decoding: steps are replayed as CUDA graphs (checked on this model)"
+    if trouble:
+        backend.packed_steps = False
+        return f"Decoding: step by step with transformers' generate ({trouble})"
+    backend.decoder = "fixed" if gpu else "growing"
+    if gpu:
+        return "Decoding: steps are replayed as CUDA graphs (checked on this model)"
+    return f"Decoding: steps over a growing cache, {told} (checked on this model)"
 
 
-def static_trouble(backend: Backend) -> str | None:
-    """Decode a few tokens over fixed buffers, on a GPU as a graph, and compare their log-probabilities with a pass's.
+def _choose_packed(backend: Backend) -> str:
+    """Set `backend.packed_steps`, whether weights are packed while a CPU decodes; return what they are."""
+    weights = [layer.weight for layer in packable(backend.trunk)] if packs() else []
+    if not weights or backend.head.weight.dtype != torch.float32:
+        return "weights as they are"
+    size, free = sum(weight.nbytes for weight in weights) + backend.head.weight.nbytes, free_memory(backend.device)
+    if free is None or 2 * size > free:
+        return f"weights as they are (a packed copy takes {size / 1e9:.2f} GB, more than half of what is free)"
+    faster = gain(weights)
+    backend.packed_steps = faster >= GAIN
+    measured = f"products of few rows are {faster:.1f} times as fast"
+    return f"weights packed ({measured})" if backend.packed_steps else f"weights as they are (packed, {measured})"
 
-    Returns why the model is not to be decoded that way, or None. `backend.graphs` is off afterwards.
+
+def steps_trouble(backend: Backend, decoder: Literal["fixed", "growing"] = "fixed") -> str | None:
+    """Decode a few tokens in steps, on a GPU as a graph, and compare their log-probabilities with a pass's.
+
+    Returns why the model is not to be decoded that way, or None. `backend.decoder` is `generate` afterwards.
     """
-    obstacle = static_obstacle(backend)
+    obstacle = steps_obstacle(backend)
     if obstacle:
         return obstacle
     prompts = made_up_prompts(backend, (LENGTHS[0],) * 2)
-    backend.graphs = True
+    backend.decoder = decoder
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", RuntimeWarning)
-            gap = float(decoding_gaps(backend, prompts, WARM + DECODED).mean())
-        stopped = not backend.graphs
+            gap = float(decoding_gaps(backend, prompts, max(WARM + DECODED, PACKED_FROM)).mean())
+        stopped = backend.decoder != decoder
     except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         if is_out_of_memory(error):
             raise
         reason = str(error).strip().splitlines() or ["no reason given"]
-        return f"steps over fixed buffers end in an error, {type(error).__name__}: {reason[0]}"
+        return f"steps of our own end in an error, {type(error).__name__}: {reason[0]}"
     finally:
-        backend.graphs = False
+        backend.decoder = "generate"
     if stopped:
         return next((str(w.message).removeprefix(WARNING) for w in caught if WARNING in str(w.message)), "it stopped")
     if not gap <= GAP.get(backend.head.weight.dtype, COARSE):
-        return f"log-probabilities over fixed buffers differ from those of a pass by {gap:.2g} nats per token"
+        return f"log-probabilities of these steps differ from those of a pass by {gap:.2g} nats per token"
     return None
 
 

@@ -14,9 +14,9 @@ from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
 from sdft_cli.engine.passes.decode import generate, left_padded, seeded  # noqa: E402
-from sdft_cli.engine.passes.decode_static import Sampling, StaticStep, static_decode  # noqa: E402
+from sdft_cli.engine.passes.decode_steps import FixedStep, Sampling, decode_in_steps  # noqa: E402
 from sdft_cli.engine.passes.replay import WARM, Replay, runner_of  # noqa: E402
-from sdft_cli.engine.passes.start_check import choose_decoding, static_trouble  # noqa: E402
+from sdft_cli.engine.passes.start_check import choose_decoding, steps_trouble  # noqa: E402
 from tests.engine.trees import PROMPTS, make  # noqa: E402
 
 GREEDY = Sampling(None, 1.0, (), 0)
@@ -66,7 +66,7 @@ def nothing_waits() -> Iterator[list[str]]:
 def decoded(backend: Any, runner: Any, sampling: Sampling = GREEDY, new: int = 30) -> Any:
     with seeded(5):
         ids, mask = left_padded(PROMPTS, 0)
-        return static_decode(backend, PROMPTS, ids, mask, new, sampling, runner, record_log_probs=True)
+        return decode_in_steps(backend, PROMPTS, ids, mask, new, sampling, runner, record_log_probs=True)
 
 
 @pytest.mark.parametrize(("kind", "sharing"), [("llama", "packed"), ("hybrid", "none"), ("hybrid", "depth_first")])
@@ -75,7 +75,7 @@ def test_steps_that_are_replayed_decode_what_steps_decode(kind: str, sharing: An
     backend.sharing = sharing
     calls: list[Replay] = []
 
-    def replayed(step: StaticStep) -> Replay:
+    def replayed(step: FixedStep) -> Replay:
         calls.append(Replay(step, tape, nothing_waits))
         return calls[-1]
 
@@ -99,7 +99,7 @@ def test_steps_that_are_replayed_decode_what_steps_decode(kind: str, sharing: An
 )
 def test_a_step_that_cannot_be_a_graph_goes_on_as_it_is_and_the_run_says_so(trouble: str, said: str) -> None:
     backend = make("llama")
-    backend.graphs = True
+    backend.decoder = "fixed"
 
     def capture(step: Any) -> Any:
         assert trouble == "capture"
@@ -109,7 +109,7 @@ def test_a_step_that_cannot_be_a_graph_goes_on_as_it_is_and_the_run_says_so(trou
         yield (seen := [])
         seen += ["modeling.py, line 7"] * (trouble == "waits")
 
-    def runner(step: StaticStep) -> Any:
+    def runner(step: FixedStep) -> Any:
         if trouble == "moves":
             for layer in step.cache.layers:
                 layer.update = lambda k, v, *_, layer=layer: moved(layer, k, v)
@@ -125,7 +125,7 @@ def test_a_step_that_cannot_be_a_graph_goes_on_as_it_is_and_the_run_says_so(trou
         found = decoded(backend, runner)
     assert len(caught) == 1
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-    assert backend.graphs is False
+    assert backend.decoder == "generate"
 
 
 def test_memory_that_runs_out_is_no_reason_to_go_on() -> None:
@@ -133,20 +133,20 @@ def test_memory_that_runs_out_is_no_reason_to_go_on() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     backend = make("llama")
-    backend.graphs = True
+    backend.decoder = "fixed"
     with pytest.raises(torch.OutOfMemoryError):
         decoded(backend, lambda step: Replay(step, capture, nothing_waits))
-    assert backend.graphs is True
+    assert backend.decoder == "fixed"
 
 
 def test_without_a_gpu_a_step_runs_as_it_is_and_generate_decodes() -> None:
     backend = make("llama")
-    steps: list[StaticStep] = []
+    steps: list[FixedStep] = []
     decoded(backend, lambda step: steps.append(step) or runner_of(step), new=2)  # type: ignore[func-returns-value]
     assert runner_of(steps[0]) is steps[0]
-    backend.graphs = True
-    assert choose_decoding(backend) == "Decoding: step by step with transformers' generate (CUDA graphs need a GPU)"
-    assert backend.graphs is False
+    backend.decoder = "fixed"
+    assert choose_decoding(backend).startswith("Decoding: steps over a growing cache, weights ")
+    assert backend.decoder == "growing"
     assert choose_decoding(backend, "off").endswith("generate (rollout.graphs is off)")
 
 
@@ -155,32 +155,32 @@ def test_the_check_before_step_1_takes_what_decodes_what_is_scored(kind: str) ->
     backend = make(kind)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert static_trouble(backend) is None
-    assert backend.graphs is False
+        assert steps_trouble(backend) is None
+    assert backend.decoder == "generate"
 
 
 def test_the_check_refuses_a_position_that_stands_still_and_a_key_that_is_hidden(monkeypatch: Any) -> None:
     backend = make("llama")
-    own = StaticStep.__call__
+    own = FixedStep.__call__
 
-    def still(step: StaticStep) -> Any:
+    def still(step: FixedStep) -> Any:
         logits = own(step)
         step.position.sub_(1)
         return logits
 
-    def hidden(step: StaticStep) -> Any:
+    def hidden(step: FixedStep) -> Any:
         step.seen[..., 3] = False
         return own(step)
 
     for fault in (still, hidden):
-        monkeypatch.setattr(StaticStep, "__call__", fault)
-        assert "differ from those of a pass by" in str(static_trouble(backend))
+        monkeypatch.setattr(FixedStep, "__call__", fault)
+        assert "differ from those of a pass by" in str(steps_trouble(backend))
 
 
 def test_the_check_tells_why_a_model_fails() -> None:
     backend = make("llama")
     backend.base.config._attn_implementation = "eager"
-    assert static_trouble(backend) == "attention of type eager takes no boolean mask"
+    assert steps_trouble(backend) == "attention of type eager takes no boolean mask"
     backend = make("llama")
     layer = backend.base.model.layers[0].self_attn
 
@@ -190,6 +190,6 @@ def test_the_check_tells_why_a_model_fails() -> None:
         return own(*_, **settings)
 
     own, layer.forward = layer.forward, broken
-    assert static_trouble(backend) == "steps over fixed buffers end in an error, ValueError: no such mask"
-    assert backend.graphs is False
+    assert steps_trouble(backend) == "steps of our own end in an error, ValueError: no such mask"
+    assert backend.decoder == "generate"
     assert generate(backend, [[3, 4, 5]], 2, [], 0)

@@ -8,17 +8,20 @@ torch = pytest.importorskip("torch")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
+from sdft_cli.engine.kernels.packed import MOST_ROWS  # noqa: E402
 from sdft_cli.engine.models.adapters import weights  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
 from sdft_cli.engine.models.backend_transformers import PlainModel, TransformersBackend  # noqa: E402
+from sdft_cli.engine.passes import decode_steps  # noqa: E402
 from sdft_cli.engine.passes.attention import SLOTS, attend_to_slots  # noqa: E402
 from sdft_cli.engine.passes.decode import generate, left_padded, seeded  # noqa: E402
-from sdft_cli.engine.passes.decode_static import (  # noqa: E402
+from sdft_cli.engine.passes.decode_steps import (  # noqa: E402
+    PACKED_FROM,
+    FixedStep,
     Sampling,
     SlotLayer,
-    StaticStep,
-    static_decode,
-    static_obstacle,
+    decode_in_steps,
+    steps_obstacle,
 )
 from sdft_cli.errors import VerificationError  # noqa: E402
 from tests.engine.models.families import make_model  # noqa: E402
@@ -34,14 +37,22 @@ WAYS = [
 GREEDY = Sampling(None, 1.0, (), 0)
 
 
-def both(backend: Backend, *arguments: Any, **settings: Any) -> tuple[Any, Any]:
-    """What `generate` decodes, and what comes over fixed buffers."""
+OURS = ["fixed", "growing", "packed"]
+"""Kinds of step; `packed`: over a growing cache, with packed weights."""
+
+
+def use(backend: Backend, kind: str) -> None:
+    backend.decoder, backend.packed_steps = ("growing", True) if kind == "packed" else (kind, False)  # type: ignore
+
+
+def both(backend: Backend, kind: str, *arguments: Any, **settings: Any) -> tuple[Any, Any]:
+    """What `generate` decodes, and what comes of steps of our own."""
     found = []
-    for graphs in (False, True):
-        backend.graphs = graphs
+    for decoder in ("generate", kind):
+        use(backend, decoder)
         with seeded(3):
             found.append(generate(backend, *arguments, **settings))
-    backend.graphs = False
+    use(backend, "generate")
     return found[0], found[1]
 
 
@@ -52,11 +63,12 @@ def plain_log_probs(backend: Backend, prompt: list[int], answer: list[int]) -> A
     return (logits - logits.logsumexp(-1, keepdim=True)).gather(-1, torch.tensor(answer)[:, None])[:, 0]
 
 
+@pytest.mark.parametrize("ours", OURS)
 @pytest.mark.parametrize(("kind", "sharing"), WAYS)
-def test_greedy_tokens_are_those_of_generate_and_log_probs_those_of_a_pass(kind: str, sharing: Any) -> None:
+def test_greedy_tokens_are_those_of_generate_and_log_probs_those_of_a_pass(kind: str, sharing: Any, ours: str) -> None:
     backend = make(kind)
     backend.sharing = sharing
-    expected, found = both(backend, PROMPTS, 96, [], 0, record_log_probs=True)
+    expected, found = both(backend, ours, PROMPTS, 96, [], 0, record_log_probs=True)
     pairs = [(x, y) for a, b in zip(expected, found, strict=True) for x, y in zip(a.ids, b.ids, strict=True)]
     assert len(pairs) == 768
     assert sum(x != y for x, y in pairs) == 0
@@ -65,39 +77,71 @@ def test_greedy_tokens_are_those_of_generate_and_log_probs_those_of_a_pass(kind:
         assert float((own - plain_log_probs(backend, prompt, rollout.ids)).abs().max()) < 1e-5
 
 
+@pytest.mark.parametrize("ours", OURS)
 @pytest.mark.parametrize("case", ["adapter", "merged", "base"])
-def test_samples_of_a_seed_are_those_of_generate_with_their_stops_and_padding(case: Any) -> None:
+def test_samples_of_a_seed_are_those_of_generate_with_their_stops_and_padding(case: Any, ours: str) -> None:
+    """Where the whole vocabulary is drawn from; the nucleus is drawn otherwise (`test_sampling.py`)."""
     backend = make("llama")
     with weights(backend.model, case):
-        expected, found = both(backend, PROMPTS, 40, [5, 6, 7], 0, 0.8, 0.95)
-        free, freely = both(backend, PROMPTS, 20, [], 0, 1.0)
+        expected, found = both(backend, ours, PROMPTS, 40, [5, 6, 7], 0, 0.8)
+        free, freely = both(backend, ours, PROMPTS, 20, [], 0, 1.0)
     assert found == expected
     assert {rollout.finished for rollout in found} == {True, False}
     assert freely == free != expected
 
 
-def test_answers_may_be_longer_than_what_fits_behind_the_prompt_in_a_part_of_the_buffer() -> None:
+def test_packed_weights_are_those_that_are_on_and_plain_ones_are_back_afterwards() -> None:
+    backend = make("llama")
+    use(backend, "packed")
+    found = {}
+    for case in ("base", "merged", "base"):
+        with weights(backend.model, case):  # type: ignore[arg-type]
+            answers = generate(backend, PROMPTS, 20, [], 0, record_log_probs=True)
+            for prompt, answer in zip(PROMPTS, answers, strict=True):
+                own = torch.tensor(answer.log_probs, dtype=torch.float64)
+                assert float((own - plain_log_probs(backend, prompt, answer.ids)).abs().max()) < 1e-5
+        found[case] = answers
+        assert not any("forward" in vars(module) for module in backend.model.modules())
+    assert found["merged"] != found["base"]
+
+
+def test_few_tokens_and_many_rows_are_not_worth_packing(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = make("llama")
+    use(backend, "packed")
+    packed: list[int] = []
+    own = decode_steps.packed_products
+    monkeypatch.setattr(decode_steps, "packed_products", lambda model, rows: packed.append(rows) or own(model, rows))
+    for prompts, tokens in (([[5, 6]] * 2, PACKED_FROM - 1), ([[5, 6]] * (MOST_ROWS + 1), 9), ([[5, 6]] * 2, 9)):
+        generate(backend, prompts, tokens, [], 0)
+    assert packed == [2]
+
+
+@pytest.mark.parametrize("ours", OURS)
+def test_answers_may_be_longer_than_what_fits_behind_the_prompt_in_a_part_of_the_buffer(ours: str) -> None:
     backend = make("hybrid")
-    expected, found = both(backend, [ids(SLOTS - 20, 1), ids(7, 2)], 60, [], 0)
+    expected, found = both(backend, ours, [ids(SLOTS - 20, 1), ids(7, 2)], 60, [], 0)
     assert found == expected
 
 
-def test_one_token_prompts_and_one_token_answers() -> None:
+@pytest.mark.parametrize("ours", OURS)
+def test_one_token_prompts_and_one_token_answers(ours: str) -> None:
     backend = make("qwen3")
     for sharing in ("none", "packed", "depth_first"):
         backend.sharing = sharing
-        expected, found = both(backend, [[5], [6, 7]], 1, [], 0)
+        expected, found = both(backend, ours, [[5], [6, 7]], 1, [], 0)
         assert found == expected
-    expected, found = both(backend, [[5], [5]], 9, [], 0)
+    expected, found = both(backend, ours, [[5], [5]], 9, [], 0)
     assert found == expected
 
 
-def test_logits_that_are_not_finite_are_one_sentence() -> None:
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("ours", OURS)
+def test_logits_that_are_not_finite_are_one_sentence(ours: str, top_p: float) -> None:
     backend = make("llama")
     backend.head.weight.data[:] = torch.nan
-    backend.graphs = True
+    use(backend, ours)
     with pytest.raises(VerificationError, match="not finite"):
-        generate(backend, PROMPTS, 4, [], 0, 1.0)
+        generate(backend, PROMPTS, 4, [], 0, 1.0, top_p)
 
 
 class ReadsNothing(TorchDispatchMode):
@@ -117,7 +161,7 @@ def test_a_step_reads_nothing_from_the_device_and_its_tensors_stay_where_they_ar
     backend = make(kind)
     steps = 0
 
-    def runner(step: StaticStep) -> Any:
+    def runner(step: FixedStep) -> Any:
         where = step.addresses()
         assert len(where) == 2 * backend.base.config.get_text_config().num_hidden_layers
 
@@ -133,7 +177,7 @@ def test_a_step_reads_nothing_from_the_device_and_its_tensors_stay_where_they_ar
 
         return run
 
-    static_decode(backend, PROMPTS, *left_padded(PROMPTS, 0), 5, GREEDY, runner)
+    decode_in_steps(backend, PROMPTS, *left_padded(PROMPTS, 0), 5, GREEDY, runner)
     assert steps == 4
     with pytest.raises(AssertionError, match="_local_scalar_dense"), ReadsNothing():
         bool(torch.ones(2).any())
@@ -173,13 +217,13 @@ def test_attention_to_slots_is_softmax_over_those_that_are_seen(heads: int) -> N
     ("family", "said"), [("granite", None), ("gemma2", "sliding_attention layers"), ("falcon_h1", "hybrid layers")]
 )
 def test_families_are_decoded_this_way_if_their_layers_keep_all_keys_or_a_state(family: str, said: str | None) -> None:
-    found = static_obstacle(TransformersBackend(PlainModel(make_model(family)), torch.device("cpu")))
+    found = steps_obstacle(TransformersBackend(PlainModel(make_model(family)), torch.device("cpu")))
     assert (found is None) if said is None else said in str(found)
 
 
 def test_an_attention_of_another_kind_is_left_alone() -> None:
     backend = make("llama")
     backend.base.config._attn_implementation = "eager"
-    assert "attention of type eager" in str(static_obstacle(backend))
+    assert "attention of type eager" in str(steps_obstacle(backend))
     backend.own_attention = "its kernels are its own"
-    assert static_obstacle(backend) == "its kernels are its own"
+    assert steps_obstacle(backend) == "its kernels are its own"

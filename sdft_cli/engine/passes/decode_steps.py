@@ -1,0 +1,273 @@
+"""Decoding in steps of our own: one loop, and two kinds of step.
+
+- `FixedStep`, for a GPU: each step reads and writes the same tensors, whatever its token. It is then the same kernels
+  at the same addresses, so a GPU can replay it as a CUDA graph (`replay.py`) instead of waiting for thousands of
+  launches. Keys and values stay in buffers with room for all tokens that may follow, attention reads them whole behind
+  a mask (`attend_to_slots`), and transformers writes the states of recurrent layers in place. What a step needs to know
+  lies in tensors that the step itself moves on: the place to write, positions, and the mask.
+- `GrowingStep`, for a CPU, which waits for memory and not for launches: attention reads what has been written, and
+  weights may be packed for products of few rows (`engine/kernels/packed.py`).
+
+Prompts are prefilled as ever (`executors.decoding_cache`). Tokens are drawn between steps, from the distribution that
+`generate` draws from and by the logits that the trainer has too: of the trunk's states and in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
+
+from sdft_cli.engine.kernels.packed import MOST_ROWS, packed_product, packed_products
+from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.models.head import Head
+from sdft_cli.engine.passes.attention import SLOTS, slot_attention, takes_kernels
+from sdft_cli.engine.passes.decode_cache import RoomyLayer
+from sdft_cli.engine.passes.depth_first import layers_obstacle
+from sdft_cli.engine.passes.executors import decoding_cache, keeps_a_cache
+
+Runner = Callable[[], Tensor]
+"""Runs the next step of a batch and returns its logits (B, V)."""
+
+PACKED_FROM = 8
+"""Weights are packed for so many new tokens or more: packing takes as long as some steps save."""
+FIRST = 64
+"""Words among which a nucleus is looked for first."""
+
+
+def steps_obstacle(backend: Backend) -> str | None:
+    """Say why a model cannot decode in these steps, or None if it can."""
+    base = backend.base
+    config = base.config.get_text_config()
+    if backend.own_attention or not takes_kernels(base):
+        return backend.own_attention or "the model has an attention of its own"
+    if config._attn_implementation not in ("sdpa", "sdft_tree"):
+        return f"attention of type {config._attn_implementation} takes no boolean mask"
+    missing = {"position_ids", "past_key_values"} - signature(backend.trunk.forward).parameters.keys()
+    if missing:
+        return f"its forward pass takes no {min(missing)}"
+    if not keeps_a_cache(backend):
+        return "the model keeps a cache of its own"
+    return layers_obstacle(config)
+
+
+class SlotLayer(DynamicLayer):  # type: ignore[misc]
+    """Keys and values of a layer, (B, heads, W, d): a step writes at `slot`, a tensor, and reads all."""
+
+    def __init__(self, buffers: tuple[Tensor, Tensor], filled: int, slot: Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(*buffers)
+        for buffer in buffers:
+            buffer[:, :, filled:] = 0  # what was never written may be NaN, which a weight of 0 does not take away
+        self.keys, self.values = self.buffers = buffers
+        self.slot = slot
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        for buffer, new in zip(self.buffers, (key_states, value_states), strict=True):
+            buffer.index_copy_(2, self.slot, new)
+        return self.buffers
+
+
+class FixedStep:
+    """A step over fixed buffers: the logits behind `token`, (B, 1), which the caller writes."""
+
+    def __init__(self, backend: Backend, cache: Cache, mask: Tensor, filled: int, slots: int) -> None:
+        """Take a cache of prompts whose `mask` is (B, T), with `slots` places, of which the first `filled` are."""
+        self.backend = backend
+        self.token = mask.new_zeros((len(mask), 1))
+        self.slot = torch.tensor([filled], device=mask.device)
+        self.position = mask[:, :filled].sum(-1, keepdim=True)
+        self.seen = torch.zeros((len(mask), 1, 1, slots), dtype=torch.bool, device=mask.device)
+        self.seen[:, 0, 0, :filled] = mask[:, :filled].bool()
+        self.cache = Cache(layers=[self._fixed(layer, filled) for layer in cache.layers])
+
+    def _fixed(self, layer: Any, filled: int) -> Any:
+        if not isinstance(layer, RoomyLayer):
+            return layer
+        assert layer.buffers is not None
+        return SlotLayer(layer.buffers, filled, self.slot)
+
+    def __call__(self) -> Tensor:
+        """Run the step: (B, V) logits."""
+        self.seen.index_fill_(3, self.slot, True)
+        logits = _logits(self.backend, self.backend.head, self.token, self.seen, self.position, self.cache)
+        self.slot.add_(1)
+        self.position.add_(1)
+        return logits
+
+    def addresses(self) -> list[int]:
+        """Return where the cache lies; a step that is replayed writes there and nowhere else."""
+        tensors: list[Any] = []
+        layers: list[Any] = self.cache.layers
+        for layer in layers:
+            linear = isinstance(layer, LinearAttentionLayer)
+            tensors += (layer.conv_states[0], layer.recurrent_states[0]) if linear else layer.buffers
+        return [tensor.data_ptr() for tensor in tensors if tensor is not None]
+
+
+class GrowingStep:
+    """A step over a cache that grows: the logits behind `token`, (B, 1), which the caller writes."""
+
+    def __init__(self, backend: Backend, cache: Cache, mask: Tensor, filled: int, new_tokens: int) -> None:
+        """Take a cache of prompts whose `mask` is (B, T), of which the first `filled` places are written."""
+        self.backend, self.cache, self.filled = backend, cache, filled
+        self.head = backend.head
+        self.token = mask.new_zeros((len(mask), 1))
+        self.position = mask[:, :filled].sum(-1, keepdim=True)
+        self.seen = torch.ones((len(mask), 1, 1, filled + new_tokens), dtype=torch.bool, device=mask.device)
+        self.seen[:, 0, 0, :filled] = mask[:, :filled].bool()
+
+    def __call__(self) -> Tensor:
+        """Run the step: (B, V) logits."""
+        self.filled += 1
+        seen = self.seen[..., : self.filled]
+        logits = _logits(self.backend, self.head, self.token, seen, self.position, self.cache)
+        self.position += 1
+        return logits
+
+    @contextmanager
+    def packed(self, new_tokens: int) -> Iterator[None]:
+        """Weights are packed for the rows of this batch if that pays for so many tokens, and as they are now."""
+        rows = len(self.token)
+        if not self.backend.packed_steps or new_tokens < PACKED_FROM or rows > MOST_ROWS:
+            yield
+            return
+        head = self.backend.head
+        with packed_products(self.backend.trunk, rows):
+            self.head = replace(head, product=packed_product(head.weight, rows))
+            try:
+                yield
+            finally:
+                self.head = head
+
+
+Step = FixedStep | GrowingStep
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How a token is drawn: at a `temperature` (None: the most likely one) from the `top_p`; ends at `stop_ids`."""
+
+    temperature: float | None
+    top_p: float
+    stop_ids: Sequence[int]
+    pad_id: int
+
+    def draw(self, logits: Tensor) -> Tensor:
+        """Return a token (B,) for each row of logits (B, V) fp32, with torch's global generator."""
+        if self.temperature is None:
+            return logits.argmax(-1)
+        shares = (logits / self.temperature).softmax(-1)
+        if self.top_p >= 1.0:
+            return torch.multinomial(shares, num_samples=1).squeeze(1)
+        shares, words = nucleus(shares, self.top_p)
+        return words.gather(-1, torch.multinomial(shares, num_samples=1)).squeeze(1)
+
+
+def nucleus(shares: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """Return the fewest most likely words whose shares reach `top_p`, at least one, as transformers' TopPLogitsWarper.
+
+    Of the `FIRST` most likely words if they reach it in all rows, else of more: sorting all of a large vocabulary takes
+    longer than a small model's step.
+
+    Args:
+        shares: (B, V), each row adds up to 1.
+        top_p: below 1.
+
+    Returns shares (B, n), 0 behind the last word of a row's nucleus and not normalised, and the words (B, n).
+    """
+    count = min(FIRST, shares.shape[-1])
+    while True:
+        found, words = shares.topk(count)
+        before = found.cumsum(-1) - found
+        if count == shares.shape[-1] or bool((before[:, -1] >= top_p).all()):
+            return found.masked_fill(before >= top_p, 0.0), words
+        count = min(16 * count, shares.shape[-1])
+
+
+def decode_in_steps(
+    backend: Backend,
+    prompts: Sequence[Sequence[int]],
+    ids: Tensor,
+    mask: Tensor,
+    max_new_tokens: int,
+    sampling: Sampling,
+    runner: Callable[[FixedStep], Runner] | None = None,
+    record_log_probs: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Decode an answer to each prompt; the model is in its decoding mode.
+
+    Args:
+        prompts: token ids; `ids` and `mask`, (B, T), are the same padded on the left, on the model's device.
+        runner: makes of a step over fixed buffers what runs it again and again; None: steps over a growing cache.
+        record_log_probs: keep log p of each token, in nats, at temperature 1 and over the whole vocabulary.
+
+    Returns tokens (B, n), padding behind a stop token, n up to `max_new_tokens`; and their log-probabilities, (B, n);
+    on the CPU, so that nothing of a replayed step is under way when its graph goes.
+    """
+    step, logits = _prefilled(backend, prompts, ids, mask, max_new_tokens, fixed=runner is not None)
+    run = runner(step) if runner and isinstance(step, FixedStep) else step
+    stops = torch.tensor(list(sampling.stop_ids), dtype=torch.long, device=ids.device)
+    going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+    tokens: list[Tensor] = []
+    recorded: list[Tensor] = []
+    with _decoding_steps(backend, step, max_new_tokens):
+        while True:
+            scores = (run() if logits is None else logits).float()
+            logits = None
+            token = torch.where(going, sampling.draw(scores), sampling.pad_id)
+            if record_log_probs:
+                recorded.append(scores.gather(-1, token[:, None]) - scores.logsumexp(-1, keepdim=True))
+            tokens.append(token)
+            going = going & ~torch.isin(token, stops)
+            if len(tokens) == max_new_tokens or not going.any():
+                break
+            step.token.copy_(token[:, None])
+    return torch.stack(tokens, 1).cpu(), torch.cat(recorded, 1).cpu() if record_log_probs else None
+
+
+def _prefilled(
+    backend: Backend, prompts: Sequence[Sequence[int]], ids: Tensor, mask: Tensor, max_new_tokens: int, fixed: bool
+) -> tuple[Step, Tensor | None]:
+    """Return the first step, and the logits behind the prompts; None where their last tokens are that step."""
+    width = ids.shape[1]
+    room = -(-(width + max_new_tokens) // SLOTS) * SLOTS - width if fixed else max_new_tokens
+    cache = decoding_cache(backend, prompts, room)
+
+    def first(filled: int) -> Step:
+        if fixed:
+            return FixedStep(backend, cache, mask, filled, width + room)
+        return GrowingStep(backend, cache, mask, filled, width + room - filled)
+
+    if cache.get_seq_length():
+        step = first(width - 1)
+        step.token.copy_(ids[:, -1:])
+        return step, None
+    logits = _logits(backend, backend.head, ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), cache)
+    return first(width), logits
+
+
+def _logits(backend: Backend, head: Head, ids: Tensor, mask: Tensor, positions: Tensor, cache: Cache) -> Tensor:
+    """Run tokens (B, T) behind a cache; return the logits (B, V) behind the last one, fp32 as in training."""
+    states = backend.trunk_pass(
+        input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+    ).last_hidden_state
+    return head.logits(states[:, -1])
+
+
+@contextmanager
+def _decoding_steps(backend: Backend, step: Step, new_tokens: int) -> Iterator[None]:
+    """The attention and the products of a kind of step, and experts as `generate` runs them for single tokens."""
+    experts = getattr(backend.base, "_optimize_model_for_decode", nullcontext)
+    if isinstance(step, GrowingStep):
+        kernels = step.packed(new_tokens)
+    else:
+        kernels = slot_attention(backend.base.config.get_text_config())
+    with kernels, experts():
+        yield
