@@ -188,6 +188,32 @@ def gate_table(result: Mapping[str, Any]) -> RenderableType:
     )
 
 
+def ranking_table(ranked: Sequence[Mapping[str, Any]]) -> Table:
+    """Show wordings and divergences, the best first: where the objective points, and what the teacher does."""
+
+    def conduct(one: Mapping[str, Any], name: str) -> str:
+        found = [one["gate"]["conduct"].get(f"{kind}.{name}") for kind in ("tool", "prose")]
+        return " / ".join(f"{x['value']:.2f}" if x else "-" for x in found)
+
+    rows = []
+    for one in ranked:
+        told = one["alignment"]
+        interval = "-" if told["low"] is None else f"{told['low']:.2f} to {told['high']:.2f}"
+        rows.append(
+            (
+                one["template"],
+                one["divergence"],
+                "passes" if one["gate"]["passed"] else "FAILS",
+                f"{told['value']:.3f}",
+                interval,
+                *(conduct(one, name) for name in ("first_token", "copied", "begins_with_block")),
+            )
+        )
+    columns = ["wording", "divergence", "gate", "alignment", "interval", "first token", "copied", "begins with block"]
+    caption = "alignment: cosine of the objective's gradient and that of the expert's likelihood; shares: tool / prose"
+    return table("Wordings and divergences, the best first", columns, rows, caption, texts=3)
+
+
 def _criterion(found: Mapping[str, Any]) -> tuple[str, ...]:
     interval = "all equal" if found["degenerate"] else f"{found['low']:+.3f} to {found['high']:+.3f}"
     return f"{found['value']:+.3f}", interval, found["rule"], "yes" if found["passed"] else "NO"
