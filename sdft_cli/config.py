@@ -355,6 +355,9 @@ class TrainConfig(_Config):
     )
     min_gpu_gb: float | None = Field(None, gt=0, description="GB that the CUDA GPU must have; null: no GPU is needed")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="of the frozen weights and the arithmetic")
+    products: Literal["auto", "exact"] = Field(
+        "exact", description="of training steps in float32 on a CPU; auto: by bfloat16 factors if much faster there"
+    )
     load_in_4bit: bool = Field(False, description="frozen weights in 4 bits (NF4); the unsloth backend on a GPU only")
     fast_inference: bool = Field(False, description="sample rollouts with unsloth's vLLM engine (CUDA, package vllm)")
     fast_inference_memory: float = Field(

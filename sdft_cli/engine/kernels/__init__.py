@@ -3,6 +3,7 @@
 cudnn      attention on a GPU without cuDNN
 autocast   the products of an fp32 adapter in the type of its 16-bit base
 packed     products of a few rows with packed weights, for decoding on a CPU
+products   products of fp32 matrices by 16-bit factors, where a CPU is faster with them
 bound      which functions the modules of a loaded model call for the gated delta rule and its convolution
 traps      installed versions whose kernels are known to raise or to be wrong
 agreement  a kernel against transformers' reference: values and the gradients of all inputs

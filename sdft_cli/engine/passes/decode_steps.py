@@ -25,6 +25,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
 
 from sdft_cli.engine.kernels.packed import MOST_ROWS, packed_product, packed_products
+from sdft_cli.engine.kernels.products import products
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.head import Head
 from sdft_cli.engine.passes.attention import SLOTS, slot_attention, takes_kernels
@@ -133,13 +134,17 @@ class GrowingStep:
 
     @contextmanager
     def packed(self, new_tokens: int) -> Iterator[None]:
-        """Weights are packed for the rows of this batch if that pays for so many tokens, and as they are now."""
+        """Weights are packed for the rows of this batch if that pays for so many tokens, and as they are now.
+
+        Products are exact: memory bounds them, whatever their factors are.
+        """
         rows = len(self.token)
         if not self.backend.packed_steps or new_tokens < PACKED_FROM or rows > MOST_ROWS:
-            yield
+            with products("highest"):
+                yield
             return
         head = self.backend.head
-        with packed_products(self.backend.trunk, rows):
+        with products("highest"), packed_products(self.backend.trunk, rows):
             self.head = replace(head, product=packed_product(head.weight, rows))
             try:
                 yield

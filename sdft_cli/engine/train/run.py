@@ -142,6 +142,7 @@ def load(job: Job, say: Say) -> Loaded:
     import torch
     from accelerate import Accelerator
 
+    from sdft_cli.engine.kernels.products import choose_products
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.passes.start_check import check_reach, choose_decoding
@@ -164,6 +165,9 @@ def load(job: Job, say: Say) -> Loaded:
     backend.segment_tokens = config.segment_tokens
     rows = [record.row for record in job.data.train]
     room = packed_room(backend, rows, config) if config.prefix_sharing == "auto" else None
+    backend.products, told = choose_products(config.products, backend.device, backend.head.weight.dtype)
+    if told:
+        say(told)
     say(choose_decoding(backend, config.rollout.graphs))
     say(choose_sharing(backend, config.prefix_sharing, room))
     if warning := check_reach(backend):
@@ -335,6 +339,7 @@ def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
         "backend_reason": loaded.backend_reason,
         "sampling_weights": loaded.trainer.sampling,
         "prefix_sharing": loaded.trainer.backend.sharing,
+        "products": loaded.trainer.backend.products,
         "model": job.config.model,
         "base": base_identity(job.config),
         "init_adapter": loaded.begins_with,

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from sdft_cli.config import TeacherSettings, TrainConfig
+from sdft_cli.engine.kernels.products import products
 from sdft_cli.engine.models import adapters
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.interrupts import interruptible
@@ -137,10 +138,11 @@ class Trainer:
         torch.manual_seed(step_seed(self.config.seed, number, "step"))  # for dropout
         with phases("encode"):
             examples = [self.example(record) for record in records]
-        with phases("rollout"):
-            taken = self.sample(examples, number, first, compare_sampler)
         objective = objective_at(self.config, number)
-        scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler, taken.on_policy, objective)
+        with products(self.backend.products):
+            with phases("rollout"):
+                taken = self.sample(examples, number, first, compare_sampler)
+            scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler, taken.on_policy, objective)
         rate = self.schedule.get_last_lr()[0]
         with phases("optimizer"):
             norm, updated = self.update(scored.loss)

@@ -74,6 +74,24 @@ def test_passes_of_any_size_give_the_gradient_of_the_whole_step(
         assert (other - gradients[0]).norm() <= 1e-5 * gradients[0].norm()
 
 
+@pytest.mark.parametrize(("kind", "decoder"), [("medium", "growing"), ("medium", "generate"), ("highest", "growing")])
+def test_products_of_a_step_are_of_the_chosen_kind_and_those_of_decoding_steps_exact(
+    tiny_model: Any, tiny_data: Dataset, kind: Any, decoder: Any
+) -> None:
+    found = trainer(tiny_model, tiny_data)
+    found.backend.products, found.backend.decoder = kind, decoder
+    seen: set[tuple[bool, str]] = set()
+
+    def watch(_: Any, inputs: Any) -> None:
+        seen.add((inputs[0].shape[1] == 1, torch.get_float32_matmul_precision()))
+
+    watched = found.backend.trunk.layers[0].mlp.register_forward_pre_hook(watch)
+    found.step(1, tiny_data.train[:3], 0)
+    watched.remove()
+    assert seen == {(False, kind), (True, "highest" if decoder == "growing" else kind)}
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 SETTINGS = [
     [],
     ["distill.average=sequences"],
