@@ -1,0 +1,123 @@
+"""The datasets of each setting: one for each wording, since a record's lengths depend on it; the records are the same.
+
+- `examples`: the project's example sessions, a quarter of them held out.
+- `real`: recorded sessions, of which the texts are cut to some characters each, since their prompts are far too long
+  for a very small model on a CPU; of each session the turns whose prompt then fits are left.
+- `continual`: two datasets of the example sessions, by what their turns call: reading and searching, then the shell and
+  changing files. A run on the second goes on from the adapter of one on the first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+CAPS = {"max_seq_tokens": 1280, "max_prompt_tokens": 1152, "max_rollout_tokens": 128}
+HELD_OUT = 0.25
+CHARACTERS = 240
+"""Of a message of a real session."""
+SKILLS = {"a": {"Read", "Grep", "Glob"}, "b": {"Bash", "Edit", "Write"}}
+"""Of the continual setting: part -> the tools that its sessions call. Sessions that call none are in both."""
+
+
+def prepared(folder: Path, setting: str, wording: str, sessions: int, real: Path | None) -> list[Path]:
+    """Return the datasets of a setting under a wording, in the order of training; made once.
+
+    Args:
+        folder: of the study.
+        setting, wording: see above.
+        sessions: how many example sessions.
+        real: folder of recorded sessions, for `real`.
+    """
+    sources = {"examples": _examples, "real": _real, "continual": _continual}[setting](folder, sessions, real)
+    return [_dataset(source, folder / "data" / f"{source.name}-{wording}", wording) for source in sources]
+
+
+def _dataset(source: Path, target: Path, wording: str) -> Path:
+    from sdft_cli.cli.prepare import run_preparation
+    from sdft_cli.config import PrepareConfig, build
+
+    if not (target / "manifest.json").is_file():
+        settings = {
+            "source": str(source),
+            "model": "smollm2-135m",
+            "validation_fraction": HELD_OUT,
+            "teacher_template": wording,
+            **CAPS,
+        }
+        run_preparation(build(PrepareConfig, settings), target)
+    return target
+
+
+def _examples(folder: Path, sessions: int, real: Path | None) -> list[Path]:
+    from sdft_cli.traces.examples import write_examples
+
+    return [_once(folder / "sessions" / "examples", lambda target: write_examples(target, sessions, 0))]
+
+
+def _once(target: Path, write: Callable[[Path], Any]) -> Path:
+    if not target.is_dir():
+        target.mkdir(parents=True)
+        write(target)
+    return target
+
+
+def _continual(folder: Path, sessions: int, real: Path | None) -> list[Path]:
+    from sdft_cli.traces.examples import example_session
+
+    def tools(lines: Sequence[dict[str, Any]]) -> set[str]:
+        blocks = [b for line in lines for b in _blocks(line.get("message", {}))]
+        return {block["name"] for block in blocks if block.get("type") == "tool_use"}
+
+    def write(skill: set[str]) -> Callable[[Path], None]:
+        def into(target: Path) -> None:
+            for index in range(sessions * 2):
+                lines = example_session(index, 0)
+                if tools(lines) <= skill:
+                    _write_lines(target / f"{index:04d}.jsonl", lines)
+
+        return into
+
+    return [_once(folder / "sessions" / f"skill-{name}", write(skill)) for name, skill in SKILLS.items()]
+
+
+def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message.get("content")
+    return content if isinstance(content, list) else []
+
+
+def _real(folder: Path, sessions: int, real: Path | None) -> list[Path]:
+    """Prepare the sessions as they are; write the longest conversation of each, its texts cut, as one session."""
+    if real is None:
+        raise SystemExit("the setting real needs sessions: name their folder with --real.")
+
+    def write(target: Path) -> None:
+        from sdft_cli.cli.prepare import run_preparation
+        from sdft_cli.config import PrepareConfig, build
+        from sdft_cli.records import Record, read_dataset
+        from sdft_cli.records.export import openai_row
+
+        whole = folder / "data" / "real-whole"
+        if not whole.is_dir():
+            settings = {"source": str(real), "model": "smollm2-135m", "system_prompt": "none"}
+            run_preparation(build(PrepareConfig, settings), whole)
+        data = read_dataset(whole)
+        longest: dict[str, Record] = {}
+        for record in (*data.train, *data.validation):
+            known = longest.get(record.row.session_id)
+            if known is None or len(record.context) > len(known.context):
+                longest[record.row.session_id] = record
+        for session, record in longest.items():
+            _write_lines(target / f"{session}.jsonl", [_cut(openai_row(record))])
+
+    return [_once(folder / "sessions" / "real", write)]
+
+
+def _cut(row: dict[str, Any]) -> dict[str, Any]:
+    return {**row, "messages": [{**m, "content": (m["content"] or "")[:CHARACTERS]} for m in row["messages"]]}
+
+
+def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")

@@ -1,0 +1,86 @@
+"""Training and evaluation of a recipe as users run them: `sdft train`, `sdft eval`. What is done is not done again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.recipes.recipes import COMMON, Recipe
+
+EVALUATION = ("--max-new-tokens", "72")
+
+
+@dataclass(frozen=True)
+class Study:
+    """`folder` of a setting; `seeds`; `threads` of each process; `overrides`: settings of every recipe."""
+
+    folder: Path
+    seeds: tuple[int, ...]
+    threads: int
+    overrides: dict[str, Any]
+    general: int
+    questions: int
+
+    def run_folder(self, recipe: Recipe, seed: int, part: int) -> Path:
+        """Return where a run is: `part` counts the datasets that a run goes through one after the other."""
+        return self.folder / "runs" / f"{recipe.name.replace(' ', '_').replace(',', '')}-{seed}-{part}"
+
+    def evaluation(self, recipe: Recipe, part: int, data: int) -> Path:
+        """Return the evaluation of a recipe's runs, of all seeds, after a part of training, on a dataset."""
+        name = recipe.name.replace(" ", "_").replace(",", "")
+        return self.folder / "evaluations" / f"{name}-{part}-on-{data}.json"
+
+
+def train(study: Study, recipe: Recipe, seed: int, datasets: Sequence[Path]) -> list[Path]:
+    """Train on datasets one after the other, each run from the adapter of the one before; return the run folders."""
+    runs: list[Path] = []
+    for part, data in enumerate(datasets):
+        target = study.run_folder(recipe, seed, part)
+        settings = COMMON | study.overrides | recipe.settings | {"seed": seed}
+        written = json.dumps({"settings": settings, "records": _records(data)}, sort_keys=True)
+        mark = target / "study.json"
+        if not mark.is_file() or mark.read_text() != written:
+            options = [x for key, value in settings.items() for x in ("--set", f"{key}={value}")]
+            options += ["--init-adapter", str(runs[-1])] if runs else []
+            _sdft(study, "train", str(data), "--profile", "cpu-demo", "--out", str(target), "--overwrite", *options)
+            mark.write_text(written)
+        runs.append(target)
+    return runs
+
+
+def _records(data: Path) -> str:
+    from sdft_cli.engine.train.run import records_hash
+    from sdft_cli.records import read_dataset
+
+    return records_hash(read_dataset(data).train)
+
+
+def evaluate(study: Study, recipe: Recipe, part: int, data: int, dataset: Path) -> dict[str, Any]:
+    """Evaluate base and runs of a recipe after a part of training; return the document of `sdft eval`."""
+    target = study.evaluation(recipe, part, data)
+    first, *others = [study.run_folder(recipe, seed, part) for seed in study.seeds]
+    newest = max((run / "study.json").stat().st_mtime for run in (first, *others))
+    if not target.is_file() or target.stat().st_mtime < newest:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        controls = [x for run in others for x in ("--control", str(run))]
+        sizes = ("--general", str(study.general), "--questions", str(study.questions))
+        _sdft(study, "eval", str(first), str(dataset), "--out", str(target), *controls, *EVALUATION, *sizes)
+    found: dict[str, Any] = json.loads(target.read_text())
+    return found
+
+
+def _sdft(study: Study, *arguments: str) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": str(study.threads)}
+    log = study.folder / "log.txt"
+    with log.open("ab") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "sdft_cli", *arguments], env=environment, stdout=out, stderr=subprocess.STDOUT
+        )
+    if done.returncode:
+        raise SystemExit(f"sdft {' '.join(arguments)} ended with {done.returncode}: see {log}.")
