@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch")
+
+from benchmarks.recipes.data import CAPS, CHARACTERS, SKILLS, prepared
+from benchmarks.recipes.recipes import BASIS, COMMON, SETTINGS
+from benchmarks.recipes.tables import (
+    FORGOTTEN,
+    LEARNED,
+    SHOWN,
+    at_equal_drift,
+    drift_table,
+    gap,
+    mean_of_seeds,
+    plot,
+    study,
+    table,
+    value_of,
+)
+from sdft_cli.config import EvalConfig, load_train_config
+from sdft_cli.metrics import METRICS
+from sdft_cli.prompts.teacher import load_teacher_template
+from tests.evaluate.documents import contender
+
+CONFIG = EvalConfig(resamples=200)
+BASE = contender("base", 0.0, 9)
+SDFT = [contender("control", 0.3, seed) for seed in (0, 1)]
+SFT = {"slow": [contender("control", 0.1, 2)], "fast": [contender("control", 0.5, 3)]}
+
+
+def test_every_recipe_is_one_that_training_takes() -> None:
+    for recipes in SETTINGS.values():
+        assert len({recipe.name for recipe in recipes}) == len(recipes)
+        assert any(recipe.is_sft for recipe in recipes)
+        for recipe in recipes:
+            load_teacher_template(recipe.wording)
+            load_train_config("cpu-demo", [f"{k}={v}" for k, v in (COMMON | recipe.settings).items()])
+
+
+def test_seeds_are_averaged_item_by_item() -> None:
+    found = mean_of_seeds(SDFT, METRICS["expert_nll_per_token"])
+    assert found[3] == pytest.approx((sum(c["items"][3]["nll"] for c in SDFT) / 2, 10.0))
+    named = mean_of_seeds(SDFT, METRICS["tool_named_share"])
+    assert named[1] is None  # no tool turn
+    assert {part[0] for part in named if part} <= {0.0, 0.5, 1.0}
+
+
+def test_a_recipe_is_compared_with_the_base_by_its_mean_and_seed_by_seed() -> None:
+    found = gap(SDFT, BASE, "expert_nll_per_token", CONFIG)
+    nll = [sum(i["nll"] for i in c["items"]) / 240 for c in (*SDFT, BASE)]
+    assert found["seeds"] == pytest.approx([nll[0] - nll[2], nll[1] - nll[2]])
+    assert found["value"] == pytest.approx((nll[0] + nll[1]) / 2 - nll[2])
+    assert found["low"] < found["value"] < found["high"]
+
+
+def test_at_equal_drift_sft_is_the_mean_of_its_neighbours() -> None:
+    key = "expert_nll_per_token"
+    drifts = {name: value_of(runs, "drift_kl") for name, runs in {"sdft": SDFT, **SFT}.items()}
+    assert 0 < drifts["slow"] < drifts["sdft"] < drifts["fast"]
+    share = (drifts["sdft"] - drifts["slow"]) / (drifts["fast"] - drifts["slow"])
+    expected = (1 - share) * value_of(SFT["slow"], key) + share * value_of(SFT["fast"], key)
+    found = at_equal_drift(SDFT, BASE, SFT, key, CONFIG)
+    assert found is not None
+    assert found["value"] == pytest.approx(value_of(SDFT, key) - expected)
+    below = at_equal_drift(SDFT, BASE, {"fast": SFT["fast"]}, key, CONFIG)  # from the base, which has no drift
+    share = drifts["sdft"] / drifts["fast"]
+    expected = (1 - share) * value_of([BASE], key) + share * value_of(SFT["fast"], key)
+    assert below is not None
+    assert below["value"] == pytest.approx(value_of(SDFT, key) - expected)
+    assert at_equal_drift(SDFT, BASE, {"slow": SFT["slow"]}, key, CONFIG) is None
+
+
+def test_tables_and_plot_show_every_recipe() -> None:
+    result = study({"sdft": SDFT, **SFT}, BASE, list(SFT), CONFIG)
+    assert set(result["base"]) == set(SHOWN)
+    for shown in (LEARNED, FORGOTTEN):
+        lines = table(result, shown).splitlines()
+        assert [line.split("|")[1].strip() for line in lines[2:]] == ["base", "sdft", "slow", "fast"]
+        assert {line.count("|") for line in lines} == {len(shown) + 2}
+    assert [line.split("|")[1].strip() for line in drift_table(result).splitlines()[2:]] == ["sdft"]
+    drawn = ElementTree.fromstring(plot(result))
+    assert {"sdft", "slow", "fast"} <= {text.strip() for text in drawn.itertext() if text.strip()}
+
+
+def test_the_skills_of_the_continual_setting_do_not_share_tools(tiny_model: Path, tmp_path: Path) -> None:
+    assert not SKILLS["a"] & SKILLS["b"]
+    folders = prepared(tmp_path, "continual", BASIS, 12, None)
+    from sdft_cli.records import read_dataset
+
+    for folder, tools in zip(folders, SKILLS.values(), strict=True):
+        data = read_dataset(folder)
+        called = {call.name for r in (*data.train, *data.validation) for call in r.reference.tool_calls}
+        assert called
+        assert called <= tools
+        assert data.manifest["config"]["max_prompt_tokens"] == CAPS["max_prompt_tokens"]
+
+
+def test_real_sessions_are_cut(tmp_path: Path) -> None:
+    from sdft_cli.records import read_dataset
+    from sdft_cli.traces.examples import write_examples
+
+    write_examples(tmp_path / "mine", 12, 3)
+    (folder,) = prepared(tmp_path / "study", "real", BASIS, 12, tmp_path / "mine")
+    files = sorted((tmp_path / "study" / "sessions" / "real").iterdir())
+    assert len(files) == 12
+    texts = [m["content"] for f in files for m in json.loads(f.read_text())["messages"]]
+    assert max(map(len, texts)) <= CHARACTERS
+    data = read_dataset(folder)
+    assert len(data.train) + len(data.validation) > 12
