@@ -1,8 +1,8 @@
 """Products of a few rows with weights in the order in which a processor reads them, for decoding on a CPU in fp32.
 
 A step of decoding multiplies one row for each answer with every weight, so reading weights is all it does. A plain
-product of 8 rows reads them at a quarter of what memory gives; oneDNN's own order (blocks as wide as its registers)
-comes closer. Making it takes as long as a few steps. The sums are those of fp32, in another order.
+product of 8 rows reads them at a quarter of what memory gives; MKL's own order for packed matrices comes closer, and
+oneDNN's where torch has no MKL. Making it takes as long as a few steps. The sums are those of fp32, in another order.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,21 +31,30 @@ Product = Callable[[Tensor], Tensor]
 
 def packs() -> bool:
     """Say whether this torch has packed products."""
-    ops = getattr(torch.ops, "mkldnn", None)
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )
+    return _by_mkl() or _by_onednn()
+
+
+def _by_mkl() -> bool:
+    return torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, "_mkl_linear")
+
+
+def _by_onednn() -> bool:
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def packed_product(weight: Tensor, rows: int, bias: Tensor | None = None) -> Product:
     """Return x -> x W^T + b for x (..., K) of `rows` rows, without gradient; `weight` (N, K) fp32 is copied."""
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), rows)
+    weight = weight.detach()
+    if _by_mkl():
+        mkl = torch.ops.mkl
+        return partial(_mkl_product, mkl._mkl_linear, mkl._mkl_reorder_linear_weight(weight, rows), weight, bias, rows)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
+    return lambda x: torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")  # type: ignore[no-any-return]
 
-    def product(x: Tensor) -> Tensor:
-        found: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-        return found
 
-    return product
+def _mkl_product(product: Any, packed: Tensor, weight: Tensor, bias: Tensor | None, rows: int, x: Tensor) -> Tensor:
+    found: Tensor = product(x, packed, weight, bias, rows)
+    return found
 
 
 def packable(model: nn.Module) -> list[nn.Linear]:

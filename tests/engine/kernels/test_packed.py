@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from sdft_cli.engine.kernels import packed  # noqa: E402
 from sdft_cli.engine.kernels.packed import gain, packable, packed_product, packed_products, packs  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not packs(), reason="this torch has no packed products")
@@ -15,16 +16,22 @@ pytestmark = pytest.mark.skipif(not packs(), reason="this torch has no packed pr
 @pytest.mark.parametrize("shape", [(576, 192), (49, 577), (3, 1), (1536, 576)])
 @pytest.mark.parametrize("rows", [1, 3, 8, 32])
 @pytest.mark.parametrize("bias", [False, True])
-def test_a_packed_product_is_the_product(shape: tuple[int, int], rows: int, bias: bool) -> None:
+@pytest.mark.parametrize("mkl", [False, True])
+def test_a_packed_product_is_the_product(
+    shape: tuple[int, int], rows: int, bias: bool, mkl: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not {True: packed._by_mkl, False: packed._by_onednn}[mkl]():
+        pytest.skip("this torch has none of it")
+    monkeypatch.setattr(packed, "_by_mkl", lambda: mkl)
     generator = torch.Generator().manual_seed(0)
     weight, x, b = (torch.randn(s, generator=generator) for s in (shape, (rows, 1, shape[1]), (shape[0],)))
     found = packed_product(weight, rows, b if bias else None)(x)
     expected = x.double() @ weight.double().T + (b.double() if bias else 0.0)
     assert found.shape == (rows, 1, shape[0])
     assert torch.allclose(found.double(), expected, atol=1e-5 * shape[1] ** 0.5)
-    packed = packed_product(weight, rows)
+    product = packed_product(weight, rows)
     weight.zero_()
-    assert packed(x).abs().sum() > 0  # a copy
+    assert product(x).abs().sum() > 0  # a copy
 
 
 def model() -> torch.nn.Module:
@@ -85,12 +92,12 @@ def test_an_error_while_packing_leaves_nothing_behind(monkeypatch: pytest.Monkey
     assert all("forward" not in vars(layer) for layer in layers)
 
 
-def times(plain: list[float], packed: list[float]) -> Callable[[], float]:
+def times(plain: list[float], fast: list[float]) -> Callable[[], float]:
     """A clock on which rounds of plain and of packed products take so long, in turns."""
 
     def ticks() -> Iterator[float]:
         now = 0.0
-        for seconds in chain(*zip(plain, packed, strict=True)):
+        for seconds in chain(*zip(plain, fast, strict=True)):
             yield now
             now += seconds
             yield now
