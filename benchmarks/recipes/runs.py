@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def train(study: Study, recipe: Recipe, seed: int, datasets: Sequence[Path]) -> 
     for part, data in enumerate(datasets):
         target = study.run_folder(recipe, seed, part)
         settings = COMMON | study.overrides | recipe.settings | {"seed": seed}
-        written = json.dumps({"settings": settings, "records": _records(data)}, sort_keys=True)
+        written = json.dumps({"settings": settings, "records": records_of(data)}, sort_keys=True)
         mark = target / "study.json"
         if not mark.is_file() or mark.read_text() != written:
             options = [x for key, value in settings.items() for x in ("--set", f"{key}={value}")]
@@ -54,7 +55,9 @@ def train(study: Study, recipe: Recipe, seed: int, datasets: Sequence[Path]) -> 
     return runs
 
 
-def _records(data: Path) -> str:
+@cache
+def records_of(data: Path) -> str:
+    """Return the hash of a dataset's training records. Call it once before threads do: they would import at once."""
     from sdft_cli.engine.train.run import records_hash
     from sdft_cli.records import read_dataset
 
