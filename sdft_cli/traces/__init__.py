@@ -13,5 +13,5 @@ other_agents       Codex, Cursor, Droid, Hermes, OpenClaw and Pi, through teich
 golden             the SDFT paper's data
 tools              tool schemas of a session: given, declared or inferred
 data_cards         what is known about source datasets
-examples           the project's own example sessions
+examples/          the project's own example sessions, made up by a seeded generator
 """

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from sdft_cli.errors import VerificationError  # noqa: E402
 from sdft_cli.evaluate.evaluation import Contender, evaluate  # noqa: E402
 from sdft_cli.metrics import METRICS  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
-from sdft_cli.records import Dataset  # noqa: E402
+from sdft_cli.records import Dataset, Record  # noqa: E402
 from tests.engine.prepared import adapted, prepared  # noqa: E402
 
 CONFIG = EvalConfig(max_new_tokens=5, general=6, drift_tokens=4, questions=4, question_tokens=3, resamples=200)
@@ -41,6 +43,15 @@ def gaps(result: dict[str, Any], key: str = "tuned - base") -> dict[str, Any]:
     return found
 
 
+def joined(records: Sequence[Record]) -> list[Record]:
+    """Say that the first two sessions of some records are continuations of one another: one group."""
+    first, second = list(dict.fromkeys(r.session.group for r in records))[:2]
+    return [
+        replace(r, session=replace(r.session, group={second: first}.get(r.session.group, r.session.group)))
+        for r in records
+    ]
+
+
 @pytest.mark.parametrize("sharing", ["none", "packed", "depth_first"])
 def test_a_zero_adapter_differs_by_exactly_nothing(
     tiny_model: Path, data: Dataset, prompts: ChatPrompts, sharing: Any
@@ -60,9 +71,10 @@ def test_a_zero_adapter_differs_by_exactly_nothing(
 def test_the_same_twice_and_a_trained_adapter_differs(tiny_model: Path, data: Dataset, prompts: ChatPrompts) -> None:
     backend = adapted(tiny_model)
     backend.sharing = "packed"
-    result = evaluate(pair(backend), data.validation, prompts, CONFIG)
+    records = joined(data.validation)
+    result = evaluate(pair(backend), records, prompts, CONFIG)
     torch.manual_seed(123)  # nothing is drawn from torch
-    again = evaluate(pair(backend), data.validation, prompts, CONFIG)
+    again = evaluate(pair(backend), records, prompts, CONFIG)
     assert json.dumps(result, sort_keys=True) == json.dumps(again, sort_keys=True)
     gap = gaps(result)["expert_nll_per_token"]
     items = [result["contenders"][name]["items"] for name in ("tuned", "base")]
@@ -70,9 +82,9 @@ def test_the_same_twice_and_a_trained_adapter_differs(tiny_model: Path, data: Da
     expected = sum(a["nll"] - b["nll"] for a, b in zip(*items, strict=True)) / tokens
     assert gap["value"] == pytest.approx(expected)
     assert gap["low"] < gap["value"] < gap["high"]
-    assert gap["items"] == gap["discordant"] == len(data.validation) == result["records"]
-    assert result["facts"]["sessions"] == len({r.row.session_id for r in data.validation}) == 5
-    assert gap["sessions"] == result["facts"]["groups"] == len({r.session.group for r in data.validation}) == 4
+    assert gap["items"] == gap["discordant"] == len(records) == result["records"]
+    assert result["facts"]["sessions"] == len({r.row.session_id for r in records}) == 5
+    assert gap["sessions"] == result["facts"]["groups"] == len({r.session.group for r in records}) == 4
     assert gaps(result)["drift_kl"]["value"] > 0
     assert gaps(result)["drift_kl"]["sessions"] == 6
     assert result["contenders"]["base"]["drift"]["summary"]["drift_kl"] == 0.0

@@ -1,4 +1,7 @@
-"""The project's own example sessions: short coding tasks, written as genuine Claude Code JSONL.
+"""The project's own example sessions: short coding tasks, written as genuine Claude Code JSONL by a seeded generator.
+Tests, `sdft demo` and the benchmarks need nobody's real sessions. What they teach is a rule, not a text: the tool and
+its arguments follow from the request, the final answer from the results, and talk needs no tool. Among them: failures
+told as such, reasoning blocks, parallel calls, rewound prompts (a fork), meta lines and echoes of local commands.
 
 lines       writes the lines of one session
 vocabulary  the names that sessions speak of: functions, paths, settings, packages, commands
@@ -7,11 +10,6 @@ commands    the same, settled by one shell command
 chains      requests that need a call after another
 talk        requests that need no tool: greetings, questions, thanks
 sessions    which requests a session has, and a folder of sessions
-
-They are made up by a seeded generator, so that tests, `sdft demo` and the study need nobody's real sessions. What they
-teach is a rule, not a text: the tool and its arguments follow from the request, the final answer from the result, and
-talk needs no tool. Among them: failures told as such, reasoning blocks, parallel calls, rewound prompts (a fork), meta
-lines and echoes of local commands.
 """
 
 from sdft_cli.traces.examples.sessions import example_session, write_examples
