@@ -25,7 +25,7 @@ CHAINS = (
                     "`{setting}` in `{path}` is now {new}.",
                     "I changed `{setting}` from {old} to {new}.",
                     "`{path}` now sets `{setting}` to {new}.",
-                    "Done: `{setting}` was {old} and is {new} now.",
+                    "The value of `{setting}` was {old} and is {new} now.",
                 ),
             ),
             Ending(
@@ -35,7 +35,7 @@ CHAINS = (
                     "`{path}` has {elsewhere} for `{setting}`, not {old}, so I left it.",
                 ),
             ),
-            Ending(("File does not exist.",), ("There is no `{path}`, so I changed nothing.",)),
+            Ending(("File does not exist.",), ("`{path}` does not exist, so I changed nothing.",)),
         ),
     ),
     Errand(
@@ -55,7 +55,7 @@ CHAINS = (
                 (
                     "`{setting}` is in `{path}`; it was {old} and is now {new}.",
                     "I set `{setting}` to {new} in `{path}`.",
-                    "Line {line} of `{path}` now sets `{setting}` to {new}.",
+                    "`{path}` now sets `{setting}` to {new}, in line {line}.",
                 ),
             ),
             Ending(
@@ -88,7 +88,7 @@ CHAINS = (
                 ("{source2}",),
                 (
                     "`{path}` has no `{function}`; it already has `{function2}`.",
-                    "Nothing to rename: the function in `{path}` is `{function2}` already.",
+                    "I renamed nothing: the function in `{path}` is `{function2}` already.",
                 ),
             ),
         ),
@@ -112,7 +112,7 @@ CHAINS = (
             ),
             Ending(
                 ("No matches found",),
-                ("There is no function `{function}`.", "I cannot say: nothing defines `{function}`."),
+                ("The function `{function}` does not exist.", "I cannot say: nothing defines `{function}`."),
             ),
         ),
     ),
@@ -135,7 +135,7 @@ CHAINS = (
             ),
             Ending(
                 ("No files found",),
-                ("There is no `{config}`.", "I found no file called `{config}`, so I have no port."),
+                ("`{config}` does not exist.", "I found no file called `{config}`, so I have no port."),
             ),
         ),
     ),
@@ -210,7 +210,7 @@ CHAINS = (
             ),
             Ending(
                 ("fatal: pathspec '{path}' did not match any files",),
-                ("Nothing was committed: git knows no `{path}`.", "There is no `{path}`, so I committed nothing."),
+                ("I committed nothing: git knows no `{path}`.", "`{path}` does not exist, so I committed nothing."),
             ),
         ),
     ),

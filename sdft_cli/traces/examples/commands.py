@@ -17,17 +17,17 @@ COMMANDS = (
         three=(
             "{file2}\n{file3}\n{file}",
             "`{folder}` holds three files: `{file2}`, `{file3}` and `{file}`.",
-            "There are `{file2}`, `{file3}` and `{file}`.",
-            "Three files: `{file2}`, `{file3}`, `{file}`.",
+            "It has `{file2}`, `{file3}` and `{file}`.",
+            "The files are `{file2}`, `{file3}` and `{file}`.",
         ),
         two=(
             "{file3}\n{file2}",
             "It holds `{file3}` and `{file2}`.",
-            "Two files are in `{folder}`: `{file3}` and `{file2}`.",
+            "The folder has two files, `{file3}` and `{file2}`.",
         ),
         missing=(
             "ls: cannot access '{folder}': No such file or directory",
-            "There is no folder `{folder}`.",
+            "The folder `{folder}` does not exist.",
             "`{folder}` does not exist.",
         ),
     ),
@@ -41,15 +41,15 @@ COMMANDS = (
         ("Do the {topic} tests pass with {runner}?", "Does {runner} say that the {topic} tests are fine?"),
         passed=(
             "{passed}",
-            "All {count} {topic} tests pass.",
+            "The {count} {topic} tests pass.",
             "The {topic} tests pass, all {count}.",
-            "{count} tests of the {topic} ran and all passed.",
+            "I ran {count} {topic} tests and all passed.",
             "`{test}` is green: {count} tests pass.",
         ),
         failed=(
             "{failed}",
-            "One {topic} test fails: `test_{function}`.",
-            "Not all pass: `test_{function}` fails.",
+            "The test `test_{function}` fails.",
+            "I see one {topic} test that fails, `test_{function}`.",
             "`test_{function}` fails, the other {topic} tests pass.",
         ),
     ),
@@ -64,11 +64,11 @@ COMMANDS = (
         one=(
             " M {inside}",
             "`{inside}` has changes that are not committed.",
-            "One file is changed and not committed: `{inside}`.",
-            "Not everything is committed: `{inside}` is modified.",
+            "The file `{inside}` is changed and not committed.",
+            "I see one change that is not committed, in `{inside}`.",
         ),
-        new=("?? {inside2}", "`{inside2}` is new and not tracked.", "One file is not tracked: `{inside2}`."),
-        clean=("", "`{folder}` is clean.", "Everything in `{folder}` is committed."),
+        new=("?? {inside2}", "`{inside2}` is new and not tracked.", "The file `{inside2}` is not tracked."),
+        clean=("", "`{folder}` is clean.", "I see no change in `{folder}`."),
     ),
     _command(
         "git log --oneline -1 {path}",
@@ -84,7 +84,7 @@ COMMANDS = (
             "`{path}` was changed last by `{hash}`, {change}.",
             "It was `{hash}` ({change}).",
         ),
-        none=("", "`{path}` was never committed.", "No commit has touched `{path}` yet."),
+        none=("", "`{path}` was never committed.", "I see no commit of `{path}`."),
     ),
     _command(
         "git diff --stat {path}",
@@ -96,11 +96,11 @@ COMMANDS = (
         ("How much did I change in {path}?", "How many lines of {path} are changed?"),
         some=(
             " {path} | {few} +++---",
-            "{few} lines of `{path}` are changed.",
+            "`{path}` has {few} changed lines.",
             "You changed {few} lines in `{path}`.",
             "The diff of `{path}` has {few} lines.",
         ),
-        none=("", "`{path}` is unchanged.", "Nothing in `{path}` has changed."),
+        none=("", "`{path}` is unchanged.", "I see no change in `{path}`."),
     ),
     _command(
         "wc -l {path}",
@@ -110,13 +110,13 @@ COMMANDS = (
             "{line2} {path}",
             "`{path}` has {line2} lines.",
             "It has {line2} lines.",
-            "There are {line2} lines in `{path}`.",
-            "{line2} lines are in `{path}`.",
+            "The file `{path}` has {line2} lines.",
+            "I count {line2} lines in `{path}`.",
         ),
         missing=(
             "wc: {path}: No such file or directory",
             "I cannot count them: `{path}` does not exist.",
-            "There is no file `{path}`.",
+            "`{path}` does not exist.",
         ),
     ),
     _command(
@@ -142,7 +142,7 @@ COMMANDS = (
         ),
         missing=(
             "mv: cannot stat '{path}': No such file or directory",
-            "Nothing was moved: `{path}` does not exist.",
+            "`{path}` was not moved, it does not exist.",
             "I could not move it, there is no `{path}`.",
         ),
     ),
@@ -158,8 +158,8 @@ COMMANDS = (
         ),
         exists=(
             "fatal: a branch named '{branch}' already exists",
-            "There already is a branch `{branch}`, so I made none.",
-            "No new branch: `{branch}` exists already.",
+            "The branch `{branch}` exists already, so I made none.",
+            "I made no branch: `{branch}` exists already.",
         ),
     ),
     _command(
@@ -174,7 +174,7 @@ COMMANDS = (
             "added {package} {version}",
             "`{package}` {version} is installed.",
             "I installed `{package}` {version} with {installer}.",
-            "Done: {installer} added `{package}` {version}.",
+            "The package `{package}` {version} was added by {installer}.",
         ),
         none=(
             "error: no version {version} of {package}",
@@ -190,7 +190,7 @@ COMMANDS = (
             "{target}: {count} steps done",
             "`make {target}` worked: {count} steps were done.",
             "It ran {count} steps without an error.",
-            "All {count} steps of `{target}` are done.",
+            "The {count} steps of `{target}` are done.",
         ),
         none=(
             "make: *** No rule to make target '{target}'. Stop.",
@@ -211,7 +211,7 @@ COMMANDS = (
         missing=(
             "du: cannot access '{folder}': No such file or directory",
             "I cannot say: `{folder}` does not exist.",
-            "There is no folder `{folder}`.",
+            "The folder `{folder}` does not exist.",
         ),
     ),
     _command(
@@ -222,7 +222,7 @@ COMMANDS = (
             "done: {count} rows, {few} skipped",
             "`{script}` handled {count} rows and skipped {few}.",
             "It worked: {count} rows are done, {few} were skipped.",
-            "{count} rows are done and {few} were skipped.",
+            "The script did {count} rows and skipped {few}.",
         ),
         failed=(
             "error: {other} not found",

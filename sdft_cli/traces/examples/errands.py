@@ -56,12 +56,12 @@ SEARCHES = (
             "`{function}` is defined in `{path}`, line {line}.",
             "You find `{function}` at line {line} of `{path}`.",
             "The definition of `{function}` is in `{path}` at line {line}.",
-            "Line {line} of `{path}` defines `{function}`.",
+            "`{path}` defines `{function}` in line {line}.",
         ),
         none=(
             _NO_MATCH,
-            "There is no definition of `{function}`.",
-            "Nothing defines `{function}` here.",
+            "The function `{function}` is not defined.",
+            "`{function}` is defined nowhere.",
             "I found no function called `{function}`.",
         ),
     ),
@@ -76,16 +76,16 @@ SEARCHES = (
         ("Who uses {function} in {folder}?", "Which files of {folder} call {function}?"),
         two=(
             "{inside}:{line}: {function}(a)\n{inside2}:{line2}: {function}(b)",
-            "Two files use `{function}`: `{inside}` (line {line}) and `{inside2}` (line {line2}).",
+            "`{function}` is used in line {line} of `{inside}` and in line {line2} of `{inside2}`.",
             "`{function}` is called in `{inside}` and in `{inside2}`.",
-            "There are two callers of `{function}`: `{inside}` and `{inside2}`.",
+            "The callers of `{function}` are `{inside}` and `{inside2}`.",
         ),
         one=(
             "{inside2}:{line}: {function}(a)",
-            "Only `{inside2}` calls `{function}`, in line {line}.",
-            "One place uses `{function}`: line {line} of `{inside2}`.",
+            "`{inside2}` alone calls `{function}`, in line {line}.",
+            "The only use of `{function}` is in line {line} of `{inside2}`.",
         ),
-        none=(_NO_MATCH, "Nothing in `{folder}` uses `{function}`.", "`{function}` has no caller in `{folder}`."),
+        none=(_NO_MATCH, "I found no use of `{function}` in `{folder}`.", "`{function}` has no caller in `{folder}`."),
     ),
     errand(
         "Grep",
@@ -98,11 +98,11 @@ SEARCHES = (
         ("Are there any {marker} comments in {folder}?", "Is something in {folder} marked {marker}?"),
         one=(
             "{inside}:{line}: {marker}: {chore}",
-            "One {marker}: `{inside}`, line {line}, says to {chore}.",
-            "Yes, line {line} of `{inside}` has a {marker}: {chore}.",
-            "There is a single {marker} in `{inside}`: {chore}.",
+            "`{inside}` has a {marker} in line {line}: {chore}.",
+            "I found a {marker} in line {line} of `{inside}`: {chore}.",
+            "The only {marker} is in `{inside}`: {chore}.",
         ),
-        none=(_NO_MATCH, "`{folder}` has no {marker} comment.", "No {marker} is left in `{folder}`."),
+        none=(_NO_MATCH, "`{folder}` has no {marker} comment.", "I found no {marker} in `{folder}`."),
     ),
     errand(
         "Grep",
@@ -129,12 +129,12 @@ SEARCHES = (
         ("Which {language} files are in {folder}?", "Does {folder} hold any {language} files?"),
         two=(
             "{inside}\n{inside2}",
-            "There are two: `{inside}` and `{inside2}`.",
+            "The files are `{inside}` and `{inside2}`.",
             "`{folder}` has two {language} files, `{inside}` and `{inside2}`.",
             "I found `{inside}` and `{inside2}`.",
         ),
-        one=("{inside2}", "Only one: `{inside2}`.", "The only {language} file there is `{inside2}`."),
-        none=("No files found", "`{folder}` has no {language} file.", "There is no {language} file in `{folder}`."),
+        one=("{inside2}", "It has only `{inside2}`.", "The only {language} file there is `{inside2}`."),
+        none=("No files found", "`{folder}` has no {language} file.", "I found no {language} file in `{folder}`."),
     ),
     errand(
         "Glob",
@@ -145,9 +145,9 @@ SEARCHES = (
             "{folder}/{config}",
             "It is `{folder}/{config}`.",
             "`{config}` is in `{folder}`.",
-            "There is one in `{folder}`: `{folder}/{config}`.",
+            "The file is in `{folder}`: `{folder}/{config}`.",
         ),
-        none=("No files found", "There is no file called `{config}`.", "I found no `{config}` anywhere."),
+        none=("No files found", "`{config}` does not exist.", "I found no `{config}` anywhere."),
     ),
 )
 
@@ -161,7 +161,7 @@ READINGS = (
             "{source}\n\n{source2}",
             "`{path}` has two functions, `{function}` and `{function2}`.",
             "It defines `{function}` and `{function2}`.",
-            "There are two functions in `{path}`: `{function}` and `{function2}`.",
+            "The functions in `{path}` are `{function}` and `{function2}`.",
         ),
         one=(
             "{source}",
@@ -181,8 +181,8 @@ READINGS = (
             "`{doc}` tells how to {verb} the {topic}: run `{script}`.",
             "The page is about the {other}: `{script}` is there to {verb} the {topic}.",
         ),
-        empty=("The file is empty.", "`{doc}` is empty.", "There is nothing in `{doc}`: the file is empty."),
-        missing=(_NO_FILE, "There is no `{doc}`.", "I cannot say: `{doc}` does not exist."),
+        empty=("The file is empty.", "`{doc}` is empty.", "The file `{doc}` is empty."),
+        missing=(_NO_FILE, "`{doc}` does not exist.", "I cannot say: `{doc}` does not exist."),
     ),
     errand(
         "Read",
@@ -198,7 +198,7 @@ READINGS = (
         none=(
             '[{topic}]\nhost = "{other}"',
             "`{config}` sets no port, only the host `{other}`.",
-            "There is no port in `{config}`; it names the host `{other}` and nothing else.",
+            "The file has no port; `{config}` names the host `{other}` and nothing else.",
         ),
     ),
 )
@@ -217,7 +217,7 @@ WRITINGS = (
             "File created successfully at: {path}",
             "I created `{path}`; `{function}` returns {new}.",
             "`{path}` is there, with `{function}`.",
-            "Done: `{function}` is in `{path}` and returns {new}.",
+            "The file `{path}` now has `{function}`, which returns {new}.",
         ),
         refused=(
             "Error: permission denied: {path}",
@@ -238,7 +238,7 @@ WRITINGS = (
             "File created successfully at: {config}",
             "I created `{config}` with port {port}.",
             "`{config}` now sets port {port}.",
-            "Done, `{config}` has the line `port = {port}`.",
+            "The file `{config}` has the line `port = {port}`.",
         ),
     ),
 )

@@ -74,10 +74,10 @@ _GREETING = Talk(
     says=(
         "Hello! What should I do with the {topic} {other}?",
         "Hi! Tell me what the {topic} {other} needs.",
-        "Good to see you. Where do we start with the {topic} {other}?",
+        "Hello! Where do we start with the {topic} {other}?",
         "Hello! Name a file of the {topic} {other} and I will read it.",
         "Hi! I can read, search and change files of the {topic} {other}.",
-        "Welcome! What is first for the {topic} {other}?",
+        "Hello! What is first for the {topic} {other}?",
     ),
 )
 _CONCEPT = Talk(
@@ -91,7 +91,7 @@ _CONCEPT = Talk(
         "{Concept} {meaning}. I can look at `{path}` too.",
         "In short: {concept} {meaning}. Shall I read `{path}`?",
         "{Concept} {meaning}. If you like, I check how `{path}` does it.",
-        "One sentence: {concept} {meaning}. `{path}` may show an example.",
+        "{Concept} {meaning}. `{path}` may show an example.",
     ),
 )
 _VAGUE = Talk(
@@ -104,7 +104,7 @@ _VAGUE = Talk(
     ),
     says=(
         "Which file of the {topic} {other} is it? I will not guess.",
-        "Please name the file: the {topic} {other} may be in several.",
+        "I need to know the file: the {topic} {other} may be in several.",
         "I need a path first. Where is the {topic} {other}?",
         "Tell me which file you mean, and what the {topic} {other} should do.",
         "What exactly is wrong with the {topic} {other}, and in which file?",
@@ -134,10 +134,10 @@ _NOTE = Talk(
         "You should know that {path} is the work of the {other} team.",
     ),
     says=(
-        "Noted: `{path}` belongs to the {other} team.",
+        "I will remember that `{path}` belongs to the {other} team.",
         "I will ask the {other} team before I touch `{path}`.",
-        "Understood, `{path}` is theirs: the {other} team's.",
-        "All right, I keep in mind that the {other} team owns `{path}`.",
+        "`{path}` is the {other} team's, I will not touch it.",
+        "I keep in mind that the {other} team owns `{path}`.",
     ),
 )
 _NAMING = Talk(
@@ -189,9 +189,9 @@ _THANKS = Talk(
     asks=("Thanks!", "Thank you, that helps.", "Great, thanks.", "Perfect.", "Good, that is all for now."),
     says=(
         "You are welcome. Tell me if I should {again}.",
-        "Glad to help. I can {again} whenever you like.",
-        "Any time. If you want, I {again}.",
-        "Good. Say so if I should {again}.",
+        "You are welcome. I can {again} whenever you like.",
+        "I am glad. If you want, I {again}.",
+        "I am glad to help. Say so if I should {again}.",
     ),
 )
 _RECAP = Talk(
@@ -202,7 +202,7 @@ _RECAP = Talk(
         "Which steps did you take?",
         "What have you done so far?",
     ),
-    says=("I {did}.", "Just now I {did}.", "In this order: I {did}.", "For that I {did}."),
+    says=("I {did}.", "The steps were: I {did}.", "I {did}, in this order.", "I {did}, and that was all."),
 )
 AFTER = (_THANKS, _RECAP)
 """What may follow an answer."""

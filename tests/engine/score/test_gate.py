@@ -351,9 +351,10 @@ def test_the_real_small_model_passes_with_its_references_and_fails_with_others_o
     assert len({r.row.session_id for r in records}) == 6
     found = gate(backend, prompts, records)
     assert found.passed
-    least = {key: x.interval.value for key, x in found.conduct.items() if key.endswith((".first_token", ".copied"))}
-    assert len(least) == 4
-    assert min(least.values()) >= 0.9  # what it has said twice, it says again
+    share = {key: x.interval.value for key, x in found.conduct.items()}
+    for kind in ("tool", "prose"):
+        assert share[f"{kind}.first_token"] >= 0.9  # what it has said twice, it says again
+        assert share[f"{kind}.copied"] >= 0.75  # of turns as few as these, all but one
     assert not gate(backend, prompts, records, shuffle=True).passed
     told = ChatPrompts(prompts.tokenizer, load_teacher_template("repeat"))
     texts = [r for r in (*data.train, *data.validation) if not r.row.has_tool_call]
