@@ -142,14 +142,14 @@ def products(model: Any, rows: int, rounds: int) -> None:
 
 
 def decode(backend: Any, rows: int, tokens: int, rounds: int) -> None:
-    """A decoded token of a batch behind prompts of 180 to 250 tokens, prefill and packing left out and told."""
+    """A decoded token of a batch behind prompts of 120 to 190 tokens, prefill and packing left out and told."""
     from sdft_cli.engine.passes.decode import generate
     from sdft_cli.engine.passes.start_check import choose_decoding
 
     print(choose_decoding(backend))
     now = backend.decoder, backend.packed_steps
     drawn = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(100, 40000, (180 + 10 * i,), generator=drawn).tolist() for i in range(rows)]
+    prompts = [torch.randint(100, 40000, (120 + 10 * i,), generator=drawn).tolist() for i in range(rows)]
 
     def run(new: int, decoder: str, packed: bool) -> Way:
         def way() -> None:
@@ -220,7 +220,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=4)
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--only-steps", action="store_true", help="as on commits before these kernels")

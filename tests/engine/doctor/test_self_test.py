@@ -158,8 +158,9 @@ def test_a_tokenizer_that_is_off_by_one_token(backend: TransformersBackend) -> N
 
 
 def test_decoding_that_is_not_what_is_scored(backend: TransformersBackend, prompts: ChatPrompts) -> None:
-    own = backend.base.lm_head.forward
-    backend.base.lm_head.forward = lambda states: 2 * own(states)
+    layer = backend.trunk.layers[0].mlp
+    own = layer.forward
+    layer.forward = lambda states: own(states) * (2 if states.shape[1] == 1 else 1)
     assert {"rollout"} <= failed(found(backend, prompts))
 
 
