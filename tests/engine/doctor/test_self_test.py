@@ -158,7 +158,7 @@ def test_a_tokenizer_that_is_off_by_one_token(backend: TransformersBackend) -> N
 
 
 def test_decoding_that_is_not_what_is_scored(backend: TransformersBackend, prompts: ChatPrompts) -> None:
-    layer = backend.trunk.layers[0].mlp
+    layer = backend.base.get_decoder().layers[0].mlp
     own = layer.forward
     layer.forward = lambda states: own(states) * (2 if states.shape[1] == 1 else 1)
     assert {"rollout"} <= failed(found(backend, prompts))
