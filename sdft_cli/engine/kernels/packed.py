@@ -1,7 +1,7 @@
 """Products of a few rows with weights in the order in which a processor reads them, for decoding on a CPU in fp32.
 
 A step of decoding multiplies one row for each answer with every weight, so reading weights is all it does. A plain
-product of 8 rows reads them at a quarter of what memory gives; MKL's own order for packed matrices comes closer, and
+product of 8 rows reads them more slowly than memory gives; MKL's own order for packed matrices comes closer, and
 oneDNN's where torch has no MKL. Making it takes as long as a few steps. The sums are those of fp32, in another order.
 """
 

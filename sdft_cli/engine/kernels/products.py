@@ -1,8 +1,7 @@
 """Products of fp32 matrices by 16-bit factors, where a processor has units for them: chosen by measuring at the start.
 
 Factors are rounded to bfloat16, products are summed in fp32, and nothing else is rounded: neither weights nor what lies
-between products. A CPU with AMX multiplies bfloat16 about ten times as fast as fp32; one without is no faster, and then
-products stay exact.
+between products. A CPU with AMX has units for bfloat16; where one is no faster with it, products stay exact.
 """
 
 from __future__ import annotations
