@@ -49,7 +49,7 @@ def test_flags_override_settings_which_override_the_profile() -> None:
         (["nonsense"], r"is not key=value"),
         (["rollout.max_new_tokens=2000"], r"together are above max_seq_tokens \(8192\)"),
         (["seed.x=1"], r"seed is a value"),
-        (["rollout.start_tokens=900"], r"rollout: start_tokens \(900\) is above max_new_tokens \(24\)"),
+        (["rollout.start_tokens=900"], r"rollout: start_tokens \(900\) is above max_new_tokens \(48\)"),
         (["optim.position_decay=0.6", "optim.group_by=session"], r"position_decay draws turns of different sessions"),
         (["teacher.start=200", "optim.max_steps=200"], r"teacher\.start \(200\) leaves no step of self-distillation"),
     ],
@@ -175,7 +175,7 @@ def test_the_page_of_all_settings_is_not_stale() -> None:
     page = make_settings.PAGE.read_text(encoding="utf-8")
     assert page == make_settings.settings_page(), "docs/settings.md is stale: run `make settings`"
     for line in (
-        "| `optim.max_steps` | integer > 0 | `600` | `44` |  | optimiser steps |",
+        "| `optim.max_steps` | integer > 0 | `600` | `40` |  | optimiser steps |",
         "| `lora.dropout` | number >= 0, < 1 | `0` |  |  | on the adapter's input; 0 keeps student log-probabilities "
         "deterministic |",
         "| `split_by` | session, project | `session` | what is held out whole: sessions (with their copies), or all "

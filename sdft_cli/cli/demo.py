@@ -19,13 +19,11 @@ PREPARATION = {
     "max_prompt_tokens": 896,
     "max_rollout_tokens": 128,
     "validation_fraction": 0.2,
-    "teacher_template": "repeat",
+    "teacher_template": "again",
 }
 EVALUATION = {"max_new_tokens": 72, "drift_tokens": 16, "general": 120, "questions": 60}
 SESSIONS = 72
 QUICK = {"sessions": 12, "steps": 1}
-GATE = {"gate.action": "warn"}
-"""The demo's wording does not pass the gate: on turns of text the model answers with the tag of its block."""
 QUICK_GATE = {"gate.records": 6, "gate.max_new_tokens": 16}
 """So few sessions leave the gate undecided."""
 QUICK_EVALUATION = {"max_new_tokens": 16, "general": 4, "questions": 4, "limit": 8}
@@ -79,7 +77,7 @@ def demo(
         shutil.rmtree(out)
     start = time.monotonic()
     clock = lambda: f"{time.monotonic() - start:.0f} s"  # noqa: E731
-    flags = {"optim.max_steps": steps, "seed": seed, **GATE, **(QUICK_GATE if quick else {})}
+    flags = {"optim.max_steps": steps, "seed": seed, **(QUICK_GATE if quick else {})}
     train_config = load_train_config("cpu-demo", (), flags)
 
     say(f"1/4 prepare: {sessions} example sessions")

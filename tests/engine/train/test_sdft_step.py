@@ -28,6 +28,8 @@ FAST = [
     "rollout.max_new_tokens=4",
     "optim.turns_per_step=3",
     "optim.max_steps=2",
+    "distill.divergence=reverse_kl",
+    "distill.lambda_on_policy=1",
 ]
 ROLLOUTS = [Rollout([7, 8, 9], False), Rollout([10, 2], True), Rollout([11, 12, 13, 14], False)]
 
