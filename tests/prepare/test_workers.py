@@ -24,7 +24,7 @@ def digest(folder: Path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_any_number_of_workers_writes_the_same_bytes(sdft: Run, tmp_path: Path, smollm2: Path) -> None:
-    write_examples(tmp_path / "sessions", 24)
+    write_examples(tmp_path / "sessions", 16)
     digests = []
     for name, workers in (("one", 1), ("again", 1), ("three", 3)):
         done = sdft("prepare", "sessions", "--model", smollm2, "--out", name, "--workers", workers, "--json")
