@@ -76,7 +76,7 @@ def run_side(side: str, data_folder: Path, steps: int, records: int, threads: in
     from sdft_cli.records import read_dataset
 
     torch.set_num_threads(threads)
-    config = load_train_config("cpu-demo", [f"optim.turns_per_step={records}"])
+    config = load_train_config("cpu-demo", [f"optim.turns_per_step={records}", "distill.divergence=reverse_kl"])
     data, model = read_dataset(data_folder), resolve_model(config.model)
     backend = load_backend(config, name, model)
     backend.segment_tokens = config.segment_tokens

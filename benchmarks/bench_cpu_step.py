@@ -166,15 +166,19 @@ def decode(backend: Any, rows: int, tokens: int, rounds: int) -> None:
     backend.decoder, backend.packed_steps = now
 
 
+FIRST_DEMO = ["distill.divergence=reverse_kl", "distill.lambda_on_policy=1", "rollout.max_new_tokens=24"]
+"""What the profile had at commit b3f7de5, against which steps are timed."""
+
+
 def steps(dataset: Path, count: int) -> None:
-    """Steps of the profile `cpu-demo` by phase."""
+    """Steps of the profile `cpu-demo` by phase, all of it on-policy."""
     from sdft_cli.config import load_train_config
     from sdft_cli.engine.objective.batches import Order
     from sdft_cli.engine.passes.timing import Phases
     from sdft_cli.engine.train.run import Job, load
     from sdft_cli.records import read_dataset
 
-    config, data = load_train_config("cpu-demo"), read_dataset(dataset)
+    config, data = load_train_config("cpu-demo", FIRST_DEMO), read_dataset(dataset)
     with tempfile.TemporaryDirectory() as folder:
         trainer = load(Job(config, data, Path(folder)), lambda text: print(text)).trainer
         order = Order([record.row for record in data.train], config.optim, 0)

@@ -46,6 +46,8 @@ def overrides(job: Job, variant: str) -> list[str]:
         "gradient_checkpointing": False,
         "max_seq_tokens": 65_536,
         "max_prompt_tokens": 32_768,
+        "distill.divergence": "reverse_kl",
+        "distill.lambda_on_policy": 1.0,
         "rollout.max_new_tokens": job["rollout_tokens"],
         "rollout.temperature": SHARED["temperature"],
         "rollout.top_p": SHARED["top_p"],

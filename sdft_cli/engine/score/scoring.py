@@ -235,8 +235,7 @@ def score_records(
         rollouts = decode(student, students, prompts, max_new_tokens, max_decode_tokens, seed)
     ids = [rollout.ids for rollout in rollouts]
     with student.weights(student.scoring):
-        own = answer_states(student.backend, students, ids, pad)
-        expert = answer_states(student.backend, students, references, pad)
+        own, expert = _both_states(student.backend, students, ids, references, pad)
     with teacher.weights(teacher.scoring):
         scored = answer_states(teacher.backend, [e.teacher for e in batch], ids, pad)
     kl = _reverse_kl(own, scored, student.backend.head).split([len(i) for i in ids])
@@ -245,6 +244,17 @@ def score_records(
         _item(e, answer_text(answer, prompts), rollout, float(k.sum()), -n, prompts, prose)
         for e, answer, rollout, k, n in zip(batch, answers, rollouts, kl, likelihoods, strict=True)
     ]
+
+
+def _both_states(
+    backend: Backend, prompts: Sequence[list[int]], answers: Sequence[list[int]], others: Sequence[list[int]], pad: int
+) -> tuple[Tensor, Tensor]:
+    """Return the states of two answers to each prompt; where a pass holds a common prefix once, of one pass."""
+    if backend.sharing != "packed":
+        return answer_states(backend, prompts, answers, pad), answer_states(backend, prompts, others, pad)
+    both = answer_states(backend, [*prompts, *prompts], [*answers, *others], pad)
+    count = sum(map(len, answers))
+    return both[:count], both[count:]
 
 
 def _reverse_kl(student: Tensor, teacher: Tensor, head: Head) -> Tensor:
