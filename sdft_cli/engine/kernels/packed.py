@@ -7,8 +7,7 @@ oneDNN's where torch has no MKL. Making it takes as long as a few steps. The sum
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -19,12 +18,6 @@ from torch.nn import functional
 
 MOST_ROWS = 32
 """Products of more rows are as fast with plain weights."""
-MEASURED_BYTES = 1 << 27
-"""Of weights whose products are timed: more than caches hold."""
-ROUNDS = 5
-"""Timed rounds of both ways, which take turns; the best of each counts, since other work only adds."""
-GAIN = 1.1
-"""Packed products are taken if they are so many times as fast."""
 
 Product = Callable[[Tensor], Tensor]
 
@@ -90,33 +83,3 @@ def _forward(layer: nn.Linear, product: Product, rows: int, x: Tensor) -> Tensor
     if x.numel() == rows * x.shape[-1] and not torch.is_grad_enabled():
         return product(x)
     return functional.linear(x, layer.weight, layer.bias)
-
-
-def gain(weights: Iterable[Tensor], rows: int = 8, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Return how many times as fast packed products of `rows` rows are, over the first weights of a model.
-
-    Args:
-        weights: (N, K) fp32 on a CPU; as many as make `MEASURED_BYTES` are used.
-        rows: of the inputs.
-        clock: returns seconds.
-    """
-    plain: list[Callable[[], Tensor]] = []
-    packed: list[Callable[[], Tensor]] = []
-    size = 0
-    for weight in weights:
-        x = torch.ones(rows, weight.shape[1])
-        plain.append(partial(functional.linear, x, weight))
-        packed.append(partial(packed_product(weight, rows), x))
-        size += weight.nbytes
-        if size >= MEASURED_BYTES:
-            break
-    with torch.no_grad():
-        seconds = [(_seconds(plain, clock), _seconds(packed, clock)) for _ in range(ROUNDS)]
-    return min(first for first, _ in seconds) / min(second for _, second in seconds)
-
-
-def _seconds(products: list[Callable[[], Tensor]], clock: Callable[[], float]) -> float:
-    start = clock()
-    for product in products:
-        product()
-    return clock() - start

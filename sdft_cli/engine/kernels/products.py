@@ -52,6 +52,7 @@ def choose_products(
     asked: Literal["auto", "exact"],
     device: torch.device,
     dtype: torch.dtype,
+    known: Products | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> tuple[Products, str | None]:
     """Return the kind of product of training steps, and a sentence that says so where there was a choice.
@@ -59,10 +60,13 @@ def choose_products(
     Args:
         asked: the setting `products`.
         device, dtype: of the model; other than fp32 on a CPU, products are as they are.
+        known: what a run that goes on began with; it is not asked again.
         clock: returns seconds.
     """
     if asked == "exact" or device.type != "cpu" or dtype != torch.float32:
         return "highest", None
+    if known:
+        return known, f"Products: {known} precision of torch, as the run began"
     faster = gain(clock)
     if faster < GAIN:
         return "highest", f"Products: exact in fp32 (by bfloat16 factors they are {faster:.1f} times as fast here)"

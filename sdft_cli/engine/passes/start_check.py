@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdft_cli.engine.kernels.packed import GAIN, gain, packable, packs
+from sdft_cli.engine.kernels.packed import packable, packs
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.device_memory import free_memory, is_out_of_memory
 from sdft_cli.engine.models.head_check import runs
@@ -47,17 +47,18 @@ def choose_decoding(backend: Backend, asked: Literal["auto", "off"] = "auto") ->
 
 
 def _choose_packed(backend: Backend) -> str:
-    """Set `backend.packed_steps`, whether weights are packed while a CPU decodes; return what they are."""
+    """Set `backend.packed_steps`, whether weights are packed while a CPU decodes; return what they are.
+
+    Nothing is timed: a choice by time would differ from run to run, and with it the last bits of what is sampled.
+    """
     weights = [layer.weight for layer in packable(backend.trunk)] if packs() else []
     if not weights or backend.head.weight.dtype != torch.float32:
         return "weights as they are"
     size, free = sum(weight.nbytes for weight in weights) + backend.head.weight.nbytes, free_memory(backend.device)
     if free is None or 2 * size > free:
         return f"weights as they are (a packed copy takes {size / 1e9:.2f} GB, more than half of what is free)"
-    faster = gain(weights)
-    backend.packed_steps = faster >= GAIN
-    measured = f"products of few rows are {faster:.1f} times as fast"
-    return f"weights packed ({measured})" if backend.packed_steps else f"weights as they are (packed, {measured})"
+    backend.packed_steps = True
+    return "weights packed"
 
 
 def steps_trouble(backend: Backend, decoder: Literal["fixed", "growing"] = "fixed") -> str | None:

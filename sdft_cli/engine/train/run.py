@@ -165,7 +165,8 @@ def load(job: Job, say: Say) -> Loaded:
     backend.segment_tokens = config.segment_tokens
     rows = [record.row for record in job.data.train]
     room = packed_room(backend, rows, config) if config.prefix_sharing == "auto" else None
-    backend.products, told = choose_products(config.products, backend.device, backend.head.weight.dtype)
+    known = read_run_json(job.folder).get("products") if job.resume else None
+    backend.products, told = choose_products(config.products, backend.device, backend.head.weight.dtype, known)
     if told:
         say(told)
     say(choose_decoding(backend, config.rollout.graphs))

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import chain
-
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from sdft_cli.engine.kernels import packed  # noqa: E402
-from sdft_cli.engine.kernels.packed import gain, packable, packed_product, packed_products, packs  # noqa: E402
+from sdft_cli.engine.kernels.packed import packable, packed_product, packed_products, packs  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not packs(), reason="this torch has no packed products")
 
@@ -90,23 +87,3 @@ def test_an_error_while_packing_leaves_nothing_behind(monkeypatch: pytest.Monkey
     with pytest.raises(RuntimeError, match="no memory"), packed_products(layers, 4):
         pass
     assert all("forward" not in vars(layer) for layer in layers)
-
-
-def times(plain: list[float], fast: list[float]) -> Callable[[], float]:
-    """A clock on which rounds of plain and of packed products take so long, in turns."""
-
-    def ticks() -> Iterator[float]:
-        now = 0.0
-        for seconds in chain(*zip(plain, fast, strict=True)):
-            yield now
-            now += seconds
-            yield now
-
-    found = ticks()
-    return lambda: next(found)
-
-
-def test_the_gain_is_the_ratio_of_the_best_times() -> None:
-    weights = [torch.ones(8, 4)] * 3
-    assert gain(weights, clock=times([3.0, 9.0, 9.0, 9.0, 9.0], [9.0, 9.0, 1.5, 9.0, 9.0])) == 2.0
-    assert gain(weights, clock=times([1.0] * 5, [4.0] * 5)) == 0.25

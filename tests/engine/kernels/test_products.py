@@ -29,11 +29,11 @@ def times(exact: list[float], coarse: list[float]) -> Callable[[], float]:
 
 def test_they_are_taken_where_they_are_clearly_faster_and_said() -> None:
     kind, said = choose_products(
-        "auto", CPU, torch.float32, times([5.0, 9.0, 9.0, 9.0, 9.0], [8.0, 8.0, 1.0, 8.0, 8.0])
+        "auto", CPU, torch.float32, clock=times([5.0, 9.0, 9.0, 9.0, 9.0], [8.0, 8.0, 1.0, 8.0, 8.0])
     )
     assert kind == "medium"
     assert "(5.0 times as fast here; products=exact leaves them in fp32)" in str(said)
-    kind, said = choose_products("auto", CPU, torch.float32, times([1.4] * 5, [1.0] * 5))
+    kind, said = choose_products("auto", CPU, torch.float32, clock=times([1.4] * 5, [1.0] * 5))
     assert (kind, said) == ("highest", "Products: exact in fp32 (by bfloat16 factors they are 1.4 times as fast here)")
 
 
@@ -42,7 +42,14 @@ def test_they_are_taken_where_they_are_clearly_faster_and_said() -> None:
     [("exact", "cpu", torch.float32), ("auto", "cuda", torch.float32), ("auto", "cpu", torch.bfloat16)],
 )
 def test_elsewhere_nothing_is_measured(asked: Any, device: str, dtype: Any) -> None:
-    assert choose_products(asked, torch.device(device), dtype, times([], [])) == ("highest", None)
+    assert choose_products(asked, torch.device(device), dtype, clock=times([], [])) == ("highest", None)
+
+
+@pytest.mark.parametrize("known", ["highest", "medium"])
+def test_a_run_that_goes_on_keeps_its_kind(known: Any) -> None:
+    kind, said = choose_products("auto", CPU, torch.float32, known, times([], []))
+    assert kind == known
+    assert known in str(said)
 
 
 def test_the_kind_holds_for_a_while_and_the_one_before_is_back_whatever_happens() -> None:
