@@ -47,7 +47,7 @@ def gate(
         ),
     ] = None,
     divergences: Annotated[
-        str | None, option(help="Rank these divergences, joined by commas, too.", left_out="the profile's")
+        str | None, option(help="Rank these divergences, joined by commas, too.", left_out="that of the profile")
     ] = None,
     profile: Profile = None,
     model: Model = None,

