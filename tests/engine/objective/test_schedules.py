@@ -7,7 +7,6 @@ pytest.importorskip("torch")
 from sdft_cli.config import TrainConfig, load_train_config
 from sdft_cli.engine.objective.schedules import flags_at, objective_at, rate_factor, rollout_at
 
-
 ON = "distill.lambda_on_policy=1"
 
 
