@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 CAPS = {"max_seq_tokens": 1280, "max_prompt_tokens": 1152, "max_rollout_tokens": 128}
@@ -54,13 +55,17 @@ def _dataset(source: Path, target: Path, wording: str) -> Path:
 def _examples(folder: Path, sessions: int, real: Path | None) -> list[Path]:
     from sdft_cli.traces.examples import write_examples
 
-    return [_once(folder / "sessions" / "examples", lambda target: write_examples(target, sessions, 0))]
+    return [_once(folder / "sessions" / f"examples-{sessions}", lambda target: write_examples(target, sessions, 0))]
 
 
 def _once(target: Path, write: Callable[[Path], Any]) -> Path:
+    """Return a folder of sessions, written whole or not at all."""
     if not target.is_dir():
-        target.mkdir(parents=True)
-        write(target)
+        scratch = target.with_name(f"{target.name}.part")
+        rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        write(scratch)
+        scratch.rename(target)
     return target
 
 
@@ -80,7 +85,7 @@ def _continual(folder: Path, sessions: int, real: Path | None) -> list[Path]:
 
         return into
 
-    return [_once(folder / "sessions" / f"skill-{name}", write(skill)) for name, skill in SKILLS.items()]
+    return [_once(folder / "sessions" / f"skill-{name}-{sessions}", write(skill)) for name, skill in SKILLS.items()]
 
 
 def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
@@ -112,6 +117,11 @@ def _real(folder: Path, sessions: int, real: Path | None) -> list[Path]:
         for session, record in longest.items():
             _write_lines(target / f"{session}.jsonl", [_cut(openai_row(record))])
 
+    known = folder / "real.txt"
+    if known.is_file() and known.read_text() != str(real.resolve()):
+        raise SystemExit(f"{folder} was made of the sessions in {known.read_text()}: choose another --out.")
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.write_text(str(real.resolve()))
     return [_once(folder / "sessions" / "real", write)]
 
 

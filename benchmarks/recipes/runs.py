@@ -15,6 +15,8 @@ from typing import Any
 from benchmarks.recipes.recipes import COMMON, Recipe
 
 EVALUATION = ("--max-new-tokens", "72")
+MARK = "study.json"
+"""In a run's folder: what it was made of, and so whether it has to be made again."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ def train(study: Study, recipe: Recipe, seed: int, datasets: Sequence[Path]) -> 
     for part, data in enumerate(datasets):
         target = study.run_folder(recipe, seed, part)
         settings = COMMON | study.overrides | recipe.settings | {"seed": seed}
-        written = json.dumps({"settings": settings, "records": records_of(data)}, sort_keys=True)
-        mark = target / "study.json"
+        before = (runs[-1] / MARK).read_text() if runs else None
+        written = json.dumps({"settings": settings, "records": records_of(data), "after": before}, sort_keys=True)
+        mark = target / MARK
         if not mark.is_file() or mark.read_text() != written:
             options = [x for key, value in settings.items() for x in ("--set", f"{key}={value}")]
             options += ["--init-adapter", str(runs[-1])] if runs else []
@@ -68,12 +71,14 @@ def evaluate(study: Study, recipe: Recipe, part: int, data: int, dataset: Path) 
     """Evaluate base and runs of a recipe after a part of training; return the document of `sdft eval`."""
     target = study.evaluation(recipe, part, data)
     first, *others = [study.run_folder(recipe, seed, part) for seed in study.seeds]
-    newest = max((run / "study.json").stat().st_mtime for run in (first, *others))
-    if not target.is_file() or target.stat().st_mtime < newest:
+    sizes = ("--general", str(study.general), "--questions", str(study.questions))
+    made_of = [(run / MARK).read_text() for run in (first, *others)]
+    written, mark = json.dumps([made_of, *EVALUATION, *sizes, records_of(dataset)]), target.with_suffix(".made")
+    if not (target.is_file() and mark.is_file() and mark.read_text() == written):
         target.parent.mkdir(parents=True, exist_ok=True)
         controls = [x for run in others for x in ("--control", str(run))]
-        sizes = ("--general", str(study.general), "--questions", str(study.questions))
         _sdft(study, "eval", str(first), str(dataset), "--out", str(target), *controls, *EVALUATION, *sizes)
+        mark.write_text(written)
     found: dict[str, Any] = json.loads(target.read_text())
     return found
 

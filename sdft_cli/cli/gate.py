@@ -68,7 +68,7 @@ def gate(
 
     config = load_train_config(profile or DEFAULT_PROFILE, overrides or (), given_settings(context))
     data = read_dataset(dataset or newest_dataset())
-    if templates or divergences:
+    if templates is not None or divergences is not None:
         _show_ranking(config, data, _names(templates), _names(divergences), json_file, shuffle)
         return
     result = measure_gate(config, data, shuffle)
@@ -99,6 +99,8 @@ def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> G
     from sdft_cli.report import terminal
 
     model, prompts, records, split = _opened(config, data)
+    if config.load_in_4bit:
+        say(f"The gate measures the weights in {config.dtype}, not in 4 bits.")
     backend = open_for_eval(model, config.dtype, config.revision, None)
     if backend.kernels:
         say(backend.kernels)
@@ -133,15 +135,18 @@ def _opened(config: TrainConfig, data: Dataset) -> tuple[str, ChatPrompts, list[
     prompts = open_prompts(model, data.manifest, config.revision, [*data.train, *data.validation])
     if warning := prompts.calls_warning(records):
         say(warning)
-    if config.load_in_4bit:
-        say(f"The gate measures the weights in {config.dtype}, not in 4 bits.")
     check_limits(model, config.revision, [r.row for r in records], config.gate.max_new_tokens, prompts)
     return model, prompts, records, split
 
 
 def _names(text: str | None) -> list[str]:
-    """Return the names in a list joined by commas."""
-    return [name.strip() for name in (text or "").split(",") if name.strip()]
+    """Return the names in a list joined by commas; raises `UsageError` where one is empty or comes twice."""
+    from sdft_cli.errors import UsageError
+
+    names = [] if text is None else [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise UsageError(f"{text!r} has an empty name or one twice: join different names by commas.")
+    return names
 
 
 def _show_ranking(
@@ -165,11 +170,13 @@ def _show_ranking(
 
     if shuffle:
         raise UsageError("--shuffle-references checks one wording: leave --templates and --divergences out.")
+    if json_file:
+        writable_file(json_file)  # before the minutes that it takes to fill it
     ranked = measure_ranking(config, data, templates, divergences)
     rows = [one.to_json() for one in ranked]
     terminal.stdout().print(terminal.ranking_table(rows))
     if json_file:
-        write_json(writable_file(json_file), {"ranking": rows, "settings": config.gate.model_dump(mode="json")})
+        write_json(json_file, {"ranking": rows, "settings": config.gate.model_dump(mode="json")})
     best = ranked[0]
     if not best.gate.passed:
         raise VerificationError(best.gate.verdict)
@@ -192,12 +199,39 @@ def measure_ranking(config: TrainConfig, data: Dataset, templates: list[str], di
     if unknown:
         raise UsageError(f"{unknown[0]} is no divergence: choose of {', '.join(DIVERGENCES)}.")
     wordings = [load_teacher_template(name) for name in templates]
+    names = [one.name for one in wordings]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"Two wordings are called {twice[0]}: rename a file.")
     model, prompts, records, split = _opened(config, data)
-    backend = _with_adapter(config, model)
     named = {one.name: ChatPrompts(prompts.tokenizer, one, prompts.template) for one in wordings or [prompts.teacher]}
+    for name, other in named.items():
+        _check_lengths(config, model, name, other, records)
+    backend = _with_adapter(config, model)
     with terminal.progress_reporter() as progress:
         told = lambda name: lambda what, done, total: progress(f"{name}: {what}", done, total)  # noqa: E731
         return rank(backend, named, divergences or [config.distill.divergence], records, config, split, told)
+
+
+def _check_lengths(config: TrainConfig, model: str, name: str, prompts: ChatPrompts, records: list[Record]) -> None:
+    """Say how many records a wording makes too long for the profile, and refuse what the model cannot read.
+
+    Raises:
+        UsageError: as `check_limits`.
+    """
+    from dataclasses import replace
+
+    from sdft_cli.engine.models.limits import check_limits
+    from sdft_cli.errors import WARNING
+
+    rows = [replace(r.row, teacher_prompt_tokens=len(prompts.teacher_ids(r))) for r in records]
+    prompts.encoder.forget()
+    over = sum(row.teacher_prompt_tokens > config.max_prompt_tokens for row in rows)
+    if over:
+        say(
+            f"{WARNING}with the wording {name}, {over} of {len(rows)} records are over max_prompt_tokens "
+            f"({config.max_prompt_tokens}): `sdft prepare` would reject such records"
+        )
+    check_limits(model, config.revision, rows, config.gate.max_new_tokens)
 
 
 def _with_adapter(config: TrainConfig, model: str) -> Backend:
@@ -208,6 +242,8 @@ def _with_adapter(config: TrainConfig, model: str) -> Backend:
 
     name, _ = choose_library(config.backend, model, config.revision)
     backend = load_backend(config, name, model)
+    if backend.kernels:
+        say(backend.kernels)
     say(choose_decoding(backend, config.rollout.graphs))
     said = choose_sharing(backend, config.prefix_sharing)
     if backend.sharing == "depth_first":

@@ -32,3 +32,47 @@ def test_a_model_that_learns_nothing_from_a_reference_is_exit_code_4(
     document = json.loads((tmp_path / "gate.json").read_text())
     assert document["passed"] is False
     assert len(document["items"]) == 6
+
+
+def test_wordings_and_divergences_are_ranked(sdft: Run, tmp_path: Path, tiny_model: Path) -> None:
+    prepared(tiny_model, tmp_path, 12, 0.4)
+    settings = ("gate.max_new_tokens=4", "gate.first_token=0", "gate.copied=0", "max_prompt_tokens=150")
+    common = ("gate", "data", "--profile", "cpu-demo", "--model", tiny_model, "--records", 6)
+    common = (*common, *(part for one in settings for part in ("--set", one)))
+    (tmp_path / "mine.txt").write_text("[assistant]\n{reference}\n[user]\nOnce more.\n")
+    wordings = ("--templates", "again, mine.txt", "--divergences", "forward_kl,jsd", "--json", "ranking.json")
+    done = sdft(*common, *wordings)
+    assert done.returncode in (0, 4), done.stderr  # a random model is taught nothing by any wording
+    assert "Traceback" not in done.stderr
+    found = json.loads((tmp_path / "ranking.json").read_text())["ranking"]
+    pairs = {(one["template"], one["divergence"]) for one in found}
+    assert pairs == {(w, d) for w in ("again", "mine") for d in ("forward_kl", "jsd")}
+    for one in found:
+        assert -1 <= one["alignment"]["value"] <= 1
+        assert one["template"] in done.stdout
+    assert "with the wording again" in done.stderr  # four turns of the expert's make some prompts too long
+    assert "records are over max_prompt_tokens (150)" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--templates", "again,again"), "has an empty name or one twice"),
+        (("--templates", ""), "has an empty name or one twice"),
+        (("--divergences", "jsd,,"), "has an empty name or one twice"),
+        (("--divergences", "total"), "total is no divergence: choose of reverse_kl, "),
+        (("--templates", "again,a/again.txt"), "Two wordings are called again: rename a file"),
+        (("--templates", "nothing"), "nothing"),
+        (("--divergences", "jsd", "--shuffle-references"), "--shuffle-references checks one wording"),
+    ],
+)
+def test_what_cannot_be_ranked_is_one_sentence(
+    sdft: Run, tmp_path: Path, tiny_model: Path, options: tuple[str, ...], said: str
+) -> None:
+    prepared(tiny_model, tmp_path, 4, 0.4)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "again.txt").write_text("{reference}\nAgain.")
+    done = sdft("gate", "data", "--profile", "cpu-demo", "--model", tiny_model, *options)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

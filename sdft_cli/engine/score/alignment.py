@@ -4,14 +4,15 @@
 
 g is the gradient of the distillation loss on the student's own rollouts, for a wording of the teacher's prompt and a
 divergence; e the gradient of -log p of the expert's turns, per token; both in the parameters of a fresh adapter. At 1 a
-small step lowers the expert's likelihood loss as fast as supervised fine-tuning would; at 0 or below it does not lower
-it at all. It looks at the first steps only: `python -m benchmarks.recipes` compares it with what training gave.
+small step of plain gradient descent lowers the expert's likelihood loss as fast as a step of that length of supervised
+fine-tuning would; at 0 or below it does not lower it at all. It looks at first steps only; how well it foretells what
+training gives has not been measured yet.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,11 +21,13 @@ from torch import Tensor
 from sdft_cli.config import DistillSettings
 from sdft_cli.engine.models.adapters import weights
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.objective.formula import token_weights
 from sdft_cli.engine.objective.loss import cross_entropy_loss, distillation_loss
 from sdft_cli.engine.objective.weights import Answers
 from sdft_cli.engine.passes.decode import Rollout
 from sdft_cli.engine.passes.executors import student_passes, teacher_passes
 from sdft_cli.engine.score.scoring import Encoded, group_of
+from sdft_cli.errors import UsageError
 
 Pair = tuple[str, str]
 """A wording and an objective, by name."""
@@ -45,6 +48,7 @@ def alignments(
     objectives: Mapping[str, DistillSettings],
     pad_id: int,
     max_tokens: int,
+    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
 ) -> dict[Pair, Alignment]:
     """Return the alignment of each wording with each objective. No gradient stays behind.
 
@@ -53,27 +57,37 @@ def alignments(
             packed: a depth-first walk goes backwards by itself, and once.
         encoded: name of a wording -> the records, the same ones in the same order under each.
         rollouts: the student's answers to them.
-        objectives: name -> settings of the loss.
+        objectives: name -> settings of the loss; all have the same token weights, and differ in the divergence.
         pad_id: fills rows; masked.
         max_tokens: of a pass.
+        progress: told how many records are done.
 
     Raises:
         ValueError: turns are run depth-first.
+        UsageError: no rollout has a token with loss.
     """
     if backend.sharing == "depth_first":
         raise ValueError("alignments takes turns padded or packed")
     rows = next(iter(encoded.values()))
+    shares = token_weights(rollouts, next(iter(objectives.values())))
+    answers = [rollout.ids[: len(share)] for rollout, share in zip(rollouts, shares, strict=True)]
+    if not any(map(any, shares)):
+        raise UsageError(
+            "No answer of the student has a token with loss: raise gate.max_new_tokens, or set "
+            "distill.truncated_rollouts to keep."
+        )
     with weights(backend.model, "base"):
-        answers = [rollout.ids for rollout in rollouts]
         teacher = {
             name: teacher_passes(backend, [e.teacher for e in found], answers, pad_id, max_tokens)
             for name, found in encoded.items()
         }
     expert = _expert_gradient(backend, rows, pad_id, max_tokens)
-    shares = [[1 / sum(map(len, answers))] * len(answer) for answer in answers]
     totals = {(name, key): _zeros(backend) for name in encoded for key in objectives}
     products: dict[Pair, dict[str, float]] = {pair: {} for pair in totals}
+    done = 0
     for group, turns, states in _passes_of_groups(backend, rows, answers, pad_id, max_tokens):
+        progress("Comparing gradients", done, len(rows))
+        done += len(turns)
         targets = torch.tensor([token for i in turns for token in answers[i]], device=states.device)
         w = torch.tensor([x for i in turns for x in shares[i]], device=states.device)
         chosen = Answers(targets, [len(answers[i]) for i in turns], [True] * len(turns))

@@ -84,7 +84,7 @@ def rank(
     # A fresh adapter adds nothing, so these are the student's own answers.
     rollouts = decode(Role(backend, "base", "base"), students, any_prompts, length, most_decoded, config.seed)
     objectives = {name: config.distill.model_copy(update={"divergence": name}) for name in divergences}
-    found = alignments(backend, encoded, rollouts, objectives, any_prompts.turn_end_id, most)
+    found = alignments(backend, encoded, rollouts, objectives, any_prompts.turn_end_id, most, progress("all wordings"))
     ranked = [Ranked(name, key, gates[name], _interval(one, config)) for (name, key), one in found.items()]
     return sorted(ranked, key=lambda one: (not one.gate.passed, -one.alignment.value))
 

@@ -249,7 +249,10 @@ def score_records(
 def _both_states(
     backend: Backend, prompts: Sequence[list[int]], answers: Sequence[list[int]], others: Sequence[list[int]], pad: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the states of two answers to each prompt; where a pass holds a common prefix once, of one pass."""
+    """Return the states of two answers to each prompt; where a pass holds a common prefix once, of one pass.
+
+    That pass is no longer than the teacher's, whose prompts hold the expert's turn as well: `plan` counts those.
+    """
     if backend.sharing != "packed":
         return answer_states(backend, prompts, answers, pad), answer_states(backend, prompts, others, pad)
     both = answer_states(backend, [*prompts, *prompts], [*answers, *others], pad)

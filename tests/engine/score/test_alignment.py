@@ -14,6 +14,7 @@ from sdft_cli.engine.passes.decode import Rollout  # noqa: E402
 from sdft_cli.engine.score.alignment import alignments  # noqa: E402
 from sdft_cli.engine.score.ranking import rank  # noqa: E402
 from sdft_cli.engine.score.scoring import Encoded, encode, group_of  # noqa: E402
+from sdft_cli.errors import UsageError  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
 from sdft_cli.prompts.teacher import load_teacher_template  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
@@ -100,6 +101,22 @@ def test_a_walk_that_goes_backwards_by_itself_is_refused(backend: Backend) -> No
         alignments(backend, {}, [], {}, 0, 100)
 
 
+def test_masked_answers_count_for_nothing(backend: Backend, wordings: dict[str, ChatPrompts], data: Dataset) -> None:
+    backend.sharing = "packed"
+    encoded = {"again": encode(data.validation[:4], wordings["again"])}
+    cut = [Rollout(ids, i != 1) for i, ids in enumerate(ANSWERS)]
+    masked = {"jsd": DistillSettings(divergence="jsd", truncated_rollouts="mask")}
+    (one,) = alignments(backend, encoded, cut, masked, 0, 4096).values()
+    without = {"again": [e for i, e in enumerate(encoded["again"]) if i != 1]}
+    kept = [rollout for rollout in cut if rollout.finished]
+    references = alignments(
+        backend, {"again": encoded["again"]}, cut, {"jsd": DistillSettings(divergence="jsd")}, 0, 4096
+    )
+    assert one.value != pytest.approx(next(iter(references.values())).value, abs=1e-6)
+    with pytest.raises(UsageError, match="has a token with loss"):
+        alignments(backend, without, [Rollout(r.ids, False) for r in kept], masked, 0, 4096)
+
+
 def test_wordings_that_pass_come_first_then_the_larger_alignment(
     backend: Backend, wordings: dict[str, ChatPrompts], data: Dataset
 ) -> None:
@@ -115,7 +132,7 @@ def test_wordings_that_pass_come_first_then_the_larger_alignment(
     assert {(one.template, one.divergence) for one in ranked} == {(w, d) for w in WORDINGS for d in divergences}
     keys = [(not one.gate.passed, -one.alignment.value) for one in ranked]
     assert keys == sorted(keys)
-    assert set(told) == set(WORDINGS)
+    assert set(told) == {*WORDINGS, "all wordings"}
     document = ranked[0].to_json()
     assert document["alignment"]["value"] == ranked[0].alignment.value
     assert "items" not in document["gate"]
