@@ -206,6 +206,9 @@ class DistillSettings(_Config):
         None, ge=0, le=1, description="that share at step 1, moving linearly to lambda_on_policy; null: it is constant"
     )
     lambda_steps: int = Field(100, gt=0, description="lambda_start only: steps until the share is lambda_on_policy")
+    lambda_by: Literal["turn", "step"] = Field(
+        "turn", description="turn: a step holds rollouts and expert's turns; step: only the ones or the others"
+    )
     average: Literal["tokens", "sequences"] = Field(
         "tokens", description="each token of the step weighs the same, or each trajectory does"
     )

@@ -37,12 +37,18 @@ def objective_at(config: TrainConfig, step: int) -> str:
 def flags_at(config: TrainConfig, step: int, first: int, size: int) -> list[bool]:
     """Say which turns of a step (from 1) the student answers itself; the run had `first` turns before it.
 
-    `distill.lambda_steps` are steps of `optim.turns_per_step` turns, from the end of `teacher.start` on.
+    `distill.lambda_steps` are steps of `optim.turns_per_step` turns, from the end of `teacher.start` on. With
+    `lambda_by: step` a step is on-policy as a whole or not at all, as in GKD (arXiv 2306.13649, alg. 1): then all of
+    its rollouts are decoded at once, which costs hardly more than some of them.
     """
     if objective_at(config, step) == "sft":
         return [False] * size
     distill, each = config.distill, config.optim.turns_per_step
-    first -= config.teacher.start * each
+    start = config.teacher.start
+    if distill.lambda_by == "step":
+        of_steps = (step - 1 - start, 1, distill.lambda_start, distill.lambda_steps)
+        return on_policy_flags(distill.lambda_on_policy, config.seed, *of_steps) * size
+    first -= start * each
     return on_policy_flags(
         distill.lambda_on_policy, config.seed, first, size, distill.lambda_start, distill.lambda_steps * each
     )
