@@ -1,9 +1,10 @@
 """Is sharing exact on the loaded model? A small step both ways, against a floor that is measured on the same model.
 
 Two ways to run the same turns round differently, and a deep model in 16 bits amplifies that: 32 layers in bf16 are a
-few percent from each other without any error. So what counts as rounding is no constant. Turns alone are compared with
-other ways that share nothing and use nothing of ours: batches with padding, and each turn in segments behind a cache as
-transformers fills it. The largest of these distances is the floor, and sharing may be `FACTOR` floors from turns alone.
+few percent from each other without any error. So what counts as rounding is no constant, and where sharing is further
+from turns alone than `LEAST`, these are compared with other ways that share nothing and use nothing of ours: batches
+with padding, and each turn in segments behind a cache as transformers fills it. The largest of these distances is the
+floor, and sharing may be `FACTOR` floors from turns alone.
 
 Compared are (docs/design.md has the study behind it, made by `python -m benchmarks.sharing_floor`):
 
@@ -36,7 +37,7 @@ FACTOR = {"states": 2.0, "gradients": 3.0, "caches": 4.0}
 """How many floors sharing may be from turns alone. A wrong row of a cache is another prompt's: far beyond that."""
 
 LEAST = {torch.float32: 1e-4, torch.float16: 2e-3}
-"""What always counts as rounding, by dtype: a floor may be 0 where two ways happen to run the same kernels."""
+"""What always counts as rounding, by dtype, and needs no floor, which takes most of the time."""
 LEAST_BF16 = 1e-2
 
 MOST = {torch.float32: 1e-2}
@@ -77,12 +78,13 @@ def sharing_obstacle(backend: Backend, kind: Sharing) -> str | None:
 class Distance:
     """How far sharing is from turns alone: relative, or in nats for `log-probabilities`.
 
-    `floor`: how far ways that share nothing are from each other. `allowed`: what counts as rounding.
+    `floor`: how far ways that share nothing are from each other; None where it was not needed. `allowed`: what counts as
+    rounding.
     """
 
     what: str
     found: float
-    floor: float
+    floor: float | None
     allowed: float
 
     @property
@@ -91,7 +93,7 @@ class Distance:
         return self.found <= self.allowed
 
     def __str__(self) -> str:
-        return f"{self.what} {self.found:.1e} (floor {self.floor:.1e})"
+        return f"{self.what} {self.found:.1e}" + (f" (floor {self.floor:.1e})" if self.floor else "")
 
 
 @dataclass(frozen=True)
@@ -104,20 +106,11 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Plain:
-    """Turns alone: states (|y|, H) of each answer, (H,) of each prompt's last token, and the adapter's gradient.
-
-    `ways`: how far each other way that shares nothing is from them, by `FACTOR`'s names.
-    """
+    """Turns alone: states (|y|, H) of each answer, (H,) of each prompt's last token, and the adapter's gradient."""
 
     states: list[Tensor]
     last: list[Tensor]
     gradient: list[Tensor | None]
-    ways: dict[str, list[float]]
-
-    @property
-    def floors(self) -> dict[str, float]:
-        """The largest of these distances, by name."""
-        return {what: max(found) for what, found in self.ways.items()}
 
 
 class SharingCheck:
@@ -141,12 +134,10 @@ class SharingCheck:
             return Refusal(obstacle)
         self.measured[kind] = []
         try:
-            if unsound := self._unsound():
-                return unsound
             for distance in self.distances(kind):
                 self.measured[kind].append(distance)
-                if not distance.small:
-                    return _refused(kind, distance)
+                if refused := self._unsound(distance) or _refused(kind, distance):
+                    return refused
         except torch.OutOfMemoryError:
             raise
         except (AssertionError, AttributeError, IndexError, RuntimeError, TypeError, ValueError) as error:
@@ -168,35 +159,54 @@ class SharingCheck:
         with _ready(backend, kind):
             gap = float(decoding_gaps(backend, self.prompts[1::2]).max())
             states = answer_states(backend, self.prompts, self.answers, 0)
-            parts = list(states.split([len(answer) for answer in self.answers]))
-            yield self._distance("states", furthest(parts, plain.states))
-            if keeps_a_cache(backend):
-                yield self._distance("caches", furthest(self._behind_the_cache(), plain.last))
-            yield Distance("log-probabilities", gap, 0.0, DECODE_TOLERANCE.get(self.dtype, 0.3))
-            if backend.parameters():
-                yield self._distance("gradients", self._from_plain(self._gradient(self._together)))
+        parts = list(states.split([len(answer) for answer in self.answers]))
+        yield self._distance("states", furthest(parts, plain.states))
+        if keeps_a_cache(backend):
+            with _ready(backend, kind):
+                last = self._behind_the_cache()
+            yield self._distance("caches", furthest(last, plain.last))
+        yield Distance("log-probabilities", gap, None, DECODE_TOLERANCE.get(self.dtype, 0.3))
+        if self._learns:
+            with _ready(backend, kind):
+                gradient = self._gradient(self._together)
+            yield self._distance("gradients", self._from_plain(gradient))
 
     @cached_property
     def plain(self) -> Plain:
-        """Turns alone, and the floor: in batches with padding, and in segments behind transformers' own cache."""
-        backend, every = self.backend, range(len(self.prompts))
-        with _ready(backend, "none"):
-            whole = [self._padded([i])[0] for i in every]
-            states, last = self._answers(whole), self._last(whole)
+        """Turns alone."""
+        with _ready(self.backend, "none"):
+            whole = [self._padded([i])[0] for i in self._every]
+            gradient = self._gradient(partial(self._in_batches, [[i] for i in self._every])) if self._learns else []
+        return Plain(self._answers(whole), self._last(whole), gradient)
+
+    @cached_property
+    def ways(self) -> dict[str, list[float]]:
+        """How far other ways that share nothing are from turns alone, by `FACTOR`'s names; the largest is the floor.
+
+        They are batches with padding, and segments behind transformers' own cache.
+        """
+        plain, every = self.plain, self._every
+        with _ready(self.backend, "none"):
             others = [self._padded(every)]
-            if keeps_a_cache(backend):
+            if keeps_a_cache(self.backend):
                 others.append([self._segmented(i) for i in every])
             ways = {
-                "states": [furthest(self._answers(other), states) for other in others],
-                "caches": [furthest(self._last(other), last) for other in others],
+                "states": [furthest(self._answers(other), plain.states) for other in others],
+                "caches": [furthest(self._last(other), plain.last) for other in others],
             }
-            gradient: list[Tensor | None] = []
-            if backend.parameters():
+            if self._learns:
                 pairs = [[i, len(every) - 1 - i] for i in range(len(every) // 2)]
-                gradient = self._gradient(partial(self._in_batches, [[i] for i in every]))
                 found = [self._gradient(partial(self._in_batches, batches)) for batches in ([every], pairs)]
-                ways["gradients"] = [self._from(gradient, other) for other in found]
-        return Plain(states, last, gradient, ways)
+                ways["gradients"] = [self._from_plain(other) for other in found]
+        return ways
+
+    @property
+    def _every(self) -> range:
+        return range(len(self.prompts))
+
+    @property
+    def _learns(self) -> bool:
+        return bool(self.backend.parameters())
 
     @property
     def dtype(self) -> torch.dtype:
@@ -210,19 +220,23 @@ class SharingCheck:
         return LEAST.get(self.dtype, LEAST_BF16)
 
     def _distance(self, what: str, found: float) -> Distance:
-        floor = self.plain.floors[what]
+        if found <= self.least:
+            return Distance(what, found, None, self.least)
+        floor = max(self.ways[what])
         return Distance(what, found, floor, max(FACTOR[what] * floor, self.least))
 
-    def _unsound(self) -> Refusal | None:
-        """Say that the floor itself is no rounding: then nothing can be told from it."""
-        for what, ways in self.plain.ways.items():
-            most = MOST.get(self.dtype, MOST_16[what])
-            if what != "caches":
-                most = min(most, max(self.least, SPREAD * min(ways)))
-            if not max(ways) <= most:
-                reason = f"{what} of ways that share nothing differ by {max(ways):.1e}, which is no rounding"
-                return Refusal(reason, Distance(what, max(ways), max(ways), most))
-        return None
+    def _unsound(self, distance: Distance) -> Refusal | None:
+        """Say that the floor of a distance is no rounding itself: then nothing can be told from it."""
+        what = distance.what
+        if distance.floor is None:
+            return None
+        ways, most = self.ways[what], MOST.get(self.dtype, MOST_16[what])
+        if what != "caches":
+            most = min(most, max(self.least, SPREAD * min(ways)))
+        if max(ways) <= most:
+            return None
+        reason = f"{what} of ways that share nothing differ by {max(ways):.1e}, which is no rounding"
+        return Refusal(reason, Distance(what, max(ways), max(ways), most))
 
     @torch.no_grad()
     def _padded(self, turns: Sequence[int]) -> list[Tensor]:
@@ -285,19 +299,18 @@ class SharingCheck:
         return [parameter.grad for parameter in self.backend.parameters()]
 
     def _from_plain(self, found: list[Tensor | None]) -> float:
-        return self._from(self.plain.gradient, found)
-
-    def _from(self, expected: list[Tensor | None], found: list[Tensor | None]) -> float:
-        return gradient_distance(matrices(self.backend), found, expected)
+        return gradient_distance(matrices(self.backend), found, self.plain.gradient)
 
 
-def _refused(kind: Sharing, distance: Distance) -> Refusal:
+def _refused(kind: Sharing, distance: Distance) -> Refusal | None:
+    if distance.small:
+        return None
     if distance.what == "log-probabilities":
         reason = f"tokens decoded behind {kind} prompts have other log-probabilities than a pass gives"
         return Refusal(f"{reason}, by {distance.found:.1e} nats", distance)
     return Refusal(
         f"{kind} {distance.what} differ from those of independent turns by {distance.found:.1e}, where ways that share "
-        f"nothing differ by {distance.floor:.1e} (up to {distance.allowed:.1e} counts as rounding)",
+        f"nothing differ by {distance.floor or 0.0:.1e} (up to {distance.allowed:.1e} counts as rounding)",
         distance,
     )
 

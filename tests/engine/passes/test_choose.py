@@ -35,7 +35,7 @@ def hybrid() -> Backend:
 
 
 def test_attention_models_are_packed_and_hybrids_run_depth_first(llama: Backend, hybrid: Backend) -> None:
-    number = r"\d\.\de[-+]\d\d \(floor \d\.\de[-+]\d\d\)"
+    number = r"\d\.\de[-+]\d\d"
     checked = rf"checked on this model against turns alone: states {number}, caches {number}, gradients {number}"
     assert re.fullmatch(rf"Prefix sharing: packed \({checked}\)", choose_sharing(llama, "auto"))
     assert llama.sharing == "packed"
@@ -125,7 +125,8 @@ def test_what_decoding_leaves_behind_is_found_out(llama: Backend, kind: Any, mon
         return output
 
     monkeypatch.setattr(llama, "generate", leaky)
-    assert f"{kind} states differ" in str(sharing_error(llama, kind))
+    # The floor is measured behind it, so that what shares nothing differs from what ran before, too.
+    assert re.search(r"states .*differ by 1\.\d", str(sharing_error(llama, kind)))
 
 
 def test_a_model_that_decodes_otherwise_behind_a_shared_cache_is_found_out() -> None:

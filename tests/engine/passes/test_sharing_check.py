@@ -38,8 +38,10 @@ CASES = [
 
 @cache
 def checked(kind: str, layers: int, dtype: str) -> SharingCheck:
-    """A random model, hidden 256, whose floor is measured once."""
-    return SharingCheck(planted.deep(kind, layers, 256, getattr(torch, dtype)))
+    """A random model, hidden 256, whose floor is measured once, and by no faulty pass."""
+    check = SharingCheck(planted.deep(kind, layers, 256, getattr(torch, dtype)))
+    assert set(check.ways) == {"states", "caches", "gradients"}
+    return check
 
 
 @pytest.mark.parametrize("model", [*MODELS, *DEEP], ids=str)
@@ -59,7 +61,7 @@ def test_planted_errors_are_refused(model: tuple[str, int, str], name: str) -> N
     assert refusal is not None
     assert refusal.distance is not None, refusal.reason
     found = refusal.distance
-    assert found.found > found.allowed >= found.floor
+    assert found.floor is not None and found.found > found.allowed >= found.floor
     expected = {"g": "gradients", "w": "caches"}.get(name[0], "states")
     assert refusal.reason == (
         f"{kind} {expected} differ from those of independent turns by {found.found:.1e}, where ways that share "
@@ -79,8 +81,22 @@ def test_a_kind_that_was_asked_for_runs_with_a_warning_and_auto_does_not_take_it
         assert backend.sharing == "depth_first"
 
 
+def test_the_floor_is_measured_only_where_it_decides() -> None:
+    """In fp32 an exact way is closer than what always counts as rounding; a faulty one is not."""
+    check = SharingCheck(make("hybrid"))
+    assert check.refusal("depth_first") is None
+    assert "ways" not in vars(check)
+    assert [distance.floor for distance in check.measured["depth_first"]] == [None] * 4
+    with planted.not_rewound(check.backend):
+        refusal = check.refusal("depth_first")
+    assert refusal is not None and refusal.distance is not None
+    assert refusal.distance.floor == max(check.ways["states"]) < 1e-4
+    alone = SharingCheck(check.backend)
+    assert alone.ways == check.ways  # the same adapter, whenever it is measured
+
+
 def test_a_floor_that_is_no_rounding_is_not_believed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model whose padding is read: two plain ways differ, and sharing would look exact beside that."""
+    """A model whose padding is read: two plain ways differ, and a faulty way would look exact beside that."""
     backend = make("llama")
     own = backend.trunk_pass
 
@@ -90,7 +106,8 @@ def test_a_floor_that_is_no_rounding_is_not_believed(monkeypatch: pytest.MonkeyP
         return own(**inputs)
 
     monkeypatch.setattr(backend, "trunk_pass", reads_padding)
-    refusal = SharingCheck(backend).refusal("depth_first")
+    with planted.PACKED["position shifted"](backend):
+        refusal = SharingCheck(backend).refusal("packed")
     assert refusal is not None
     assert "states of ways that share nothing differ by" in refusal.reason
     assert "which is no rounding" in refusal.reason
