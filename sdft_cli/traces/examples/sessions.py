@@ -1,7 +1,8 @@
 """Which requests a session has, and a folder of sessions.
 
-Twelve consecutive sessions have the twelve shapes below, in a seeded order; 24 share one deck of errands, so that all
-kinds turn up about equally often. About three turns in five call a tool.
+Twelve consecutive sessions have the twelve shapes of their subset, in a seeded order; 24 share one deck of errands, so
+that all kinds turn up about equally often. `all` has every kind of request, and about three turns in five call a tool;
+`few` has so few kinds that a very small model learns them in minutes.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import json
 import random
 import uuid
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from sdft_cli.traces.examples.chains import CHAINS
 from sdft_cli.traces.examples.commands import COMMANDS
@@ -42,6 +44,41 @@ SHAPES = (
 )
 """The requests of a session; of a request, the errands that it joins: of one call (`one`) or several (`chain`)."""
 SPECIAL = ("parallel", "rewound")
+FEW_SHAPES = (
+    *(("talk",), ("talk", "one"), ("one",), ("one", "after")) * 2,
+    *(("one one",),) * 4,
+)
+Subset = Literal["all", "few"]
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """What sessions of a subset are made of."""
+
+    shapes: Sequence[tuple[str, ...]]
+    errands: Sequence[Errand]
+    chains: Sequence[Errand]
+    talks: Sequence[Talk]
+    after: Sequence[Talk]
+
+
+def _asked_for(name: str) -> Errand:
+    """Return the errand whose first order begins so."""
+    (found,) = [errand for errand in ERRANDS if errand.orders[0].startswith(name)]
+    return found
+
+
+KINDS: dict[Subset, _Kinds] = {
+    "all": _Kinds(SHAPES, ERRANDS, CHAINS, TALKS, AFTER),
+    "few": _Kinds(
+        FEW_SHAPES,
+        [_asked_for(name) for name in ("look up {setting}", "read {doc}", "list {folder}", "write port =")],
+        (),
+        TALKS[:2],
+        AFTER[:1],
+    ),
+}
+"""`few`: one errand for each of Grep, Read, Bash and Write; greetings, concepts and thanks."""
 BLOCK = 2 * len(SHAPES)
 USUAL = 0.75
 """Share of the errands that end in their first, usual way."""
@@ -79,15 +116,15 @@ def _deck(rng: random.Random, kinds: Sequence[Kind]) -> Iterator[Kind]:
 
 
 @lru_cache(maxsize=64)
-def _block(seed: int, number: int) -> tuple[tuple[Request, ...], ...]:
+def _block(seed: int, number: int, subset: Subset) -> tuple[tuple[Request, ...], ...]:
     """Return the requests of 24 consecutive sessions."""
-    rng = random.Random(f"{seed}:block {number}")
-    shapes = [*rng.sample(SHAPES, len(SHAPES)), *rng.sample(SHAPES, len(SHAPES))]
+    rng, kinds = random.Random(f"{seed}:block {number}"), KINDS[subset]
+    shapes = [*rng.sample(kinds.shapes, len(SHAPES)), *rng.sample(kinds.shapes, len(SHAPES))]
     decks: dict[str, Iterator[Any]] = {
-        "one": _deck(rng, ERRANDS),
-        "chain": _deck(rng, CHAINS),
-        "talk": _deck(rng, TALKS),
-        "after": _deck(rng, AFTER),
+        "one": _deck(rng, kinds.errands),
+        "chain": _deck(rng, kinds.chains),
+        "talk": _deck(rng, kinds.talks),
+        "after": _deck(rng, kinds.after),
         "special": iter(SPECIAL),
     }
 
@@ -185,11 +222,11 @@ class _Session:
         self._errands((self.rng.choice(ERRANDS),))
 
 
-def example_session(index: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Return the lines of one example session; of twelve, one is special (parallel calls, or a rewound prompt)."""
+def example_session(index: int, seed: int = 0, subset: Subset = "all") -> list[dict[str, Any]]:
+    """Return the lines of one example session; of twelve of all kinds, one has parallel calls or a rewound prompt."""
     session = _Session(random.Random(f"{seed}:{index}"))
     number, place = divmod(index, BLOCK)
-    for request in _block(seed, number)[place]:
+    for request in _block(seed, number, subset)[place]:
         session.play(request)
     lines = session.writer.lines
     snapshot = {
@@ -201,12 +238,12 @@ def example_session(index: int, seed: int = 0) -> list[dict[str, Any]]:
     return [snapshot, *lines]
 
 
-def write_examples(folder: Path, count: int = 60, seed: int = 0) -> list[Path]:
+def write_examples(folder: Path, count: int = 60, seed: int = 0, subset: Subset = "all") -> list[Path]:
     """Write `count` example sessions as `.jsonl` files; the same seed writes the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for index in range(count):
-        lines = example_session(index, seed)
+        lines = example_session(index, seed, subset)
         path = folder / f"{index:03d}-{lines[-1]['sessionId'][:8]}.jsonl"
         path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
         paths.append(path)
