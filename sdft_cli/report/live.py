@@ -57,7 +57,8 @@ def phases_line(metrics: Mapping[str, Any]) -> str:
 
 def heldout_line(metrics: Mapping[str, Any]) -> str:
     """Write a held-out evaluation."""
-    shown = _briefly(metrics, "kl_per_token", "expert_nll_per_token", "tool_valid_share", "rollout_length")
+    shares = ("tool_named_share", "tool_valid_share", "unasked_call_share", "finished_share")
+    shown = _briefly(metrics, "kl_per_token", "expert_nll_per_token", *shares)
     return f"held out after step {metrics['step']}: {'  '.join(shown)}"
 
 
@@ -81,8 +82,12 @@ class PlainView:
         self._print(text)
 
 
+SHOWN = 8
+"""Held-out evaluations that stay on a terminal: what is learned is seen to rise."""
+
+
 class LiveView:
-    """A bar with the time left, the last step, its phases, and the last held-out evaluation."""
+    """A bar with the time left, the last step, its phases, and the last held-out evaluations."""
 
     def __init__(self, console: Console, total: int) -> None:
         self.bar = Progress(
@@ -95,14 +100,15 @@ class LiveView:
             console=console,
         )
         self.task = self.bar.add_task("train", total=total)
-        self.lines = {"step": "the first step is running", "phases": "", "heldout": ""}
+        self.lines = {"step": "the first step is running", "phases": ""}
+        self.evaluations: list[str] = []
         self.live = Live(self._view(), console=console, refresh_per_second=4)
 
     def _view(self) -> Group:
         shown = [
             Text(f"  {line}", style="dim" if name == "phases" else "") for name, line in self.lines.items() if line
         ]
-        return Group(self.bar, *shown)
+        return Group(self.bar, *shown, *(Text(f"  {line}") for line in self.evaluations[-SHOWN:]))
 
     def _set(self, **lines: str) -> None:
         self.lines.update(lines)
@@ -113,7 +119,8 @@ class LiveView:
         self._set(step=step_line(metrics), phases=phases_line(metrics))
 
     def heldout(self, metrics: Mapping[str, Any]) -> None:
-        self._set(heldout=heldout_line(metrics))
+        self.evaluations.append(heldout_line(metrics))
+        self.live.update(self._view())
 
     def notice(self, text: str) -> None:
         self.live.console.print(Text(text), soft_wrap=True)

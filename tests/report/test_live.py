@@ -24,7 +24,9 @@ HELDOUT = {
     "step": 2,
     "kl_per_token": 0.1,
     "expert_nll_per_token": 1.5,
+    "tool_named_share": 0.5,
     "tool_valid_share": 0.25,
+    "unasked_call_share": None,
     "rollout_length": 30.0,
     "finished_share": 0.5,
 }
@@ -36,7 +38,7 @@ def test_lines_hold_the_numbers() -> None:
     assert step_line({**STEP, "updated": False, "sampler_gap": 2e-6}).endswith("no update  sampler gap 2.0e-06")
     assert phases_line(STEP) == "9.7 s: teacher 4.5, rollout 3.0, loss 0.2"
     assert heldout_line(HELDOUT) == (
-        "held out after step 2: KL 0.1000  expert NLL 1.5000  valid calls 25%  length 30.0"
+        "held out after step 2: KL 0.1000  expert NLL 1.5000  right tool 50%  valid calls 25%  unasked -  finished 50%"
     )
     assert divergence({"jsd_per_token": 0.5}) == "JSD 0.5000"
     assert divergence({"nll_per_token": 0.5}) == "NLL 0.5000"
@@ -62,7 +64,9 @@ def test_on_a_terminal_the_last_state_stays_on_the_screen() -> None:
     with view.live:
         view.heldout(HELDOUT)
         view.step(STEP)
+        view.heldout(HELDOUT | {"step": 3})
         view.notice("[/red] a notice")
     shown = text.getvalue()
-    for piece in (step_line(STEP), phases_line(STEP), heldout_line(HELDOUT), "[/red] a notice", "3/10"):
-        assert piece in shown
+    last = shown.rpartition("[/red] a notice")[2]
+    for piece in (step_line(STEP), phases_line(STEP), "3/10", heldout_line(HELDOUT), heldout_line(HELDOUT | {"step": 3})):
+        assert piece in last
