@@ -1,10 +1,10 @@
 """The datasets of each setting: one for each wording, since a record's lengths depend on it; the records are the same.
 
-- `examples`: the project's example sessions, a quarter of them held out.
+- `examples`: the project's example sessions of few kinds, as those of the demo, a quarter of them held out.
 - `real`: recorded sessions, of which the texts are cut to some characters each, since their prompts are far too long
   for a very small model on a CPU; of each session the turns whose prompt then fits are left.
-- `continual`: two datasets of the example sessions, by what their turns call: reading and searching, then the shell and
-  changing files. A run on the second goes on from the adapter of one on the first.
+- `continual`: two datasets of these sessions, by what their turns call: reading and searching, then the shell and
+  writing files. A run on the second goes on from the adapter of one on the first.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import rmtree
-from typing import Any
+from typing import Any, Literal
 
 CAPS = {"max_seq_tokens": 1280, "max_prompt_tokens": 1152, "max_rollout_tokens": 128}
 HELD_OUT = 0.25
 CHARACTERS = 240
 """Of a message of a real session."""
-SKILLS = {"a": {"Read", "Grep", "Glob"}, "b": {"Bash", "Edit", "Write"}}
+SUBSET: Literal["all", "few"] = "few"
+SKILLS = {"a": {"Read", "Grep"}, "b": {"Bash", "Write"}}
 """Of the continual setting: part -> the tools that its sessions call. Sessions that call none are in both."""
 
 
@@ -55,7 +56,9 @@ def _dataset(source: Path, target: Path, wording: str) -> Path:
 def _examples(folder: Path, sessions: int, real: Path | None) -> list[Path]:
     from sdft_cli.traces.examples import write_examples
 
-    return [_once(folder / "sessions" / f"examples-{sessions}", lambda target: write_examples(target, sessions, 0))]
+    return [
+        _once(folder / "sessions" / f"examples-{sessions}", lambda target: write_examples(target, sessions, 0, SUBSET))
+    ]
 
 
 def _once(target: Path, write: Callable[[Path], Any]) -> Path:
@@ -79,7 +82,7 @@ def _continual(folder: Path, sessions: int, real: Path | None) -> list[Path]:
     def write(skill: set[str]) -> Callable[[Path], None]:
         def into(target: Path) -> None:
             for index in range(sessions * 2):
-                lines = example_session(index, 0)
+                lines = example_session(index, 0, SUBSET)
                 if tools(lines) <= skill:
                     _write_lines(target / f"{index:04d}.jsonl", lines)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -21,8 +21,10 @@ PREPARATION = {
     "validation_fraction": 0.2,
     "teacher_template": "again",
 }
-EVALUATION = {"max_new_tokens": 72, "drift_tokens": 16, "general": 120, "questions": 60}
+EVALUATION = {"max_new_tokens": 72, "drift_tokens": 16, "general": 60, "questions": 60}
 SESSIONS = 72
+SUBSET: Literal["all", "few"] = "few"
+"""Of the kinds of example sessions: what 135M parameters learn in these minutes."""
 QUICK = {"sessions": 12, "steps": 1}
 QUICK_GATE = {"gate.records": 6, "gate.max_new_tokens": 16}
 """So few sessions leave the gate undecided."""
@@ -108,7 +110,7 @@ def _prepared(out: Path, model: str, sessions: int, seed: int) -> Dataset:
     from sdft_cli.report import terminal
     from sdft_cli.traces.examples import write_examples
 
-    write_examples(out / "sessions", sessions, seed)
+    write_examples(out / "sessions", sessions, seed, SUBSET)
     write_json(out / "sdft-demo.json", {"sessions": sessions, "seed": seed})
     given = {"source": str(out / "sessions"), "model": model, "seed": seed}
     manifest, _ = run_preparation(build(PrepareConfig, PREPARATION | given), out / "data")

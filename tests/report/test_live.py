@@ -68,5 +68,11 @@ def test_on_a_terminal_the_last_state_stays_on_the_screen() -> None:
         view.notice("[/red] a notice")
     shown = text.getvalue()
     last = shown.rpartition("[/red] a notice")[2]
-    for piece in (step_line(STEP), phases_line(STEP), "3/10", heldout_line(HELDOUT), heldout_line(HELDOUT | {"step": 3})):
+    for piece in (
+        step_line(STEP),
+        phases_line(STEP),
+        "3/10",
+        heldout_line(HELDOUT),
+        heldout_line(HELDOUT | {"step": 3}),
+    ):
         assert piece in last

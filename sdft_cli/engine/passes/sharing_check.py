@@ -78,8 +78,8 @@ def sharing_obstacle(backend: Backend, kind: Sharing) -> str | None:
 class Distance:
     """How far sharing is from turns alone: relative, or in nats for `log-probabilities`.
 
-    `floor`: how far ways that share nothing are from each other; None where it was not needed. `allowed`: what counts as
-    rounding.
+    `floor`: how far ways that share nothing are from each other; None where it was not needed. `allowed`: what counts
+    as rounding.
     """
 
     what: str
