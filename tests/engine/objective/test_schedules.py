@@ -56,11 +56,14 @@ def test_the_share_of_own_rollouts_moves_with_the_step() -> None:
 
 def test_whole_steps_are_on_policy_or_not() -> None:
     half = shares(config("distill.lambda_by=step", "distill.lambda_on_policy=0.5"), range(1, 41))
-    assert set(half) == {0, 1} and all(a != b for a, b in pairwise(half))
+    assert set(half) == {0, 1}
+    assert all(a != b for a, b in pairwise(half))
     rising = shares(
         config("distill.lambda_by=step", "distill.lambda_start=0", "distill.lambda_steps=100"), range(1, 201)
     )
-    assert set(rising) == {0, 1} and sum(rising[:50]) == pytest.approx(12.5, abs=1) and rising[100:] == [1] * 100
+    assert set(rising) == {0, 1}
+    assert sum(rising[:50]) == pytest.approx(12.5, abs=1)
+    assert rising[100:] == [1] * 100
     after = ("teacher.start=3", "distill.lambda_by=step", "distill.lambda_on_policy=0.5")
     assert shares(config(*after), range(1, 44)) == [0] * 3 + half
 

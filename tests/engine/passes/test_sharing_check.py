@@ -61,7 +61,8 @@ def test_planted_errors_are_refused(model: tuple[str, int, str], name: str) -> N
     assert refusal is not None
     assert refusal.distance is not None, refusal.reason
     found = refusal.distance
-    assert found.floor is not None and found.found > found.allowed >= found.floor
+    assert found.floor is not None
+    assert found.found > found.allowed >= found.floor
     expected = {"g": "gradients", "w": "caches"}.get(name[0], "states")
     assert refusal.reason == (
         f"{kind} {expected} differ from those of independent turns by {found.found:.1e}, where ways that share "
@@ -89,7 +90,8 @@ def test_the_floor_is_measured_only_where_it_decides() -> None:
     assert [distance.floor for distance in check.measured["depth_first"]] == [None] * 4
     with planted.not_rewound(check.backend):
         refusal = check.refusal("depth_first")
-    assert refusal is not None and refusal.distance is not None
+    assert refusal is not None
+    assert refusal.distance is not None
     assert refusal.distance.floor == max(check.ways["states"]) < 1e-4
     alone = SharingCheck(check.backend)
     assert alone.ways == check.ways  # the same adapter, whenever it is measured
