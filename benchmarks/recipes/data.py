@@ -3,8 +3,8 @@
 - `examples`: the project's example sessions of few kinds, as those of the demo, a quarter of them held out.
 - `real`: recorded sessions, of which the texts are cut to some characters each, since their prompts are far too long
   for a very small model on a CPU; of each session the turns whose prompt then fits are left.
-- `continual`: two datasets of these sessions, by what their turns call: reading and searching, then the shell and
-  writing files. A run on the second goes on from the adapter of one on the first.
+- `continual`: two datasets of these sessions, by what their turns call: reading, then the shell and writing
+  files. A run on the second goes on from the adapter of one on the first.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HELD_OUT = 0.25
 CHARACTERS = 240
 """Of a message of a real session."""
 SUBSET: Literal["all", "few"] = "few"
-SKILLS = {"a": {"Read", "Grep"}, "b": {"Bash", "Write"}}
+SKILLS = {"a": {"Read"}, "b": {"Bash", "Write"}}
 """Of the continual setting: part -> the tools that its sessions call. Sessions that call none are in both."""
 
 

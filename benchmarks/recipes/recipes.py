@@ -9,12 +9,8 @@ COMMON: dict[str, Any] = {
     "heldout.every": "null",
     "gate.action": "off",
     "checkpoint.every": 10_000,
-    "rollout.max_new_tokens": 48,
-    "optim.max_steps": 40,
-    "distill.divergence": "forward_kl",
-    "distill.lambda_on_policy": 0.5,
 }
-"""Of every recipe. Steps of 8 records, AdamW at 1e-3, and the rest are the profile's, cpu-demo."""
+"""Of every recipe. The rest are the profile's, cpu-demo."""
 
 BASIS = "again"
 """The wording on which one addition at a time is tried."""
@@ -38,7 +34,7 @@ def _sft(rate: str) -> Recipe:
     return Recipe(f"sft {rate}", BASIS, {"objective": "sft", "optim.learning_rate": rate})
 
 
-OPPONENTS = tuple(_sft(rate) for rate in ("1e-4", "3e-4", "1e-3", "3e-3"))
+OPPONENTS = tuple(_sft(rate) for rate in ("3e-4", "1e-3", "3e-3", "1e-2"))
 """SFT at several learning rates: the same records in the same order, the same optimiser and adapter."""
 
 WORDINGS = tuple(
@@ -63,9 +59,10 @@ ADDITIONS = (
     Recipe("start of 10 SFT steps", settings={"teacher.start": 10}),
     Recipe("ema teacher after the start", settings={"teacher.start": 10, "teacher.kind": "ema"}),
     Recipe("turns by position 0.6", settings={"optim.position_decay": 0.6}),
-    Recipe("growing rollouts", settings={"rollout.start_tokens": 12, "rollout.grow_steps": 30}),
-    Recipe("rate 3e-4", settings={"optim.learning_rate": "3e-4"}),
-    Recipe("rate 3e-3", settings={"optim.learning_rate": "3e-3"}),
+    Recipe("half of each step on-policy", settings={"distill.lambda_by": "turn", "distill.lambda_on_policy": 0.5}),
+    Recipe("steps of one session", settings={"optim.group_by": "session"}),
+    Recipe("whole rollouts from the start", settings={"rollout.start_tokens": "null"}),
+    Recipe("rate 1e-3", settings={"optim.learning_rate": "1e-3"}),
 )
 """One addition at a time, on the wording `BASIS` with forward KL."""
 

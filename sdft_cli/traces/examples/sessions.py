@@ -44,22 +44,20 @@ SHAPES = (
 )
 """The requests of a session; of a request, the errands that it joins: of one call (`one`) or several (`chain`)."""
 SPECIAL = ("parallel", "rewound")
-FEW_SHAPES = (
-    *(("talk",), ("talk", "one"), ("one",), ("one", "after")) * 2,
-    *(("one one",),) * 4,
-)
+FEW_SHAPES = (*(("talk",), ("talk", "one"), ("one", "after")) * 2, *(("one",),) * 6)
 Subset = Literal["all", "few"]
 
 
 @dataclass(frozen=True)
 class _Kinds:
-    """What sessions of a subset are made of."""
+    """What sessions of a subset are made of. `wordings`: how many ways to say an answer are used; None: all."""
 
     shapes: Sequence[tuple[str, ...]]
     errands: Sequence[Errand]
     chains: Sequence[Errand]
     talks: Sequence[Talk]
     after: Sequence[Talk]
+    wordings: int | None = None
 
 
 def _asked_for(name: str) -> Errand:
@@ -72,13 +70,14 @@ KINDS: dict[Subset, _Kinds] = {
     "all": _Kinds(SHAPES, ERRANDS, CHAINS, TALKS, AFTER),
     "few": _Kinds(
         FEW_SHAPES,
-        [_asked_for(name) for name in ("look up {setting}", "read {doc}", "list {folder}", "write port =")],
+        [_asked_for(name) for name in ("read {doc}", "list {folder}", "write port =")],
         (),
-        TALKS[:2],
+        TALKS[:1],
         AFTER[:1],
+        wordings=1,
     ),
 }
-"""`few`: one errand for each of Grep, Read, Bash and Write; greetings, concepts and thanks."""
+"""`few`: one errand for each of Read, Bash and Write, greetings and thanks; the expert says a thing in one way."""
 BLOCK = 2 * len(SHAPES)
 USUAL = 0.75
 """Share of the errands that end in their first, usual way."""
@@ -140,8 +139,9 @@ def _block(seed: int, number: int, subset: Subset) -> tuple[tuple[Request, ...],
 class _Session:
     """Plays the requests of one session and writes them down."""
 
-    def __init__(self, rng: random.Random) -> None:
+    def __init__(self, rng: random.Random, wordings: int | None) -> None:
         self.rng = rng
+        self.wordings = wordings
         self.writer = LineWriter(rng, str(uuid.UUID(int=rng.getrandbits(128), version=4)))
         self.calls: list[dict[str, Any]] = []
 
@@ -156,12 +156,15 @@ class _Session:
     def _pick(self, templates: Sequence[str], names: Names) -> str:
         return fill(self.rng.choice(templates), names)
 
+    def _say(self, templates: Sequence[str], names: Names) -> str:
+        return self._pick(templates[: self.wordings], names)
+
     def _talk(self, talk: Talk) -> None:
         names = draw_names(self.rng) | self._words()
         wish, by_hand = self.rng.choice(HOW_TO)
         names |= {"wish": fill(wish, names), "by_hand": fill(by_hand, names)}
         self.writer.user(self._pick(talk.asks, names))
-        self.writer.say(self._pick(talk.says, names))
+        self.writer.say(self._say(talk.says, names))
 
     def _words(self) -> Names:
         """Return a concept, and what was done so far in words."""
@@ -196,7 +199,7 @@ class _Session:
             call = self.writer.call(tool, **{key: fill(value, names) for key, value in arguments.items()})
             self.writer.use(self.rng.choice(THOUGHTS[tool]), call, fill(output, names))
             self.calls.append(call)
-        return self._pick(ending.says, names)
+        return self._say(ending.says, names)
 
     def _parallel(self) -> None:
         """Two calls in one message; their results come on lines of their own, each under its call's line."""
@@ -224,7 +227,7 @@ class _Session:
 
 def example_session(index: int, seed: int = 0, subset: Subset = "all") -> list[dict[str, Any]]:
     """Return the lines of one example session; of twelve of all kinds, one has parallel calls or a rewound prompt."""
-    session = _Session(random.Random(f"{seed}:{index}"))
+    session = _Session(random.Random(f"{seed}:{index}"), KINDS[subset].wordings)
     number, place = divmod(index, BLOCK)
     for request in _block(seed, number, subset)[place]:
         session.play(request)

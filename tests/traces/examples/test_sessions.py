@@ -120,9 +120,9 @@ def test_few_kinds_are_each_a_tool_or_talk() -> None:
         lines = example_session(index, 5, "few")
         shapes[kinds(lines)] += 1
         called.update(value[0] for kind, value, _ in turns(lines) if kind == "call")
-    assert set(called) == {"Bash", "Grep", "Read", "Write"}
-    assert max(called.values()) <= 1.5 * min(called.values())
-    assert shapes == {"us": 20, "usucrs": 20, "ucrs": 20, "ucrsus": 20, "ucrcrs": 40}
+    assert set(called) == {"Bash", "Read", "Write"}
+    assert max(called.values()) <= 1.2 * min(called.values())
+    assert shapes == {"us": 20, "usucrs": 20, "ucrs": 60, "ucrsus": 20}
 
 
 @pytest.mark.parametrize("subset", ["all", "few"])
@@ -135,7 +135,7 @@ def test_of_160_sessions_those_held_out_say_nothing_that_the_others_say(subset: 
                 said[kind][index % 4 == 0].append(repr(value))
     for kind, most in (("say", 0.05), ("call", 0.1)):
         rest, held_out = said[kind]
-        assert len(held_out) >= 40
+        assert len(held_out) >= 30
         assert sum(text in set(rest) for text in held_out) < most * len(held_out)
 
 
