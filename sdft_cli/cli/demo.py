@@ -21,7 +21,13 @@ PREPARATION = {
     "validation_fraction": 0.2,
     "teacher_template": "again",
 }
-EVALUATION = {"max_new_tokens": 64, "drift_tokens": 16, "general": 60, "questions": 60}
+EVALUATION = {
+    "max_new_tokens": 64,
+    "max_records_per_pass": 64,
+    "drift_tokens": 16,
+    "general": 60,
+    "questions": 60,
+}
 SESSIONS = 72
 SUBSET: Literal["all", "few"] = "few"
 """Of the kinds of example sessions: what 135M parameters learn in these minutes."""
