@@ -1,7 +1,7 @@
 """Train and evaluate recipes on one setting, and print what each learned and forgot.
 
     python -m benchmarks.recipes --out study [--setting examples | real | continual] [--recipes NAME ...]
-        [--seeds 0 1 2] [--sessions 160] [--jobs 2] [--threads 1] [--general 60] [--questions 120] [--real FOLDER]
+        [--seeds 0 1 2] [--sessions 144] [--jobs 2] [--threads 1] [--general 60] [--questions 120] [--real FOLDER]
 
 SmolLM2-135M, profile cpu-demo. Without --recipes all of the setting are run (`recipes.py`); what is finished in --out
 is not run again, so more recipes or seeds can be added later. Writes study.md, study.svg (skill against drift) and
@@ -63,7 +63,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--recipes", nargs="+")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int)
-    parser.add_argument("--sessions", type=int, default=160)
+    parser.add_argument("--sessions", type=int, default=144)
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--general", type=int, default=60)

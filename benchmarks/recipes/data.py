@@ -1,6 +1,6 @@
 """The datasets of each setting: one for each wording, since a record's lengths depend on it; the records are the same.
 
-- `examples`: the project's example sessions of few kinds, as those of the demo, a quarter of them held out.
+- `examples`: the project's example sessions of few kinds, as those of the demo, half of them held out.
 - `real`: recorded sessions, of which the texts are cut to some characters each, since their prompts are far too long
   for a very small model on a CPU; of each session the turns whose prompt then fits are left.
 - `continual`: two datasets of these sessions, by what their turns call: reading, then the shell and writing
@@ -16,7 +16,7 @@ from shutil import rmtree
 from typing import Any, Literal
 
 CAPS = {"max_seq_tokens": 1280, "max_prompt_tokens": 1152, "max_rollout_tokens": 128}
-HELD_OUT = 0.25
+HELD_OUT = 0.5
 CHARACTERS = 240
 """Of a message of a real session."""
 SUBSET: Literal["all", "few"] = "few"

@@ -67,7 +67,7 @@ ADDITIONS = (
 """One addition at a time, on the wording `BASIS` with forward KL."""
 
 SETTINGS: dict[str, tuple[Recipe, ...]] = {
-    "examples": (*WORDINGS, *ADDITIONS, *OPPONENTS),
+    "examples": (WORDINGS[0], *OPPONENTS, *WORDINGS[1:], *ADDITIONS),
     "real": (WORDINGS[0], WORDINGS[1], *OPPONENTS),
     "continual": (WORDINGS[0], WORDINGS[1], *OPPONENTS),
 }
