@@ -137,7 +137,9 @@ class RolloutSettings(_Config):
 
     max_new_tokens: int = Field(8_192, gt=0, description="cap on a rollout, tokens")
     start_tokens: int | None = Field(
-        None, gt=0, description="the cap at step 1, which grows linearly to max_new_tokens; null: it is constant"
+        None,
+        gt=0,
+        description="the cap at step 1 if it is lower, which grows linearly to max_new_tokens; null: it is constant",
     )
     grow_steps: int = Field(100, gt=0, description="start_tokens only: steps until the cap is max_new_tokens")
     temperature: float = Field(0.8, gt=0, description="logits are divided by it before sampling")
@@ -159,12 +161,6 @@ class RolloutSettings(_Config):
         gt=0,
         description="steps between comparisons of the sampler's log-probabilities with the trainer's; null: never",
     )
-
-    @model_validator(mode="after")
-    def _caps_grow(self) -> RolloutSettings:
-        if self.start_tokens is not None and self.start_tokens > self.max_new_tokens:
-            raise ValueError(f"start_tokens ({self.start_tokens}) is above max_new_tokens ({self.max_new_tokens})")
-        return self
 
 
 class DistillSettings(_Config):

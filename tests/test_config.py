@@ -49,7 +49,6 @@ def test_flags_override_settings_which_override_the_profile() -> None:
         (["nonsense"], r"is not key=value"),
         (["rollout.max_new_tokens=2000"], r"together are above max_seq_tokens \(8192\)"),
         (["seed.x=1"], r"seed is a value"),
-        (["rollout.start_tokens=900"], r"rollout: start_tokens \(900\) is above max_new_tokens \(48\)"),
         (["optim.position_decay=0.6", "optim.group_by=session"], r"position_decay draws turns of different sessions"),
         (["teacher.start=200", "optim.max_steps=200"], r"teacher\.start \(200\) leaves no step of self-distillation"),
     ],

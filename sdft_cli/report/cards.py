@@ -284,7 +284,9 @@ def _additions(config: Mapping[str, Any]) -> list[tuple[str, Any]]:
     found = {
         "steps of cross-entropy before": start,
         "lambda on-policy at first": share is not None and f"{share}, for {distill['lambda_steps']} steps",
-        "max rollout tokens at first": tokens and f"{tokens}, for {rollout['grow_steps']} steps",
+        "max rollout tokens at first": tokens
+        and tokens < rollout["max_new_tokens"]
+        and f"{tokens}, for {rollout['grow_steps']} steps",
         "decay of later turns": config["optim"].get("position_decay"),
         "clip of a token's part of the loss": distill.get("token_clip") and f"{distill['token_clip']} nats",
         "token weights": weights != "none" and f"{weights}: {TOKEN_WEIGHTS[weights]}",

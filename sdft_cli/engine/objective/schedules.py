@@ -59,5 +59,6 @@ def rollout_at(config: TrainConfig, step: int) -> RolloutSettings:
     rollout, done = config.rollout, step - 1 - config.teacher.start
     if rollout.start_tokens is None or done >= rollout.grow_steps:
         return rollout
-    grown = (rollout.max_new_tokens - rollout.start_tokens) * max(0, done) // rollout.grow_steps
-    return rollout.model_copy(update={"max_new_tokens": rollout.start_tokens + grown, "start_tokens": None})
+    first = min(rollout.start_tokens, rollout.max_new_tokens)
+    grown = (rollout.max_new_tokens - first) * max(0, done) // rollout.grow_steps
+    return rollout.model_copy(update={"max_new_tokens": first + grown, "start_tokens": None})

@@ -31,9 +31,10 @@ def caps(*settings: str) -> list[int]:
 
 
 def test_the_cap_of_rollouts_grows_and_then_stays() -> None:
-    assert caps() == [10] * 7
+    assert caps("rollout.start_tokens=null") == [10] * 7
     assert caps("rollout.start_tokens=2", "rollout.grow_steps=4") == [2, 4, 6, 8, 10, 10, 10]
     assert caps("rollout.start_tokens=2", "rollout.grow_steps=3") == [2, 4, 7, 10, 10, 10, 10]
+    assert caps("rollout.start_tokens=900") == [10] * 7
     after = ("teacher.start=2", "rollout.start_tokens=2", "rollout.grow_steps=4")
     assert caps(*after) == [2, 2, 2, 4, 6, 8, 10]
 
