@@ -7,7 +7,7 @@ LOCKS := requirements/cpu.txt requirements/no-deps.txt
 
 .PHONY: demo test check settings lock lock-gpu clean
 
-demo: $(STAMP)  ## prepare, train, merge and evaluate on example sessions, about 12 minutes on two cores
+demo: $(STAMP)  ## prepare, train, merge and evaluate on example sessions, about 13 minutes on two cores
 	$(BIN)/sdft demo --out demo --overwrite
 
 test: $(STAMP)  ## lint, types, tests

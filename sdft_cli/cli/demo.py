@@ -53,7 +53,7 @@ def demo(
         bool, option("--quick", help="One step on 12 sessions and a small evaluation: does all of it run here?")
     ] = False,
 ) -> None:
-    """Prepare, train, merge and evaluate on made-up sessions with SmolLM2-135M; about 12 minutes on two cores.
+    """Prepare, train, merge and evaluate on made-up sessions with SmolLM2-135M; about 13 minutes on two cores.
 
     Example: sdft demo --out demo
     """
