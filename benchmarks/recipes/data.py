@@ -13,13 +13,16 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import rmtree
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdft_cli.traces.examples import Subset
 
 CAPS = {"max_seq_tokens": 1280, "max_prompt_tokens": 1152, "max_rollout_tokens": 128}
 HELD_OUT = 0.5
 CHARACTERS = 240
 """Of a message of a real session."""
-SUBSET: Literal["all", "few"] = "few"
+SUBSET: Subset = "few"
 SKILLS = {"a": {"Read"}, "b": {"Bash", "Write"}}
 """Of the continual setting: part -> the tools that its sessions call. Sessions that call none are in both."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from sdft_cli.cli.options import option
 
 if TYPE_CHECKING:
     from sdft_cli.records import Dataset
+    from sdft_cli.traces.examples import Subset
 
 PREPARATION = {
     "max_seq_tokens": 1024,
@@ -29,7 +30,7 @@ EVALUATION = {
     "questions": 60,
 }
 SESSIONS = 72
-SUBSET: Literal["all", "few"] = "few"
+SUBSET: Subset = "few"
 """Of the kinds of example sessions: what 135M parameters learn in these minutes."""
 QUICK = {"sessions": 12, "steps": 1}
 QUICK_GATE = {"gate.records": 6, "gate.max_new_tokens": 16}

@@ -169,11 +169,14 @@ class SharingCheck:
         if self._learns:
             with _ready(backend, kind):
                 gradient = self._gradient(self._together)
-            yield self._distance("gradients", self._from_plain(gradient))
+            yield self._distance("gradients", self._from(plain, gradient))
 
     @cached_property
     def plain(self) -> Plain:
-        """Turns alone."""
+        """Turns alone, before anything else has run."""
+        return self._alone()
+
+    def _alone(self) -> Plain:
         with _ready(self.backend, "none"):
             whole = [self._padded([i])[0] for i in self._every]
             gradient = self._gradient(partial(self._in_batches, [[i] for i in self._every])) if self._learns else []
@@ -183,9 +186,10 @@ class SharingCheck:
     def ways(self) -> dict[str, list[float]]:
         """How far other ways that share nothing are from turns alone, by `FACTOR`'s names; the largest is the floor.
 
-        They are batches with padding, and segments behind transformers' own cache.
+        They are batches with padding, and segments behind transformers' own cache. Turns alone run once more for that:
+        what the way under test leaves behind is no part of the floor.
         """
-        plain, every = self.plain, self._every
+        plain, every = self._alone(), self._every
         with _ready(self.backend, "none"):
             others = [self._padded(every)]
             if keeps_a_cache(self.backend):
@@ -197,7 +201,7 @@ class SharingCheck:
             if self._learns:
                 pairs = [[i, len(every) - 1 - i] for i in range(len(every) // 2)]
                 found = [self._gradient(partial(self._in_batches, batches)) for batches in ([every], pairs)]
-                ways["gradients"] = [self._from_plain(other) for other in found]
+                ways["gradients"] = [self._from(plain, other) for other in found]
         return ways
 
     @property
@@ -298,8 +302,8 @@ class SharingCheck:
         run()
         return [parameter.grad for parameter in self.backend.parameters()]
 
-    def _from_plain(self, found: list[Tensor | None]) -> float:
-        return gradient_distance(matrices(self.backend), found, self.plain.gradient)
+    def _from(self, plain: Plain, found: list[Tensor | None]) -> float:
+        return gradient_distance(matrices(self.backend), found, plain.gradient)
 
 
 def _refused(kind: Sharing, distance: Distance) -> Refusal | None:

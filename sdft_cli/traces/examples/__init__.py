@@ -12,6 +12,6 @@ talk        requests that need no tool: greetings, questions, thanks
 sessions    which requests a session has, and a folder of sessions
 """
 
-from sdft_cli.traces.examples.sessions import example_session, write_examples
+from sdft_cli.traces.examples.sessions import Subset, example_session, write_examples
 
-__all__ = ["example_session", "write_examples"]
+__all__ = ["Subset", "example_session", "write_examples"]

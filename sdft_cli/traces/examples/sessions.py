@@ -118,7 +118,7 @@ def _deck(rng: random.Random, kinds: Sequence[Kind]) -> Iterator[Kind]:
 def _block(seed: int, number: int, subset: Subset) -> tuple[tuple[Request, ...], ...]:
     """Return the requests of 24 consecutive sessions."""
     rng, kinds = random.Random(f"{seed}:block {number}"), KINDS[subset]
-    shapes = [*rng.sample(kinds.shapes, len(SHAPES)), *rng.sample(kinds.shapes, len(SHAPES))]
+    shapes = [*rng.sample(kinds.shapes, BLOCK // 2), *rng.sample(kinds.shapes, BLOCK // 2)]
     decks: dict[str, Iterator[Any]] = {
         "one": _deck(rng, kinds.errands),
         "chain": _deck(rng, kinds.chains),

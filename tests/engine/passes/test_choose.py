@@ -125,8 +125,7 @@ def test_what_decoding_leaves_behind_is_found_out(llama: Backend, kind: Any, mon
         return output
 
     monkeypatch.setattr(llama, "generate", leaky)
-    # The floor is measured behind it, so that what shares nothing differs from what ran before, too.
-    assert re.search(r"states .*differ by 1\.\d", str(sharing_error(llama, kind)))
+    assert f"{kind} states differ" in str(sharing_error(llama, kind))
 
 
 def test_a_model_that_decodes_otherwise_behind_a_shared_cache_is_found_out() -> None:
