@@ -75,7 +75,8 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_a_run_writes_what_it_promises(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:
     watching = Watching()
-    loop(tiny_model, tiny_data, tmp_path / "r", "samples_every=3", watching=watching).run()
+    settings = ["samples_every=3", "optim.learning_rate=1e-3", "optim.warmup_steps=5"]
+    loop(tiny_model, tiny_data, tmp_path / "r", *settings, watching=watching).run()
     metrics = lines(tmp_path / "r" / "metrics.jsonl")
     assert watching.steps == [x["step"] for x in metrics] == [1, 2, 3, 4]
     assert metrics[0]["learning_rate"] == pytest.approx(1e-3 / 5)

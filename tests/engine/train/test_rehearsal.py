@@ -48,7 +48,7 @@ def test_it_leaves_no_trace(settings: list[str], tiny_model: Path, tiny_data: Da
 
 
 def test_an_allocation_that_fails_is_one_sentence_with_what_to_lower() -> None:
-    config = load_train_config("cpu-demo", ["rollout.weights=merged"])
+    config = load_train_config("cpu-demo", ["rollout.weights=merged", "optim.max_tokens_per_pass=2048"])
     expected = pytest.raises(MachineError, match="Out of memory in step 3: lower or set, in this order")
     with expected as found, out_of_memory_explained(config, "step 3"):
         torch.empty(2**50)
