@@ -34,8 +34,8 @@ ROLLOUT_TOKENS = 24
 
 def prepare_data(folder: Path, sessions: int) -> Path:
     """Write the demo's example sessions and prepare them as the demo does; return the dataset folder."""
-    from sdft_cli.cli.prepare import run_preparation
     from sdft_cli.config import PrepareConfig, build
+    from sdft_cli.stages.prepare import run_preparation
     from sdft_cli.traces.examples import write_examples
 
     write_examples(folder / "sessions", sessions, 0)

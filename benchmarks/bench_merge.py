@@ -26,9 +26,9 @@ import torch
 from sdft_cli.engine.models.disk_names import DiskNames
 from sdft_cli.engine.models.names import local_folder, resolve_model
 from sdft_cli.run_folder import read_run
-from sdft_cli.merge.tensor_check import certify
-from sdft_cli.merge.adapter import Adapter
-from sdft_cli.merge.weights import copy_companions, merge_weights
+from sdft_cli.merging.tensor_check import certify
+from sdft_cli.merging.adapter import Adapter
+from sdft_cli.merging.weights import copy_companions, merge_weights
 run, out = read_run(Path(sys.argv[1])), Path(sys.argv[2])
 base = local_folder(resolve_model(run.config.model), run.config.revision)
 names = DiskNames(base)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.engine.models.names import resolve_model
-from sdft_cli.prepare.reasoning import strip_session
+from sdft_cli.preparation.reasoning import strip_session
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.incremental import TokenCounter, TurnIds, TurnLengths
 from sdft_cli.prompts.teacher import load_teacher_template

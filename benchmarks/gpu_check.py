@@ -884,10 +884,10 @@ def merge(check: Check) -> None:
     """Write a smaller model and an adapter, merge them, certify the files, load them and compare what they do."""
     from sdft_cli.engine.models.adapters import weights
     from sdft_cli.engine.models.backend_transformers import TransformersBackend, load_model
-    from sdft_cli.merge.adapter import Adapter
-    from sdft_cli.merge.behaviour_check import compare, failures, log_probabilities
-    from sdft_cli.merge.tensor_check import certify
-    from sdft_cli.merge.weights import copy_companions, merge_weights
+    from sdft_cli.merging.adapter import Adapter
+    from sdft_cli.merging.behaviour_check import compare, failures, log_probabilities
+    from sdft_cli.merging.tensor_check import certify
+    from sdft_cli.merging.weights import copy_companions, merge_weights
     from sdft_cli.run_folder import CheckPrompt
 
     check.backend = check.trainer = None  # frees the large model

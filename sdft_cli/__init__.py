@@ -1,23 +1,25 @@
 """sdft: recorded coding-agent sessions in, a self-distilled, merged and evaluated open model out.
 
-cli/        the commands, one thin file each
-records/    the contract: messages, sessions, records, the dataset folder
-traces/     sessions of Claude Code and others, from a file, a folder or the Hub
-prompts/    chat rendering, token ids, the teacher's message, tool calls out of text
-redaction/  secrets and personal names
-prepare/    sessions -> records, with a funnel that counts everything
-engine/     models, passes, objective, plan, training
-merge/      adapter -> checkpoint, and the proof that it is the same model
-evaluate/   what was learned and what was forgotten
-report/     tables, cards and pages
-choices     divergences and backends: what stands behind their names
-config      one typed configuration per stage
-run_folder  what a training run leaves behind
-metrics     every number of an evaluation: how an item counts, its label, unit and direction
-intervals   confidence intervals over sessions
-threads     how torch's threads wait for each other
-resources   templates/ and data_cards/, in a wheel or a checkout
-errors      every error is a sentence with the next step and an exit code
+cli/         the commands, one thin file each
+stages/      what a command does behind its options
+records/     the contract: messages, sessions, records, the dataset folder
+traces/      sessions of Claude Code and others, from a file, a folder or the Hub
+prompts/     chat rendering, token ids, the teacher's message, tool calls out of text
+redaction/   secrets and personal names
+preparation/ sessions -> records, with a funnel that counts everything
+engine/      models, passes, objective, plan, training
+merging/     adapter -> checkpoint, and the proof that it is the same model
+evaluation/  what was learned and what was forgotten
+report/      tables, cards and pages
+choices      divergences and backends: what stands behind their names
+config       one typed configuration per stage
+run_folder   what a training run leaves behind
+metrics      every number of an evaluation: how an item counts, its label, unit and direction
+intervals    confidence intervals over sessions
+notices      what a command tells a person while it works
+threads      how torch's threads wait for each other
+resources    templates/ and data_cards/, in a wheel or a checkout
+errors       every error is a sentence with the next step and an exit code
 """
 
 __version__ = "0.1.0"

@@ -73,7 +73,7 @@ import json
 from pathlib import Path
 import sdft_cli
 from sdft_cli.report import evaluation, terminal
-from tests.evaluate.documents import document
+from tests.evaluation.documents import document
 
 assert Path(sdft_cli.__file__).parent.parent == Path.cwd()
 for name, quality in (("a", 0.2), ("b", 0.6)):

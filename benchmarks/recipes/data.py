@@ -41,8 +41,8 @@ def prepared(folder: Path, setting: str, wording: str, sessions: int, real: Path
 
 
 def _dataset(source: Path, target: Path, wording: str) -> Path:
-    from sdft_cli.cli.prepare import run_preparation
     from sdft_cli.config import PrepareConfig, build
+    from sdft_cli.stages.prepare import run_preparation
 
     if not (target / "manifest.json").is_file():
         settings = {
@@ -105,10 +105,10 @@ def _real(folder: Path, sessions: int, real: Path | None) -> list[Path]:
         raise SystemExit("the setting real needs sessions: name their folder with --real.")
 
     def write(target: Path) -> None:
-        from sdft_cli.cli.prepare import run_preparation
         from sdft_cli.config import PrepareConfig, build
         from sdft_cli.records import Record, read_dataset
         from sdft_cli.records.export import openai_row
+        from sdft_cli.stages.prepare import run_preparation
 
         whole = folder / "data" / "real-whole"
         if not whole.is_dir():

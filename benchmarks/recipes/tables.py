@@ -11,7 +11,7 @@ from itertools import pairwise
 from typing import Any
 
 from sdft_cli.config import EvalConfig
-from sdft_cli.evaluate.differences import CLUSTER
+from sdft_cli.evaluation.differences import CLUSTER
 from sdft_cli.intervals import Ratio, paired_interval
 from sdft_cli.metrics import METRICS, Metric, part_of
 from sdft_cli.report.comparison import trade_off_svg

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sdft_cli.cli.common import command
+from sdft_cli.cli.support.common import command
 
 
 @command

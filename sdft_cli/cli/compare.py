@@ -11,8 +11,9 @@ from typing import Annotated
 
 import typer
 
-from sdft_cli.cli.common import command, say
-from sdft_cli.cli.options import option
+from sdft_cli.cli.support.common import command
+from sdft_cli.cli.support.options import option
+from sdft_cli.notices import say
 
 
 @command
@@ -43,9 +44,9 @@ def compare(
     if matrix:
         _show_matrix(runs, skill, html, as_json)
         return
-    from sdft_cli.evaluate.compare import compare as put_together
-    from sdft_cli.evaluate.compare import trade_off
-    from sdft_cli.evaluate.document import read_evaluation
+    from sdft_cli.evaluation.compare import compare as put_together
+    from sdft_cli.evaluation.compare import trade_off
+    from sdft_cli.evaluation.document import read_evaluation
     from sdft_cli.records.folders import write_text
     from sdft_cli.report import comparison, evaluation, terminal
 
@@ -62,7 +63,7 @@ def compare(
 
 def _show_matrix(runs: list[Path], skill: str, html: Path | None, as_json: bool) -> None:
     from sdft_cli.errors import UsageError
-    from sdft_cli.evaluate.matrix import forgetting_matrix, read_stage
+    from sdft_cli.evaluation.matrix import forgetting_matrix, read_stage
     from sdft_cli.report import comparison, terminal
 
     if html:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdft_cli.cli.common import command, say
-from sdft_cli.cli.options import option
+from sdft_cli.cli.support.common import command
+from sdft_cli.cli.support.options import option
+from sdft_cli.notices import say
 
 if TYPE_CHECKING:
     from sdft_cli.records import Dataset
@@ -62,10 +63,6 @@ def demo(
 
     import gguf  # noqa: F401  # else the conversion of the model would find out that the extra is missing
 
-    from sdft_cli.cli.evaluate import run_evaluation
-    from sdft_cli.cli.merge import run_merge
-    from sdft_cli.cli.model_card import evaluated_card
-    from sdft_cli.cli.train import run_training
     from sdft_cli.config import EvalConfig, build, load_train_config
     from sdft_cli.engine.train.run import Job
     from sdft_cli.errors import UsageError
@@ -73,6 +70,10 @@ def demo(
     from sdft_cli.records.json_files import write_json
     from sdft_cli.report import evaluation, terminal
     from sdft_cli.run_folder import read_run
+    from sdft_cli.stages.evaluate import run_evaluation
+    from sdft_cli.stages.merge import run_merge
+    from sdft_cli.stages.model_card import evaluated_card
+    from sdft_cli.stages.train import run_training
 
     evaluation_settings = EVALUATION | {"seed": seed}
     if quick and (sessions is not None or steps is not None):
@@ -110,11 +111,11 @@ def demo(
 
 def _prepared(out: Path, model: str, sessions: int, seed: int) -> Dataset:
     """Write example sessions and make a dataset of them; show its funnel."""
-    from sdft_cli.cli.prepare import run_preparation
     from sdft_cli.config import PrepareConfig, build
     from sdft_cli.records import read_dataset
     from sdft_cli.records.json_files import write_json
     from sdft_cli.report import terminal
+    from sdft_cli.stages.prepare import run_preparation
     from sdft_cli.traces.examples import write_examples
 
     write_examples(out / "sessions", sessions, seed, SUBSET)

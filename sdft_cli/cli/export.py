@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
-from sdft_cli.cli.common import command, newest_dataset, say
-from sdft_cli.cli.options import DatasetPath
+from sdft_cli.cli.support.common import command
+from sdft_cli.cli.support.options import DatasetPath
+from sdft_cli.notices import say
+from sdft_cli.stages.folders import newest_dataset
 
 
 @command

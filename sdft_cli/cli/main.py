@@ -14,10 +14,10 @@ from sdft_cli.cli.evaluate import evaluate
 from sdft_cli.cli.export import export
 from sdft_cli.cli.gate import gate
 from sdft_cli.cli.merge import merge
-from sdft_cli.cli.options import Command
 from sdft_cli.cli.plan import doctor, plan
 from sdft_cli.cli.prepare import prepare
 from sdft_cli.cli.report import report
+from sdft_cli.cli.support.options import Command
 from sdft_cli.cli.train import train
 from sdft_cli.threads import limit_spinning
 

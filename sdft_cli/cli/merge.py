@@ -7,9 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdft_cli.cli.common import command, newest_run, say
-from sdft_cli.cli.options import option
+from sdft_cli.cli.support.common import command
+from sdft_cli.cli.support.options import option
 from sdft_cli.errors import WARNING, UsageError
+from sdft_cli.notices import say
+from sdft_cli.stages.folders import newest_run
+from sdft_cli.stages.merge import existing, run_merge, run_merge_adapter
 
 if TYPE_CHECKING:
     from sdft_cli.run_folder import Run
@@ -100,7 +103,7 @@ def merge(
     if gguf and llama_cpp:
         _convert(target, gguf, llama_cpp, check["dtype"], overwrite)
     if push and not isinstance(source, Path):
-        from sdft_cli.cli.push import push as push_checkpoint
+        from sdft_cli.stages.push import push as push_checkpoint
 
         push_checkpoint(source, target, push, public)
     say(f"Checkpoint: {target}" if alone else f"Checkpoint: {target}; next: sdft eval {folder}")
@@ -108,7 +111,7 @@ def merge(
 
 def _rounding_cost(check: dict[str, Any]) -> str | None:
     """Warn where a right merge is far from what was trained, by its rounding alone."""
-    from sdft_cli.merge.behaviour_check import MAX_MEAN_KL
+    from sdft_cli.merging.behaviour_check import MAX_MEAN_KL
 
     lost = check["behaviour"]["mean_kl"]
     if lost <= MAX_MEAN_KL:
@@ -122,7 +125,7 @@ def _rounding_cost(check: dict[str, Any]) -> str | None:
 def _check_alone(adapter: Path, best: bool, push: str | None, base: str | None) -> None:
     """Refuse what only a run has; say which base an adapter folder names."""
     from sdft_cli.engine.models.names import known_as
-    from sdft_cli.merge.adapter import read_config
+    from sdft_cli.merging.adapter import read_config
 
     if best or push:
         raise UsageError(f"{adapter} is an adapter and no run: leave {'--best' if best else '--push'} out.")
@@ -173,87 +176,20 @@ def _check_options(
     if (gguf is None) != (llama_cpp is None):
         raise UsageError("--gguf FILE and --llama-cpp PATH belong together: give both.")
     if gguf is not None and llama_cpp is not None:
-        from sdft_cli.merge.gguf import check_converter
+        from sdft_cli.merging.gguf import check_converter
 
         check_converter(llama_cpp)
         if gguf.exists() and not overwrite:
             raise UsageError(f"{gguf} already exists: choose another name, or delete it.")
     if push:
-        from sdft_cli.merge.push import check_repo_name, check_token
+        from sdft_cli.merging.push import check_repo_name, check_token
 
         check_repo_name(push)
         check_token()
 
 
-def existing(run: Run | Path, target: Path, dtype: str | None, base: str | None = None) -> dict[str, Any]:
-    """Return the certificate of a checkpoint that is there already, after comparing its files with it.
-
-    Raises:
-        VerificationError: it did not pass, was changed, or is of another adapter, dtype or base.
-    """
-    from sdft_cli.merge.certificate import check_certified
-    from sdft_cli.report import terminal
-
-    with terminal.stderr().status("Comparing the files with the certificate ..."):
-        check = check_certified(target, run if isinstance(run, Path) else run.adapter, dtype, base)
-    say(f"{target} is there, of this adapter, unchanged, and passed its certificate: it is not merged again")
-    return check
-
-
-def run_merge(
-    run: Run,
-    target: Path,
-    prompts: int = 8,
-    overwrite: bool = False,
-    dtype: str = "bfloat16",
-    base: str | None = None,
-) -> dict[str, Any]:
-    """Merge a run's adapter into its base at `target`, compare the two, write the card; return the certificate."""
-    import torch
-
-    from sdft_cli.cli.model_card import write_model_card
-    from sdft_cli.engine.models.names import resolve_model
-    from sdft_cli.merge.certificate import CERTIFICATE
-    from sdft_cli.merge.merge import check_target, merge_run
-    from sdft_cli.records.folders import check_output_folder
-    from sdft_cli.report import terminal
-
-    check_target(target, run, base or run.config.model)
-    check_output_folder(target, CERTIFICATE, overwrite)
-    if not (run.info.get("base") if base is None else run.info["dataset"].get("fingerprint")):
-        say("Note: the run does not say what exactly its base was, so whether this is the one is not known.")
-    with terminal.stderr().status("Merging and comparing with the adapter ..."):
-        model = resolve_model(base or run.config.model, say)
-        check = merge_run(run, model, target, prompts, overwrite, getattr(torch, dtype), base)
-    write_model_card(run, target)
-    return check
-
-
-def run_merge_adapter(
-    adapter: Path, target: Path, prompts: int, overwrite: bool, dtype: str, base: str
-) -> dict[str, Any]:
-    """Merge an adapter folder of another trainer into `base` at `target`, compare the two; return the certificate."""
-    import torch
-
-    from sdft_cli.engine.models.names import resolve_model
-    from sdft_cli.merge.certificate import CARD, CERTIFICATE
-    from sdft_cli.merge.merge import merge_adapter
-    from sdft_cli.records.folders import check_output_folder, write_text
-    from sdft_cli.records.json_files import read_json
-    from sdft_cli.report import terminal
-    from sdft_cli.report.cards import adapted_card
-
-    check_output_folder(target, CERTIFICATE, overwrite)
-    with terminal.stderr().status("Merging and comparing with the adapter ..."):
-        model = resolve_model(base, say)
-        check = merge_adapter(adapter, model, base, target, prompts, overwrite, getattr(torch, dtype))
-    config = read_json(target / "config.json", "merge again with --overwrite")
-    write_text(target / CARD, adapted_card(check, vision=config.get("vision_config") is not None), overwrite=True)
-    return check
-
-
 def _convert(merged: Path, file: Path, llama_cpp: Path, dtype: str, overwrite: bool) -> None:
-    from sdft_cli.merge.gguf import convert_to_gguf
+    from sdft_cli.merging.gguf import convert_to_gguf
     from sdft_cli.report import terminal
 
     with terminal.stderr().status(f"Converting to {file} with {llama_cpp} ..."):

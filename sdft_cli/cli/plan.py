@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdft_cli.cli.common import command, newest_dataset, say
-from sdft_cli.cli.options import (
+from sdft_cli.cli.support.common import command
+from sdft_cli.cli.support.options import (
     DEFAULT_PROFILE,
     DatasetPath,
     Model,
@@ -19,6 +19,8 @@ from sdft_cli.cli.options import (
     option,
     setting,
 )
+from sdft_cli.notices import say
+from sdft_cli.stages.folders import newest_dataset
 
 if TYPE_CHECKING:
     from sdft_cli.config import TrainConfig

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdft_cli.cli.common import RUNS_ROOT, command, newest, newest_dataset, say
-from sdft_cli.cli.options import (
+from sdft_cli.cli.support.common import command
+from sdft_cli.cli.support.options import (
     DEFAULT_PROFILE,
     DatasetPath,
     Model,
@@ -19,9 +19,11 @@ from sdft_cli.cli.options import (
     option,
     setting,
 )
+from sdft_cli.notices import say
+from sdft_cli.stages.train import job_to_resume, new_job, run_training
 
 if TYPE_CHECKING:
-    from sdft_cli.engine.train.run import Job
+    pass
 
 
 @command
@@ -58,9 +60,9 @@ def train(
     """
     flags = given_settings(context)
     if resume:
-        job = _job_to_resume(dataset, profile, out, overrides or [], flags)
+        job = job_to_resume(dataset, profile, out, overrides or [], flags)
     else:
-        job = _new_job(dataset, profile or DEFAULT_PROFILE, out, overrides or [], flags, overwrite)
+        job = new_job(dataset, profile or DEFAULT_PROFILE, out, overrides or [], flags, overwrite)
     run_training(replace(job, profile_steps=profile_steps))
     if profile_steps:
         _show_profile(job.folder / "profile.json", profile_steps)
@@ -75,66 +77,3 @@ def _show_profile(path: Path, asked: int) -> None:
         say(f"No profile was written: the run ended before {asked} steps.")
         return
     terminal.stdout().print(terminal.profile_table(read_json(path, "run again with --profile-steps")))
-
-
-def _new_job(
-    dataset: Path | None, profile: str, out: Path | None, overrides: list[str], flags: dict[str, Any], overwrite: bool
-) -> Job:
-    from sdft_cli.config import load_train_config
-    from sdft_cli.engine.train.run import Job
-    from sdft_cli.errors import UsageError
-    from sdft_cli.records import read_dataset
-    from sdft_cli.records.folders import check_output_folder
-    from sdft_cli.run_folder import is_unfinished
-
-    config = load_train_config(profile, overrides, flags)
-    folder = dataset or newest_dataset()
-    data = read_dataset(folder)
-    stem = Path(profile).stem if profile.endswith((".yaml", ".yml")) else profile
-    suffix = "" if config.objective == "sdft" else f"-{config.objective}"
-    target = out or RUNS_ROOT / f"{folder.resolve().name}-{stem}{suffix}"
-    if is_unfinished(target) and not overwrite:
-        raise UsageError(
-            f"{target} holds a run that was not finished: go on with `sdft train --resume --out {target}`, choose "
-            "another --out, or add --overwrite to start again."
-        )
-    check_output_folder(target, "run.json", overwrite)
-    return Job(config, data, target, overwrite=overwrite)
-
-
-def _job_to_resume(
-    dataset: Path | None, profile: str | None, out: Path | None, overrides: list[str], flags: dict[str, Any]
-) -> Job:
-    from sdft_cli.config import resumed_config
-    from sdft_cli.engine.train.run import Job
-    from sdft_cli.errors import UsageError
-    from sdft_cli.records import read_dataset
-    from sdft_cli.run_folder import read_run_json
-
-    if profile is not None:
-        raise UsageError("--resume takes the run's own profile: leave --profile out.")
-    target = out or newest(RUNS_ROOT, "run.json", "run", "run `sdft train` first, or name the run with --out.")
-    if not (target / "run.json").is_file():
-        raise UsageError(f"{target} is no run: name the folder of one with --out.")
-    info = read_run_json(target)
-    config = resumed_config(read_run_json(target, "config.json"), overrides, flags)
-    done = (info.get("last_step") or {}).get("step", 0)
-    if info.get("status") == "finished" and done >= config.optim.max_steps:
-        raise UsageError(f"{target} is finished (step {done}): add --max-steps to go on, or start a new run.")
-    folder = dataset or Path(str(info["dataset"]["path"]))
-    if not (folder / "manifest.json").is_file():
-        raise UsageError(
-            f"The run's dataset {folder} is not there: name the folder, as in `sdft train DATASET --resume`."
-        )
-    return Job(config, read_dataset(folder), target, resume=True)
-
-
-def run_training(job: Job) -> dict[str, Any]:
-    """Train as `job` says, with a live view on stderr, and write the adapters' cards; return what `run.json` says."""
-    from sdft_cli.cli.model_card import write_adapter_cards
-    from sdft_cli.engine.train.run import start_training
-    from sdft_cli.report.live import live_training
-
-    result = start_training(job, say, lambda: live_training(job.config.optim.max_steps))
-    write_adapter_cards(job.folder)
-    return result

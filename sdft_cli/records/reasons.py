@@ -75,8 +75,8 @@ def first_reason(turn: Candidate) -> Reason | None:
 
     A reader that knows why a turn is no reference says so in the `status` of the message. Otherwise it is the first
     reason that holds. Nothing is ever truncated to fit a cap. Not decided here: turns in no conversation (the reader's
-    `lost_turns`), a template that refuses the turn (`prepare/turns.py`), copies (`prepare/duplicates.py`), and contexts
-    that lack what the model saw (`prepare/coverage.py`), which takes all turns of a source to say.
+    `lost_turns`), a template that refuses the turn (`preparation/turns.py`), copies (`preparation/duplicates.py`), and
+    contexts that lack what the model saw (`preparation/coverage.py`), which takes all turns of a source to say.
     """
     if turn.message.status:
         return REASONS[turn.message.status]

@@ -26,7 +26,7 @@ from benchmarks.recipes.tables import (
 from sdft_cli.config import EvalConfig, load_train_config
 from sdft_cli.metrics import METRICS
 from sdft_cli.prompts.teacher import load_teacher_template
-from tests.evaluate.documents import contender
+from tests.evaluation.documents import contender
 
 CONFIG = EvalConfig(resamples=200)
 BASE = contender("base", 0.0, 9)

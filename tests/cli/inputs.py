@@ -9,7 +9,7 @@ from sdft_cli.engine.train.run import dataset_facts
 from sdft_cli.records.json_files import write_json
 from sdft_cli.run_folder import FORMAT
 from tests.engine.prepared import prepared
-from tests.evaluate.documents import document
+from tests.evaluation.documents import document
 
 
 def write_inputs(folder: Path, model: Path) -> None:

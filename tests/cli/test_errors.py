@@ -148,7 +148,7 @@ def test_every_warning_begins_alike() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")
 def test_a_warning_is_bold_on_a_terminal_only() -> None:
-    code = f"from sdft_cli.cli.common import say; say({WARNING + 'x'!r}); say('y')"
+    code = f"from sdft_cli.notices import say; say({WARNING + 'x'!r}); say('y')"
     environment = {key: value for key, value in os.environ.items() if key != "NO_COLOR"}
     outer, inner = os.openpty()
     subprocess.run([sys.executable, "-c", code], stderr=inner, env=environment, check=True)

@@ -19,8 +19,8 @@ from packaging.version import Version
 
 pytest.importorskip("torch")
 
-from sdft_cli.cli.common import command
 from sdft_cli.cli.main import app
+from sdft_cli.cli.support.common import command
 from sdft_cli.engine.kernels.traps import Stack, known_trap
 from sdft_cli.errors import EXTRA_OF
 from tests.cli.inputs import write_inputs

@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from sdft_cli.cli.main import app
-from sdft_cli.cli.options import DEFAULT_PROFILE, given_settings
+from sdft_cli.cli.support.options import DEFAULT_PROFILE, given_settings
 from sdft_cli.config import EvalConfig, PrepareConfig, load_train_config
 
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]

@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("torch")
 
-from sdft_cli.cli.evaluate import run_evaluation
-from sdft_cli.cli.gate import measure_gate
 from sdft_cli.config import EvalConfig, load_train_config
 from sdft_cli.engine.train.run import Job, load
 from sdft_cli.records import Dataset
 from sdft_cli.report import evaluation, terminal
+from sdft_cli.stages.evaluate import run_evaluation
+from sdft_cli.stages.gate import measure_gate
 from tests.engine.prepared import prepared
 
 WARNING = (

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdft_cli.config import PrepareConfig
-from sdft_cli.prepare.reasoning import strip_session
-from sdft_cli.prepare.turns import turns_of
+from sdft_cli.preparation.reasoning import strip_session
+from sdft_cli.preparation.turns import turns_of
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.incremental import SessionCounter, TokenCounter, ids_in_full
 from sdft_cli.prompts.template import ChatTemplate, TemplateError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from sdft_cli.config import PrepareConfig, build
-from sdft_cli.prepare.turns import turns_of
+from sdft_cli.preparation.turns import turns_of
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.incremental import TokenCounter, record_at
 from sdft_cli.prompts.teacher import load_teacher_template

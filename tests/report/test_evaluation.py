@@ -7,9 +7,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from rich.console import Console
 
-from sdft_cli.evaluate.compare import compare, trade_off
+from sdft_cli.evaluation.compare import compare, trade_off
 from sdft_cli.report import comparison, evaluation
-from tests.evaluate.documents import document
+from tests.evaluation.documents import document
 
 
 def shown(renderable: object) -> str:

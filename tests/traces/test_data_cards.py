@@ -9,8 +9,8 @@ from pathlib import Path
 import polars as pl
 import pytest
 
-from sdft_cli.cli.prepare import card_defaults
 from sdft_cli.errors import DataError, UsageError
+from sdft_cli.stages.prepare import card_defaults
 from sdft_cli.traces.data_cards import data_card_names, load_data_card, parse_card
 from sdft_cli.traces.readers import READERS
 from sdft_cli.traces.source import read_source, resolve_source

@@ -44,8 +44,8 @@ def merged(model: Path, adapter: Path, out: Path) -> dict[str, Any]:
     """Base + adapter in fp32, by the code of `sdft merge`."""
     from safetensors.torch import load_file
 
-    from sdft_cli.merge.adapter import Adapter
-    from sdft_cli.merge.weights import base_shards, merge_weights
+    from sdft_cli.merging.adapter import Adapter
+    from sdft_cli.merging.weights import base_shards, merge_weights
 
     out.mkdir()
     merge_weights(model, Adapter(adapter), out, torch.float32)

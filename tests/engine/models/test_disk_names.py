@@ -16,7 +16,7 @@ from sdft_cli.engine.models.backend_transformers import load_model  # noqa: E402
 from sdft_cli.engine.models.disk_names import DiskNames, check_mergeable, unloaded  # noqa: E402
 from sdft_cli.engine.models.targets import check_reached  # noqa: E402
 from sdft_cli.errors import DataError, UsageError  # noqa: E402
-from tests.merge.families import FAMILIES, LINEARS, save  # noqa: E402
+from tests.merging.families import FAMILIES, LINEARS, save  # noqa: E402
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -129,10 +129,10 @@ def test_gate_evaluation_and_training_refuse_before_a_weight_is_loaded(
     tiny_data: Dataset, tiny_model: Path, tmp_path: Path
 ) -> None:
     """The folder holds no weights, so that loading would end otherwise."""
-    from sdft_cli.cli.evaluate import run_evaluation
-    from sdft_cli.cli.gate import measure_gate
     from sdft_cli.config import EvalConfig, load_train_config
     from sdft_cli.engine.train.run import Job, load
+    from sdft_cli.stages.evaluate import run_evaluation
+    from sdft_cli.stages.gate import measure_gate
 
     folder = tmp_path / "short"
     shutil.copytree(tiny_model, folder, ignore=shutil.ignore_patterns("*.safetensors"))

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sdft_cli.cli.options import DEFAULT_PROFILE  # noqa: E402
+from sdft_cli.cli.support.options import DEFAULT_PROFILE  # noqa: E402
 from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.plan.assumed import assume  # noqa: E402
 from sdft_cli.engine.plan.cards import find_gpu  # noqa: E402

@@ -1,0 +1,256 @@
+"""`sdft prepare` as a function: source -> sessions -> turns -> records, with everything counted."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sdft_cli import __version__
+from sdft_cli.config import PrepareConfig
+from sdft_cli.errors import DataError
+from sdft_cli.preparation.coverage import Coverage, coverages, summary
+from sdft_cli.preparation.duplicates import first_of_each, joined_groups, near_copies
+from sdft_cli.preparation.split import split_keys, validation_groups
+from sdft_cli.preparation.system import system_summary
+from sdft_cli.preparation.turns import SessionTurns
+from sdft_cli.preparation.workers import Job, OnProgress, map_sessions
+from sdft_cli.prompts.chat import ChatPrompts, template_facts
+from sdft_cli.records import RecordRow, Rejection, Session, write_dataset
+from sdft_cli.records.reasons import REASON_OF_CAP, TEMPLATE_ERROR, TEMPLATE_LOSES, UNREADABLE_CALL, advice_of
+from sdft_cli.records.types import record_id_of
+from sdft_cli.traces.source import Source, read_source
+from sdft_cli.traces.tools import with_tools
+from sdft_cli.traces.types import FileSessions, ReadReport
+
+
+@dataclass
+class Funnel:
+    """What went in and what came out. `turns == kept + sum(rejected)` always; `check` raises where it does not."""
+
+    sessions: int = 0
+    turns: int = 0
+    rejected: Counter[str] = field(default_factory=Counter)
+    train: int = 0
+    validation: int = 0
+    validation_sessions: int = 0
+    notes: Counter[str] = field(default_factory=Counter)
+    lines: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def kept(self) -> int:
+        return self.train + self.validation
+
+    def check(self) -> None:
+        """Raise AssertionError if a turn is unaccounted for: a fault of sdft, never of the data."""
+        if self.turns != self.kept + sum(self.rejected.values()):
+            raise AssertionError(f"funnel does not add up: {self}")
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the funnel for the manifest and for `--json`."""
+        return {
+            "sessions": self.sessions,
+            "turns": self.turns,
+            "kept": self.kept,
+            "train": self.train,
+            "validation": self.validation,
+            "validation_sessions": self.validation_sessions,
+            "rejected": dict(sorted(self.rejected.items())),
+            "lines": dict(sorted(self.lines.items())),
+            "notes": dict(sorted((k, v) for k, v in self.notes.items() if v)),
+        }
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The result in memory, before it is written.
+
+    `held_out` are the sessions of validation; `near` the validation records that a training record nearly repeats;
+    `redacted` the replacements by kind, None if redaction was off; `local_template` says whether counts were sums.
+    `coverage` is of each session with usage; `system_tokens` of each session that began with a system prompt, by id.
+    """
+
+    sessions: Sequence[Session]
+    rows: Sequence[RecordRow]
+    rejected: Sequence[Rejection]
+    held_out: set[str]
+    near: Sequence[tuple[str, str, float]]
+    redacted: Counter[str] | None
+    local_template: bool
+    funnel: Funnel
+    report: ReadReport
+    coverage: Sequence[Coverage] = ()
+    system_tokens: Mapping[str, int] = field(default_factory=dict)
+
+
+def prepare(source: Source, job: Job) -> Prepared:
+    """Read a source and turn its sessions into records, silently; see `read` and `make_records`."""
+    silent: OnProgress = lambda what, done, total: None  # noqa: E731
+    return make_records(source, read(job.config, source, silent), job, silent)
+
+
+def read(config: PrepareConfig, source: Source, progress: OnProgress) -> FileSessions:
+    """Read the sessions of a source; raises `DataError` if there are none."""
+    total = len(source.files)
+    done = iter(range(total))
+    sessions = read_source(
+        source,
+        config.limit_sessions,
+        lambda path: progress("Reading", next(done), total),
+        every_branch=config.branches == "all",
+    )
+    progress("Reading", total, total)
+    return sessions
+
+
+def _outcomes(turns: Sequence[SessionTurns], lost: Sequence[Rejection]) -> tuple[list[RecordRow], list[Rejection]]:
+    """Return the records, each once, and every rejection."""
+    outcomes = [o for t in turns for o in t.outcomes]
+    hash_of = {
+        record_id_of(t.session.session_id, i): (t.session.tools, value) for t in turns for i, value in t.hashes.items()
+    }
+    rows, copies = first_of_each((o for o in outcomes if isinstance(o, RecordRow)), hash_of)
+    return rows, [*lost, *(o for o in outcomes if isinstance(o, Rejection)), *copies]
+
+
+def _near(
+    turns: Sequence[SessionTurns], rows: Sequence[RecordRow], held_out_sessions: set[str]
+) -> list[tuple[str, str, float]]:
+    sketches: tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = ({}, {})
+    sketch_of = {t.session.session_id: t.sketches for t in turns}
+    for row in rows:
+        sketches[row.session_id in held_out_sessions][row.record_id] = sketch_of[row.session_id][row.turn_index]
+    return near_copies(*sketches)
+
+
+def _judged(turns: Sequence[SessionTurns], most: int) -> tuple[list[SessionTurns], list[Coverage]]:
+    """Reject the turns whose context is far from what the model saw; return what each session lacks, too."""
+    found = coverages((t.usage for t in turns), most)
+    refused = {c.session_id: c.refused for c in found if c.refused}
+    return [t.refusing(refused.get(t.session.session_id, {})) for t in turns], found
+
+
+def _nothing_kept(source: Source, rejected: Sequence[Rejection]) -> DataError:
+    counts = Counter(r.reason for r in rejected).most_common()
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
+    most = counts[0][0] if counts else ""
+    said = next((f" {text}" for text, _ in refusals(rejected)), "") if most in REFUSALS else ""
+    return DataError(f"No turn of {source.name} can be kept ({reasons}):{said} {advice_of(most)}.")
+
+
+REFUSALS = (TEMPLATE_ERROR.key, TEMPLATE_LOSES.key, UNREADABLE_CALL.key)
+REFUSALS_LISTED, REFUSAL_CHARACTERS = 5, 300
+
+
+def refusals(rejected: Sequence[Rejection]) -> list[tuple[str, int]]:
+    """Return the chat template's own sentences about the turns that it refuses or drops, the most frequent first."""
+    found = Counter(r.detail[:REFUSAL_CHARACTERS] for r in rejected if r.reason in REFUSALS)
+    return sorted(found.items(), key=lambda item: (-item[1], item[0]))[:REFUSALS_LISTED]
+
+
+def make_records(source: Source, read_sessions: FileSessions, job: Job, progress: OnProgress) -> Prepared:
+    """Make a record or a rejection of every assistant turn; raises `DataError` if no turn can be kept."""
+    config, report = job.config, read_sessions.report
+    offered = with_tools(read_sessions.sessions, every_builtin=config.tools == "all")
+    turns, coverage = _judged(list(map_sessions(job, offered, progress)), config.max_unseen_tokens)
+    groups = joined_groups([t.session for t in turns], [t.hashes for t in turns])
+    sessions = [replace(t.session, group=group) for t, group in zip(turns, groups, strict=True)]
+    rows, rejected = _outcomes(turns, report.lost_turns)
+    keys = split_keys(sessions, config.split_by)
+    held_out = validation_groups((keys[r.session_id] for r in rows), config.validation_fraction, config.seed)
+    held_out_sessions = {s.session_id for s in sessions if keys[s.session_id] in held_out}
+    near = _near(turns, rows, held_out_sessions)
+
+    validation = sum(r.session_id in held_out_sessions for r in rows)
+    funnel = Funnel(
+        sessions=len(sessions),
+        turns=len(report.lost_turns) + sum(len(s.assistant_turns()) for s in sessions),
+        rejected=Counter(str(r.reason) for r in rejected),
+        train=len(rows) - validation,
+        validation=validation,
+        validation_sessions=len(held_out_sessions),
+        notes=sum((t.counts for t in turns), report.notes.copy()),
+        lines=report.lines,
+    )
+    funnel.notes["files_ignored"] += len(source.ignored)
+    funnel.notes["sessions_rendered_turn_by_turn"] += sum(t.in_full for t in turns)
+    funnel.notes["near_copies_across_split"] += len(near)
+    funnel.notes["context_gaps"] += sum(len(c.off) for c in coverage)
+    funnel.notes["silent_compactions"] += sum(c.drops for c in coverage)
+    funnel.check()
+    if not rows:
+        raise _nothing_kept(source, rejected)
+    redacted = sum((t.redacted for t in turns), Counter[str]()) if job.redact is not None else None
+    system_tokens = {t.session.session_id: t.system_tokens for t in turns if t.system_tokens is not None}
+    return Prepared(
+        sessions,
+        rows,
+        rejected,
+        held_out_sessions,
+        near,
+        redacted,
+        job.counter.local,
+        funnel,
+        report,
+        coverage,
+        system_tokens,
+    )
+
+
+def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, prepared: Prepared) -> dict[str, Any]:
+    """Return the manifest: all that is needed to make the dataset again. It holds no time and no local path."""
+    settings = config.model_dump(mode="json", exclude={"source", "revision", "workers"})
+    settings["model"] = Path(config.model).name if Path(config.model).exists() else config.model
+    for file in ("chat_template", "teacher_template"):
+        if settings[file] is not None:
+            settings[file] = Path(settings[file]).name
+    redacted = prepared.redacted
+    return {
+        "sdft_version": __version__,
+        "source": source.describe(),
+        "config": settings,
+        "fingerprint": prompts.fingerprint(),
+        "exact_piece_encoding": prompts.encoder.exact_pieces,
+        "local_template": prepared.local_template,
+        "teacher_template": prompts.teacher.name,
+        "teacher_text": prompts.teacher.text,
+        **template_facts(prompts),
+        "funnel": prepared.funnel.as_dict(),
+        "redaction": {"enabled": redacted is not None, "counts": dict(sorted((redacted or {}).items()))},
+        "near_copies": [list(pair) for pair in prepared.near[:NEAR_COPIES_LISTED]],
+        "refusals": [list(pair) for pair in refusals(prepared.rejected)],
+        "broken_lines": prepared.report.broken,
+        "coverage": summary(prepared.coverage),
+        "system_prompt": _system_summary(config, prepared),
+        "unknown": _unknown(prepared.report.unknown),
+    }
+
+
+def _system_summary(config: PrepareConfig, prepared: Prepared) -> dict[str, Any] | None:
+    caps = {name: int(getattr(config, name)) for name in REASON_OF_CAP}
+    return system_summary(prepared.system_tokens, prepared.rejected, caps, config.system_prompt == "none")
+
+
+def _unknown(found: Counter[str]) -> dict[str, Any]:
+    """Return what the reader was not tested with: how many kinds and times, and the most frequent ones."""
+    named = Counter[str]()
+    for name, count in found.items():
+        named["".join(c if c.isprintable() else "?" for c in name[:UNKNOWN_CHARACTERS])] += count
+    most = sorted(named.items(), key=lambda item: (-item[1], item[0]))[:UNKNOWN_LISTED]
+    return {"kinds": len(named), "times": sum(named.values()), "named": [list(pair) for pair in most]}
+
+
+NEAR_COPIES_LISTED = 100
+"""The manifest names so many of them; the funnel counts all."""
+UNKNOWN_LISTED, UNKNOWN_CHARACTERS = 50, 80
+"""The same of what the reader was not tested with; names come from the files, and may be long."""
+
+
+def write(prepared: Prepared, manifest: dict[str, Any], out: Path, card: str, overwrite: bool = False) -> Path:
+    """Write the dataset folder, all of it or nothing; raises what `write_dataset` raises."""
+    splits: dict[str, list[RecordRow]] = {"train": [], "validation": []}
+    for row in prepared.rows:
+        splits["validation" if row.session_id in prepared.held_out else "train"].append(row)
+    return write_dataset(out, prepared.sessions, splits, prepared.rejected, manifest, {"README.md": card}, overwrite)
