@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 LOCKS := requirements/cpu.txt requirements/no-deps.txt
 
-.PHONY: demo test check settings lock lock-gpu clean
+.PHONY: demo test check pages docs lock lock-gpu clean
 
 demo: $(STAMP)  ## prepare, train, merge and evaluate on example sessions, about 13 minutes on two cores
 	$(BIN)/sdft demo --out demo --overwrite
@@ -18,8 +18,14 @@ test: $(STAMP)  ## lint, types, tests
 
 check: test
 
-settings: $(STAMP)  ## docs/settings.md, from the configuration
-	$(BIN)/python docs/make_settings.py
+pages: $(STAMP)  ## the pages that are made from the program: settings, commands, templates, exit codes
+	$(BIN)/python -m docs.make_settings
+	$(BIN)/python -m docs.make_commands
+
+docs: pages  ## the site, into site/; a dead link or a page outside the navigation is an error
+	test -x $(VENV)-docs/bin/mkdocs || { $(PYTHON) -m venv $(VENV)-docs && \
+	  $(VENV)-docs/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt; }
+	NO_MKDOCS_2_WARNING=1 $(VENV)-docs/bin/mkdocs build --strict --quiet
 
 # Built once; a second run reuses it. A changed lock file or pyproject.toml installs again.
 $(STAMP): $(LOCKS) pyproject.toml
@@ -29,12 +35,16 @@ $(STAMP): $(LOCKS) pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $(STAMP)
 
-lock:  ## pin requirements/cpu.in into requirements/cpu.txt
+lock:  ## pin requirements/cpu.in and docs.in into cpu.txt and docs.txt
 	$(PYTHON) -m venv $(VENV)-lock
 	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/cpu.in
 	{ echo "# Made by 'make lock' from cpu.in; do not edit."; \
 	  $(VENV)-lock/bin/python -m pip freeze --exclude pip --exclude setuptools | sed 's/^torch==\([0-9.]*\)+cpu/torch==\1/'; \
 	} > requirements/cpu.txt
+	rm -rf $(VENV)-lock
+	$(PYTHON) -m venv $(VENV)-lock
+	$(VENV)-lock/bin/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.in
+	{ echo "# Made by 'make lock' from docs.in; do not edit."; $(VENV)-lock/bin/python -m pip freeze; } > requirements/docs.txt
 	rm -rf $(VENV)-lock
 
 # Needs no GPU: uv resolves for another platform. The second one is for the unsloth backend on a GPU.
@@ -50,4 +60,4 @@ lock-gpu:  ## pin the extras gpu and unsloth for Linux with CUDA into requiremen
 	rm -rf $(VENV)-lock
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) $(VENV)-docs site demo

@@ -1,4 +1,4 @@
-"""Writes docs/settings.md from the configuration: `make settings`. A test fails when the page is stale."""
+"""Writes docs/settings.md from the configuration: `make pages`. A test fails when the page is stale."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TYPES = {"integer": "integer", "number": "number", "string": "text", "boolean":
 _BOUNDS = {"exclusiveMinimum": ">", "minimum": ">=", "exclusiveMaximum": "<", "maximum": "<="}
 _HEAD = """# Settings
 
-Made from `sdft_cli/config.py` by `make settings`; do not edit. `sdft train`, `gate` and `plan` take the settings of
+Made from `sdft_cli/config.py` by `make pages`; do not edit. `sdft train`, `gate` and `plan` take the settings of
 training from a profile; where a profile's cell is empty, it has the default. `--set key=value` changes any of them:
 `--set optim.learning_rate=1e-4`."""
 

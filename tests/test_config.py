@@ -172,7 +172,7 @@ def test_every_setting_is_read_somewhere() -> None:
 
 def test_the_page_of_all_settings_is_not_stale() -> None:
     page = make_settings.PAGE.read_text(encoding="utf-8")
-    assert page == make_settings.settings_page(), "docs/settings.md is stale: run `make settings`"
+    assert page == make_settings.settings_page(), "docs/settings.md is stale: run `make pages`"
     for line in (
         "| `optim.max_steps` | integer > 0 | `600` | `36` |  | optimiser steps |",
         "| `lora.dropout` | number >= 0, < 1 | `0` |  |  | on the adapter's input; 0 keeps student log-probabilities "

@@ -58,16 +58,21 @@ class Command(TyperCommand):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         panel = None
         for parameter in self.params:
-            panel = _complete_help(parameter, panel)
+            panel = complete_help(parameter, panel)
         # Lines end where the terminal does, not where those of the source do.
         self.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(self.help or ""))
         super().format_help(ctx, formatter)
 
 
-def _complete_help(parameter: Any, panel: str | None) -> str | None:
-    """Write what holds without it behind a parameter's help, in its text; put it into the group, and return that."""
+def complete_help(parameter: Any, panel: str | None) -> str | None:
+    """Write what holds without it behind a parameter's help, in its text; put it into the group, and return that.
+
+    What is written already is left as it is.
+    """
     parameter.rich_help_panel = parameter.rich_help_panel or panel
     shown, default = parameter.show_default, parameter.default
+    if shown is False:
+        return parameter.rich_help_panel  # type: ignore[no-any-return]
     if isinstance(shown, _Key):
         description, default = _help_of(shown)
         parameter.help = parameter.help or description
