@@ -202,7 +202,7 @@ def test_the_readme_lists_every_file_and_room() -> None:
 
 
 def test_every_profile_loads() -> None:
-    assert profile_names() == ["cpu-demo", "qwen3.5-9b-64k"]
+    assert profile_names() == ["cpu-demo", "qwen3.5-9b-64k", "recommended-qwen3.5-9b-64k"]
     for name in profile_names():
         assert load_train_config(name).profile == name
 
@@ -219,6 +219,22 @@ def test_the_default_profile_is_the_target_run() -> None:
         "reverse_kl",
         1.0,
         1.0,
+    )
+
+
+def test_the_recommended_profile_has_the_target_runs_caps() -> None:
+    target, other = (load_train_config(name) for name in ("qwen3.5-9b-64k", "recommended-qwen3.5-9b-64k"))
+    differs = {
+        f"{section}.{key}"
+        for section, fields in target.model_dump().items()
+        if isinstance(fields, dict)
+        for key, value in fields.items()
+        if value != other.model_dump()[section][key]
+    }
+    changed = {"learning_rate", "schedule", "max_steps", "turns_per_step"}
+    assert differs == {"distill.divergence", *(f"optim.{key}" for key in changed)}
+    assert (
+        other.model_copy(update={"profile": target.profile, "distill": target.distill, "optim": target.optim}) == target
     )
 
 
