@@ -21,7 +21,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic.fields import FieldInfo
 
 from sdft_cli.choices import BACKENDS, DIVERGENCES, TOKEN_WEIGHTS
-from sdft_cli.errors import UsageError
+from sdft_cli.errors import UsageError, did_you_mean
 from sdft_cli.resources import resource, resource_text
 
 T = TypeVar("T", bound=BaseModel)
@@ -519,6 +519,9 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     if first["type"] == "model_type" and where:
         one = next(key for key in fields_of(kind) if key.startswith(f"{where}."))
         return f"{where} is a section: name one of its values, as in {one}=VALUE."
+    if first["type"] == "literal_error":
+        allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])
+        return f"{where}: {first['input']} is not known: {did_you_mean(str(first['input']), allowed)}"
     message = first["msg"].removeprefix("Value error, ")
     return f"{where or 'configuration'}: {message}: correct the option or the profile."
 
@@ -578,7 +581,8 @@ def load_train_config(
     elif profile in profile_names():
         text = resource_text("templates", "profiles", f"{profile}.yaml")
     else:
-        raise UsageError(f"Profile {profile} is unknown: use one of {', '.join(profile_names())}, or a YAML file.")
+        otherwise = f"use one of {', '.join(profile_names())}, or a YAML file."
+        raise UsageError(f"Profile {profile} is unknown: {did_you_mean(profile, profile_names(), otherwise)}")
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -5,7 +5,7 @@ Exit codes are stable: 0 ok, 1 failed, 2 usage, 3 data rejected, 4 verification 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 WARNING = "WARNING: "
 """How every warning begins; the command line prints such a line in bold."""
@@ -81,13 +81,16 @@ def nearest(name: str, names: Iterable[str], most: int = 3) -> list[str]:
     return sorted((one for one in scores if scores[one] >= least), key=lambda one: -scores[one])[:most]
 
 
-def did_you_mean(name: str, names: Iterable[str], otherwise: str | None = None) -> str:
+def did_you_mean(
+    name: str, names: Iterable[str], otherwise: str | None = None, said: Callable[[str], str] = str
+) -> str:
     """Return the end of a sentence about an unknown name: `did you mean a or b?`, else what `otherwise` says.
 
     Args:
         otherwise: said where no name is alike; None: all names, `choose of a, b, c.`
+        said: what the sentence writes for a name, if that is not the name.
     """
     names = list(names)
     if near := nearest(name, names):
-        return f"did you mean {' or '.join(near)}?"
+        return f"did you mean {' or '.join(map(said, near))}?"
     return f"choose of {', '.join(names)}." if otherwise is None else otherwise

@@ -25,6 +25,7 @@ from typing import Any
 
 from sdft_cli.config import TrainConfig, stored_config
 from sdft_cli.errors import DataError, UsageError
+from sdft_cli.places import RUN, RUNS_ROOT, meant_folder
 from sdft_cli.records.json_files import finite, read_json
 
 FORMAT = "sdft-run"
@@ -87,7 +88,8 @@ def read_run(folder: Path, best: bool = False) -> Run:
         DataError: a file is missing or was not written by `sdft train`.
     """
     if not folder.exists():
-        raise UsageError(f"There is no run {folder}: name the folder of one.")
+        near = meant_folder(folder, RUN, RUNS_ROOT, "name the folder of one.")
+        raise UsageError(f"There is no run {folder}: {near}")
     info, config = read_run_json(folder), read_run_json(folder, "config.json")
     if not (folder / "adapter" / "adapter_config.json").is_file():
         raise DataError(f"{folder} is no finished run: go on with `sdft train --resume --out {folder}`.")

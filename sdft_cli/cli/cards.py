@@ -19,13 +19,14 @@ def cards(
 
     Example: sdft cards armand0e/claude-fable-5-claude-code
     """
-    from sdft_cli.errors import UsageError
+    from sdft_cli.errors import UsageError, did_you_mean
     from sdft_cli.report import terminal
     from sdft_cli.traces.data_cards import data_card_names, load_data_card
 
     names = data_card_names()
     if name is not None and name not in names:
-        raise UsageError(f"There is no card of {name}: `sdft cards` lists them; a dataset without a card works too.")
+        otherwise = "`sdft cards` lists them; a dataset without a card works too."
+        raise UsageError(f"There is no card of {name}: {did_you_mean(name, names, otherwise)}")
     found = [card for n in names if name in (None, n) and (card := load_data_card(n)) is not None]
     facts = [card.model_dump(mode="json", exclude_none=not as_json) for card in found]
     if as_json:

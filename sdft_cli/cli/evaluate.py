@@ -11,8 +11,9 @@ import typer
 from sdft_cli.cli.support.common import command
 from sdft_cli.cli.support.options import DatasetPath, given_settings, option, setting
 from sdft_cli.notices import say
+from sdft_cli.places import RUN, RUNS_ROOT, meant_folder
 from sdft_cli.stages.evaluate import run_evaluation, update_card
-from sdft_cli.stages.folders import RUNS_ROOT, newest_dataset, newest_run
+from sdft_cli.stages.folders import newest_dataset, newest_run
 
 if TYPE_CHECKING:
     from sdft_cli.config import EvalConfig
@@ -68,6 +69,8 @@ def evaluate(
     """
     from sdft_cli.records import read_dataset
 
+    if subject is not None:
+        _check_subject(Path(subject))
     chosen = subject or str(newest_run())
     config = _config_of(given_settings(context), lm_eval, lm_eval_path, lm_eval_limit)
     data = read_dataset(dataset or newest_dataset())
@@ -89,17 +92,28 @@ def evaluate(
     say(f"Every answer and number: {target}")
 
 
+def _check_subject(subject: Path) -> None:
+    """Raises `UsageError` where what is meant is a run, and there is none."""
+    from sdft_cli.errors import UsageError
+
+    if subject.exists():
+        return
+    if RUNS_ROOT in subject.parents:
+        near = meant_folder(subject, RUN, RUNS_ROOT, "name the folder of one, or a model.")
+        raise UsageError(f"There is no run {subject}: {near}")
+    if (RUNS_ROOT / subject / RUN).is_file():
+        raise UsageError(f"There is no run {subject}: did you mean {RUNS_ROOT / subject}?")
+
+
 def _target(subject: Path, of_run: bool, out: Path | None, best: bool, general: int | None) -> Path:
     """Return the file to write, which can be written.
 
     Raises:
-        UsageError: there is no such run, or the drift of a model alone is asked for.
+        UsageError: the drift of a model alone is asked for.
     """
     from sdft_cli.errors import UsageError
     from sdft_cli.records.folders import writable_file
 
-    if not subject.exists() and RUNS_ROOT in subject.parents:
-        raise UsageError(f"There is no run {subject}: name the folder of one, or a model.")
     if general and not of_run:
         raise UsageError("--general evaluates a model's drift from its base: give a run, or leave it out.")
     return writable_file(

@@ -11,7 +11,7 @@ import typer
 from sdft_cli.cli.support.common import command
 from sdft_cli.cli.support.options import given_settings, option, setting
 from sdft_cli.notices import say, some
-from sdft_cli.stages.folders import DATA_ROOT
+from sdft_cli.places import DATA_ROOT
 from sdft_cli.stages.prepare import card_defaults, run_preparation
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from math import isclose
 from typing import Any
 
-from sdft_cli.errors import DataError, UsageError
+from sdft_cli.errors import DataError, UsageError, did_you_mean
 from sdft_cli.evaluation.differences import differences
 from sdft_cli.evaluation.document import Document
 from sdft_cli.metrics import metrics_of
@@ -97,8 +97,7 @@ def trade_off(comparison: Mapping[str, Any], skill: str, forgetting: str) -> lis
 
 def _gain(gaps: Mapping[str, Any], better: Mapping[str, str], key: str, sign: int) -> dict[str, Any]:
     if key not in better:
-        usable = ", ".join(better)
-        raise UsageError(f"{key} cannot be plotted: use one of {usable}.")
+        raise UsageError(f"{key} cannot be plotted: {did_you_mean(key, better)}")
     gap = gaps.get(key)
     if gap is None:
         raise UsageError(f"{key} was not evaluated: run `sdft eval` without leaving that part out.")

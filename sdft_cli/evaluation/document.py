@@ -8,6 +8,7 @@ from typing import Any
 
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.metrics import by_group, summary
+from sdft_cli.places import EVALUATED_RUN, RUNS_ROOT, meant_folder
 from sdft_cli.records.json_files import read_json
 from sdft_cli.run_folder import is_run
 
@@ -49,8 +50,10 @@ def read_evaluation(path: Path) -> tuple[str, Document]:
     """
     file = path / "eval.json" if path.is_dir() else path
     if not file.is_file():
-        what = f"run `sdft eval {path}` first" if is_run(path) else "give run folders, or files of `sdft eval`"
-        raise UsageError(f"{file} does not exist: {what}.")
+        otherwise = "give run folders, or files of `sdft eval`."
+        near = meant_folder(path, EVALUATED_RUN, RUNS_ROOT, otherwise)
+        what = f"run `sdft eval {path}` first." if is_run(path) else near
+        raise UsageError(f"{file} does not exist: {what}")
     document = read_json(file, advice="run `sdft eval` again")
     if document.get("format") != FORMAT or not {"contenders", "dataset", "config"} <= document.keys():
         raise DataError(f"{file} was not written by this version of `sdft eval`: run it again.")

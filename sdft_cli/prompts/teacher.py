@@ -16,8 +16,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
-from sdft_cli.errors import UsageError
-from sdft_cli.resources import resource_text, text_hash
+from sdft_cli.errors import UsageError, did_you_mean
+from sdft_cli.resources import resource, resource_text, text_hash
 
 SLOT = "{reference}"
 _CLOSING = re.compile(r"\s*(</[^<>\s]+>)")
@@ -111,7 +111,17 @@ def load_teacher_template(name: str = DEFAULT) -> TeacherTemplate:
         if not path.is_file():
             raise UsageError(f"Teacher template {path} does not exist: check the path.")
         return TeacherTemplate(path.stem, path.read_text(encoding="utf-8").strip())
+    if name not in teacher_templates():
+        raise UsageError(
+            f"Teacher template {name} is no .txt file and none of those that ship with sdft: "
+            f"{did_you_mean(name, teacher_templates())}"
+        )
     return TeacherTemplate(name, resource_text("templates", "teacher", f"{name}.txt").strip())
+
+
+def teacher_templates() -> list[str]:
+    """Return the names of the wordings that ship with sdft."""
+    return sorted(Path(item.name).stem for item in resource("templates", "teacher").iterdir())
 
 
 def teacher_template_of(manifest: Mapping[str, Any]) -> TeacherTemplate:

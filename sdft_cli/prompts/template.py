@@ -12,7 +12,7 @@ from datetime import date as Date
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.errors import DataError, UsageError
+from sdft_cli.errors import DataError, UsageError, did_you_mean
 from sdft_cli.resources import resource, resource_text, text_hash
 
 OWN = "own"
@@ -110,8 +110,8 @@ def load_chat_template(name: str) -> str:
     if path.suffix != ".jinja":
         if name not in chat_templates():
             raise UsageError(
-                f"Chat template {name} is no .jinja file and none of those that ship with sdft "
-                f"({', '.join(chat_templates())}): check the name."
+                f"Chat template {name} is no .jinja file and none of those that ship with sdft: "
+                f"{did_you_mean(name, chat_templates())}"
             )
         return resource_text("templates", "chat", f"{name}.jinja")
     try:

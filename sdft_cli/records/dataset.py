@@ -22,6 +22,7 @@ import msgspec
 import polars as pl
 
 from sdft_cli.errors import DataError, UsageError
+from sdft_cli.places import DATA_ROOT, DATASET, meant_folder
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import read_json
 from sdft_cli.records.types import Record, RecordRow, Rejection, Session
@@ -177,7 +178,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     path = folder / "manifest.json"
     if not folder.exists():
-        raise UsageError(f"There is no dataset {folder}: name the folder of one, or run `sdft prepare` to make it.")
+        otherwise = "name the folder of one, or run `sdft prepare` to make it."
+        raise UsageError(f"There is no dataset {folder}: {meant_folder(folder, DATASET, DATA_ROOT, otherwise)}")
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder: give a dataset written by `sdft prepare`.")
     if not path.is_file():

@@ -6,9 +6,7 @@ from pathlib import Path
 
 from sdft_cli.errors import UsageError
 from sdft_cli.notices import say
-
-DATA_ROOT = Path("data")
-RUNS_ROOT = Path("runs")
+from sdft_cli.places import DATA_ROOT, DATASET, FINISHED_RUN, RUNS_ROOT, folders_with
 
 
 def newest(root: Path, marker: str, what: str, hint: str) -> Path:
@@ -17,8 +15,7 @@ def newest(root: Path, marker: str, what: str, hint: str) -> Path:
     Raises:
         UsageError: there is none.
     """
-    names = root.iterdir() if root.is_dir() else ()
-    found = [folder for folder in names if not folder.name.startswith(".") and (folder / marker).is_file()]
+    found = folders_with(marker, root)
     if not found:
         raise UsageError(f"No {what} under {root}/: {hint}")
     chosen = max(found, key=lambda folder: ((folder / marker).stat().st_mtime_ns, folder.name))
@@ -28,9 +25,9 @@ def newest(root: Path, marker: str, what: str, hint: str) -> Path:
 
 def newest_dataset() -> Path:
     """Return the newest dataset under `data/`."""
-    return newest(DATA_ROOT, "manifest.json", "dataset", "run `sdft prepare SOURCE` first, or name a dataset.")
+    return newest(DATA_ROOT, DATASET, "dataset", "run `sdft prepare SOURCE` first, or name a dataset.")
 
 
 def newest_run() -> Path:
     """Return the newest finished run under `runs/`."""
-    return newest(RUNS_ROOT, "adapter/adapter_config.json", "run", "run `sdft train` first, or name a run.")
+    return newest(RUNS_ROOT, FINISHED_RUN, "run", "run `sdft train` first, or name a run.")

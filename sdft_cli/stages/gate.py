@@ -68,14 +68,14 @@ def measure_ranking(config: TrainConfig, data: Dataset, templates: list[str], di
     """Load the model with a fresh adapter, and rank wordings (none: the dataset's) and divergences (the profile's)."""
     from sdft_cli.choices import DIVERGENCES
     from sdft_cli.engine.score.ranking import rank
-    from sdft_cli.errors import UsageError
+    from sdft_cli.errors import UsageError, did_you_mean
     from sdft_cli.prompts.chat import ChatPrompts
     from sdft_cli.prompts.teacher import load_teacher_template
     from sdft_cli.report import terminal
 
     unknown = [name for name in divergences if name not in DIVERGENCES]
     if unknown:
-        raise UsageError(f"{unknown[0]} is no divergence: choose of {', '.join(DIVERGENCES)}.")
+        raise UsageError(f"{unknown[0]} is no divergence: {did_you_mean(unknown[0], DIVERGENCES)}")
     wordings = [load_teacher_template(name) for name in templates]
     names = [one.name for one in wordings]
     if twice := [name for name in names if names.count(name) > 1]:

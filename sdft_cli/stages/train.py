@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft_cli.notices import say
-from sdft_cli.stages.folders import RUNS_ROOT, newest, newest_dataset
+from sdft_cli.places import RUN, RUNS_ROOT, meant_folder
+from sdft_cli.stages.folders import newest, newest_dataset
 
 if TYPE_CHECKING:
     from sdft_cli.engine.train.run import Job
@@ -48,9 +49,10 @@ def job_to_resume(
 
     if profile is not None:
         raise UsageError("--resume takes the run's own profile: leave --profile out.")
-    target = out or newest(RUNS_ROOT, "run.json", "run", "run `sdft train` first, or name the run with --out.")
+    target = out or newest(RUNS_ROOT, RUN, "run", "run `sdft train` first, or name the run with --out.")
     if not (target / "run.json").is_file():
-        raise UsageError(f"{target} is no run: name the folder of one with --out.")
+        near = meant_folder(target, RUN, RUNS_ROOT, "name the folder of one with --out.")
+        raise UsageError(f"{target} is no run: {near}")
     info = read_run_json(target)
     config = resumed_config(read_run_json(target, "config.json"), overrides, flags)
     done = (info.get("last_step") or {}).get("step", 0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sdft_cli.errors import DataError, MachineError, SdftError, UsageError
+from sdft_cli.errors import DataError, MachineError, SdftError, UsageError, did_you_mean
 from sdft_cli.records import Session
 from sdft_cli.traces.claude_code.seen import SeenLines
 from sdft_cli.traces.readers import reader_for
@@ -53,7 +53,16 @@ def resolve_source(name: str, revision: str | None = None) -> Source:
     if _HUB_ID.fullmatch(name) and suffix_of(path) not in SUFFIXES:
         root, commit = _download(name, revision)
         return replace(_folder(name, "hub", root), revision=commit)
-    raise UsageError(f"{name} is no file, no folder and no Hub dataset id (owner/name): check the name.")
+    near = did_you_mean(path.name, _beside(path), "check the name.")
+    raise UsageError(f"{name} is no file, no folder and no Hub dataset id (owner/name): {near}")
+
+
+def _beside(path: Path) -> list[str]:
+    """Return the names in a path's folder; none where there is no such folder."""
+    try:
+        return sorted(other.name for other in path.parent.iterdir())
+    except OSError:
+        return []
 
 
 def _folder(name: str, kind: str, root: Path) -> Source:

@@ -87,7 +87,7 @@ def test_a_name_or_a_file_or_the_text_of_a_manifest(tmp_path: Path) -> None:
     assert (mine.name, mine.text) == ("mine", OWN)
     assert teacher_template_of({"teacher_template": "mine", "teacher_text": OWN}) == mine
     assert teacher_template_of({"teacher_template": "repeat"}).hash == load_teacher_template("repeat").hash
-    with pytest.raises(UsageError, match="does not ship with sdft"):
+    with pytest.raises(UsageError, match="none of those that ship with sdft"):
         teacher_template_of({"teacher_template": "mine"})
 
 

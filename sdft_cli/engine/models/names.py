@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.engine.models.quiet import quiet_libraries
-from sdft_cli.errors import MachineError, UsageError
+from sdft_cli.errors import MachineError, UsageError, did_you_mean
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import read_json
 from sdft_cli.resources import resource_text, text_hash
@@ -73,7 +73,8 @@ def resolve_model(name: str, notify: Callable[[str], None] = lambda text: None) 
         return str(_packaged(name, ALIASES[name], notify))
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return name
-    raise UsageError(f"Model {name} is no folder, no Hub id (owner/name) and no alias ({', '.join(ALIASES)}).")
+    near = did_you_mean(name, ALIASES, f"the aliases are {', '.join(ALIASES)}.")
+    raise UsageError(f"Model {name} is no folder, no Hub id (owner/name) and no alias: {near}")
 
 
 def known_as(name: str) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import yaml
 
-from sdft_cli.errors import UsageError
+from sdft_cli.errors import UsageError, did_you_mean
 from sdft_cli.resources import resource_text
 
 RESERVE = 0.06
@@ -46,7 +46,8 @@ def find_gpu(text: str) -> Gpu:
             return card
     size = re.fullmatch(r"(\d+(?:\.\d+)?)\s*gi?b", text.lower())
     if not size or float(size[1]) == 0:
-        raise UsageError(f"--gpu {text} is no size (80GB) and no card: use one of {', '.join(c.name for c in cards)}.")
+        near = did_you_mean(text, [card.name for card in cards])
+        raise UsageError(f"--gpu {text} is no size (80GB) and no card: {near}")
     memory = float(size[1])
     alike = min(cards, key=lambda c: (abs(c.memory_gb - memory), c.tflops))
     return Gpu(text, memory, alike.tflops, alike.gb_per_s, f"speed of {alike.name}")
