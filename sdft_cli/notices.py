@@ -1,17 +1,54 @@
-"""What a command tells a person while it works: one sentence at a time, on stderr."""
+"""What a command tells a person while it works: one sentence at a time, on stderr, as loud as was asked for."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
+from typing import Literal
 
 from sdft_cli.errors import WARNING
 
+Loudness = Literal["quiet", "normal", "verbose"]
+ERROR = "sdft: "
+"""How the sentence of an error begins."""
+_HIDDEN = re.compile(
+    "[\x00-\x09\x0b-\x1f\x7f-\x9f"  # control characters but the end of a line: a terminal obeys them
+    "\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # hidden
+    "\ud800-\udfff]"  # halves of characters: no terminal can show them
+)
+_loudness: Loudness = "normal"
+
+
+def set_loudness(loudness: Loudness) -> None:
+    """Say how much this process tells: warnings and errors only, notices and progress too, or all that is known."""
+    global _loudness
+    _loudness = loudness
+
+
+def loudness() -> Loudness:
+    """Return how much this process tells."""
+    return _loudness
+
+
+def visible(text: str) -> str:
+    """Return a text for the terminal: characters that steer it, hide or reorder text are written as escapes.
+
+    Ends of lines stay; nothing is lost, e.g. `\\x1b[31m` for an escape sequence.
+    """
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
 
 def say(text: str) -> None:
-    """Print a notice to stderr, as plain text; a warning in bold where that is a terminal."""
-    loud = text.startswith(WARNING) and sys.stderr.isatty() and "NO_COLOR" not in os.environ
-    print(f"\x1b[1;31m{text}\x1b[0m" if loud else text, file=sys.stderr)
+    """Print a notice to stderr, as plain text; a warning in bold where that is a terminal.
+
+    When quiet, only warnings and errors are printed.
+    """
+    if _loudness == "quiet" and not text.startswith((WARNING, ERROR)):
+        return
+    plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in ("dumb", "unknown")
+    loud = text.startswith(WARNING) and sys.stderr.isatty() and not plain
+    print(f"\x1b[1;31m{visible(text)}\x1b[0m" if loud else visible(text), file=sys.stderr, flush=True)
 
 
 def some(names: list[str]) -> str:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 import typer
 
-from sdft_cli.cli.support.common import command
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import AsJson
+from sdft_cli.notices import say
 
 
 @command
 def cards(
     name: Annotated[str | None, typer.Argument(help="A dataset (owner/name).", show_default="all are listed")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show the data cards: datasets that `sdft prepare` knows, with their format, licence and defaults.
 
@@ -30,8 +31,12 @@ def cards(
     found = [card for n in names if name in (None, n) and (card := load_data_card(n)) is not None]
     facts = [card.model_dump(mode="json", exclude_none=not as_json) for card in found]
     if as_json:
-        typer.echo(json.dumps(facts if name is None else facts[0], indent=2))
+        print_json(facts if name is None else facts[0])
     elif name is None:
         terminal.stdout().print(terminal.cards_table(facts))
     else:
         terminal.stdout().print(terminal.card_table(facts[0]))
+    if name is None:
+        say("Next: sdft cards NAME shows all of one; sdft prepare NAME takes it.")
+    else:
+        say(f"Next: {f'get it from {found[0].url}, then ' * bool(found[0].url)}sdft prepare {name}")

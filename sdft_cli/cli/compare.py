@@ -5,14 +5,13 @@ Or, of runs that go on from each other, what each of them kept of the datasets b
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sdft_cli.cli.support.common import command
-from sdft_cli.cli.support.options import option
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import AsJson, option
 from sdft_cli.notices import say
 
 
@@ -33,7 +32,7 @@ def compare(
     ] = False,
     html: Annotated[Path | None, option(help="Write tables and plot as one page.", left_out="no page")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing page.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print numbers and differences as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Compare evaluated runs: SDFT against SFT, two learning rates, two checkpoints; paired, with intervals.
 
@@ -53,12 +52,14 @@ def compare(
     found = put_together([read_evaluation(path) for path in runs])
     points = trade_off(found, skill, forgetting)
     if as_json:
-        typer.echo(json.dumps({**evaluation.summaries(found), "trade_off": points}, indent=2, sort_keys=True))
+        print_json({**evaluation.summaries(found), "trade_off": points})
     else:
         terminal.stdout().print(comparison.report(found, points, skill, forgetting))
     if html:
         write_text(html, comparison.render_page(found, points, skill, forgetting), overwrite)
-        say(f"Page written to {html}")
+        say(f"Page written to {html}: open it in a browser.")
+    else:
+        say(f"Next, as a page: sdft compare {' '.join(map(str, runs))} --html compare.html")
 
 
 def _show_matrix(runs: list[Path], skill: str, html: Path | None, as_json: bool) -> None:
@@ -70,6 +71,7 @@ def _show_matrix(runs: list[Path], skill: str, html: Path | None, as_json: bool)
         raise UsageError("--matrix writes no page: leave --html out, or use --json.")
     found = forgetting_matrix([read_stage(path) for path in runs], skill)
     if as_json:
-        typer.echo(json.dumps(found, indent=2, sort_keys=True))
+        print_json(found)
     else:
         terminal.stdout().print(comparison.matrix_report(found))
+    say(f"Next, side by side: sdft compare {' '.join(map(str, runs))}")

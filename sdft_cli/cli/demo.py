@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdft_cli.cli.support.common import command
-from sdft_cli.cli.support.options import option
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import AsJson, option
 from sdft_cli.notices import say
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def demo(
     quick: Annotated[
         bool, option("--quick", help="One step on 12 sessions and a small evaluation: does all of it run here?")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Prepare, train, merge and evaluate on made-up sessions with SmolLM2-135M; about 13 minutes on two cores.
 
@@ -86,41 +87,44 @@ def demo(
     if out.exists():
         shutil.rmtree(out)
     start = time.monotonic()
+    show = (lambda table: None) if as_json else terminal.stdout().print
     clock = lambda: f"{time.monotonic() - start:.0f} s"  # noqa: E731
     flags = {"optim.max_steps": steps, "seed": seed, **(QUICK_GATE if quick else {})}
     train_config = load_train_config("cpu-demo", (), flags)
 
     say(f"1/4 prepare: {sessions} example sessions")
     data = _prepared(out, train_config.model, sessions, seed)
+    show(terminal.funnel_table(data.manifest["funnel"]))
     say(f"2/4 train ({clock()})")
     run_training(Job(train_config, data, out / "run"))
     if control:
         say(f"2/4 train the control arm ({clock()})")
         run_training(Job(train_config.model_copy(update={"objective": "sft"}), data, out / "run-sft"))
     say(f"3/4 merge ({clock()})")
-    terminal.stdout().print(terminal.merge_table(run_merge(read_run(out / "run"), out / "run" / "merged")))
+    check = run_merge(read_run(out / "run"), out / "run" / "merged")
+    show(terminal.merge_table(check))
     say(f"4/4 eval ({clock()})")
     controls = [out / "run-sft"] if control else []
     config = build(EvalConfig, evaluation_settings)
     result = run_evaluation(str(out / "run"), data, config, controls=controls)
     write_json(out / "eval.json", result)
     evaluated_card(read_run(out / "run"), result)
-    terminal.stdout().print(evaluation.report(result))
+    if as_json:
+        print_json(evaluation.summaries(result))
+    show(evaluation.report(result))
     say(f"Done in {clock()}. Read the answers in {out / 'eval.json'}, the model is in {out / 'run' / 'merged'}.")
 
 
 def _prepared(out: Path, model: str, sessions: int, seed: int) -> Dataset:
-    """Write example sessions and make a dataset of them; show its funnel."""
+    """Write example sessions and make a dataset of them."""
     from sdft_cli.config import PrepareConfig, build
     from sdft_cli.records import read_dataset
     from sdft_cli.records.json_files import write_json
-    from sdft_cli.report import terminal
     from sdft_cli.stages.prepare import run_preparation
     from sdft_cli.traces.examples import write_examples
 
     write_examples(out / "sessions", sessions, seed, SUBSET)
     write_json(out / "sdft-demo.json", {"sessions": sessions, "seed": seed})
     given = {"source": str(out / "sessions"), "model": model, "seed": seed}
-    manifest, _ = run_preparation(build(PrepareConfig, PREPARATION | given), out / "data")
-    terminal.stdout().print(terminal.funnel_table(manifest["funnel"]))
+    run_preparation(build(PrepareConfig, PREPARATION | given), out / "data")
     return read_dataset(out / "data")

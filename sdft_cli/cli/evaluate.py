@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdft_cli.cli.support.common import command
-from sdft_cli.cli.support.options import DatasetPath, given_settings, option, setting
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import AsJson, DatasetPath, given_settings, option, setting
 from sdft_cli.notices import say
 from sdft_cli.places import RUN, RUNS_ROOT, meant_folder
 from sdft_cli.stages.evaluate import run_evaluation, update_card
@@ -29,7 +28,7 @@ def evaluate(
     dataset: DatasetPath = None,
     out: Annotated[Path | None, option(help="The JSON file to write.", left_out="<run>/eval.json")] = None,
     details: Annotated[bool, typer.Option("--details", help="Show results by tool and by position too.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summaries and differences as JSON.")] = False,
+    as_json: AsJson = False,
     best: Annotated[
         bool,
         option(
@@ -75,7 +74,7 @@ def evaluate(
     config = _config_of(given_settings(context), lm_eval, lm_eval_path, lm_eval_limit)
     data = read_dataset(dataset or newest_dataset())
 
-    from sdft_cli.records.json_files import finite, write_json
+    from sdft_cli.records.json_files import write_json
     from sdft_cli.report import evaluation, terminal
     from sdft_cli.run_folder import is_run, read_run
 
@@ -86,10 +85,18 @@ def evaluate(
     if of_run:
         update_card(read_run(Path(chosen), best), result)
     if as_json:
-        typer.echo(json.dumps(finite(evaluation.summaries(result)), indent=2, sort_keys=True))
+        print_json(evaluation.summaries(result))
     else:
         terminal.stdout().print(evaluation.report(result, details))
-    say(f"Every answer and number: {target}")
+    say(f"Every answer and number: {target}; next: {_next(Path(chosen), of_run, merged)}")
+
+
+def _next(subject: Path, of_run: bool, merged: bool) -> str:
+    if not of_run:
+        return f"beside a run, sdft eval RUN on the same dataset, then sdft compare RUN eval-{subject.name}.json"
+    if (subject / "merged").is_dir() or merged:
+        return f"beside another run, sdft compare {subject} OTHER_RUN"
+    return f"sdft merge {subject} --bf16"
 
 
 def _check_subject(subject: Path) -> None:

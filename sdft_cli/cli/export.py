@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from sdft_cli.cli.support.common import command
-from sdft_cli.cli.support.options import DatasetPath
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import AsJson, DatasetPath
 from sdft_cli.notices import say
 from sdft_cli.stages.folders import newest_dataset
+
+TRAINERS = {"trl": "TRL's SDFTTrainer", "openai": "trainers that read OpenAI's messages", "sharegpt": "LLaMA-Factory"}
 
 
 @command
@@ -23,6 +25,7 @@ def export(
         bool, typer.Option("--tool-turns", help="trl: write prompts that end in a tool result, too; TRL refuses them.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write the records as self-contained rows for other trainers.
 
@@ -38,6 +41,9 @@ def export(
     if tool_turns and file_format != "trl":
         raise UsageError("--tool-turns belongs to --format trl: leave it out.")
     done = run(read_dataset(dataset or newest_dataset()), file_format, out, split, overwrite, tool_turns=tool_turns)
-    say(f"{done.rows:,} row(s) written to {out}")
+    if as_json:
+        print_json({"file": str(out), "rows": done.rows, "left_out": done.left_out})
     for reason, count in done.left_out.items():
         say(f"{count:,} record(s) left out, because {file_format} cannot hold them: {reason}")
+    again = f"; read back: sdft prepare {out}" if file_format == "openai" else ""
+    say(f"{done.rows:,} row(s) for {TRAINERS[file_format]} written to {out}{again}")

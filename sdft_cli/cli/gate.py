@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdft_cli.cli.support.common import command
+from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import (
     DEFAULT_PROFILE,
+    AsJson,
     DatasetPath,
     Model,
     Overrides,
@@ -31,9 +32,8 @@ if TYPE_CHECKING:
 def gate(
     context: typer.Context,
     dataset: DatasetPath = None,
-    json_file: Annotated[
-        Path | None, option("--json", help="Write every number and answer to this file.", left_out="none")
-    ] = None,
+    out: Annotated[Path | None, option(help="Write every number and answer to this file.", left_out="none")] = None,
+    as_json: AsJson = False,
     shuffle: Annotated[
         bool,
         typer.Option("--shuffle-references", help="Show each record another one's reference: the gate should fail."),
@@ -68,25 +68,42 @@ def gate(
     config = load_train_config(profile or DEFAULT_PROFILE, overrides or (), given_settings(context))
     data = read_dataset(dataset or newest_dataset())
     if templates is not None or divergences is not None:
-        _show_ranking(config, data, _names(templates), _names(divergences), json_file, shuffle)
+        _show_ranking(config, data, _names(templates), _names(divergences), out, shuffle, as_json)
         return
+    _check_file(out)
     result = measure_gate(config, data, shuffle)
 
     from sdft_cli.errors import VerificationError
-    from sdft_cli.records.folders import writable_file
-    from sdft_cli.records.json_files import write_json
     from sdft_cli.report import terminal
 
     document = result.to_json()
-    if document["summary"]:
+    if as_json:
+        print_json(document)
+    elif document["summary"]:
         terminal.stdout().print(terminal.gate_table(document))
-    if json_file:
-        write_json(writable_file(json_file), document)
+    _write(out, document)
     for note in result.notes:
         say(note)
     if not result.passed:
         raise VerificationError(result.verdict)
     say(result.verdict)
+    say(f"Next: sdft train {data.path} --profile {profile or DEFAULT_PROFILE}")
+
+
+def _check_file(out: Path | None) -> None:
+    """Raise `MachineError` where the file cannot be written, before the minutes that it takes to fill it."""
+    from sdft_cli.records.folders import writable_file
+
+    if out:
+        writable_file(out)
+
+
+def _write(out: Path | None, document: dict[str, Any]) -> None:
+    from sdft_cli.records.json_files import write_json
+
+    if out:
+        write_json(out, document)
+        say(f"Every number and answer: {out}")
 
 
 def _names(text: str | None) -> list[str]:
@@ -104,8 +121,9 @@ def _show_ranking(
     data: Dataset,
     templates: list[str],
     divergences: list[str],
-    json_file: Path | None,
+    out: Path | None,
     shuffle: bool,
+    as_json: bool,
 ) -> None:
     """Rank wordings and divergences; say which is best and how to take it.
 
@@ -114,19 +132,19 @@ def _show_ranking(
         VerificationError: no wording passes the gate.
     """
     from sdft_cli.errors import UsageError, VerificationError
-    from sdft_cli.records.folders import writable_file
-    from sdft_cli.records.json_files import write_json
     from sdft_cli.report import terminal
 
     if shuffle:
         raise UsageError("--shuffle-references checks one wording: leave --templates and --divergences out.")
-    if json_file:
-        writable_file(json_file)  # before the minutes that it takes to fill it
+    _check_file(out)
     ranked = measure_ranking(config, data, templates, divergences)
     rows = [one.to_json() for one in ranked]
-    terminal.stdout().print(terminal.ranking_table(rows))
-    if json_file:
-        write_json(json_file, {"ranking": rows, "settings": config.gate.model_dump(mode="json")})
+    document = {"ranking": rows, "settings": config.gate.model_dump(mode="json")}
+    if as_json:
+        print_json(document)
+    else:
+        terminal.stdout().print(terminal.ranking_table(rows))
+    _write(out, document)
     best = ranked[0]
     if not best.gate.passed:
         raise VerificationError(best.gate.verdict)

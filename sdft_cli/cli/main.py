@@ -17,8 +17,11 @@ from sdft_cli.cli.merge import merge
 from sdft_cli.cli.plan import doctor, plan
 from sdft_cli.cli.prepare import prepare
 from sdft_cli.cli.report import report
-from sdft_cli.cli.support.options import Command
+from sdft_cli.cli.support.common import be_loud, exit_of
+from sdft_cli.cli.support.options import Command, Quiet, Verbose
 from sdft_cli.cli.train import train
+from sdft_cli.errors import SdftError
+from sdft_cli.notices import set_loudness
 from sdft_cli.threads import limit_spinning
 
 limit_spinning()  # before any command imports torch
@@ -43,8 +46,15 @@ def root(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
 ) -> None:
     """Turn recorded coding-agent sessions into a better open model: prepare, train, merge, eval."""
+    set_loudness("normal")  # one process may run several commands
+    try:
+        be_loud(quiet, verbose)
+    except SdftError as error:
+        raise exit_of(error) from None
 
 
 app.command(cls=Command)(prepare)

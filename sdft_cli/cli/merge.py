@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdft_cli.cli.support.common import command
-from sdft_cli.cli.support.options import option
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import AsJson, option
 from sdft_cli.errors import WARNING, UsageError
 from sdft_cli.notices import say
 from sdft_cli.stages.folders import newest_run
@@ -33,6 +33,7 @@ def merge(
     prompts: Annotated[
         int, typer.Option(min=1, max=8, metavar="N", help="Number of the run's check prompts to compare on.")
     ] = 8,
+    as_json: AsJson = False,
     bf16: Annotated[bool, option("--bf16", help="Write bfloat16 weights.", panel="What is merged")] = False,
     dtype: Annotated[
         str | None,
@@ -98,15 +99,30 @@ def merge(
         raise UsageError(f"{gguf} would be a file of the checkpoint {target}: name one outside of it.")
     taken = bool(push or gguf) and not overwrite and target.is_dir() and any(target.iterdir())
     check = _certified(source, target, taken, prompts, overwrite, "bfloat16" if bf16 else dtype, base)
+    if not as_json:
+        _show("merge_table", check)
     if cost := _rounding_cost(check):
         say(cost)
+    document: dict[str, Any] = {"checkpoint": str(target), **check}
     if gguf and llama_cpp:
-        _convert(target, gguf, llama_cpp, check["dtype"], overwrite)
+        rows = _convert(target, gguf, llama_cpp, check["dtype"], overwrite)
+        document["gguf"] = {"file": str(gguf), **dict(rows)}
+        if not as_json:
+            _show("table", f"{gguf}, compared with the checkpoint", ["", "value"], rows)
     if push and not isinstance(source, Path):
         from sdft_cli.stages.push import push as push_checkpoint
 
         push_checkpoint(source, target, push, public)
-    say(f"Checkpoint: {target}" if alone else f"Checkpoint: {target}; next: sdft eval {folder}")
+    if as_json:
+        print_json(document)
+    say(f"Checkpoint: {target}; next: sdft eval {target if alone else folder}")
+
+
+def _show(table: str, *arguments: Any) -> None:
+    """Print a table of `report/terminal.py`, by its name."""
+    from sdft_cli.report import terminal
+
+    terminal.stdout().print(getattr(terminal, table)(*arguments))
 
 
 def _rounding_cost(check: dict[str, Any]) -> str | None:
@@ -140,19 +156,14 @@ def _check_alone(adapter: Path, best: bool, push: str | None, base: str | None) 
 def _certified(
     run: Run | Path, target: Path, taken: bool, prompts: int, overwrite: bool, dtype: str | None, base: str | None
 ) -> dict[str, Any]:
-    """Take the checkpoint that is there, or merge; show and return the certificate."""
-    from sdft_cli.report import terminal
-
+    """Take the checkpoint that is there, or merge; return the certificate."""
     if taken:
-        check = existing(run, target, dtype, base)
-    elif dtype is None:
+        return existing(run, target, dtype, base)
+    if dtype is None:
         raise UsageError(_NO_DTYPE)
-    elif isinstance(run, Path):
-        check = run_merge_adapter(run, target, prompts, overwrite, dtype, base or "")
-    else:
-        check = run_merge(run, target, prompts, overwrite, dtype, base)
-    terminal.stdout().print(terminal.merge_table(check))
-    return check
+    if isinstance(run, Path):
+        return run_merge_adapter(run, target, prompts, overwrite, dtype, base or "")
+    return run_merge(run, target, prompts, overwrite, dtype, base)
 
 
 def _check_options(
@@ -188,10 +199,9 @@ def _check_options(
         check_token()
 
 
-def _convert(merged: Path, file: Path, llama_cpp: Path, dtype: str, overwrite: bool) -> None:
+def _convert(merged: Path, file: Path, llama_cpp: Path, dtype: str, overwrite: bool) -> list[tuple[str, str]]:
     from sdft_cli.merging.gguf import convert_to_gguf
     from sdft_cli.report import terminal
 
     with terminal.stderr().status(f"Converting to {file} with {llama_cpp} ..."):
-        rows = convert_to_gguf(merged, file, llama_cpp, dtype, say, overwrite)
-    terminal.stdout().print(terminal.table(f"{file}, compared with the checkpoint", ["", "value"], rows))
+        return convert_to_gguf(merged, file, llama_cpp, dtype, say, overwrite)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdft_cli.cli.support.common import command
+from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import (
     DEFAULT_PROFILE,
+    AsJson,
     DatasetPath,
     Model,
     Overrides,
@@ -19,7 +20,7 @@ from sdft_cli.cli.support.options import (
     option,
     setting,
 )
-from sdft_cli.notices import say
+from sdft_cli.notices import ERROR, say
 from sdft_cli.stages.folders import newest_dataset
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 def plan(
     context: typer.Context,
     dataset: DatasetPath = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
+    as_json: AsJson = False,
     rollout_tokens: Annotated[
         int | None, option(min=1, metavar="N", help="Rollout length for hours.", left_out="mean of the experts' turns")
     ] = None,
@@ -96,9 +97,22 @@ def plan(
     }
     document["caps"] = [vars(loss) for loss in cap_losses(data, caps)]
     if as_json:
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        print_json(document)
     else:
         terminal.stdout().print(terminal.plan_report(document))
+    _say_next(document, data.path, profile or DEFAULT_PROFILE)
+
+
+def _say_next(plan: dict[str, Any], dataset: Path, profile: str) -> None:
+    """Say what follows from a plan: to train, to lower what does not fit, or to name a card."""
+    again, card = f"sdft plan {dataset} --profile {profile}", plan["gpu"]
+    if card is None:
+        say(f"Next: {again} --gpu 80GB")
+    elif card["fits"]:
+        say(f"Next: sdft train {dataset} --profile {profile}")
+    else:
+        change = next((one["change"].removeprefix("--set ") for one in plan["remedies"] if one["fits"]), None)
+        say(f"Next: {again} --set {change}" if change else f"Next: several changes at once, or a larger card: {again}")
 
 
 def _checked_shape(config: TrainConfig, rows: Sequence[RecordRow]) -> tuple[Shape, str]:
@@ -130,6 +144,7 @@ def doctor(
         bool, option("--load", help="Load the model's weights, and test the engine on them instead of a small model.")
     ] = False,
     gpu: Annotated[bool, option("--gpu", help="A GPU is wanted: fail without one.")] = False,
+    as_json: AsJson = False,
     profile: Profile = None,
     model: Model = None,
     overrides: Overrides = None,
@@ -156,9 +171,15 @@ def doctor(
     from sdft_cli.report import terminal
 
     named = None if model is None else resolve_model(config.model, say)
-    code = 0
-    for found in examine(Question(config, named, chat_template, load, gpu)):
-        terminal.stdout().print(terminal.finding_line(found.level, found.what, found.text), soft_wrap=True)
-        code = code or found.code
-    if code:
-        raise typer.Exit(code)
+    found = []
+    for one in examine(Question(config, named, chat_template, load, gpu)):
+        found.append(one)
+        if not as_json:
+            terminal.stdout().print(terminal.finding_line(one.level, one.what, one.text), soft_wrap=True)
+    if as_json:
+        print_json([vars(one) for one in found])
+    failed = [one for one in found if one.code]
+    if failed:
+        say(f"{ERROR}{len(failed)} of {len(found)} checks failed: do what their lines say, and run sdft doctor again.")
+        raise typer.Exit(failed[0].code)
+    say(f"Next: sdft {'plan' if named else 'prepare SOURCE'}{f' --model {model}' * bool(named)}")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sdft_cli.cli.support.common import command
-from sdft_cli.cli.support.options import given_settings, option, setting
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import AsJson, given_settings, option, setting
 from sdft_cli.notices import say, some
 from sdft_cli.places import DATA_ROOT
 from sdft_cli.stages.prepare import card_defaults, run_preparation
@@ -24,7 +23,7 @@ def prepare(
     context: typer.Context,
     out: Annotated[Path | None, option(help="The dataset folder to create.", left_out="data/<source name>")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset folder.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the funnel as JSON.")] = False,
+    as_json: AsJson = False,
     revision: Annotated[str | None, setting("prepare.revision", panel="Source")] = None,
     limit_sessions: Annotated[int | None, setting("prepare.limit_sessions")] = None,
     redact: Annotated[bool | None, setting("prepare.redact", "--redact/--no-redact")] = None,
@@ -64,7 +63,7 @@ def prepare(
 
     if as_json:
         facts = {name: manifest[name] for name in ("coverage", "system_prompt", "unknown")}
-        typer.echo(json.dumps({"dataset": str(target), **manifest["funnel"], **facts}, indent=2))
+        print_json({"dataset": str(target), **manifest["funnel"], **facts})
     else:
         terminal.stdout().print(terminal.statistics_report(manifest["funnel"], statistics))
     _tell(manifest, target)

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sdft_cli.cli.support.common import command
-from sdft_cli.cli.support.options import DatasetPath, option
-from sdft_cli.notices import say
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import AsJson, DatasetPath, option
+from sdft_cli.notices import say, visible
 from sdft_cli.stages.folders import newest_dataset
 
 
 @command
 def report(
     dataset: DatasetPath = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every number as JSON.")] = False,
+    as_json: AsJson = False,
     html: Annotated[
         Path | None, option(help="Write a page of its own: one file, no scripts.", left_out="no page")
     ] = None,
@@ -37,14 +36,17 @@ def report(
     data = read_dataset(dataset or newest_dataset())
     if html:
         write_text(html, render_page(data), overwrite)
-        say(f"Report written to {html}")
     if as_json:
         facts = {name: data.manifest.get(name) for name in ("coverage", "system_prompt", "unknown")}
         document = {"funnel": data.manifest["funnel"], **facts, **dataset_statistics(data).as_dict()}
-        typer.echo(json.dumps(document, indent=2, ensure_ascii=False))
+        print_json(document)
     elif not html:
         terminal.stdout().print(
             terminal.statistics_report(data.manifest["funnel"], dataset_statistics(data), full=True)
         )
         for sentence in sentences(data.manifest):
-            typer.echo(sentence)
+            typer.echo(visible(sentence))
+    if html:
+        say(f"Report written to {html}: open it in a browser; next: sdft plan {data.path}")
+    else:
+        say(f"Next: sdft plan {data.path}; as a page: sdft report {data.path} --html report.html")

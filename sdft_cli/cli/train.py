@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdft_cli.cli.support.common import command
+from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import (
     DEFAULT_PROFILE,
+    AsJson,
     DatasetPath,
     Model,
     Overrides,
@@ -41,6 +42,7 @@ def train(
             min=0, metavar="N", help="Write where the time of the first N steps goes to profile.json, and print it."
         ),
     ] = 0,
+    as_json: AsJson = False,
     init_adapter: Annotated[str | None, setting("train.init_adapter")] = None,
     profile: Profile = None,
     model: Model = None,
@@ -63,8 +65,10 @@ def train(
         job = job_to_resume(dataset, profile, out, overrides or [], flags)
     else:
         job = new_job(dataset, profile or DEFAULT_PROFILE, out, overrides or [], flags, overwrite)
-    run_training(replace(job, profile_steps=profile_steps))
-    if profile_steps:
+    result = run_training(replace(job, profile_steps=profile_steps))
+    if as_json:
+        print_json({"run": str(job.folder), **result})
+    elif profile_steps:
         _show_profile(job.folder / "profile.json", profile_steps)
     say(f"Run written to {job.folder}; next: sdft merge {job.folder} --bf16")
 

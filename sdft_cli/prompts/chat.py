@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.errors import WARNING, DataError, MachineError, UsageError
+from sdft_cli.notices import loudness
 from sdft_cli.prompts.encoding import PieceEncoder
 from sdft_cli.prompts.forms import find_form
 from sdft_cli.prompts.syntaxes.find import FoundSyntax, find_syntax
@@ -41,7 +42,8 @@ def load_tokenizer(model: str | Path, revision: str | None = None) -> Any:
     from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    logging.set_verbosity_error()
+    if loudness() != "verbose":
+        logging.set_verbosity_error()
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(model), revision=revision or "main", trust_remote_code=False)
     except (OSError, ValueError) as error:

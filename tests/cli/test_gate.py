@@ -24,12 +24,12 @@ def test_a_model_that_learns_nothing_from_a_reference_is_exit_code_4(
 ) -> None:
     prepared(tiny_model, tmp_path, 8, 0.4)  # tmp_path/data
     common = ("gate", "data", "--profile", "cpu-demo", "--model", tiny_model, "--set", "gate.max_new_tokens=4")
-    done = sdft(*common, "--records", 6, "--json", "gate.json")
+    done = sdft(*common, "--records", 6, "--out", "gate.json", "--json")
     assert done.returncode == 4, done.stderr
     assert "sdft: The teacher-lift gate fails: on 6 train records the reference does not lift" in done.stderr
     assert "Traceback" not in done.stderr
-    assert "expert NLL per token" in done.stdout
     document = json.loads((tmp_path / "gate.json").read_text())
+    assert json.loads(done.stdout) == document
     assert document["passed"] is False
     assert len(document["items"]) == 6
 
@@ -40,7 +40,7 @@ def test_wordings_and_divergences_are_ranked(sdft: Run, tmp_path: Path, tiny_mod
     common = ("gate", "data", "--profile", "cpu-demo", "--model", tiny_model, "--records", 6)
     common = (*common, *(part for one in settings for part in ("--set", one)))
     (tmp_path / "mine.txt").write_text("[assistant]\n{reference}\n[user]\nOnce more.\n")
-    wordings = ("--templates", "again, mine.txt", "--divergences", "forward_kl,jsd", "--json", "ranking.json")
+    wordings = ("--templates", "again, mine.txt", "--divergences", "forward_kl,jsd", "--out", "ranking.json")
     done = sdft(*common, *wordings)
     assert done.returncode in (0, 4), done.stderr  # a random model is taught nothing by any wording
     assert "Traceback" not in done.stderr

@@ -57,6 +57,9 @@ class Command(TyperCommand):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         panel = None
+        self.params.sort(key=lambda parameter: getattr(parameter, "rich_help_panel", None) == OUTPUT)
+        if help_option := self.get_help_option(ctx):
+            help_option.rich_help_panel = OUTPUT  # type: ignore[attr-defined]
         for parameter in self.params:
             panel = complete_help(parameter, panel)
         # Lines end where the terminal does, not where those of the source do.
@@ -106,6 +109,15 @@ def _help_of(path: str) -> tuple[str, str]:
     return f"{what[:1].upper()}{what[1:]}.", f"{text}; or {others}" if others else text
 
 
+OUTPUT = "Output"
+"""The last group of every command's options."""
+AsJson = Annotated[
+    bool, option("--json", help="Print numbers as JSON on stdout, and nothing else there.", panel=OUTPUT)
+]
+Quiet = Annotated[bool, option("--quiet", "-q", help="Print warnings and errors only; no progress.", panel=OUTPUT)]
+Verbose = Annotated[
+    bool, option("--verbose", help="Print what libraries say, and where an error comes from.", panel=OUTPUT)
+]
 DatasetPath = Annotated[Path | None, typer.Argument(help="A dataset folder.", show_default="the newest under data/")]
 Profile = Annotated[
     str | None, option(help="A shipped profile, or a YAML file.", left_out=DEFAULT_PROFILE, panel="Settings")

@@ -365,7 +365,7 @@ def test_cards() -> None:
     assert find_gpu("80GB").note == "speed of a100-80gb"  # the slowest card of that size
     assert find_gpu("80GB").usable == int(80 * 2**30 * 0.94)
     for text in ("h1000", "0GB", "GB"):
-        with pytest.raises(UsageError, match="choose of|did you mean"):
+        with pytest.raises(UsageError, match=r"choose of|did you mean"):
             find_gpu(text)
 
 
