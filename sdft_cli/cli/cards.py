@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import AsJson
 from sdft_cli.notices import say
@@ -13,7 +14,10 @@ from sdft_cli.notices import say
 
 @command
 def cards(
-    name: Annotated[str | None, typer.Argument(help="A dataset (owner/name).", show_default="all are listed")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A dataset (owner/name).", show_default="all are listed", autocompletion=completion.cards),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the data cards: datasets that `sdft prepare` knows, with their format, licence and defaults.

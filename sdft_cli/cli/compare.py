@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import AsJson, option
 from sdft_cli.notices import say
@@ -17,7 +18,14 @@ from sdft_cli.notices import say
 
 @command
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or files that `sdft eval` wrote.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Run folders, or files that `sdft eval` wrote.",
+            autocompletion=completion.evaluated_runs,
+        ),
+    ],
     skill: Annotated[str, typer.Option(help="What is learned, for the plot: a measure of eval.json.")] = (
         "expert_nll_per_token"
     ),

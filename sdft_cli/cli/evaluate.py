@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import AsJson, DatasetPath, given_settings, option, setting
 from sdft_cli.notices import say
@@ -23,7 +24,12 @@ def evaluate(
     context: typer.Context,
     subject: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN|MODEL]", help="A run folder, or a model.", show_default="the newest run"),
+        typer.Argument(
+            metavar="[RUN|MODEL]",
+            help="A run folder, or a model.",
+            show_default="the newest run",
+            autocompletion=completion.finished_runs,
+        ),
     ] = None,
     dataset: DatasetPath = None,
     out: Annotated[Path | None, option(help="The JSON file to write.", left_out="<run>/eval.json")] = None,
@@ -39,7 +45,9 @@ def evaluate(
     control: Annotated[
         list[Path] | None,
         option(
-            help="Measure the tuned model of this run too, e.g. one of --objective sft. Repeatable.", left_out="none"
+            help="Measure the tuned model of this run too, e.g. one of --objective sft. Repeatable.",
+            left_out="none",
+            autocompletion=completion.finished_runs,
         ),
     ] = None,
     max_new_tokens: Annotated[int | None, setting("eval.max_new_tokens", panel="Settings")] = None,

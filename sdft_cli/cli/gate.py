@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import (
     DEFAULT_PROFILE,
@@ -43,10 +44,16 @@ def gate(
         option(
             help="Rank these wordings, joined by commas: names in templates/teacher/, or .txt files.",
             left_out="the dataset's",
+            autocompletion=completion.joined(completion.teacher_templates),
         ),
     ] = None,
     divergences: Annotated[
-        str | None, option(help="Rank these divergences, joined by commas, too.", left_out="that of the profile")
+        str | None,
+        option(
+            help="Rank these divergences, joined by commas, too.",
+            left_out="that of the profile",
+            autocompletion=completion.joined(completion.divergences),
+        ),
     ] = None,
     profile: Profile = None,
     model: Model = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from typing import Annotated
 
 import typer
@@ -18,7 +20,7 @@ from sdft_cli.cli.plan import doctor, plan
 from sdft_cli.cli.prepare import prepare
 from sdft_cli.cli.report import report
 from sdft_cli.cli.support.common import be_loud, exit_of
-from sdft_cli.cli.support.options import Command, Quiet, Verbose
+from sdft_cli.cli.support.options import Command, Group, Quiet, Verbose
 from sdft_cli.cli.train import train
 from sdft_cli.errors import SdftError
 from sdft_cli.notices import set_loudness
@@ -26,8 +28,12 @@ from sdft_cli.threads import limit_spinning
 
 limit_spinning()  # before any command imports torch
 
+if "_SDFT_COMPLETE" in os.environ:  # a shell asks what a word may become: rich would only take time
+    sys.modules["rich"] = None  # type: ignore[assignment]
+
 app = typer.Typer(
     name="sdft",
+    cls=Group,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import AsJson, option
 from sdft_cli.errors import WARNING, UsageError
@@ -24,7 +25,12 @@ _NO_DTYPE = "Say which weights to write: add --bf16, or --dtype float32."
 @command
 def merge(
     run: Annotated[
-        Path | None, typer.Argument(help="A run folder, or an adapter folder.", show_default="the newest under runs/")
+        Path | None,
+        typer.Argument(
+            help="A run folder, or an adapter folder.",
+            show_default="the newest under runs/",
+            autocompletion=completion.finished_runs,
+        ),
     ] = None,
     out: Annotated[
         Path | None, option(help="The checkpoint folder to create.", left_out="<run>/merged, or <adapter>-merged")

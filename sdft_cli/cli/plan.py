@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import (
     DEFAULT_PROFILE,
@@ -138,7 +139,12 @@ def _checked_shape(config: TrainConfig, rows: Sequence[RecordRow]) -> tuple[Shap
 def doctor(
     context: typer.Context,
     chat_template: Annotated[
-        str | None, option(help="A chat template of templates/chat/, or a file.", left_out="the model's own")
+        str | None,
+        option(
+            help="A chat template of templates/chat/, or a file.",
+            left_out="the model's own",
+            autocompletion=completion.chat_templates,
+        ),
     ] = None,
     load: Annotated[
         bool, option("--load", help="Load the model's weights, and test the engine on them instead of a small model.")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import AsJson, given_settings, option, setting
 from sdft_cli.notices import say, some
@@ -19,7 +20,12 @@ if TYPE_CHECKING:
 
 @command
 def prepare(
-    source: Annotated[str, typer.Argument(help="A trace file, a folder of them, or a Hub dataset id (owner/name).")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="A trace file, a folder of them, or a Hub dataset id (owner/name).", autocompletion=completion.sources
+        ),
+    ],
     context: typer.Context,
     out: Annotated[Path | None, option(help="The dataset folder to create.", left_out="data/<source name>")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset folder.")] = False,
@@ -36,10 +42,14 @@ def prepare(
     max_prompt_tokens: Annotated[int | None, setting("prepare.max_prompt_tokens")] = None,
     max_rollout_tokens: Annotated[int | None, setting("prepare.max_rollout_tokens")] = None,
     max_unseen_tokens: Annotated[int | None, setting("prepare.max_unseen_tokens")] = None,
-    chat_template: Annotated[str | None, setting("prepare.chat_template")] = None,
+    chat_template: Annotated[
+        str | None, setting("prepare.chat_template", autocompletion=completion.chat_templates)
+    ] = None,
     template_date: Annotated[str | None, setting("prepare.template_date")] = None,
     parallel_calls: Annotated[str | None, setting("prepare.parallel_calls")] = None,
-    teacher_template: Annotated[str | None, setting("prepare.teacher_template")] = None,
+    teacher_template: Annotated[
+        str | None, setting("prepare.teacher_template", autocompletion=completion.teacher_templates)
+    ] = None,
     validation_fraction: Annotated[float | None, setting("prepare.validation_fraction", panel="Held out")] = None,
     split_by: Annotated[str | None, setting("prepare.split_by")] = None,
     seed: Annotated[int | None, setting("prepare.seed")] = None,

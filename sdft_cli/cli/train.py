@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import (
     DEFAULT_PROFILE,
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
 def train(
     context: typer.Context,
     dataset: DatasetPath = None,
-    out: Annotated[Path | None, option(help="The run folder to create.", left_out="runs/<dataset>-<profile>")] = None,
+    out: Annotated[
+        Path | None,
+        option(help="The run folder to create.", left_out="runs/<dataset>-<profile>", autocompletion=completion.runs),
+    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the newest checkpoint of --out, or of the newest run.")
     ] = False,
@@ -43,7 +47,7 @@ def train(
         ),
     ] = 0,
     as_json: AsJson = False,
-    init_adapter: Annotated[str | None, setting("train.init_adapter")] = None,
+    init_adapter: Annotated[str | None, setting("train.init_adapter", autocompletion=completion.finished_runs)] = None,
     profile: Profile = None,
     model: Model = None,
     backend: Annotated[str | None, setting("train.backend")] = None,

@@ -1,5 +1,6 @@
 """What all commands need.
 
-options  options and their help: settings described by the configuration, defaults, groups
-common   errors -> one sentence and an exit code
+options     options and their help: settings described by the configuration, defaults, groups
+common      errors -> one sentence and an exit code; how loud a command is; JSON
+completion  what a shell may offer for a word
 """

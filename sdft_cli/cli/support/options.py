@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
+
+from sdft_cli.cli.support import completion
 
 DEFAULT_PROFILE = "qwen3.5-9b-64k"
 
@@ -31,15 +36,15 @@ def option(*names: str, help: str | None, left_out: str | bool = True, panel: st
     return typer.Option(*names, help=help, show_default=left_out, rich_help_panel=panel, **more)
 
 
-def setting(key: str, *names: str, help: str | None = None, panel: str | None = None) -> Any:
+def setting(key: str, *names: str, help: str | None = None, panel: str | None = None, **more: Any) -> Any:
     """Return an option that gives a setting, e.g. `train.optim.max_steps`; help describes it as the configuration does.
 
     Args:
         key: a key of `config.MODELS`, a dot, and the setting's dotted key.
-        names, panel: as of `option`.
+        names, panel, more: as of `option`.
         help: what help says instead of the setting's description.
     """
-    return option(*names, help=help, left_out=_Key(key), panel=panel)
+    return option(*names, help=help, left_out=_Key(key), panel=panel, **more)
 
 
 def given_settings(context: typer.Context) -> dict[str, Any]:
@@ -55,7 +60,11 @@ class Command(TyperCommand):
     Settings are looked up when help is shown: `sdft --help` and a command's start do not wait for pydantic.
     """
 
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _unprocessed_for_completion(ctx, super().get_params(ctx))
+
     def format_help(self, ctx: Any, formatter: Any) -> None:
+        _import_rich_help()
         panel = None
         self.params.sort(key=lambda parameter: getattr(parameter, "rich_help_panel", None) == OUTPUT)
         if help_option := self.get_help_option(ctx):
@@ -65,6 +74,42 @@ class Command(TyperCommand):
         # Lines end where the terminal does, not where those of the source do.
         self.help = re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(self.help or ""))
         super().format_help(ctx, formatter)
+
+
+class Group(TyperGroup):
+    """The group of all commands."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return _unprocessed_for_completion(ctx, super().get_params(ctx))
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        _import_rich_help()
+        super().format_help(ctx, formatter)
+
+
+def _unprocessed_for_completion(ctx: Any, params: list[Any]) -> list[Any]:
+    """Leave values as they were typed where a shell asks for completions: types take pydantic, and time."""
+    if ctx.resilient_parsing:
+        for parameter in params:
+            parameter.process_value = lambda ctx, value: value
+    return params
+
+
+def _import_rich_help() -> None:
+    """Import what formats help, without its readers of Markdown and tracebacks, which would take half of the time.
+
+    Nothing here is Markdown, and tracebacks are Python's own (`pretty_exceptions_enable`).
+    """
+    if "typer.rich_utils" in sys.modules:
+        return
+    for module, name in (("rich.markdown", "Markdown"), ("rich.traceback", "Traceback")):
+        if module not in sys.modules:
+            sys.modules[module] = ModuleType(module)
+            setattr(sys.modules[module], name, type(name, (), {}))
+    importlib.import_module("typer.rich_utils")
+    for module in ("rich.markdown", "rich.traceback"):  # whoever wants them later gets the real ones
+        if getattr(sys.modules[module], "__spec__", None) is None:
+            del sys.modules[module]
 
 
 def complete_help(parameter: Any, panel: str | None) -> str | None:
@@ -118,14 +163,26 @@ Quiet = Annotated[bool, option("--quiet", "-q", help="Print warnings and errors 
 Verbose = Annotated[
     bool, option("--verbose", help="Print what libraries say, and where an error comes from.", panel=OUTPUT)
 ]
-DatasetPath = Annotated[Path | None, typer.Argument(help="A dataset folder.", show_default="the newest under data/")]
+DatasetPath = Annotated[
+    Path | None,
+    typer.Argument(help="A dataset folder.", show_default="the newest under data/", autocompletion=completion.datasets),
+]
 Profile = Annotated[
-    str | None, option(help="A shipped profile, or a YAML file.", left_out=DEFAULT_PROFILE, panel="Settings")
+    str | None,
+    option(
+        help="A shipped profile, or a YAML file.",
+        left_out=DEFAULT_PROFILE,
+        panel="Settings",
+        autocompletion=completion.profiles,
+    ),
 ]
 Model = Annotated[str | None, setting("train.model")]
 Overrides = Annotated[
     list[str] | None,
     option(
-        "--set", help="Any other setting: section.key=value. Repeatable; docs/settings.md lists them.", left_out="none"
+        "--set",
+        help="Any other setting: section.key=value. Repeatable; docs/settings.md lists them.",
+        left_out="none",
+        autocompletion=completion.setting_keys,
     ),
 ]
