@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import re
 import sys
-from typing import Literal
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Literal, TypeAlias, TypeVar
 
 from sdft_cli.errors import WARNING
 
+T = TypeVar("T")
 Loudness = Literal["quiet", "normal", "verbose"]
 ERROR = "sdft: "
 """How the sentence of an error begins."""
@@ -17,7 +20,10 @@ _HIDDEN = re.compile(
     "\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # hidden
     "\ud800-\udfff]"  # halves of characters: no terminal can show them
 )
+Report: TypeAlias = Callable[[str, float, float], None]
+"""Told of long work: what it is, how much of it is done, and how much there is."""
 _loudness: Loudness = "normal"
+_watchers: list[Report] = []
 
 
 def set_loudness(loudness: Loudness) -> None:
@@ -49,6 +55,30 @@ def say(text: str) -> None:
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in ("dumb", "unknown")
     loud = text.startswith(WARNING) and sys.stderr.isatty() and not plain
     print(f"\x1b[1;31m{visible(text)}\x1b[0m" if loud else visible(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def watching(report: Report) -> Iterator[None]:
+    """Have `report` told of all progress meanwhile."""
+    _watchers.append(report)
+    try:
+        yield
+    finally:
+        _watchers.pop()
+
+
+def progress(what: str, done: float, total: float) -> None:
+    """Tell how far long work is, if someone watches; `done == total` ends it."""
+    if _watchers:
+        _watchers[-1](what, done, total)
+
+
+def tracked(items: Collection[T], what: str) -> Iterator[T]:
+    """Yield items, and tell how many of them are done."""
+    for number, item in enumerate(items):
+        progress(what, number, len(items))
+        yield item
+    progress(what, len(items), len(items))
 
 
 def some(names: list[str]) -> str:

@@ -207,7 +207,7 @@ def _check_options(
 
 def _convert(merged: Path, file: Path, llama_cpp: Path, dtype: str, overwrite: bool) -> list[tuple[str, str]]:
     from sdft_cli.merging.gguf import convert_to_gguf
-    from sdft_cli.report import terminal
+    from sdft_cli.report.progress import working
 
-    with terminal.stderr().status(f"Converting to {file} with {llama_cpp} ..."):
+    with working(f"Converting to {file} with {llama_cpp}"):
         return convert_to_gguf(merged, file, llama_cpp, dtype, say, overwrite)

@@ -175,13 +175,15 @@ def doctor(
     from sdft_cli.engine.doctor.examine import Question, examine
     from sdft_cli.engine.models.names import resolve_model
     from sdft_cli.report import terminal
+    from sdft_cli.report.progress import progress_reporter
 
     named = None if model is None else resolve_model(config.model, say)
     found = []
-    for one in examine(Question(config, named, chat_template, load, gpu)):
-        found.append(one)
-        if not as_json:
-            terminal.stdout().print(terminal.finding_line(one.level, one.what, one.text), soft_wrap=True)
+    with progress_reporter():
+        for one in examine(Question(config, named, chat_template, load, gpu)):
+            found.append(one)
+            if not as_json:
+                terminal.stdout().print(terminal.finding_line(one.level, one.what, one.text), soft_wrap=True)
     if as_json:
         print_json([vars(one) for one in found])
     failed = [one for one in found if one.code]

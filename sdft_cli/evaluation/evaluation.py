@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import combinations
 from math import isfinite
 from typing import Any, Literal
@@ -27,7 +28,7 @@ from sdft_cli.records import Record
 
 SEEDS = 1_000_003
 """Seeds of rollouts lie this far apart for two seeds of an evaluation, so that no passes share one."""
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float, float], None]
 
 
 @dataclass(frozen=True)
@@ -85,12 +86,21 @@ def evaluate(
         "records": len(chosen),
         "facts": _facts(chosen, prompts, config.max_new_tokens),
         "contenders": found,
-        "differences": {
-            f"{b} - {a}": differences(found[b], found[a], config.confidence, config.resamples, config.seed)
-            for a, b in combinations(found, 2)
-            if against == "all" or a == next(iter(found))
-        },
+        "differences": _differences(found, config, against, progress),
     }
+
+
+def _differences(
+    found: dict[str, Any], config: EvalConfig, against: Literal["all", "first"], progress: Progress
+) -> dict[str, Any]:
+    """Compare each contender with those before it, or with the first only."""
+    pairs = [(a, b) for a, b in combinations(found, 2) if against == "all" or a == next(iter(found))]
+    result = {}
+    for number, (a, b) in enumerate(pairs):
+        progress("intervals of the differences", number, len(pairs))
+        result[f"{b} - {a}"] = differences(found[b], found[a], config.confidence, config.resamples, config.seed)
+    progress("intervals of the differences", len(pairs), len(pairs))
+    return result
 
 
 def _caps(config: EvalConfig) -> tuple[int, int]:
@@ -102,17 +112,21 @@ def _on_records(
 ) -> dict[str, Any]:
     """Evaluate a contender on the held-out records."""
     items: dict[str, Item] = {}
-    what, prose = f"{contender.name}: held-out records", prose_scorer()
+    prose = prose_scorer()
+
+    def told(before: int, phase: str, done: float) -> None:
+        progress(f"{contender.name}: {phase}", before + done, len(records))
+
     passes = plan(contender.teacher.backend, records, prompts, config.max_new_tokens, *_caps(config))
     for number, rows in enumerate(passes):
-        progress(what, len(items), len(records))
         batch = encode([records[i] for i in rows], prompts)
         seed = config.seed * SEEDS + number
         cap = config.max_new_tokens
-        scored = score_records(contender.student, contender.teacher, batch, prompts, cap, seed=seed, prose=prose)
+        watch = partial(told, len(items))
+        models = contender.student, contender.teacher
+        scored = score_records(*models, batch, prompts, cap, seed=seed, prose=prose, told=watch)
         _check_finite(contender.name, [(item.record_id, item.nll + item.kl) for item in scored])
         items.update((item.record_id, item) for item in scored)
-    progress(what, len(items), len(records))
     return of_records([items[record.record_id].to_json() for record in records])
 
 
@@ -135,10 +149,14 @@ def _base_answers(base: Contender, prompts: ChatPrompts, config: EvalConfig, pro
     if not config.general:
         return None
     chosen = general_prompts(config.general)
-    progress(f"{base.name}: answers to general prompts", 0, len(chosen))
-    answers = base_answers(base.student, prompts, chosen, config.drift_tokens, _caps(config))
-    progress(f"{base.name}: answers to general prompts", len(chosen), len(chosen))
-    return answers
+    told = _counted(f"{base.name}: answers to general prompts", len(chosen), progress)
+    return base_answers(base.student, prompts, chosen, config.drift_tokens, _caps(config), told)
+
+
+def _counted(what: str, total: int, progress: Progress) -> Callable[[float], None]:
+    """Return what tells of one part of the work, after telling that it begins."""
+    progress(what, 0, total)
+    return lambda done: progress(what, done, total)
 
 
 def _on_general(
@@ -147,18 +165,16 @@ def _on_general(
     """Evaluate a contender's drift from the base, and ask it questions."""
     found: dict[str, Any] = {}
     if base is not None:
-        progress(f"{contender.name}: drift", 0, len(base.prompts))
-        head = contender.teacher.backend.head
-        prompt_rows = [asdict(d) for d in drift(contender.student, base, head, prompts.turn_end_id, _caps(config))]
+        told = _counted(f"{contender.name}: drift", len(base.prompts), progress)
+        head, end = contender.teacher.backend.head, prompts.turn_end_id
+        prompt_rows = [asdict(d) for d in drift(contender.student, base, head, end, _caps(config), told)]
         _check_finite(contender.name, [(row["prompt_id"], row["kl"] + row["entropy"]) for row in prompt_rows])
         found["drift"] = of_drift(prompt_rows)
-        progress(f"{contender.name}: drift", len(base.prompts), len(base.prompts))
     if config.questions:
         asked = questions(config.questions)
-        progress(f"{contender.name}: questions", 0, len(asked))
-        replies = [asdict(r) for r in ask(contender.student, prompts, asked, config.question_tokens, _caps(config))]
-        found["questions"] = of_questions(replies)
-        progress(f"{contender.name}: questions", len(asked), len(asked))
+        told = _counted(f"{contender.name}: questions", len(asked), progress)
+        replies = ask(contender.student, prompts, asked, config.question_tokens, _caps(config), told)
+        found["questions"] = of_questions([asdict(reply) for reply in replies])
     return found
 
 

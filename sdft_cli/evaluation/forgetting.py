@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,7 +25,12 @@ from sdft_cli.resources import resource_text
 
 ROWS = 64
 """Rows of logits held at once."""
+Told = Callable[[float], None]
 BRIEFLY = "Answer with one word or number."
+
+
+def _nobody(done: float) -> None:
+    """Nobody is told."""
 
 
 @dataclass(frozen=True)
@@ -90,18 +96,29 @@ def _passes(backend: Backend, rows: Sequence[Sequence[int]], max_tokens: int, ma
 
 
 def _greedy(
-    role: Role, rows: Sequence[list[int]], prompts: ChatPrompts, new_tokens: int, caps: tuple[int, int]
+    role: Role, rows: Sequence[list[int]], prompts: ChatPrompts, new_tokens: int, caps: tuple[int, int], told: Told
 ) -> list[tuple[list[int], str]]:
     """Return (ids, text) of the greedy answer to each prompt."""
     found: dict[int, tuple[list[int], str]] = {}
     for some in _passes(role.backend, [[*row, *[0] * new_tokens] for row in rows], *caps):
-        for i, answer in zip(some, decode(role, [rows[i] for i in some], prompts, new_tokens), strict=True):
+        behind = partial(_behind, told, len(found))
+        answers = decode(role, [rows[i] for i in some], prompts, new_tokens, told=behind)
+        for i, answer in zip(some, answers, strict=True):
             found[i] = (answer.ids, answer_text(answer, prompts))
     return [found[i] for i in range(len(rows))]
 
 
+def _behind(told: Told, before: int, done: float) -> None:
+    told(before + done)
+
+
 def _states(
-    role: Role, prompt_ids: Sequence[list[int]], answers: Sequence[list[int]], pad_id: int, caps: tuple[int, int]
+    role: Role,
+    prompt_ids: Sequence[list[int]],
+    answers: Sequence[list[int]],
+    pad_id: int,
+    caps: tuple[int, int],
+    told: Told = _nobody,
 ) -> list[Tensor]:
     """Return the states (|y|, H) that predict each answer, on the CPU."""
     rows = [[*x, *y] for x, y in zip(prompt_ids, answers, strict=True)]
@@ -111,33 +128,42 @@ def _states(
             states = answer_states(role.backend, [prompt_ids[i] for i in some], [answers[i] for i in some], pad_id)
             parts = states.cpu().split([len(answers[i]) for i in some])
             found.update(zip(some, parts, strict=True))
+            told(len(found))
     return [found[i] for i in range(len(rows))]
 
 
 def base_answers(
-    base: Role, prompts: ChatPrompts, chosen: Sequence[dict[str, str]], new_tokens: int, caps: tuple[int, int]
+    base: Role,
+    prompts: ChatPrompts,
+    chosen: Sequence[dict[str, str]],
+    new_tokens: int,
+    caps: tuple[int, int],
+    told: Told = _nobody,
 ) -> BaseAnswers:
     """Let the base answer the general prompts greedily, once for all models.
 
     Args:
         new_tokens: cap on an answer.
         caps: most tokens and prompts of a pass.
+        told: hears how many prompts are answered.
     """
     prompt_ids = [prompts.question_ids(line["prompt"]) for line in chosen]
-    answers = [ids for ids, _ in _greedy(base, prompt_ids, prompts, new_tokens, caps)]
+    answers = [ids for ids, _ in _greedy(base, prompt_ids, prompts, new_tokens, caps, told)]
     states = _states(base, prompt_ids, answers, prompts.turn_end_id, caps)
     return BaseAnswers(list(chosen), prompt_ids, answers, states)
 
 
 @torch.no_grad()
-def drift(model: Role, base: BaseAnswers, head: Head, pad_id: int, caps: tuple[int, int]) -> list[Drift]:
+def drift(
+    model: Role, base: BaseAnswers, head: Head, pad_id: int, caps: tuple[int, int], told: Told = _nobody
+) -> list[Drift]:
     """Compare a model with the base at the tokens of the base's answers.
 
     Args:
         head: the base's output head.
-        caps: as `base_answers`.
+        caps, told: as `base_answers`.
     """
-    states = _states(model, base.prompt_ids, base.answers, pad_id, caps)
+    states = _states(model, base.prompt_ids, base.answers, pad_id, caps, told)
     found = []
     for line, answer, own, theirs in zip(base.prompts, base.answers, states, base.states, strict=True):
         kl, same, entropy = _compare(own, theirs, model.backend.head, head)
@@ -159,11 +185,16 @@ def _compare(own: Tensor, base: Tensor, own_head: Head, base_head: Head) -> tupl
 
 
 def ask(
-    model: Role, prompts: ChatPrompts, asked: Sequence[dict[str, Any]], new_tokens: int, caps: tuple[int, int]
+    model: Role,
+    prompts: ChatPrompts,
+    asked: Sequence[dict[str, Any]],
+    new_tokens: int,
+    caps: tuple[int, int],
+    told: Told = _nobody,
 ) -> list[Reply]:
     """Ask a model questions; it answers greedily."""
     rows = [prompts.question_ids(f"{line['question']} {BRIEFLY}") for line in asked]
-    found = _greedy(model, rows, prompts, new_tokens, caps)
+    found = _greedy(model, rows, prompts, new_tokens, caps, told)
     return [
         Reply(line["id"], line["kind"], is_correct(text, line["answers"]), text)
         for line, (_, text) in zip(asked, found, strict=True)

@@ -22,6 +22,7 @@ from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.passes.decode import decoding_config, left_padded, own_settings_off
 from sdft_cli.engine.passes.padded import padded_passes
 from sdft_cli.errors import DataError
+from sdft_cli.notices import tracked
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.prompts.tool_calls import Syntax, parse_turn
@@ -166,7 +167,7 @@ def fixed_prompts(base: Path, count: int) -> list[CheckPrompt]:
 def log_probabilities(model: Any, prompts: Sequence[CheckPrompt], device: torch.device) -> torch.Tensor:
     """Return log-probabilities (positions, V), fp32 on the CPU, at every answer position."""
     found = []
-    for item in prompts:
+    for item in tracked(prompts, "Comparing answers"):
         ids = torch.tensor([[*item.prompt, *item.answer]], device=device)
         logits = model(input_ids=ids, logits_to_keep=len(item.answer) + 1).logits[0, :-1]
         found.append(logits.float().log_softmax(-1).cpu())

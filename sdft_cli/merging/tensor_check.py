@@ -23,6 +23,7 @@ from sdft_cli.errors import DataError
 from sdft_cli.merging.adapter import Adapter
 from sdft_cli.merging.places import Places
 from sdft_cli.merging.wanted import Wanted
+from sdft_cli.notices import tracked
 
 WEIGHTS = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"),
@@ -165,11 +166,12 @@ def certify(
     found.failures += [f"{name} is adapted and was left out" for name in wanted.unread()]
     found.failures += _keys_differ(bases, new, places.groups)
     common = bases.where.keys() & new.where.keys()
-    for name in sorted(common):
+    for name in tracked(sorted(common), "Comparing tensors"):
         problem = _compare_tensor(name, bases, new, name in places.groups, dtype, found)
         if problem:
             found.failures.append(problem)
-    for group in {group.disk: group for _, group in sorted(places.groups.items())}.values():
+    groups = {group.disk: group for _, group in sorted(places.groups.items())}.values()
+    for group in tracked(groups, "Comparing adapted tensors"):
         if common.issuperset(group.disk) and not any(bases[n].shape != new[n].shape for n in group.disk):
             found.failures += _compare_group(group, places, wanted, bases, new, found)
     found.failures += _index_differs(merged, new)

@@ -26,6 +26,7 @@ from sdft_cli.errors import DataError, VerificationError
 from sdft_cli.merging.adapter import Adapter
 from sdft_cli.merging.places import Places
 from sdft_cli.merging.tensor_file import DTYPES, FLOATS, TensorFile, bytes_of, header_of, layout
+from sdft_cli.notices import progress
 from sdft_cli.records.json_files import read_json
 
 _WEIGHT_SUFFIXES = (
@@ -134,6 +135,7 @@ class _Changed:
         self._adapter, self._places = adapter, places
         self._made: dict[str, torch.Tensor] = {}
         self._where: dict[str, Path] = {}
+        self._written = 0
         for shard in base_shards(base):
             with TensorFile(shard) as file:
                 self._where |= dict.fromkeys(file.entries, shard)
@@ -146,6 +148,11 @@ class _Changed:
 
     def __contains__(self, name: str) -> bool:
         return name in self._places.groups
+
+    def written(self) -> None:
+        """Count one more tensor on disk, changed or not."""
+        self._written += 1
+        progress("Merging tensors", self._written, len(self._where))
 
     def take(self, name: str) -> torch.Tensor:
         """Return a tensor with the adapter in it, in fp32, once."""
@@ -181,6 +188,7 @@ def _merge_file(file: TensorFile, changed: _Changed, target: Path, main: str, dt
             else:
                 for piece in _untouched(file, name, DTYPES[new[name]]):
                     out.write(piece)
+            changed.written()
         return out.tell() - len(header)
 
 

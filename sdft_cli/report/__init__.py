@@ -1,6 +1,7 @@
 """Tables, cards and pages: what a person reads.
 
-terminal    tables and progress on the terminal
+terminal    tables on the terminal
+progress    how far long work is, and the time left
 live        a training run while it runs
 statistics  the numbers of a dataset
 told        what the records lack, in sentences

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from sdft_cli.metrics import METRICS
+from sdft_cli.notices import loudness, say, visible, watching
+from sdft_cli.report.progress import lines
 from sdft_cli.report.terminal import stderr
 
 
@@ -79,7 +82,17 @@ class PlainView:
         self._print(heldout_line(metrics))
 
     def notice(self, text: str) -> None:
-        self._print(text)
+        self._print(visible(text))
+
+
+class QuietView:
+    """Warnings only."""
+
+    def step(self, metrics: Mapping[str, Any]) -> None: ...
+    def heldout(self, metrics: Mapping[str, Any]) -> None: ...
+
+    def notice(self, text: str) -> None:
+        say(text)
 
 
 SHOWN = 8
@@ -100,9 +113,10 @@ class LiveView:
             console=console,
         )
         self.task = self.bar.add_task("train", total=total)
-        self.lines = {"step": "the first step is running", "phases": ""}
+        self.lines = {"step": "the first step is running", "phases": "", "doing": ""}
         self.evaluations: list[str] = []
-        self.live = Live(self._view(), console=console, refresh_per_second=4)
+        # Data on stdout stay there if that is no terminal.
+        self.live = Live(self._view(), console=console, refresh_per_second=4, redirect_stdout=sys.stdout.isatty())
 
     def _view(self) -> Group:
         shown = [
@@ -118,21 +132,29 @@ class LiveView:
         self.bar.update(self.task, completed=metrics["step"])
         self._set(step=step_line(metrics), phases=phases_line(metrics))
 
+    def progress(self, what: str, done: float, total: float) -> None:
+        """Show how far something within a step is."""
+        self._set(doing=f"{what}: {int(done):,}/{int(total):,}" if done < total else "")
+
     def heldout(self, metrics: Mapping[str, Any]) -> None:
         self.evaluations.append(heldout_line(metrics))
         self.live.update(self._view())
 
     def notice(self, text: str) -> None:
-        self.live.console.print(Text(text), soft_wrap=True)
+        self.live.console.print(Text(visible(text)), soft_wrap=True)
 
 
 @contextmanager
 def live_training(total: int) -> Iterator[View]:
     """Watch a training run of `total` steps on stderr."""
     console = stderr()
-    if not console.is_terminal:
-        yield PlainView(console, total)
+    if loudness() == "quiet":
+        yield QuietView()
+        return
+    if not console.is_terminal or console.is_dumb_terminal:
+        with lines():
+            yield PlainView(console, total)
         return
     view = LiveView(console, total)
-    with view.live:
+    with view.live, watching(view.progress):
         yield view

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.columns import Columns
 from rich.console import Console, Group, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -120,21 +118,6 @@ def statistics_report(funnel: Mapping[str, Any], statistics: Statistics, full: b
     if full or any(any(length.histogram.over_cap) for length in statistics.lengths):
         parts += [Text("Records kept if one cap were different, the other two as they are:"), caps_tables(statistics)]
     return Group(*parts)
-
-
-@contextmanager
-def progress_reporter() -> Iterator[Callable[[str, int, int], None]]:
-    """Yield `report(what, done, total)`, shown as a bar per `what` on stderr that leaves nothing behind."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr(), transient=True) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
-        yield report
 
 
 _LIFT_ROWS = (

@@ -32,7 +32,7 @@ def run_evaluation(
     from sdft_cli.evaluation.harness import open_harness
     from sdft_cli.merging.certificate import check_certified, file_hash
     from sdft_cli.prompts.chat import open_prompts
-    from sdft_cli.report import terminal
+    from sdft_cli.report.progress import progress_reporter
     from sdft_cli.run_folder import is_run, read_run
 
     if not data.validation:
@@ -57,7 +57,7 @@ def run_evaluation(
     else:
         models, config = single_model(model, config.prefix_sharing, say), config.model_copy(update={"general": 0})
     harness = open_harness(config, prompts)
-    with terminal.progress_reporter() as progress:
+    with progress_reporter() as progress:
         result = run(models, data.validation, prompts, config, progress, harness)
     if result["facts"]["chrf"] != "sacrebleu":
         say("chrF of prose was not computed: it needs sacrebleu (pip install 'sdft-cli[eval]').")

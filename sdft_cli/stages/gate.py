@@ -21,7 +21,7 @@ def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> G
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.passes.start_check import choose_decoding
     from sdft_cli.engine.score.gate import run_gate
-    from sdft_cli.report import terminal
+    from sdft_cli.report.progress import progress_reporter
 
     model, prompts, records, split = _opened(config, data)
     if config.load_in_4bit:
@@ -31,7 +31,7 @@ def measure_gate(config: TrainConfig, data: Dataset, shuffle: bool = False) -> G
         say(backend.kernels)
     say(choose_decoding(backend, config.rollout.graphs))
     say(choose_sharing(backend, config.prefix_sharing))
-    with terminal.progress_reporter() as progress:
+    with progress_reporter() as progress:
         return run_gate(
             backend,
             prompts,
@@ -71,7 +71,7 @@ def measure_ranking(config: TrainConfig, data: Dataset, templates: list[str], di
     from sdft_cli.errors import UsageError, did_you_mean
     from sdft_cli.prompts.chat import ChatPrompts
     from sdft_cli.prompts.teacher import load_teacher_template
-    from sdft_cli.report import terminal
+    from sdft_cli.report.progress import progress_reporter
 
     unknown = [name for name in divergences if name not in DIVERGENCES]
     if unknown:
@@ -85,7 +85,7 @@ def measure_ranking(config: TrainConfig, data: Dataset, templates: list[str], di
     for name, other in named.items():
         _check_lengths(config, model, name, other, records)
     backend = _with_adapter(config, model)
-    with terminal.progress_reporter() as progress:
+    with progress_reporter() as progress:
         told = lambda name: lambda what, done, total: progress(f"{name}: {what}", done, total)  # noqa: E731
         return rank(backend, named, divergences or [config.distill.divergence], records, config, split, told)
 

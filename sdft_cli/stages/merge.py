@@ -18,9 +18,9 @@ def existing(run: Run | Path, target: Path, dtype: str | None, base: str | None 
         VerificationError: it did not pass, was changed, or is of another adapter, dtype or base.
     """
     from sdft_cli.merging.certificate import check_certified
-    from sdft_cli.report import terminal
+    from sdft_cli.report.progress import working
 
-    with terminal.stderr().status("Comparing the files with the certificate ..."):
+    with working("Comparing the files with the certificate"):
         check = check_certified(target, run if isinstance(run, Path) else run.adapter, dtype, base)
     say(f"{target} is there, of this adapter, unchanged, and passed its certificate: it is not merged again")
     return check
@@ -41,14 +41,14 @@ def run_merge(
     from sdft_cli.merging.certificate import CERTIFICATE
     from sdft_cli.merging.merge import check_target, merge_run
     from sdft_cli.records.folders import check_output_folder
-    from sdft_cli.report import terminal
+    from sdft_cli.report.progress import working
     from sdft_cli.stages.model_card import write_model_card
 
     check_target(target, run, base or run.config.model)
     check_output_folder(target, CERTIFICATE, overwrite)
     if not (run.info.get("base") if base is None else run.info["dataset"].get("fingerprint")):
         say("Note: the run does not say what exactly its base was, so whether this is the one is not known.")
-    with terminal.stderr().status("Merging and comparing with the adapter ..."):
+    with working("Merging and comparing with the adapter"):
         model = resolve_model(base or run.config.model, say)
         check = merge_run(run, model, target, prompts, overwrite, getattr(torch, dtype), base)
     write_model_card(run, target)
@@ -66,11 +66,11 @@ def run_merge_adapter(
     from sdft_cli.merging.merge import merge_adapter
     from sdft_cli.records.folders import check_output_folder, write_text
     from sdft_cli.records.json_files import read_json
-    from sdft_cli.report import terminal
     from sdft_cli.report.cards import adapted_card
+    from sdft_cli.report.progress import working
 
     check_output_folder(target, CERTIFICATE, overwrite)
-    with terminal.stderr().status("Merging and comparing with the adapter ..."):
+    with working("Merging and comparing with the adapter"):
         model = resolve_model(base, say)
         check = merge_adapter(adapter, model, base, target, prompts, overwrite, getattr(torch, dtype))
     config = read_json(target / "config.json", "merge again with --overwrite")

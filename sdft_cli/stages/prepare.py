@@ -40,8 +40,8 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
     from sdft_cli.prompts.teacher import load_teacher_template
     from sdft_cli.prompts.template import load_chat_template
     from sdft_cli.records.folders import check_output_folder
-    from sdft_cli.report import terminal
     from sdft_cli.report.cards import dataset_card
+    from sdft_cli.report.progress import progress_reporter
     from sdft_cli.report.statistics import statistics_of
     from sdft_cli.traces.data_cards import load_data_card
     from sdft_cli.traces.source import resolve_source
@@ -53,14 +53,14 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
     load_teacher_template(config.teacher_template)  # bad names are told before anything is read or downloaded
     if config.chat_template:
         load_chat_template(config.chat_template)
-    with terminal.progress_reporter() as progress:  # before the tokenizer: bad input should not wait for a download
+    with progress_reporter() as progress:  # before the tokenizer: bad input should not wait for a download
         found = read(config, source, progress)
     if found.report.ignored:
         say(f"{len(found.report.ignored)} file(s) beside the sessions hold none: {some(found.report.ignored)}")
     prompts = prompts_for(
         resolve_model(config.model, say), config.teacher_template, config.chat_template, config.template_date
     )
-    with terminal.progress_reporter() as progress:
+    with progress_reporter() as progress:
         prepared = make_records(source, found, Job(config, prompts, redactor(config)), progress)
     manifest = manifest_of(config, source, prompts, prepared)
     manifest["data_card"] = card and card.dataset

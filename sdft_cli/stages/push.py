@@ -26,9 +26,9 @@ def push(run: Run, merged: Path, repo: str, public: bool) -> None:
     """
     from sdft_cli.merging.certificate import CARD, NOT_HASHED, check_certified
     from sdft_cli.merging.push import push_folder
-    from sdft_cli.report import terminal
+    from sdft_cli.report.progress import working
 
-    with terminal.stderr().status("Comparing the files with the certificate, and searching them for secrets ..."):
+    with working("Comparing the files with the certificate, and searching them for secrets"):
         certificate = check_certified(merged, run.adapter)
         if not (merged / CARD).is_file():
             write_model_card(run, merged)
@@ -37,7 +37,7 @@ def push(run: Run, merged: Path, repo: str, public: bool) -> None:
         searched = check_no_secrets(merged, names, certificate["files"])
     left = sorted(set(names) - set(searched))
     say(f"Searched for secrets, nothing found: {', '.join(searched)}; not searched: {', '.join(left)}")
-    with terminal.stderr().status(f"Uploading to {repo} ..."):
+    with working(f"Uploading to {repo}"):
         url, private = push_folder(merged, repo, names, public)
     say(f"Pushed {len(names)} files to {url} ({'private' if private else 'public'})")
 

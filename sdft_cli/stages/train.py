@@ -70,8 +70,9 @@ def run_training(job: Job) -> dict[str, Any]:
     """Train as `job` says, with a live view on stderr, and write the adapters' cards; return what `run.json` says."""
     from sdft_cli.engine.train.run import start_training
     from sdft_cli.report.live import live_training
+    from sdft_cli.report.progress import progress_reporter
     from sdft_cli.stages.model_card import write_adapter_cards
 
-    result = start_training(job, say, lambda: live_training(job.config.optim.max_steps))
+    result = start_training(job, say, lambda: live_training(job.config.optim.max_steps), progress_reporter)
     write_adapter_cards(job.folder)
     return result

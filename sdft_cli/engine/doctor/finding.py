@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sdft_cli.errors import WARNING, InterruptedBySignal, MachineError, SdftError
+from sdft_cli.notices import tracked
 
 Level = Literal["ok", "warn", "fail"]
 
@@ -37,7 +38,7 @@ Check = Callable[[], str]
 
 def run_checks(checks: Mapping[str, Check]) -> Iterator[Finding]:
     """Yield a finding for each check, in order; an interruption ends all of them."""
-    for what, check in checks.items():
+    for what, check in tracked(checks.items(), "Testing the engine"):
         try:
             text = check()
         except InterruptedBySignal:

@@ -22,6 +22,7 @@ from sdft_cli.engine.passes.attention import grouped_attention, takes_kernels
 from sdft_cli.engine.passes.decode_steps import Sampling, decode_in_steps
 from sdft_cli.engine.passes.executors import decoding_cache
 from sdft_cli.engine.passes.replay import runner_of
+from sdft_cli.engine.passes.timing import decoded
 from sdft_cli.errors import UsageError, VerificationError
 
 
@@ -94,6 +95,18 @@ class LogProbRecorder:
             self._settle(ids)
         # On some devices generate runs one step more than it returns.
         return torch.cat(self.chosen[: ids.shape[1] - start], -1)
+
+
+class _StepCounter:
+    """A logits processor that changes nothing and tells of each step."""
+
+    def __init__(self, most: int) -> None:
+        self.steps, self.most = 0, most
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.steps += 1
+        decoded(self.steps, self.most)
+        return scores
 
 
 @contextmanager
@@ -219,7 +232,7 @@ def _by_generate(
         input_ids=ids,
         attention_mask=mask,
         generation_config=decoding_config(max_new_tokens, *settings),
-        logits_processor=[recorder] if recorder else None,
+        logits_processor=[_StepCounter(max_new_tokens), *([recorder] if recorder else [])],
         past_key_values=decoding_cache(backend, prompts, max_new_tokens) if backend.takes_cache else None,
     )
     start = ids.shape[1]

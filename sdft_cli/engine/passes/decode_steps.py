@@ -32,6 +32,7 @@ from sdft_cli.engine.passes.attention import SLOTS, slot_attention, takes_kernel
 from sdft_cli.engine.passes.decode_cache import RoomyLayer
 from sdft_cli.engine.passes.depth_first import layers_obstacle
 from sdft_cli.engine.passes.executors import decoding_cache, keeps_a_cache
+from sdft_cli.engine.passes.timing import decoded
 
 Runner = Callable[[], Tensor]
 """Runs the next step of a batch and returns its logits (B, V)."""
@@ -230,6 +231,7 @@ def decode_in_steps(
             if record_log_probs:
                 recorded.append(scores.gather(-1, token[:, None]) - scores.logsumexp(-1, keepdim=True))
             tokens.append(token)
+            decoded(len(tokens), max_new_tokens)
             going = going & ~torch.isin(token, stops)
             if len(tokens) == max_new_tokens or not going.any():
                 break

@@ -1,13 +1,32 @@
-"""Where the time of a step goes."""
+"""Where the time of a step goes, and how far decoding is."""
 
 from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
+
+_watcher: ContextVar[Callable[[float], None] | None] = ContextVar("_watcher", default=None)
+
+
+@contextmanager
+def watching_decoding(told: Callable[[float], None] | None) -> Iterator[None]:
+    """Have `told` called after each step of decoding, with the share of the steps that there can be, 0 to 1."""
+    token = _watcher.set(told)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def decoded(steps: int, most: int) -> None:
+    """Tell whoever watches that so many steps of at most `most` are done; nothing of the device is waited for."""
+    if told := _watcher.get():
+        told(steps / most)
 
 
 class Phases:

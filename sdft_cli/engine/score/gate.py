@@ -46,7 +46,7 @@ from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.tool_scores import agrees
 from sdft_cli.records import Record
 
-Progress = Callable[[str, int, int], None]
+Progress = Callable[[str, float, float], None]
 
 
 def run_gate(
@@ -91,9 +91,10 @@ def run_gate(
     )
     references = [prompts.reference_ids(r) for r in records]
     prompts.encoder.forget()
-    progress("Decoding answers", 0, 2 * len(records))
-    answers = decode(role, [*without, *with_shown], prompts, settings.max_new_tokens, max_decode_tokens)
-    progress("Decoding answers", 2 * len(records), 2 * len(records))
+    told = lambda done: progress("Decoding answers", done, 2 * len(records))  # noqa: E731
+    told(0)
+    asked = [*without, *with_shown]
+    answers = decode(role, asked, prompts, settings.max_new_tokens, max_decode_tokens, told=told)
     every = [*without, *with_shown, *with_control]
     scored = _scored(role, every, references * 3, prompts.turn_end_id, max_tokens_per_pass, progress)
     n = len(records)

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ from sdft_cli.engine.objective.loss import distillation_loss, first_choices, tok
 from sdft_cli.engine.passes.decode import Rollout, generate, seeded, stop_tokens
 from sdft_cli.engine.passes.executors import answer_states, plan_passes
 from sdft_cli.engine.passes.padded import padded_passes
+from sdft_cli.engine.passes.timing import watching_decoding
 from sdft_cli.prompts.answers import Score, score
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import Record
@@ -146,10 +148,12 @@ def decode(
     max_new_tokens: int,
     max_tokens: int | None = None,
     seed: int | None = None,
+    told: Callable[[float], None] = lambda done: None,
 ) -> list[Rollout]:
     """Decode an answer to each prompt; prompts go together up to `max_tokens` padded tokens (None: all).
 
-    Greedily, or with a `seed`, sampled from the model as it is: temperature 1, no cut of its tail.
+    Greedily, or with a `seed`, sampled from the model as it is: temperature 1, no cut of its tail. `told` hears after
+    each token how many answers are done; an answer counts by the share of its tokens.
     """
     stops = stop_tokens(role.backend, prompts.turn_end_ids)
     lengths = [len(ids) + max_new_tokens for ids in prompt_ids]
@@ -158,9 +162,11 @@ def decode(
     temperature = None if seed is None else 1.0
     with role.weights(role.decoding), nullcontext() if seed is None else seeded(seed):
         for rows in passes:
-            batch = [prompt_ids[i] for i in rows]
-            answers = generate(role.backend, batch, max_new_tokens, stops, prompts.turn_end_id, temperature)
+            batch, before = [prompt_ids[i] for i in rows], len(found)
+            with watching_decoding(lambda share, n=len(rows), before=before: told(before + n * share)):  # type: ignore[misc]
+                answers = generate(role.backend, batch, max_new_tokens, stops, prompts.turn_end_id, temperature)
             found.update(zip(rows, answers, strict=True))
+    told(len(lengths))
     return [found[i] for i in range(len(lengths))]
 
 
@@ -213,6 +219,7 @@ def score_records(
     max_decode_tokens: int | None = None,
     seed: int | None = None,
     prose: Callable[[str, str], float] | None = None,
+    told: Callable[[str, float], None] = lambda phase, done: None,
 ) -> list[Item]:
     """Score a student on records that fit into one pass.
 
@@ -226,20 +233,24 @@ def score_records(
         max_new_tokens: cap on an answer.
         max_decode_tokens, seed: as `decode`.
         prose: as `answers.score`.
+        told: hears of each phase (answers, rollouts, likelihood) how many records it is through with.
     """
     pad = prompts.turn_end_id
     students, references = [e.student for e in batch], [e.reference for e in batch]
-    answers = decode(student, students, prompts, max_new_tokens, max_decode_tokens)
+    decoding = (student, students, prompts, max_new_tokens, max_decode_tokens)
+    answers = decode(*decoding, told=partial(told, "answers"))
     rollouts = answers
     if seed is not None:
-        rollouts = decode(student, students, prompts, max_new_tokens, max_decode_tokens, seed)
+        rollouts = decode(*decoding, seed, partial(told, "rollouts"))
     ids = [rollout.ids for rollout in rollouts]
+    told("likelihood", 0)
     with student.weights(student.scoring):
         own, expert = _both_states(student.backend, students, ids, references, pad)
     with teacher.weights(teacher.scoring):
         scored = answer_states(teacher.backend, [e.teacher for e in batch], ids, pad)
     kl = _reverse_kl(own, scored, student.backend.head).split([len(i) for i in ids])
     likelihoods = log_likelihood(expert, student.backend, references)
+    told("likelihood", len(batch))
     return [
         _item(e, answer_text(answer, prompts), rollout, float(k.sum()), -n, prompts, prose)
         for e, answer, rollout, k, n in zip(batch, answers, rollouts, kl, likelihoods, strict=True)

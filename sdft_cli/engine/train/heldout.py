@@ -7,6 +7,7 @@ modes are put back. A run with it computes the same steps as a run without it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from sdft_cli.config import HeldoutSettings
@@ -14,6 +15,7 @@ from sdft_cli.engine.models.adapters import EmaAdapter, Weights
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.score.scoring import Item, Role, choose_records, encode, plan, score_records
 from sdft_cli.metrics import HELDOUT, METRICS
+from sdft_cli.notices import progress
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import Record
 
@@ -76,7 +78,9 @@ class HeldOut:
         one.
         """
         items: list[Item] = []
+        total = sum(map(len, self.passes))
         for batch in self.passes:
+            told = partial(_told, len(items), total)
             items += score_records(
                 self.student,
                 self.teacher,
@@ -84,6 +88,11 @@ class HeldOut:
                 self.prompts,
                 self.settings.max_new_tokens,
                 self.max_decode_tokens,
+                told=told,
             )
         rows = [item.to_json() for item in items]
         return {"records": len(rows), **{key: METRICS[key].of(rows) for key in HELDOUT}}
+
+
+def _told(before: int, total: int, phase: str, done: float) -> None:
+    progress(f"held out: {phase}", before + done, total)

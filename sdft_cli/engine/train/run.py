@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.errors import WARNING, DataError, MachineError, UsageError, VerificationError
+from sdft_cli.notices import progress
 from sdft_cli.records import Dataset, Record
 from sdft_cli.records.folders import new_folder, replacing_folder
 from sdft_cli.records.json_files import read_json, write_json
@@ -51,12 +52,18 @@ class Loaded:
     begins_with: dict[str, Any] | None = None
 
 
-def start_training(job: Job, say: Say, observer: Callable[[], AbstractContextManager[Observer]]) -> dict[str, Any]:
+def start_training(
+    job: Job,
+    say: Say,
+    observer: Callable[[], AbstractContextManager[Observer]],
+    starting: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> dict[str, Any]:
     """Train, and leave a run folder behind; return what `run.json` says about the result.
 
     Args:
         say: told what was chosen and why, one sentence at a time.
         observer: opens what watches the run.
+        starting: opens what watches the work before its first step (`notices.progress`).
 
     Raises:
         MachineError: the machine lacks something that the profile needs.
@@ -69,12 +76,13 @@ def start_training(job: Job, say: Say, observer: Callable[[], AbstractContextMan
         job = on_its_base(job)
     for warning in warnings_of(job.config):
         say(warning)
-    loaded = load(job, say)
-    gate = None if job.resume else pass_gate(job, loaded.trainer, say)
-    if job.config.rehearse:
-        from sdft_cli.engine.train.rehearsal import rehearse
+    with starting():
+        loaded = load(job, say)
+        gate = None if job.resume else pass_gate(job, loaded.trainer, say)
+        if job.config.rehearse:
+            from sdft_cli.engine.train.rehearsal import rehearse
 
-        say(rehearse(loaded.trainer, job.data.train))
+            say(rehearse(loaded.trainer, job.data.train))
     if not job.resume:
         create_run(job, loaded, gate)
     return finish_run(job, loaded.trainer, _run(job, loaded, say, observer), say)
@@ -278,6 +286,7 @@ def pass_gate(job: Job, trainer: Trainer, say: Say) -> dict[str, Any] | None:
             max_decode_tokens=config.rollout.max_tokens_per_pass,
             seed=config.seed,
             split=split,
+            progress=progress,
         )
     for note in found.notes:
         say(note)
