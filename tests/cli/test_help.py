@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from functools import reduce
 from typing import Any
 
@@ -172,3 +173,14 @@ def test_the_shared_options_come_out_as_settings() -> None:
             assert given_settings(context) == settings
         with COMMANDS[name].make_context(name, line.split()[:1] if name == "prepare" else []) as context:
             assert given_settings(context) == {}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_example_of_each_command_can_be_parsed(name: str) -> None:
+    """Its options exist and its arguments are enough; options that are looked at first must not end it."""
+    help_text = " ".join((COMMANDS[name].help or "").split())
+    (example,) = re.findall(r"Example: sdft (.+)$", help_text)
+    command, *arguments = shlex.split(example)
+    assert command == name
+    with COMMANDS[name].make_context(name, arguments) as context:
+        assert context.args == []

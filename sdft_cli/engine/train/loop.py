@@ -112,6 +112,7 @@ class Loop:
         observer: Observer | None = None,
         log: Callable[[Mapping[str, Any], int], None] = lambda metrics, step: None,
         profile: Profile | None = None,
+        log_rollout: Callable[[Mapping[str, Any], int], None] = lambda sample, step: None,
     ) -> None:
         self.trainer = trainer
         self.config = trainer.config
@@ -120,6 +121,7 @@ class Loop:
         self.heldout = heldout
         self.observer = observer or Silent()
         self.log = log
+        self.log_rollout = log_rollout
         self.profile = profile
         self.folder = folder
         self.checkpoints = Checkpoints(folder, self.config.checkpoint.keep_last)
@@ -221,7 +223,9 @@ class Loop:
         metrics = step_metrics(result, config, self.trainer.prompts)
         self.files["metrics.jsonl"].write(metrics)
         if number == 1 or number % config.samples_every == 0 or number == config.optim.max_steps:
-            self.files["samples.jsonl"].write(self._sample(result))
+            sample = self._sample(result)
+            self.files["samples.jsonl"].write(sample)
+            self.log_rollout(sample, number)
         self.progress.step, self.progress.metrics = number, metrics
         self.log(metrics, number)
         self.observer.step(metrics)

@@ -112,7 +112,9 @@ def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractCont
     try:
         with observer() as watching:
             profile = Profile(trainer, job.profile_steps, job.folder) if job.profile_steps else None
-            loop = Loop(trainer, job.data.train, job.folder, heldout, watching, trackers.log, profile)
+            loop = Loop(
+                trainer, job.data.train, job.folder, heldout, watching, trackers.log, profile, trackers.log_rollout
+            )
             if job.resume:
                 step = loop.resume()
                 say(f"Going on after step {step}" if step else "There is no checkpoint yet: starting with step 1")

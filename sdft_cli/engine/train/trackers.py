@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Iterable, Mapping
+from html import escape
 from pathlib import Path
 from typing import Any
 
 from sdft_cli.config import TrainConfig, leaves
 from sdft_cli.errors import MachineError
 
+ROLLOUTS = "rollouts"
+"""What trackers call the table of rollouts."""
+MOST_TEXT = 20_000
+"""Characters of a text in it; `samples.jsonl` has all of them."""
 PROJECT = "sdft"
 """What trackers call the project; the run has the name of its folder."""
 
@@ -56,6 +61,24 @@ def _name_folders(folder: Path) -> None:
         os.environ.setdefault(variable, str(folder / name))
 
 
+def rollout_row(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a table of rollouts says of one line of `samples.jsonl`; its texts are cut at `MOST_TEXT`."""
+    row = {name: sample[name] for name in ("step", "record_id", "on_policy", "finished", "rollout", "reference")}
+    cut = {name: _shortened(row[name]) for name in ("rollout", "reference")}
+    return {**row, **cut, "tokens": len(sample["per_token"]), "divergence": sum(sample["per_token"])}
+
+
+def _shortened(text: str) -> str:
+    left_out = len(text) - MOST_TEXT
+    return text if left_out <= 0 else f"{text[:MOST_TEXT]} ... ({left_out:,} more characters)"
+
+
+def as_markdown(row: Mapping[str, Any]) -> str:
+    """Return a row as a table of Markdown, a line for each column: texts as escaped HTML that keeps their lines."""
+    cells = ((name, escape(str(value)).replace("|", "&#124;").replace("\n", "<br>")) for name, value in row.items())
+    return "\n".join(["| | |", "| --- | --- |", *(f"| {name} | {text} |" for name, text in cells)])
+
+
 class Trackers:
     """The open trackers of a run; `log` goes to each of them."""
 
@@ -66,6 +89,24 @@ class Trackers:
         """Log the numeric metrics of a step."""
         if self._accelerator.trackers:
             self._accelerator.log(numbers(metrics), step=step)
+
+    def log_rollout(self, sample: Mapping[str, Any], step: int) -> None:
+        """Log a rollout and the expert's turn as a table of one row: wandb's, trackio's, or text in tensorboard."""
+        row = rollout_row(sample)
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "tensorboard":
+                tracker.writer.add_text(ROLLOUTS, as_markdown(row), global_step=step)
+                tracker.writer.flush()
+            elif tracker.name == "wandb":
+                import wandb
+
+                table = wandb.Table(columns=list(row), data=[list(row.values())])
+                tracker.run.log({ROLLOUTS: table}, step=step)
+            elif tracker.name == "trackio":
+                import pandas
+                import trackio
+
+                tracker.run.log({ROLLOUTS: trackio.Table(dataframe=pandas.DataFrame([row]))}, step=step)
 
     def close(self) -> None:
         """Write what is pending and finish; a second call does nothing."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -74,6 +76,18 @@ def test_without_trackers_nothing_is_written(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+SAMPLE = {
+    "step": 2,
+    "record_id": "s/3",
+    "on_policy": True,
+    "finished": False,
+    "rollout": "a|b\n<script>alert(1)</script>",
+    "reference": "r" * 20_005,
+    "tokens": ["a", "|"],
+    "per_token": [0.5, 0.25],
+}
+
+
 def open_and_log(folder: Path, *names: str) -> None:
     from accelerate import Accelerator
 
@@ -81,6 +95,7 @@ def open_and_log(folder: Path, *names: str) -> None:
     trackers = tracking.open_trackers(Accelerator(cpu=True), config, folder)
     for step, loss in ((1, 0.5), (2, 0.25)):
         trackers.log({"loss": loss, "phase_seconds": {"rollout": step / 2}, "note": "text", "kl": None}, step)
+    trackers.log_rollout(SAMPLE, 2)
     trackers.close()
     trackers.close()
 
@@ -119,6 +134,42 @@ def test_tensorboard_holds_every_number_at_its_step(tmp_path: Path) -> None:
     events.Reload()
     found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert found == {"loss": [(1, 0.5), (2, 0.25)], "phase_seconds/rollout": [(1, 0.5), (2, 1.0)]}
+
+
+def test_tensorboard_shows_rollouts_as_a_table_of_text(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    in_a_process("tensorboard", tmp_path)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "trackers" / "sdft"))
+    events.Reload()
+    (tag,) = (tag for tag in events.Tags()["tensors"] if "rollouts" in tag)
+    (event,) = events.Tensors(tag)
+    assert event.step == 2
+    lines = event.tensor_proto.string_val[0].decode().splitlines()
+    assert lines[:2] == ["| | |", "| --- | --- |"]
+    assert "| rollout | a&#124;b<br>&lt;script&gt;alert(1)&lt;/script&gt; |" in lines
+    assert "| divergence | 0.75 |" in lines
+    (reference,) = (line for line in lines if line.startswith("| reference "))
+    assert reference.endswith("r ... (5 more characters) |")
+
+
+def test_wandb_holds_rollouts_as_a_table(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    in_a_process("wandb", tmp_path)
+    (table,) = (tmp_path / "run" / "trackers").rglob("rollouts*.table.json")
+    document = json.loads(table.read_text())
+    (row,) = document["data"]
+    assert dict(zip(document["columns"], row, strict=True))["rollout"] == SAMPLE["rollout"]
+
+
+def test_trackio_holds_rollouts_as_a_table(tmp_path: Path) -> None:
+    pytest.importorskip("trackio")
+    files = in_a_process("trackio", tmp_path)
+    (database,) = (path for name, path in files.items() if name.endswith("sdft.db"))
+    with sqlite3.connect(database) as connection:
+        rows = [row for (row,) in connection.execute("select metrics from metrics")]
+    assert any("rollouts" in json.loads(row) for row in rows)
 
 
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
