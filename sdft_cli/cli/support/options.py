@@ -60,13 +60,17 @@ class Command(TyperCommand):
     Settings are looked up when help is shown: `sdft --help` and a command's start do not wait for pydantic.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # What is the same everywhere comes last.
+        self.params.sort(key=lambda parameter: getattr(parameter, "rich_help_panel", None) == OUTPUT)
+
     def get_params(self, ctx: Any) -> list[Any]:
         return _unprocessed_for_completion(ctx, super().get_params(ctx))
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _import_rich_help()
         panel = None
-        self.params.sort(key=lambda parameter: getattr(parameter, "rich_help_panel", None) == OUTPUT)
         if help_option := self.get_help_option(ctx):
             help_option.rich_help_panel = OUTPUT  # type: ignore[attr-defined]
         for parameter in self.params:
