@@ -6,10 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.columns import Columns
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from sdft_cli.notices import visible
 from sdft_cli.records.reasons import meaning_of
 from sdft_cli.report.bars import HistogramBars
 from sdft_cli.report.merge_rows import merge_rows
@@ -18,14 +20,22 @@ from sdft_cli.report.statistics import CapChoice, Statistics, cells_of
 TOP_TOOLS = 15
 
 
+class HarmlessConsole(Console):
+    """A console that writes out what would steer a terminal, wherever in a text it comes from."""
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else visible(text), style, control)
+
+
 def stdout() -> Console:
     """The console for results."""
-    return Console(highlight=False)
+    return HarmlessConsole(highlight=False)
 
 
 def stderr() -> Console:
     """The console for progress and notices."""
-    return Console(stderr=True, highlight=False)
+    return HarmlessConsole(stderr=True, highlight=False)
 
 
 def table(
@@ -36,7 +46,7 @@ def table(
     for index, column in enumerate(columns):
         built.add_column(Text(column), justify="left" if index < texts else "right")
     for row in rows:
-        built.add_row(*(Text(str(cell)) for cell in row))
+        built.add_row(*(Text(visible(str(cell))) for cell in row))
     return built
 
 
