@@ -9,11 +9,11 @@ import typer
 
 from sdft_cli.cli.support.common import command
 from sdft_cli.cli.support.options import (
-    DEFAULT_PROFILE,
     DatasetPath,
     Model,
     Overrides,
     Profile,
+    ProjectFile,
     given_settings,
     option,
     setting,
@@ -21,6 +21,7 @@ from sdft_cli.cli.support.options import (
 from sdft_cli.notices import say
 from sdft_cli.stages.folders import newest_dataset
 from sdft_cli.stages.gate import measure_gate, measure_ranking
+from sdft_cli.stages.project import read_project
 
 if TYPE_CHECKING:
     from sdft_cli.config import TrainConfig
@@ -52,6 +53,7 @@ def gate(
     model: Model = None,
     records: Annotated[int | None, setting("train.gate.records")] = None,
     overrides: Overrides = None,
+    project: ProjectFile = None,
 ) -> None:
     """Measure the teacher's lift before training; exit code 4 if there is none.
 
@@ -62,10 +64,9 @@ def gate(
 
     Example: sdft gate data/my-sessions --profile cpu-demo --templates again,own_turn --divergences forward_kl,jsd
     """
-    from sdft_cli.config import load_train_config
     from sdft_cli.records import read_dataset
 
-    config = load_train_config(profile or DEFAULT_PROFILE, overrides or (), given_settings(context))
+    config = read_project(project).train_config(profile, overrides or (), given_settings(context))
     data = read_dataset(dataset or newest_dataset())
     if templates is not None or divergences is not None:
         _show_ranking(config, data, _names(templates), _names(divergences), json_file, shuffle)

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sdft_cli.cli.support.common import command
 from sdft_cli.cli.support.options import (
-    DEFAULT_PROFILE,
     DatasetPath,
     Model,
     Overrides,
     Profile,
+    ProjectFile,
     given_settings,
     option,
     setting,
 )
 from sdft_cli.notices import say
+from sdft_cli.stages.project import read_project
 from sdft_cli.stages.train import job_to_resume, new_job, run_training
-
-if TYPE_CHECKING:
-    pass
 
 
 @command
@@ -53,8 +51,11 @@ def train(
         list[str] | None, setting("train.trackers", "--track", help="Log here too, besides metrics.jsonl. Repeatable.")
     ] = None,
     overrides: Overrides = None,
+    project: ProjectFile = None,
 ) -> None:
     """Train an adapter by Self-Distillation Fine-Tuning (arXiv 2601.19897).
+
+    --resume goes on with the settings that the run was started with, whatever the project file says now.
 
     Example: sdft train data/my-sessions --profile cpu-demo --max-steps 30
     """
@@ -62,7 +63,9 @@ def train(
     if resume:
         job = job_to_resume(dataset, profile, out, overrides or [], flags)
     else:
-        job = new_job(dataset, profile or DEFAULT_PROFILE, out, overrides or [], flags, overwrite)
+        settings = read_project(project)
+        config = settings.train_config(profile, overrides or [], flags)
+        job = new_job(dataset, config, settings.profile(profile), out, overwrite)
     run_training(replace(job, profile_steps=profile_steps))
     if profile_steps:
         _show_profile(job.folder / "profile.json", profile_steps)

@@ -11,6 +11,12 @@ DATA_ROOT = Path("data")
 RUNS_ROOT = Path("runs")
 
 
+def name_of(source: str) -> str:
+    """Return the name of a source's dataset or run: that of the file without its ending, the folder or the Hub id."""
+    path = Path(source).expanduser()
+    return (path.resolve().stem if path.exists() else "") or source.rstrip("/").split("/")[-1]
+
+
 def newest(root: Path, marker: str, what: str, hint: str) -> Path:
     """Return the newest folder under `root` that holds `marker`, and say which it is.
 

@@ -9,20 +9,18 @@ from sdft_cli.notices import say
 from sdft_cli.stages.folders import RUNS_ROOT, newest, newest_dataset
 
 if TYPE_CHECKING:
+    from sdft_cli.config import TrainConfig
     from sdft_cli.engine.train.run import Job
 
 
-def new_job(
-    dataset: Path | None, profile: str, out: Path | None, overrides: list[str], flags: dict[str, Any], overwrite: bool
-) -> Job:
-    from sdft_cli.config import load_train_config
+def new_job(dataset: Path | None, config: TrainConfig, profile: str, out: Path | None, overwrite: bool) -> Job:
+    """Return the job of a new run, in `out` or in a folder under `runs/` named after dataset and profile."""
     from sdft_cli.engine.train.run import Job
     from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
     from sdft_cli.records.folders import check_output_folder
     from sdft_cli.run_folder import is_unfinished
 
-    config = load_train_config(profile, overrides, flags)
     folder = dataset or newest_dataset()
     data = read_dataset(folder)
     stem = Path(profile).stem if profile.endswith((".yaml", ".yml")) else profile

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand
 
-DEFAULT_PROFILE = "qwen3.5-9b-64k"
+from sdft_cli.choices import DEFAULT_PROFILE as DEFAULT_PROFILE
 
 
 class _Key(str):
@@ -111,6 +111,14 @@ Profile = Annotated[
     str | None, option(help="A shipped profile, or a YAML file.", left_out=DEFAULT_PROFILE, panel="Settings")
 ]
 Model = Annotated[str | None, setting("train.model")]
+ProjectFile = Annotated[
+    Path | None,
+    option(
+        "--config",
+        help="The project file (`sdft init` writes one): what it sets holds where no option says otherwise.",
+        left_out="sdft.yaml, if it is there",
+    ),
+]
 Overrides = Annotated[
     list[str] | None,
     option(
