@@ -1,7 +1,9 @@
 """What a command does behind its options, for the commands, the whole run and the Python API.
 
 folders     where datasets and runs are, if nobody says
+project     sdft.yaml: settings that hold for every command
 prepare     sessions -> a dataset folder
+plan        what a run will need, before it starts
 gate        the gate and the ranking, on a dataset
 train       a dataset -> a run folder
 merge       an adapter -> a certified checkpoint
