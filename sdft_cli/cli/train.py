@@ -33,6 +33,7 @@ def train(
         bool, typer.Option("--resume", help="Go on from the newest checkpoint of --out, or of the newest run.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
+    project: ProjectFile = None,
     profile_steps: Annotated[
         int,
         typer.Option(
@@ -51,7 +52,6 @@ def train(
         list[str] | None, setting("train.trackers", "--track", help="Log here too, besides metrics.jsonl. Repeatable.")
     ] = None,
     overrides: Overrides = None,
-    project: ProjectFile = None,
 ) -> None:
     """Train an adapter by Self-Distillation Fine-Tuning (arXiv 2601.19897).
 
