@@ -675,6 +675,12 @@ def resumed_config(stored: Mapping[str, Any], overrides: Sequence[str], flags: M
     document = before.model_dump(mode="json")
     _override(document, overrides, flags)
     after = build(TrainConfig, document)
+    check_resumable(before, after)
+    return after
+
+
+def check_resumable(before: TrainConfig, after: TrainConfig) -> None:
+    """Refuse to go on with another configuration, but for what may change; raises `UsageError`, which names it."""
     old, new = leaves(before.model_dump(mode="json")), leaves(after.model_dump(mode="json"))
     free = {*RESUMABLE, *(("optim.max_steps",) if after.optim.schedule == "constant" else ())}
     for key in old:
@@ -683,4 +689,3 @@ def resumed_config(stored: Mapping[str, Any], overrides: Sequence[str], flags: M
                 f"The run was started with {key}={old[key]}, and {new[key]} would make it another run: "
                 "leave that option out, or start a new run with another --out."
             )
-    return after

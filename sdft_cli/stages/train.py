@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ from sdft_cli.stages.folders import RUNS_ROOT, newest, newest_dataset
 
 if TYPE_CHECKING:
     from sdft_cli.config import TrainConfig
+    from sdft_cli.engine.train.loop import Observer
     from sdft_cli.engine.train.run import Job
 
 
@@ -62,12 +65,19 @@ def job_to_resume(
     return Job(config, read_dataset(folder), target, resume=True)
 
 
-def run_training(job: Job) -> dict[str, Any]:
-    """Train as `job` says, with a live view on stderr, and write the adapters' cards; return what `run.json` says."""
+def run_training(job: Job, began: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Train as `job` says, with a live view on stderr, and write the adapters' cards; return what `run.json` says.
+
+    `began` is called when the gate and all checks are behind it, before the first step.
+    """
     from sdft_cli.engine.train.run import start_training
     from sdft_cli.report.live import live_training
     from sdft_cli.stages.model_card import write_adapter_cards
 
-    result = start_training(job, say, lambda: live_training(job.config.optim.max_steps))
+    def watching() -> AbstractContextManager[Observer]:
+        began()
+        return live_training(job.config.optim.max_steps)
+
+    result = start_training(job, say, watching)
     write_adapter_cards(job.folder)
     return result
