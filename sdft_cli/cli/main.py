@@ -17,6 +17,7 @@ from sdft_cli.cli.merge import merge
 from sdft_cli.cli.plan import doctor, plan
 from sdft_cli.cli.prepare import prepare
 from sdft_cli.cli.report import report
+from sdft_cli.cli.run import run
 from sdft_cli.cli.support.options import Command
 from sdft_cli.cli.train import train
 from sdft_cli.threads import limit_spinning
@@ -47,6 +48,7 @@ def root(
     """Turn recorded coding-agent sessions into a better open model: prepare, train, merge, eval."""
 
 
+app.command(cls=Command)(run)
 app.command(cls=Command)(prepare)
 app.command(cls=Command)(gate)
 app.command(cls=Command)(plan)

@@ -70,6 +70,24 @@ class Project:
         return build(MergeConfig, self.of("merge"))
 
 
+OF_PROFILE: dict[str, dict[str, Any]] = {
+    "cpu-demo": {"max_rollout_tokens": 512, "teacher_template": "again"},
+    "recommended-qwen3.5-9b-64k": {"teacher_template": "own_turn"},
+}
+"""Profile -> settings of `prepare` that suit its model: a wording that a very small one follows, short turns."""
+
+
+def fitting(config: TrainConfig) -> dict[str, Any]:
+    """Return the settings of `prepare` that fit a training: its model, its caps, and what suits its profile."""
+    return {
+        "model": config.model,
+        "max_seq_tokens": config.max_seq_tokens,
+        "max_prompt_tokens": config.max_prompt_tokens,
+        "max_rollout_tokens": config.max_seq_tokens - config.max_prompt_tokens,
+        **OF_PROFILE.get(config.profile, {}),
+    }
+
+
 def read_project(path: Path | None = None) -> Project:
     """Read the project file that was named, or that of the working folder, and say so; without one all is default.
 

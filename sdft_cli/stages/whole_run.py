@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft_cli.errors import WARNING, MachineError, SdftError, UsageError
 from sdft_cli.notices import say
+from sdft_cli.stages.project import Project, fitting
 from sdft_cli.stages.run_manifest import RunManifest, digest
 
 if TYPE_CHECKING:
@@ -77,12 +78,12 @@ class WholeRun:
         self.names = [name for name in STAGES for name in ([name, "control"] if name == "train" else [name])]
         if not settings.control:
             self.names.remove("control")
-        self._start = time.monotonic()
+        self._began = time.monotonic()
 
     @property
     def seconds(self) -> float:
         """Seconds since the start of this process's part."""
-        return time.monotonic() - self._start
+        return time.monotonic() - self._began
 
     def run(self) -> None:
         """Do what is not done yet.
@@ -364,7 +365,96 @@ def source_digest(source: str) -> str:
     return digest(facts or source)
 
 
-def stopped_sentence(error: SdftError, manifest: RunManifest) -> str | None:
+@dataclass(frozen=True)
+class Given:
+    """What a command line said of a whole run; it is kept in the manifest, for `--resume` without saying it again."""
+
+    source: str | None = None
+    profile: str | None = None
+    overrides: tuple[str, ...] = ()
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """Of training: dotted key -> value."""
+    ignore_plan: bool = False
+
+    def over(self, before: Mapping[str, Any]) -> Given:
+        """Return what was said now, and of what was not, what was said before."""
+        return Given(
+            self.source or before["source"],
+            self.profile or before["profile"],
+            (*before["overrides"], *self.overrides),
+            {**before["flags"], **self.flags},
+            self.ignore_plan or before["ignore_plan"],
+        )
+
+    def settings(self, project: Project) -> WholeSettings:
+        """Resolve the settings of all stages: command line, project file, data card, what fits the training.
+
+        Raises:
+            UsageError: nothing names the sessions, or a value is wrong.
+        """
+        from sdft_cli.config import EvalConfig, build
+        from sdft_cli.stages.prepare import card_defaults
+
+        source = project.source_of(self.source)
+        train = project.train_config(self.profile, self.overrides, self.flags)
+        shared = {key: self.flags[key] for key in ("model", "seed") if key in self.flags}
+        prepare = project.prepare_config(source, shared, {**fitting(train), **card_defaults(source)})
+        evaluate = build(EvalConfig, {"seed": train.seed, **project.of("eval")})
+        return WholeSettings(prepare, train, project.merge_config(), evaluate, ignore_plan=self.ignore_plan)
+
+
+def start(folder: Path, given: Given, project: Project, overwrite: bool) -> WholeRun:
+    """Make the folder of a new whole run.
+
+    Raises:
+        UsageError: it exists and `overwrite` is false, it is of another kind, or a setting is wrong.
+    """
+    from sdft_cli.records.folders import check_output_folder, remove_folder
+    from sdft_cli.stages.run_manifest import NAME
+
+    settings = given.settings(project)
+    if (folder / NAME).is_file() and not overwrite:
+        raise UsageError(
+            f"{folder} holds a run already: go on with it by --resume, choose another --out, or add --overwrite to "
+            "start again."
+        )
+    check_output_folder(folder, NAME, overwrite)
+    if folder.exists():
+        remove_folder(folder)
+    folder.mkdir(parents=True)
+    return WholeRun(RunManifest.new(folder, asdict(given)), settings)
+
+
+def resume(folder: Path, given: Given, project: Project) -> WholeRun:
+    """Open a whole run to go on with; one that was ended before it wrote anything begins.
+
+    Its settings are those of its command line, of this one, and of the project file as it is now.
+
+    Raises:
+        UsageError: a setting is wrong, or this is the folder of `sdft demo` and settings are given.
+        DataError: the folder's manifest is damaged, or is not that of a whole run.
+    """
+    from sdft_cli.records.folders import remove_leftovers
+    from sdft_cli.stages.run_manifest import NAME
+
+    for place in (folder, folder / "run"):
+        if place.is_dir():
+            remove_leftovers(place)
+    if not (folder / NAME).is_file():
+        say(f"There is nothing in {folder} to go on with: starting.")
+        return start(folder, given, project, overwrite=False)
+    manifest = RunManifest.read(folder)
+    before = manifest.document["given"]
+    if before is not None:
+        now = given.over(before)
+        manifest.document["given"] = asdict(now)
+        return WholeRun(manifest, now.settings(project))
+    if given != Given():
+        raise UsageError(f"{folder} is of `sdft demo`, whose settings are fixed: give --resume --out alone.")
+    return WholeRun(manifest, WholeSettings.of_json(manifest.document["settings"]))
+
+
+def stopped_sentence(error: SdftError, manifest: RunManifest) -> str:
     """Say where a whole run stopped and how it goes on, after its own sentence."""
     last = next((s for s in reversed(manifest.document["stages"]) if s["status"] != "finished"), None)
     where = f"in stage {last['name']}" if last else "before its first stage"
