@@ -13,6 +13,7 @@ from sdft_cli.cli.demo import demo
 from sdft_cli.cli.evaluate import evaluate
 from sdft_cli.cli.export import export
 from sdft_cli.cli.gate import gate
+from sdft_cli.cli.init import init
 from sdft_cli.cli.merge import merge
 from sdft_cli.cli.plan import doctor, plan
 from sdft_cli.cli.prepare import prepare
@@ -48,6 +49,7 @@ def root(
     """Turn recorded coding-agent sessions into a better open model: prepare, train, merge, eval."""
 
 
+app.command(cls=Command)(init)
 app.command(cls=Command)(run)
 app.command(cls=Command)(prepare)
 app.command(cls=Command)(gate)

@@ -1,6 +1,7 @@
 """What a command does behind its options, for the commands, the whole run and the Python API.
 
 folders     where datasets and runs are, if nobody says
+proposal    what suits a machine and its sessions, as the text of sdft.yaml
 project     sdft.yaml: settings that hold for every command
 prepare     sessions -> a dataset folder
 plan        what a run will need, before it starts

@@ -97,19 +97,26 @@ def read_project(path: Path | None = None) -> Project:
     file = path or Path(NAME)
     if path is None and not file.exists():
         return Project()
-    project = _checked(_document(file), file)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UsageError(f"{file} cannot be read ({reason}): name a project file, as `sdft init` writes it.") from error
+    project = parse_project(text, file)
     say(f"Settings: {file}")
     return project
 
 
-def _document(file: Path) -> dict[str, Any]:
+def parse_project(text: str, file: Path) -> Project:
+    """Read and check the text of a project file; raises `UsageError`, which names `file`."""
+    return _checked(_document(text, file), file)
+
+
+def _document(text: str, file: Path) -> dict[str, Any]:
     import yaml
 
     try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UsageError(f"{file} cannot be read ({reason}): name a project file, as `sdft init` writes it.") from error
+        document = yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError) as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
