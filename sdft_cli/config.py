@@ -510,22 +510,23 @@ def _likeness(key: str, candidate: str, description: str) -> float:
     return score + (0.15 if section and section == own_section else 0.0)
 
 
-def nearest_keys(key: str, kind: type[BaseModel]) -> list[str]:
+def nearest_keys(key: str, kind: type[BaseModel], but: str | None = None) -> list[str]:
     """Return up to three settings that an unknown dotted key may mean, the nearest first; empty if none is alike.
 
     Alike are: the same name in another section or in none, initials, beginnings of words, words of the description,
-    and a similar spelling.
+    and a similar spelling. `but`: a setting that is never meant.
     """
-    scores = {one: _likeness(key, one, field.description or "") for one, field in fields_of(kind).items()}
+    fields = {one: field for one, field in fields_of(kind).items() if one != but}
+    scores = {one: _likeness(key, one, field.description or "") for one, field in fields.items()}
     least = max(0.7, max(scores.values()) - 0.1)
     return sorted((one for one in scores if scores[one] >= least), key=lambda one: -scores[one])[:3]
 
 
-def unknown(key: str, kind: type[BaseModel]) -> str:
-    """Say of an unknown key what to write instead."""
+def unknown(key: str, kind: type[BaseModel], but: str | None = None) -> str:
+    """Say of an unknown key what to write instead; never `but`."""
     if key in REMOVED:
         return f"{key} is no setting any more: leave it out; {REMOVED[key]}."
-    if near := nearest_keys(key, kind):
+    if near := nearest_keys(key, kind, but):
         return f"{key} is no setting: did you mean {' or '.join(near)}?"
     section = key.partition(".")[0]
     names = sections_of(kind).get(section, kind).model_fields

@@ -71,9 +71,8 @@ def demo(
     _write_sessions(out, QUICK["sessions"] if quick else sessions or SESSIONS, seed, overwrite)
     whole = WholeRun(RunManifest.new(out, None), settings)
     whole.run()
-    say(
-        f"Done in {whole.seconds:.0f} s. Read the answers in {out / 'eval.json'}, the model is in {out / 'run/merged'}."
-    )
+    say(f"Done in {whole.seconds:.0f} s. The answers are in {out / 'eval.json'}, the model is {out / 'run/merged'},")
+    say(f"and a page to look at is {out / 'report.html'}.")
 
 
 def _settings(out: Path, steps: int | None, seed: int, control: bool, quick: bool) -> WholeSettings:

@@ -124,21 +124,21 @@ def _table(contents: list[Contents]) -> object:
             f"{one.sessions:,}",
             f"{one.turns:,}",
             f"{one.output_tokens:,}" if one.output_tokens else "-",
-            f"{one.longest_prompt:,}" if one.longest_prompt else "-",
             _versions(one),
-            " to ".join(sorted(one.dates)) or "-",
+            "\n".join(sorted(one.dates)) or "-",
         )
         for one in contents
     ]
-    columns = ["agent", "files", "sessions", "turns", "tokens written", "longest prompt", "versions", "days"]
-    return terminal.table("Sessions on this machine", columns, rows)
+    columns = ["agent", "files", "sessions", "turns", "tokens", "versions", "days"]
+    caption = "tokens: written by the model, where the files say so; versions and days: the first and the last"
+    return terminal.table("Sessions on this machine", columns, rows, caption)
 
 
 def _versions(one: Contents) -> str:
     from sdft_cli.report.told import printable
 
     names = sorted((printable(name)[:20] for name in one.versions), key=_number)
-    return "-" if not names else names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    return "-" if not names else names[0] if len(names) == 1 else f"{names[0]}\n{names[-1]}"
 
 
 def _number(version: str) -> list[int]:
@@ -163,6 +163,5 @@ def _tell_limits(one: Contents) -> None:
 def _seen_line(one: Contents | None) -> str:
     if one is None:
         return ""
-    return (
-        f"Seen here: {one.agent}, {one.sessions:,} session(s), {one.turns:,} turns, {' to '.join(sorted(one.dates))}."
-    )
+    days = " to ".join(sorted(one.dates)) or "no date"
+    return f"Seen here: {one.agent}, {one.sessions:,} session(s), {one.turns:,} turns, {days}."

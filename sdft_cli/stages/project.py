@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from sdft_cli.config import MergeConfig, PrepareConfig, TrainConfig
 
 NAME = "sdft.yaml"
+NOT_HERE = "prepare.source"
+"""It is told once, as `source`, for all commands."""
 _SECTIONS = ("prepare", "train", "merge", "eval")
 
 
@@ -133,7 +135,7 @@ def _checked(document: dict[str, Any], file: Path) -> Project:
     """Check every key and every value of a project file."""
     from sdft_cli.config import ProjectConfig, fields_of, leaves, unknown
 
-    known = [key for key in fields_of(ProjectConfig) if key != "prepare.source"]  # which is told once, as source
+    known = [key for key in fields_of(ProjectConfig) if key != NOT_HERE]
     flat = leaves(_text_keys(document))
     inner = {key.rpartition(".")[0] for key in known}
     flat = {key: value for key, value in flat.items() if value is not None or key not in inner}  # empty sections
@@ -141,7 +143,7 @@ def _checked(document: dict[str, Any], file: Path) -> Project:
         if key in inner:
             raise UsageError(f"{file}: {key} is a section: write its settings below it, each with its key.")
         if key not in known:
-            raise UsageError(f"{file}: {unknown(key, ProjectConfig)}")
+            raise UsageError(f"{file}: {unknown(key, ProjectConfig, NOT_HERE)}")
     for key in ("source", "model"):
         if not isinstance(flat.get(key, ""), str):
             raise UsageError(f"{file}: {key} is no text: write a path or a name.")

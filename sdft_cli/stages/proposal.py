@@ -94,8 +94,8 @@ def project_text(proposal: Proposal, source: str, model: str, license_id: str | 
     """
     named = f"license: {_scalar(license_id)}" if license_id else "# license: other"
     lines = [
-        f"# Settings of this folder, written by `sdft init` {__version__}. prepare, plan, gate, train, merge, eval and run",
-        "# read it; an option of theirs goes before it, and it goes before a profile. Every key: docs/settings.md.",
+        f"# Settings of this folder, written by `sdft init` {__version__}. prepare, plan, gate, train, merge, eval and",
+        "# run read it; an option of theirs goes before it, and it goes before a profile. Every key: docs/settings.md.",
         "",
         "# The sessions: a file, a folder of them, or a Hub dataset (owner/name).",
         *([f"# {seen}"] if seen else []),
@@ -110,7 +110,7 @@ def project_text(proposal: Proposal, source: str, model: str, license_id: str | 
         f"  {named}",
         "",
         "train:",
-        f"  # {_one_line(proposal.why)}.",
+        f"  # Chosen since {_one_line(proposal.why)}.",
         f"  profile: {_scalar(proposal.profile)}",
         "  # Any setting of training may follow, in its section, as",
         "  # optim:",

@@ -52,7 +52,8 @@ def test_what_is_wrong_is_one_sentence_that_names_the_file(text: str, told: str)
 
 def test_options_go_before_the_file_and_the_file_before_profile_and_card() -> None:
     project = parse(
-        "model: m\ntrain:\n  profile: cpu-demo\n  heldout: {every: null}\n  optim: {max_steps: 5, learning_rate: 1e-5}\n"
+        "model: m\ntrain:\n  profile: cpu-demo\n  heldout: {every: null}\n"
+        "  optim: {max_steps: 5, learning_rate: 1e-5}\n"
         "prepare: {seed: 3, workers: 2}\nmerge: {dtype: float32}\neval: {questions: 0}\n"
     )
     config = project.train_config(None, ["optim.max_steps=6"], {"optim.max_steps": 7})
