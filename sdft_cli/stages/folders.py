@@ -17,13 +17,13 @@ def name_of(source: str) -> str:
     return (path.resolve().stem if path.exists() else "") or source.rstrip("/").split("/")[-1]
 
 
-def newest(root: Path, marker: str, what: str, hint: str) -> Path:
-    """Return the newest folder under `root` that holds `marker`, and say which it is.
+def newest(root: Path, marker: str, what: str, hint: str, inner: str) -> Path:
+    """Return the newest folder under `root`, or `inner` of a whole run, that holds `marker`, and say which it is.
 
     Raises:
         UsageError: there is none.
     """
-    names = root.iterdir() if root.is_dir() else ()
+    names = [*(root.iterdir() if root.is_dir() else ()), *RUNS_ROOT.glob(f"*/{inner}")]
     found = [folder for folder in names if not folder.name.startswith(".") and (folder / marker).is_file()]
     if not found:
         raise UsageError(f"No {what} under {root}/: {hint}")
@@ -34,9 +34,9 @@ def newest(root: Path, marker: str, what: str, hint: str) -> Path:
 
 def newest_dataset() -> Path:
     """Return the newest dataset under `data/`."""
-    return newest(DATA_ROOT, "manifest.json", "dataset", "run `sdft prepare SOURCE` first, or name a dataset.")
+    return newest(DATA_ROOT, "manifest.json", "dataset", "run `sdft prepare SOURCE` first, or name a dataset.", "data")
 
 
 def newest_run() -> Path:
     """Return the newest finished run under `runs/`."""
-    return newest(RUNS_ROOT, "adapter/adapter_config.json", "run", "run `sdft train` first, or name a run.")
+    return newest(RUNS_ROOT, "adapter/adapter_config.json", "run", "run `sdft train` first, or name a run.", "run")

@@ -49,7 +49,7 @@ def job_to_resume(
 
     if profile is not None:
         raise UsageError("--resume takes the run's own profile: leave --profile out.")
-    target = out or newest(RUNS_ROOT, "run.json", "run", "run `sdft train` first, or name the run with --out.")
+    target = out or newest(RUNS_ROOT, "run.json", "run", "run `sdft train` first, or name the run with --out.", "run")
     if not (target / "run.json").is_file():
         raise UsageError(f"{target} is no run: name the folder of one with --out.")
     info = read_run_json(target)

@@ -131,9 +131,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path:
     assert (ends[0] / ADAPTER).read_bytes() == (ends[1] / ADAPTER).read_bytes()
     assert stages(ends[0]).keys() == stages(ends[1]).keys()
     assert {stage["status"] for stage in stages(ends[1]).values()} == {"finished", "skipped"}
-    listed = [
-        {str(path.relative_to(end)) for path in end.rglob("*") if "checkpoints" not in path.parts} for end in ends
-    ]
+    listed = [{str(p.relative_to(end)) for p in end.rglob("*") if "checkpoints" not in p.parts} for end in ends]
     assert listed[0] == listed[1]  # nothing half-written stays
 
 
