@@ -23,7 +23,7 @@ def newest(root: Path, marker: str, what: str, hint: str, inner: str) -> Path:
     Raises:
         UsageError: there is none.
     """
-    names = [*(root.iterdir() if root.is_dir() else ()), *RUNS_ROOT.glob(f"*/{inner}")]
+    names: list[Path] = [*(root.iterdir() if root.is_dir() else ()), *RUNS_ROOT.glob(f"*/{inner}")]
     found = [folder for folder in names if not folder.name.startswith(".") and (folder / marker).is_file()]
     if not found:
         raise UsageError(f"No {what} under {root}/: {hint}")

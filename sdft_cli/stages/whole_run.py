@@ -247,7 +247,7 @@ class WholeRun:
         if (self.manifest.stage("gate") or {}).get("status") != "running":
             self.manifest.begin("gate", inputs)
         is_there = measured.is_file()
-        self.manifest.end("gate", [measured] if is_there else [], None if is_there else "gate.action is off")
+        self.manifest.end("gate", [measured] if is_there else [], None if is_there else "the settings ask for no gate")
 
     def _trained_before(self, inputs: Mapping[str, str]) -> None:
         """Note that a training is finished whose process ended before it could."""
