@@ -92,7 +92,9 @@ class WholeRun:
             SdftError: a stage says stop; the manifest holds why, and the exit code is the stage's own.
         """
         from sdft_cli.engine.models.load import check_machine
+        from sdft_cli.engine.models.quiet import quiet_libraries
 
+        quiet_libraries()
         check_machine(self.settings.train)  # before the minutes that a dataset takes
         self._refuse_another_run()
         self.manifest.take(self.settings.as_json())
@@ -317,7 +319,8 @@ class WholeRun:
     def _evaluate(self) -> None:
         from sdft_cli.records.json_files import write_json
         from sdft_cli.report import evaluation, terminal
-        from sdft_cli.stages.evaluate import run_evaluation, update_card
+        from sdft_cli.stages.evaluate import run_evaluation
+        from sdft_cli.stages.model_card import evaluated_card
 
         config, path = self.settings.evaluate, self.folder / "eval.json"
 
@@ -330,7 +333,7 @@ class WholeRun:
             controls = [self.folder / "run-sft"] if self.settings.control else []
             result = run_evaluation(str(self.run_folder), data, config, best=self._takes_best, controls=controls)
             write_json(path, result)
-            update_card(self._trained(), result)
+            evaluated_card(self._trained(), result)
             terminal.stdout().print(evaluation.report(result))
             return [path]
 
