@@ -60,7 +60,7 @@ def test_wrong_values_are_one_sentence_that_names_them(overrides: list[str], mes
 
 
 def test_profiles_can_be_files_and_unknown_ones_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown: there are cpu-demo, qwen3\.5-9b-64k, or name"):
+    with pytest.raises(UsageError, match=r"unknown: there are cpu-demo, qwen3\.5-9b-64k, recommended-\S+, or name"):
         load_train_config("nope")
     for name, meant in {"cpu_demo": "cpu-demo", "qwen3.5-9b": "qwen3.5-9b-64k", "demo": "cpu-demo"}.items():
         with pytest.raises(UsageError, match=f"Profile {name} is unknown: did you mean {meant}?"):
