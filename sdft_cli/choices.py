@@ -43,6 +43,9 @@ DIVERGENCES = {
 TOKEN_WEIGHTS = {"prefix": "tokens weigh less behind tokens of which the teacher thinks otherwise than the student"}
 """Weighting of a trajectory's tokens -> what it does, for model cards; `none` is that of `distill.average` alone."""
 
+DEFAULT_PROFILE = "qwen3.5-9b-64k"
+"""The profile of training if neither an option nor a project file names one."""
+
 BACKENDS = {
     "unsloth": "sdft_cli.engine.models.backend_unsloth:UnslothBackend",
     "transformers": "sdft_cli.engine.models.backend_transformers:TransformersBackend",

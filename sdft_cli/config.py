@@ -12,7 +12,7 @@ import inspect
 import re
 from collections.abc import Mapping, Sequence
 from datetime import date
-from difflib import SequenceMatcher
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
@@ -100,6 +100,12 @@ class PrepareConfig(_Config):
     )
     teacher_template: str = Field(
         "expert_reference", description="the teacher's wording: a name in templates/teacher/, or a .txt file"
+    )
+    license: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9.-]*$",
+        description="licence of the records on their card, as the Hub writes it (mit, cc-by-4.0, other); null: that of "
+        "the source's data card, if it has one",
     )
 
     @field_validator("template_date")
@@ -417,6 +423,16 @@ class TrainConfig(_Config):
         return self
 
 
+class MergeConfig(_Config):
+    """What `sdft merge` writes."""
+
+    dtype: Literal["bfloat16", "float32"] | None = Field(
+        None, description="weights to write; null: `sdft merge` asks for --bf16 or --dtype, `sdft run` writes bfloat16"
+    )
+    best: bool = Field(False, description="take the adapter that was best on held-out records, not the last one")
+    prompts: int = Field(8, ge=1, le=8, description="check prompts of the run to compare on")
+
+
 class EvalConfig(_Config):
     """What `sdft eval` runs, and how."""
 
@@ -439,7 +455,23 @@ class EvalConfig(_Config):
     seed: int = Field(0, ge=0, description="seed of rollouts and intervals; answers are greedy")
 
 
-MODELS: dict[str, type[BaseModel]] = {"prepare": PrepareConfig, "train": TrainConfig, "eval": EvalConfig}
+class ProjectConfig(_Config):
+    """The keys of `sdft.yaml`: what all commands share, and a section for each of them; all may be left out."""
+
+    source: str = Field(description="the sessions of `sdft prepare` and `sdft run`")
+    model: str = Field(description="the model of all commands; a section may name another")
+    prepare: PrepareConfig
+    train: TrainConfig
+    merge: MergeConfig
+    eval: EvalConfig
+
+
+MODELS: dict[str, type[BaseModel]] = {
+    "prepare": PrepareConfig,
+    "train": TrainConfig,
+    "merge": MergeConfig,
+    "eval": EvalConfig,
+}
 """Command -> its settings. `plan` and `gate` take those of `train`."""
 
 REMOVED = {"device": "min_gpu_gb says whether a GPU is needed"}
@@ -478,22 +510,23 @@ def _likeness(key: str, candidate: str, description: str) -> float:
     return score + (0.15 if section and section == own_section else 0.0)
 
 
-def nearest_keys(key: str, kind: type[BaseModel]) -> list[str]:
+def nearest_keys(key: str, kind: type[BaseModel], but: str | None = None) -> list[str]:
     """Return up to three settings that an unknown dotted key may mean, the nearest first; empty if none is alike.
 
     Alike are: the same name in another section or in none, initials, beginnings of words, words of the description,
-    and a similar spelling.
+    and a similar spelling. `but`: a setting that is never meant.
     """
-    scores = {one: _likeness(key, one, field.description or "") for one, field in fields_of(kind).items()}
+    fields = {one: field for one, field in fields_of(kind).items() if one != but}
+    scores = {one: _likeness(key, one, field.description or "") for one, field in fields.items()}
     least = max(0.7, max(scores.values()) - 0.1)
     return sorted((one for one in scores if scores[one] >= least), key=lambda one: -scores[one])[:3]
 
 
-def _unknown(key: str, kind: type[BaseModel]) -> str:
-    """Say of an unknown key what to write instead."""
+def unknown(key: str, kind: type[BaseModel], but: str | None = None) -> str:
+    """Say of an unknown key what to write instead; never `but`."""
     if key in REMOVED:
         return f"{key} is no setting any more: leave it out; {REMOVED[key]}."
-    if near := nearest_keys(key, kind):
+    if near := nearest_keys(key, kind, but):
         return f"{key} is no setting: did you mean {' or '.join(near)}?"
     section = key.partition(".")[0]
     names = sections_of(kind).get(section, kind).model_fields
@@ -509,13 +542,17 @@ def leaves(document: Mapping[str, Any], separator: str = ".", prefix: str = "") 
     return flat
 
 
+OF_AN_OPTION = "correct the option or the profile"
+"""What to do about a wrong value, if nothing else is known of where it stands."""
+
+
 def explain(error: ValidationError, kind: type[BaseModel]) -> str:
     """Say in one sentence what is wrong with the settings of a model: an unknown key first, with the nearest ones."""
     errors = error.errors()
     first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
     where = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return _unknown(next(iter(leaves({where: first["input"]})), where), kind)  # of a section, its first value
+        return unknown(next(iter(leaves({where: first["input"]})), where), kind)  # of a section, its first value
     if first["type"] == "model_type" and where:
         one = next(key for key in fields_of(kind) if key.startswith(f"{where}."))
         return f"{where} is a section: name one of its values, as in {one}=VALUE."
@@ -523,13 +560,19 @@ def explain(error: ValidationError, kind: type[BaseModel]) -> str:
         allowed = re.findall(r"'([^']*)'", first["ctx"]["expected"])
         return f"{where}: {first['input']} is not known: {did_you_mean(str(first['input']), allowed)}"
     message = first["msg"].removeprefix("Value error, ")
-    return f"{where or 'configuration'}: {message}: correct the option or the profile."
+    return f"{where or 'configuration'}: {message}: {OF_AN_OPTION}."
 
 
 def profile_names() -> list[str]:
     """Return the names of the shipped profiles."""
     names = [entry.name for entry in resource("templates", "profiles").iterdir()]
     return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def _no_profile(name: str) -> str:
+    near = get_close_matches(name, profile_names(), n=1, cutoff=0.4)
+    meant = f"did you mean {near[0]}? There " if near else "there "
+    return f"Profile {name} is unknown: {meant}are {', '.join(profile_names())}, or name a YAML file."
 
 
 def _parse_override(text: str) -> tuple[list[str], Any]:
@@ -561,14 +604,18 @@ def _override(document: dict[str, Any], overrides: Sequence[str], flags: Mapping
 
 
 def load_train_config(
-    profile: str, overrides: Sequence[str] = (), flags: Mapping[str, Any] | None = None
+    profile: str,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> TrainConfig:
-    """Resolve a training configuration: profile, then `--set` overrides, then flags that were given.
+    """Resolve a training configuration: profile, project file, then `--set` overrides, then flags that were given.
 
     Args:
         profile: a shipped name, or the path of a YAML file.
         overrides: texts `section.key=value`.
         flags: dotted key -> value; None values are ignored.
+        settings: those of a project file, dotted key -> value; None is a value.
 
     Raises:
         UsageError: unknown profile, unknown key, or a value out of range; the message names it.
@@ -581,8 +628,7 @@ def load_train_config(
     elif profile in profile_names():
         text = resource_text("templates", "profiles", f"{profile}.yaml")
     else:
-        otherwise = f"use one of {', '.join(profile_names())}, or a YAML file."
-        raise UsageError(f"Profile {profile} is unknown: {did_you_mean(profile, profile_names(), otherwise)}")
+        raise UsageError(_no_profile(profile))
     try:
         document = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -590,6 +636,8 @@ def load_train_config(
     if not isinstance(document, dict):
         raise UsageError(f"Profile {profile} is not a YAML mapping: correct the file.")
     document.setdefault("profile", profile)
+    for key, value in (settings or {}).items():
+        _set(document, key.split("."), value)
     _override(document, overrides, flags or {})
     return build(TrainConfig, document)
 
@@ -631,6 +679,12 @@ def resumed_config(stored: Mapping[str, Any], overrides: Sequence[str], flags: M
     document = before.model_dump(mode="json")
     _override(document, overrides, flags)
     after = build(TrainConfig, document)
+    check_resumable(before, after)
+    return after
+
+
+def check_resumable(before: TrainConfig, after: TrainConfig) -> None:
+    """Refuse to go on with another configuration, but for what may change; raises `UsageError`, which names it."""
     old, new = leaves(before.model_dump(mode="json")), leaves(after.model_dump(mode="json"))
     free = {*RESUMABLE, *(("optim.max_steps",) if after.optim.schedule == "constant" else ())}
     for key in old:
@@ -639,4 +693,3 @@ def resumed_config(stored: Mapping[str, Any], overrides: Sequence[str], flags: M
                 f"The run was started with {key}={old[key]}, and {new[key]} would make it another run: "
                 "leave that option out, or start a new run with another --out."
             )
-    return after

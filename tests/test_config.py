@@ -60,8 +60,11 @@ def test_wrong_values_are_one_sentence_that_names_them(overrides: list[str], mes
 
 
 def test_profiles_can_be_files_and_unknown_ones_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"use one of cpu-demo, qwen3\.5-9b-64k"):
+    with pytest.raises(UsageError, match=r"unknown: there are cpu-demo, qwen3\.5-9b-64k, recommended-\S+, or name"):
         load_train_config("nope")
+    for name, meant in {"cpu_demo": "cpu-demo", "qwen3.5-9b": "qwen3.5-9b-64k", "demo": "cpu-demo"}.items():
+        with pytest.raises(UsageError, match=f"Profile {name} is unknown: did you mean {meant}?"):
+            load_train_config(name)
     with pytest.raises(UsageError, match="does not exist"):
         load_train_config(str(tmp_path / "x.yaml"))
     (tmp_path / "x.yaml").write_text("a: [")
@@ -174,7 +177,7 @@ def test_the_page_of_all_settings_is_not_stale() -> None:
     page = make_settings.PAGE.read_text(encoding="utf-8")
     assert page == make_settings.settings_page(), "docs/settings.md is stale: run `make pages`"
     for line in (
-        "| `optim.max_steps` | integer > 0 | `600` | `36` |  | optimiser steps |",
+        "| `optim.max_steps` | integer > 0 | `600` | `30` |  | optimiser steps |",
         "| `lora.dropout` | number >= 0, < 1 | `0` |  |  | on the adapter's input; 0 keeps student log-probabilities "
         "deterministic |",
         "| `split_by` | session, project | `session` | what is held out whole: sessions (with their copies), or all "

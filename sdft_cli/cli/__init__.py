@@ -2,6 +2,8 @@
 
 main      the `sdft` command
 support/  what all commands need
+init      `sdft init`
+run       `sdft run`
 prepare   `sdft prepare`
 plan      `sdft plan` and `sdft doctor`
 gate      `sdft gate`

@@ -9,11 +9,12 @@ import typer
 
 from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
-from sdft_cli.cli.support.options import AsJson, DatasetPath, given_settings, option, setting
+from sdft_cli.cli.support.options import AsJson, DatasetPath, ProjectFile, given_settings, option, setting
 from sdft_cli.notices import say
 from sdft_cli.places import RUN, RUNS_ROOT, meant_folder
 from sdft_cli.stages.evaluate import run_evaluation, update_card
 from sdft_cli.stages.folders import newest_dataset, newest_run
+from sdft_cli.stages.project import read_project
 
 if TYPE_CHECKING:
     from sdft_cli.config import EvalConfig
@@ -55,6 +56,7 @@ def evaluate(
     general: Annotated[int | None, setting("eval.general")] = None,
     questions: Annotated[int | None, setting("eval.questions")] = None,
     seed: Annotated[int | None, setting("eval.seed")] = None,
+    project: ProjectFile = None,
     lm_eval: Annotated[
         str | None,
         setting(
@@ -79,7 +81,8 @@ def evaluate(
     if subject is not None:
         _check_subject(Path(subject))
     chosen = subject or str(newest_run())
-    config = _config_of(given_settings(context), lm_eval, lm_eval_path, lm_eval_limit)
+    settings = read_project(project).of("eval")
+    config = _config_of(settings, given_settings(context), lm_eval, lm_eval_path, lm_eval_limit)
     data = read_dataset(dataset or newest_dataset())
 
     from sdft_cli.records.json_files import write_json
@@ -136,8 +139,10 @@ def _target(subject: Path, of_run: bool, out: Path | None, best: bool, general: 
     )
 
 
-def _config_of(given: dict[str, Any], tasks: str | None, folder: Path | None, limit: int | None) -> EvalConfig:
-    """Make the configuration of the options that were given, those of --lm-eval last.
+def _config_of(
+    settings: dict[str, Any], given: dict[str, Any], tasks: str | None, folder: Path | None, limit: int | None
+) -> EvalConfig:
+    """Make the configuration of the project file's settings and the options that were given, those of --lm-eval last.
 
     Raises:
         UsageError: --lm-eval names no task, its folder is none, or a value is out of range.
@@ -147,9 +152,10 @@ def _config_of(given: dict[str, Any], tasks: str | None, folder: Path | None, li
 
     names = [name.strip() for name in (tasks or "").split(",") if name.strip()]
     harness = (tasks, folder, limit)
-    if not names and any(option is not None for option in harness):
+    listed = names or (settings.get("lm_eval") if tasks is None else None)
+    if not listed and any(option is not None for option in harness):
         raise UsageError("--lm-eval names no task: give it some, or leave out what belongs to it.")
     if folder is not None and not folder.is_dir():
         raise UsageError(f"{folder} is no folder: give the one that holds your tasks' YAML files.")
-    of_harness = {"lm_eval": names, "lm_eval_path": str(folder) if folder else None, "lm_eval_limit": limit}
-    return build(EvalConfig, {k: v for k, v in {**given, **of_harness}.items() if v is not None})
+    of_harness = {"lm_eval": names or None, "lm_eval_path": str(folder) if folder else None, "lm_eval_limit": limit}
+    return build(EvalConfig, {**settings, **{k: v for k, v in {**given, **of_harness}.items() if v is not None}})

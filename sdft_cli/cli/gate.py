@@ -10,12 +10,12 @@ import typer
 from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import (
-    DEFAULT_PROFILE,
     AsJson,
     DatasetPath,
     Model,
     Overrides,
     Profile,
+    ProjectFile,
     given_settings,
     option,
     setting,
@@ -23,6 +23,7 @@ from sdft_cli.cli.support.options import (
 from sdft_cli.notices import say
 from sdft_cli.stages.folders import newest_dataset
 from sdft_cli.stages.gate import measure_gate, measure_ranking
+from sdft_cli.stages.project import read_project
 
 if TYPE_CHECKING:
     from sdft_cli.config import TrainConfig
@@ -59,6 +60,7 @@ def gate(
     model: Model = None,
     records: Annotated[int | None, setting("train.gate.records")] = None,
     overrides: Overrides = None,
+    project: ProjectFile = None,
 ) -> None:
     """Measure the teacher's lift before training; exit code 4 if there is none.
 
@@ -69,10 +71,10 @@ def gate(
 
     Example: sdft gate data/my-sessions --profile cpu-demo --templates again,own_turn --divergences forward_kl,jsd
     """
-    from sdft_cli.config import load_train_config
     from sdft_cli.records import read_dataset
 
-    config = load_train_config(profile or DEFAULT_PROFILE, overrides or (), given_settings(context))
+    settings = read_project(project)
+    config = settings.train_config(profile, overrides or (), given_settings(context))
     data = read_dataset(dataset or newest_dataset())
     if templates is not None or divergences is not None:
         _show_ranking(config, data, _names(templates), _names(divergences), out, shuffle, as_json)
@@ -94,7 +96,7 @@ def gate(
     if not result.passed:
         raise VerificationError(result.verdict)
     say(result.verdict)
-    say(f"Next: sdft train {data.path} --profile {profile or DEFAULT_PROFILE}")
+    say(f"Next: sdft train {data.path} --profile {settings.profile(profile)}")
 
 
 def _check_file(out: Path | None) -> None:

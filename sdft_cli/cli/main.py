@@ -15,10 +15,12 @@ from sdft_cli.cli.demo import demo
 from sdft_cli.cli.evaluate import evaluate
 from sdft_cli.cli.export import export
 from sdft_cli.cli.gate import gate
+from sdft_cli.cli.init import init
 from sdft_cli.cli.merge import merge
 from sdft_cli.cli.plan import doctor, plan
 from sdft_cli.cli.prepare import prepare
 from sdft_cli.cli.report import report
+from sdft_cli.cli.run import run
 from sdft_cli.cli.support.common import be_loud, exit_of
 from sdft_cli.cli.support.options import Command, Group, Quiet, Verbose
 from sdft_cli.cli.train import train
@@ -63,6 +65,8 @@ def root(
         raise exit_of(error) from None
 
 
+app.command(cls=Command)(init)
+app.command(cls=Command)(run)
 app.command(cls=Command)(prepare)
 app.command(cls=Command)(gate)
 app.command(cls=Command)(plan)

@@ -9,11 +9,12 @@ import typer
 
 from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
-from sdft_cli.cli.support.options import AsJson, option
+from sdft_cli.cli.support.options import AsJson, ProjectFile, option
 from sdft_cli.errors import WARNING, UsageError
 from sdft_cli.notices import say
 from sdft_cli.stages.folders import newest_run
 from sdft_cli.stages.merge import existing, run_merge, run_merge_adapter
+from sdft_cli.stages.project import read_project
 
 if TYPE_CHECKING:
     from sdft_cli.run_folder import Run
@@ -37,9 +38,11 @@ def merge(
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint folder.")] = False,
     prompts: Annotated[
-        int, typer.Option(min=1, max=8, metavar="N", help="Number of the run's check prompts to compare on.")
-    ] = 8,
+        int | None,
+        option(min=1, max=8, metavar="N", help="Number of the run's check prompts to compare on.", left_out="8"),
+    ] = None,
     as_json: AsJson = False,
+    project: ProjectFile = None,
     bf16: Annotated[bool, option("--bf16", help="Write bfloat16 weights.", panel="What is merged")] = False,
     dtype: Annotated[
         str | None,
@@ -91,7 +94,11 @@ def merge(
 
     Example: sdft merge runs/my-run --bf16
     """
-    _check_options(bf16, dtype, push, public, gguf, llama_cpp, overwrite)
+    if bf16 and dtype is not None:
+        raise UsageError("Say which weights to write: --bf16 or --dtype, not both.")
+    settings = read_project(project).merge_config()
+    dtype, best = ("bfloat16" if bf16 else dtype or settings.dtype), best or settings.best
+    _check_options(dtype, push, public, gguf, llama_cpp, overwrite)
     folder = run or newest_run()
 
     from sdft_cli.run_folder import is_run, read_run
@@ -104,7 +111,7 @@ def merge(
     if gguf and target.resolve() in (gguf.resolve(), *gguf.resolve().parents):
         raise UsageError(f"{gguf} would be a file of the checkpoint {target}: name one outside of it.")
     taken = bool(push or gguf) and not overwrite and target.is_dir() and any(target.iterdir())
-    check = _certified(source, target, taken, prompts, overwrite, "bfloat16" if bf16 else dtype, base)
+    check = _certified(source, target, taken, prompts or settings.prompts, overwrite, dtype, base)
     if not as_json:
         _show("merge_table", check)
     if cost := _rounding_cost(check):
@@ -173,7 +180,6 @@ def _certified(
 
 
 def _check_options(
-    bf16: bool,
     dtype: str | None,
     push: str | None,
     public: bool,
@@ -182,11 +188,9 @@ def _check_options(
     overwrite: bool,
 ) -> None:
     """Refuse before anything is computed what would fail after it."""
-    if bf16 and dtype is not None:
-        raise UsageError("Say which weights to write: --bf16 or --dtype, not both.")
     if dtype not in (None, "bfloat16", "float32"):
         raise UsageError(f"--dtype {dtype} is not known: use bfloat16 or float32.")
-    if not (bf16 or dtype or push or gguf):
+    if not (dtype or push or gguf):
         raise UsageError(_NO_DTYPE)
     if public and not push:
         raise UsageError("--public says how to push: add --push REPO.")

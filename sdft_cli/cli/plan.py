@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -17,17 +16,15 @@ from sdft_cli.cli.support.options import (
     Model,
     Overrides,
     Profile,
+    ProjectFile,
     given_settings,
     option,
     setting,
 )
 from sdft_cli.notices import ERROR, say
 from sdft_cli.stages.folders import newest_dataset
-
-if TYPE_CHECKING:
-    from sdft_cli.config import TrainConfig
-    from sdft_cli.engine.plan.model_shape import Shape
-    from sdft_cli.records import RecordRow
+from sdft_cli.stages.plan import UTILISATION, make_plan
+from sdft_cli.stages.project import read_project
 
 
 @command
@@ -44,7 +41,7 @@ def plan(
     utilisation: Annotated[
         float,
         option(min=0.01, max=1, metavar="N", help="Share of the card's peak arithmetic that large products reach."),
-    ] = 0.75,
+    ] = UTILISATION,
     fused: Annotated[
         bool | None,
         option(
@@ -57,51 +54,24 @@ def plan(
     model: Model = None,
     backend: Annotated[str | None, setting("train.backend")] = None,
     overrides: Overrides = None,
+    project: ProjectFile = None,
 ) -> None:
     """Predict memory by part, operations, hours and lost records of a training run; nothing is loaded or run.
 
     Example: sdft plan data/my-sessions --profile cpu-demo --gpu 24GB
     """
-    from sdft_cli.config import load_train_config
-    from sdft_cli.errors import DataError
     from sdft_cli.records import read_dataset
     from sdft_cli.report import terminal
-    from sdft_cli.report.statistics import cap_losses
 
-    config = load_train_config(profile or DEFAULT_PROFILE, overrides or (), given_settings(context))
+    settings = read_project(project)
+    config = settings.train_config(profile, overrides or (), given_settings(context))
     data = read_dataset(dataset or newest_dataset())
-    rows = [r.row for r in data.train if r.row.teacher_prompt_tokens <= config.max_prompt_tokens]
-    if not rows:
-        raise DataError(
-            f"No training record has a teacher prompt within {config.max_prompt_tokens} tokens: prepare more sessions, "
-            "or raise max_prompt_tokens."
-        )
-    from sdft_cli.engine.plan.assumed import assume
-    from sdft_cli.engine.plan.cards import find_gpu, machine_gpu
-    from sdft_cli.engine.plan.model_shape import possible_sharing
-    from sdft_cli.engine.plan.plan import choose_sharing, plan_of
-
-    card = find_gpu(gpu) if gpu else machine_gpu()
-    shape, model_type = _checked_shape(config, rows)
-    assumed = assume(config, shape, model_type, card, gpu is not None, fused)
-    possible = possible_sharing(shape, config, assumed.backend.attends_itself(model_type))
-    sharing = choose_sharing(possible, rows, shape, config, card.usable if card else None, assumed.engine.fused)
-    heldout = [r.row for r in data.validation]
-    document = plan_of(rows, shape, config, sharing, assumed, card, rollout_tokens, utilisation, heldout)
-    counted = data.manifest["config"]["model"]
-    if counted != config.model:
-        document["assumptions"].append(f"lengths were counted with the tokenizer of {counted}")
-    caps = {
-        "max_prompt_tokens": config.max_prompt_tokens,
-        "max_rollout_tokens": config.rollout.max_new_tokens,
-        "max_seq_tokens": config.max_seq_tokens,
-    }
-    document["caps"] = [vars(loss) for loss in cap_losses(data, caps)]
+    document = make_plan(config, data, gpu, rollout_tokens, utilisation, fused)
     if as_json:
         print_json(document)
     else:
         terminal.stdout().print(terminal.plan_report(document))
-    _say_next(document, data.path, profile or DEFAULT_PROFILE)
+    _say_next(document, data.path, settings.profile(profile))
 
 
 def _say_next(plan: dict[str, Any], dataset: Path, profile: str) -> None:
@@ -114,25 +84,6 @@ def _say_next(plan: dict[str, Any], dataset: Path, profile: str) -> None:
     else:
         change = next((one["change"].removeprefix("--set ") for one in plan["remedies"] if one["fits"]), None)
         say(f"Next: {again} --set {change}" if change else f"Next: several changes at once, or a larger card: {again}")
-
-
-def _checked_shape(config: TrainConfig, rows: Sequence[RecordRow]) -> tuple[Shape, str]:
-    """Return the shape of the model and its type, after refusing what `sdft train` would refuse before loading it."""
-    from sdft_cli.engine.models.backend_transformers import empty_model
-    from sdft_cli.engine.models.disk_names import check_adapter
-    from sdft_cli.engine.models.limits import check_limits
-    from sdft_cli.engine.models.load import config_of
-    from sdft_cli.engine.models.names import resolve_model
-    from sdft_cli.engine.models.targets import target_names, targets_told
-    from sdft_cli.engine.plan.model_shape import read_shape
-
-    model = resolve_model(config.model, say)
-    check_limits(model, config.revision, rows, config.rollout.max_new_tokens)
-    empty = empty_model(config_of(model, config.revision))
-    for sentence in targets_told(empty, config.lora.target_modules):
-        say(sentence)
-    check_adapter(model, config.revision, empty, target_names(empty, config.lora.target_modules))
-    return read_shape(config, model), empty.config.model_type
 
 
 @command

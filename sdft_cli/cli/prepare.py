@@ -3,39 +3,41 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
-from sdft_cli.cli.support.options import AsJson, given_settings, option, setting
+from sdft_cli.cli.support.options import AsJson, ProjectFile, given_settings, option, setting
 from sdft_cli.notices import say, some
 from sdft_cli.places import DATA_ROOT
+from sdft_cli.stages.folders import name_of
 from sdft_cli.stages.prepare import card_defaults, run_preparation
-
-if TYPE_CHECKING:
-    pass
+from sdft_cli.stages.project import read_project
 
 
 @command
 def prepare(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="A trace file, a folder of them, or a Hub dataset id (owner/name).", autocompletion=completion.sources
-        ),
-    ],
     context: typer.Context,
+    source: Annotated[
+        str | None,
+        typer.Argument(
+            help="A trace file, a folder of them, or a Hub dataset id (owner/name).",
+            show_default="the project file's source",
+        ),
+    ] = None,
     out: Annotated[Path | None, option(help="The dataset folder to create.", left_out="data/<source name>")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset folder.")] = False,
     as_json: AsJson = False,
+    project: ProjectFile = None,
     revision: Annotated[str | None, setting("prepare.revision", panel="Source")] = None,
     limit_sessions: Annotated[int | None, setting("prepare.limit_sessions")] = None,
     redact: Annotated[bool | None, setting("prepare.redact", "--redact/--no-redact")] = None,
     tools: Annotated[str | None, setting("prepare.tools")] = None,
     branches: Annotated[str | None, setting("prepare.branches")] = None,
     system_prompt: Annotated[str | None, setting("prepare.system_prompt")] = None,
+    license: Annotated[str | None, setting("prepare.license")] = None,
     workers: Annotated[int | None, setting("prepare.workers")] = None,
     model: Annotated[str | None, setting("prepare.model", "--model", "--tokenizer", panel="Records")] = None,
     max_seq_tokens: Annotated[int | None, setting("prepare.max_seq_tokens")] = None,
@@ -61,12 +63,10 @@ def prepare(
 
     Example: sdft prepare armand0e/claude-fable-5-claude-code
     """
-    from sdft_cli.config import PrepareConfig, build
-
-    config = build(PrepareConfig, {"source": source, **card_defaults(source), **given_settings(context)})
-    target = out or DATA_ROOT / (
-        Path(source).expanduser().resolve().stem if Path(source).exists() else source.rstrip("/").split("/")[-1]
-    )
+    settings = read_project(project)
+    name = settings.source_of(source)
+    config = settings.prepare_config(name, given_settings(context), card_defaults(name))
+    target = out or DATA_ROOT / name_of(name)
     manifest, statistics = run_preparation(config, target, overwrite)
 
     from sdft_cli.report import terminal

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import (
-    DEFAULT_PROFILE,
     AsJson,
     DatasetPath,
     Model,
     Overrides,
     Profile,
+    ProjectFile,
     given_settings,
     option,
     setting,
 )
 from sdft_cli.notices import say
+from sdft_cli.stages.project import read_project
 from sdft_cli.stages.train import job_to_resume, new_job, run_training
-
-if TYPE_CHECKING:
-    pass
 
 
 @command
@@ -40,6 +38,7 @@ def train(
         bool, typer.Option("--resume", help="Go on from the newest checkpoint of --out, or of the newest run.")
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing run folder.")] = False,
+    project: ProjectFile = None,
     profile_steps: Annotated[
         int,
         typer.Option(
@@ -62,13 +61,17 @@ def train(
 ) -> None:
     """Train an adapter by Self-Distillation Fine-Tuning (arXiv 2601.19897).
 
+    --resume goes on with the settings that the run was started with, whatever the project file says now.
+
     Example: sdft train data/my-sessions --profile cpu-demo --max-steps 30
     """
     flags = given_settings(context)
     if resume:
         job = job_to_resume(dataset, profile, out, overrides or [], flags)
     else:
-        job = new_job(dataset, profile or DEFAULT_PROFILE, out, overrides or [], flags, overwrite)
+        settings = read_project(project)
+        config = settings.train_config(profile, overrides or [], flags)
+        job = new_job(dataset, config, settings.profile(profile), out, overwrite)
     result = run_training(replace(job, profile_steps=profile_steps))
     if as_json:
         print_json({"run": str(job.folder), **result})

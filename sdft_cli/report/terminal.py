@@ -299,7 +299,8 @@ def _losses_table(plan: Mapping[str, Any]) -> Table:
     return table("Records lost to caps", columns, rows, caption)
 
 
-def _verdict(plan: Mapping[str, Any]) -> str:
+def plan_verdict(plan: Mapping[str, Any]) -> str:
+    """Say whether a plan fits the card."""
     need, gpu = f"{plan['peak_bytes'] / 1e9:,.2f} GB in phase {plan['memory']['peak']}", plan["gpu"]
     if gpu is None:
         return f"Needs {need}. No card: name one with --gpu for a verdict and hours."
@@ -317,7 +318,7 @@ def plan_report(plan: Mapping[str, Any]) -> RenderableType:
         f"adapter {plan['adapter_parameters'] / 1e6:,.2f} M; {plan['records']:,} records; "
         f"{plan['kv_bytes_per_token']:,} bytes of cache per token"
     )
-    parts: list[RenderableType] = [Text(head), Text(_verdict(plan)), _memory_table(plan)]
+    parts: list[RenderableType] = [Text(head), Text(plan_verdict(plan)), _memory_table(plan)]
     if plan["gpu"] and not plan["gpu"]["fits"]:
         rows = [
             [r["change"], f"{r['peak'] / 1e9:,.2f}", "yes" if r["fits"] else "no", f"{r['records_lost']:,}"]

@@ -65,7 +65,8 @@ def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False
     manifest = manifest_of(config, source, prompts, prepared)
     manifest["data_card"] = card and card.dataset
     statistics = statistics_of(manifest, prepared.sessions, prepared.rows, prepared.rejected)
-    write(prepared, manifest, target, dataset_card(manifest, card.license if card else None, statistics), overwrite)
+    license_id = config.license or (card.license if card else None)
+    write(prepared, manifest, target, dataset_card(manifest, license_id, statistics), overwrite)
     return manifest, statistics
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +12,19 @@ from sdft_cli.places import RUN, RUNS_ROOT, meant_folder
 from sdft_cli.stages.folders import newest, newest_dataset
 
 if TYPE_CHECKING:
+    from sdft_cli.config import TrainConfig
+    from sdft_cli.engine.train.loop import Observer
     from sdft_cli.engine.train.run import Job
 
 
-def new_job(
-    dataset: Path | None, profile: str, out: Path | None, overrides: list[str], flags: dict[str, Any], overwrite: bool
-) -> Job:
-    from sdft_cli.config import load_train_config
+def new_job(dataset: Path | None, config: TrainConfig, profile: str, out: Path | None, overwrite: bool) -> Job:
+    """Return the job of a new run, in `out` or in a folder under `runs/` named after dataset and profile."""
     from sdft_cli.engine.train.run import Job
     from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
     from sdft_cli.records.folders import check_output_folder
     from sdft_cli.run_folder import is_unfinished
 
-    config = load_train_config(profile, overrides, flags)
     folder = dataset or newest_dataset()
     data = read_dataset(folder)
     stem = Path(profile).stem if profile.endswith((".yaml", ".yml")) else profile
@@ -49,7 +50,7 @@ def job_to_resume(
 
     if profile is not None:
         raise UsageError("--resume takes the run's own profile: leave --profile out.")
-    target = out or newest(RUNS_ROOT, RUN, "run", "run `sdft train` first, or name the run with --out.")
+    target = out or newest(RUNS_ROOT, RUN, "run", "run `sdft train` first, or name the run with --out.", "run")
     if not (target / "run.json").is_file():
         near = meant_folder(target, RUN, RUNS_ROOT, "name the folder of one with --out.")
         raise UsageError(f"{target} is no run: {near}")
@@ -66,13 +67,20 @@ def job_to_resume(
     return Job(config, read_dataset(folder), target, resume=True)
 
 
-def run_training(job: Job) -> dict[str, Any]:
-    """Train as `job` says, with a live view on stderr, and write the adapters' cards; return what `run.json` says."""
+def run_training(job: Job, began: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    """Train as `job` says, with a live view on stderr, and write the adapters' cards; return what `run.json` says.
+
+    `began` is called when the gate and all checks are behind it, before the first step.
+    """
     from sdft_cli.engine.train.run import start_training
     from sdft_cli.report.live import live_training
     from sdft_cli.report.progress import progress_reporter
     from sdft_cli.stages.model_card import write_adapter_cards
 
-    result = start_training(job, say, lambda: live_training(job.config.optim.max_steps), progress_reporter)
+    def watching() -> AbstractContextManager[Observer]:
+        began()
+        return live_training(job.config.optim.max_steps)
+
+    result = start_training(job, say, watching, progress_reporter)
     write_adapter_cards(job.folder)
     return result

@@ -1,6 +1,7 @@
 """Where sessions come from, and how each agent writes them down: source -> files -> `Session`.
 
 source             a file, a folder or a Hub dataset, read file by file
+stores             where agents keep sessions on a machine, and a quick look at what is there
 readers            every trace format, and which reader a file needs
 rows               the rows of a JSON Lines, JSON, Parquet or Arrow file: objects, and broken ones counted
 packed             `.gz` and `.zst` files as streams

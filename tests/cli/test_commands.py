@@ -263,7 +263,7 @@ def test_bad_input_to_train_merge_and_eval(sdft: Run, tmp_path: Path, tiny_model
     assert "add --bf16" in clean(sdft("merge"), 2)
     write_examples(tmp_path / "good", 3)
     clean(sdft("prepare", "good", "--model", tiny_model, "--validation-fraction", 0), 0)
-    assert "use one of cpu-demo" in clean(sdft("train", "--profile", "nope"), 2)
+    assert "there are cpu-demo" in clean(sdft("train", "--profile", "nope"), 2)
     error = clean(sdft("train", "--profile", "cpu-demo", "--model", tiny_model, "--set", "optim.lr=1"), 2)
     assert "optim.lr" in error
     other = tmp_path / "other"

@@ -34,6 +34,7 @@ OF_TRAINING = {
 NULL = {"revision": "the main branch", "limit_sessions": "all", "limit": "all"}
 NULL |= {"chat_template": "the model's own", "template_date": "today's"}
 NULL |= {"init_adapter": "a fresh adapter"}
+NULL |= {"license": "that of the source's data card, if it has one"}
 NULL |= {"lm_eval_path": "none", "lm_eval_limit": "all"}
 """What null means, of settings whose default it is."""
 ACTIONS = {"--help", "--version", "--install-completion", "--show-completion"}
