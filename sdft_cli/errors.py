@@ -5,6 +5,8 @@ Exit codes are stable: 0 ok, 1 failed, 2 usage, 3 data rejected, 4 verification 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 WARNING = "WARNING: "
 """How every warning begins; the command line prints such a line in bold."""
 EXTRA_OF = {
@@ -57,3 +59,35 @@ class InterruptedBySignal(SdftError, KeyboardInterrupt):
     """The user or the system asked the command to stop; partial output was removed."""
 
     exit_code = 130
+
+
+def nearest(name: str, names: Iterable[str], most: int = 3) -> list[str]:
+    """Return up to `most` of `names` that a name which is none of them may mean, the nearest first; often none.
+
+    Alike are a similar spelling, in any case, and a part that is long enough to be meant.
+    """
+    from difflib import SequenceMatcher  # not while the command line starts
+
+    asked = name.casefold()
+
+    def likeness(candidate: str) -> float:
+        other = candidate.casefold()
+        if len(asked) >= 3 and asked in other:
+            return 1.0 - 0.1 * (not other.startswith(asked))
+        return SequenceMatcher(None, asked, other).ratio()
+
+    scores = {one: likeness(one) for one in dict.fromkeys(names)}
+    least = max(0.65, max(scores.values(), default=0.0) - 0.15)
+    return sorted((one for one in scores if scores[one] >= least), key=lambda one: -scores[one])[:most]
+
+
+def did_you_mean(name: str, names: Iterable[str], otherwise: str | None = None) -> str:
+    """Return the end of a sentence about an unknown name: `did you mean a or b?`, else what `otherwise` says.
+
+    Args:
+        otherwise: said where no name is alike; None: all names, `choose of a, b, c.`
+    """
+    names = list(names)
+    if near := nearest(name, names):
+        return f"did you mean {' or '.join(near)}?"
+    return f"choose of {', '.join(names)}." if otherwise is None else otherwise
