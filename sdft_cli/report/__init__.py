@@ -3,6 +3,7 @@
 terminal    tables and progress on the terminal
 live        a training run while it runs
 statistics  the numbers of a dataset
+visible     hostile text, made safe for a terminal
 told        what the records lack, in sentences
 bars        histograms as text
 page        a dataset as one HTML page

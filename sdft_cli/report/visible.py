@@ -1,0 +1,60 @@
+"""Text from files on a terminal: nothing in it moves the cursor, changes colours, or turns the direction of the text.
+
+Characters that are not printable (ANSI escapes, other controls, marks of direction, lone surrogates, characters without
+a glyph) are written as Python writes them in a string: `\\x1b`, `\\u202e`.
+"""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+
+MORE = "\N{HORIZONTAL ELLIPSIS}"
+
+
+def printable(name: str) -> str:
+    """Return a name from a file for the terminal: characters that are none become question marks."""
+    return "".join(character if character.isprintable() else "?" for character in name)
+
+
+def escaped(character: str) -> str:
+    """Return a character as Python writes it in a string, in ASCII."""
+    written = character.encode("unicode_escape").decode("ascii")
+    return written if written != character else f"\\x{ord(character):02x}"
+
+
+def visible(text: str, keep: str = "", also: str = "") -> str:
+    """Return a text with all that is not printable written out.
+
+    Args:
+        keep: characters that stay as they are, e.g. a tab.
+        also: characters that are written out as well.
+    """
+    if text.isprintable() and not any(character in text for character in also):
+        return text
+    return "".join(
+        character if (character.isprintable() or character in keep) and character not in also else escaped(character)
+        for character in text
+    )
+
+
+def cut(text: str, cells: int) -> str:
+    """Return the beginning of a visible text that fits into so many cells of a terminal.
+
+    Characters without a width count too: a text of combining marks would never end.
+    """
+    room = cells
+    for index, character in enumerate(text[: cells + 1]):
+        room -= max(1, cell_len(character))
+        if room < 0:
+            return text[:index]
+    return text
+
+
+def in_short(text: str, cells: int) -> str:
+    """Return a text as one visible line of at most so many cells; where it is cut, the length of all of it is said."""
+    head = text[: 4 * cells]
+    line = visible(" ".join(head.split()))
+    if len(head) == len(text) and cut(line, cells) == line:
+        return line
+    end = f"{MORE} ({len(text):,} ch)"
+    return cut(line, max(0, cells - len(end))).rstrip() + end
