@@ -1,0 +1,140 @@
+"""One session, message by message: who speaks, how long, what is called, and what became of each turn."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from sdft_cli.inspection.names import Fate, fates
+from sdft_cli.inspection.screen import Screen
+from sdft_cli.records.lazy import LazyDataset
+from sdft_cli.records.reasons import meaning_of
+from sdft_cli.records.types import Message, Rejection, Session
+from sdft_cli.report.visible import in_short, visible
+
+INDENT = 28
+"""Cells before the text of a message: its number, role and length."""
+_STYLES = {"train": "green", "validation": "cyan", None: "yellow"}
+
+
+def lengths(row: Any) -> str:
+    """Return the token counts of a turn, or "" where its tokens were not counted."""
+    if row.prompt_tokens is None or row.reference_tokens is None:
+        return ""
+    return f"prompt {row.prompt_tokens:,}, with the reference {row.teacher_prompt_tokens:,}; turn {row.reference_tokens:,} tokens"
+
+
+def why(row: Rejection) -> str:
+    """Return why a turn was dropped, in words."""
+    told = [part for part in (meaning_of(row.reason), row.detail) if part]
+    return f"{row.reason}: {'; '.join(told)}" if told else row.reason
+
+
+def fate_text(fate: Fate) -> str:
+    """Return what became of a turn as one line of hostile text."""
+    told = lengths(fate.row)
+    if fate.dropped:
+        return f"dropped, {why(fate.dropped)}" + (f" ({told})" if told else "")
+    return f"{fate.split} record: {told}"
+
+
+def message_lines(
+    index: int, message: Message, screen: Screen, fate: Fate | None = None, tool: str | None = None
+) -> Iterator[str]:
+    """Show a message in short: a line for it, one for each of its calls, one for what became of it."""
+    room = max(20, screen.width - INDENT)
+    head = f"{index:>5}  {visible(message.role):<9} {len(message.content):>7,} ch"
+    begin = f"{tool}: " if tool else ""
+    text = in_short(begin + message.content, room)
+    yield f"{screen.bold(head)}  {text}".rstrip()
+    pad = " " * INDENT
+    for call in message.tool_calls:
+        yield pad + screen.styled(in_short(f"-> {call.name} {call.arguments}", room), "magenta")
+    if message.status == "repeated":
+        yield pad + screen.dim(in_short("a turn of another session, here as context only", room))
+    if fate:
+        yield pad + screen.styled(in_short(f"[{fate_text(fate)}]", room), _STYLES[fate.split])
+
+
+class Timeline:
+    """A session, and what became of its turns; so many messages at most."""
+
+    def __init__(self, data: LazyDataset, session_id: str, limit: int | None = None) -> None:
+        self.data, self.limit = data, limit
+        self.session: Session = data.session(session_id)
+        self.fates = fates(data, session_id)
+
+    def _by_turn(self) -> dict[int, Fate]:
+        return {fate.row.turn_index: fate for fate in self.fates if fate.row.turn_index is not None}
+
+    def lines(self, screen: Screen) -> Iterator[str]:
+        yield from self._head(screen)
+        shown = self.session.messages[: self.limit]
+        tools = _tools_of(self.session)
+        by_turn = self._by_turn()
+        for index, message in enumerate(shown):
+            yield from message_lines(index, message, screen, by_turn.get(index), tools.get(index))
+        if rest := len(self.session.messages) - len(shown):
+            yield f"{rest:,} more message(s): without --limit, all are shown"
+        for fate in self.fates:
+            if fate.row.turn_index is None:
+                yield screen.styled(
+                    in_short(f"{fate.row.record_id} [in no message: {fate_text(fate)}]", screen.width), "yellow"
+                )
+
+    def _head(self, screen: Screen) -> Iterator[str]:
+        session = self.session
+        count = {split: sum(fate.split == split for fate in self.fates) for split in ("train", "validation", None)}
+        characters = sum(len(message.content) for message in session.messages)
+        yield screen.rule(f"Session {in_short(session.session_id, screen.width - 14)}")
+        yield (
+            f"{len(session.messages):,} messages, {characters:,} characters; turns: {count['train']:,} train, "
+            f"{count['validation']:,} validation, {count[None]:,} dropped"
+        )
+        if session.tools:
+            yield in_short(f"{len(session.tools):,} tools: {', '.join(t.name for t in session.tools)}", screen.width)
+        for key, value in {"group": session.group, **session.metadata}.items():
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+            yield screen.dim(in_short(f"{key}: {text}", screen.width))
+
+    def document(self) -> dict[str, Any]:
+        session, by_turn = self.session, self._by_turn()
+        return {
+            "session_id": session.session_id,
+            "group": session.group,
+            "metadata": dict(session.metadata),
+            "tools": [tool.as_openai() for tool in session.tools],
+            "messages": [
+                {"index": i, **message.as_openai(lambda call: call.arguments), "status": message.status}
+                | ({"fate": fate_document(by_turn[i])} if i in by_turn else {})
+                for i, message in enumerate(session.messages[: self.limit])
+            ],
+            "in_no_message": [fate_document(fate) for fate in self.fates if fate.row.turn_index is None],
+        }
+
+    def after(self, call: Callable[..., str]) -> str:
+        turns = [fate for fate in self.fates if fate.row.turn_index is not None]
+        if not turns:
+            return f"No turn of it is in the dataset; the others: {call()}"
+        chosen = next((fate for fate in turns if fate.split), turns[0])
+        return f"Look at a record: {call(f'{self.session.session_id}/{chosen.row.turn_index}')}"
+
+
+def fate_document(fate: Fate) -> dict[str, Any]:
+    """Return what became of a turn, for JSON."""
+    row = fate.row
+    counts = {name: getattr(row, name) for name in ("prompt_tokens", "teacher_prompt_tokens", "reference_tokens")}
+    found: dict[str, Any] = {"record_id": row.record_id, "split": fate.split, **counts}
+    return {**found, "reason": row.reason, "detail": row.detail} if isinstance(row, Rejection) else found
+
+
+def _tools_of(session: Session) -> dict[int, str]:
+    """Return the tool whose result each tool message is: by its own word, or by the call that it answers."""
+    called: dict[str, str] = {}
+    found = {}
+    for index, message in enumerate(session.messages):
+        called |= {call.id: call.name for call in message.tool_calls}
+        if message.role == "tool":
+            found[index] = message.name or called.get(message.tool_call_id or "", "?")
+    return found
