@@ -18,7 +18,11 @@ _HEADS = ("messages", "train", "valid.", "dropped", "tokens")
 
 @dataclass(frozen=True)
 class Listed:
-    """A session of the list. `tokens`: of its longest turn that was counted, prompt and turn."""
+    """A session of the list.
+
+    `tokens`: of its longest turn that was counted, prompt and turn. `begins` is the beginning of the user's first
+    message, which has `characters` in all.
+    """
 
     session_id: str
     messages: int
@@ -27,6 +31,7 @@ class Listed:
     rejected: int
     tokens: int | None
     begins: str
+    characters: int
 
 
 class SessionList:
@@ -41,7 +46,7 @@ class SessionList:
         left = self.limit
         only = set(counts[self.split]) if self.split else None
         for group in self.data.groups(("role", "content"), only):
-            for index, begins in enumerate(beginnings(group)):
+            for index, (begins, characters) in enumerate(beginnings(group)):
                 name = group.ids[index]
                 if only is not None and name not in only:
                     continue
@@ -50,9 +55,10 @@ class SessionList:
                 left = None if left is None else left - 1
                 found = {table: counts[table].get(name, (0, None)) for table in counts}
                 tokens = [most for _, most in found.values() if most is not None]
-                numbers = [number for number, _ in found.values()]
+                train, validation, rejected = (number for number, _ in found.values())
                 messages = group.starts[index + 1] - group.starts[index]
-                yield Listed(name, messages, *numbers, max(tokens, default=None), begins)
+                most = max(tokens, default=None)
+                yield Listed(name, messages, train, validation, rejected, most, begins, characters)
 
     def lines(self, screen: Screen) -> Iterator[str]:
         names = {one: visible(name) for one, name in short_names(self.data.session_ids).items()}
@@ -68,7 +74,7 @@ class SessionList:
                 f"{'-' if n is None else format(n, ','):>{len(h) + 2}}" for n, h in zip(numbers, _HEADS, strict=True)
             )
             yield f"{names[row.session_id]:<{width}}" + "".join(cells)
-            yield screen.dim("    " + in_short(row.begins, screen.width - 4))
+            yield screen.dim("    " + in_short(row.begins, screen.width - 4, row.characters))
 
     def document(self) -> dict[str, Any]:
         return {"dataset": str(self.data.path), "sessions": [asdict(row) for row in self.rows()]}
@@ -89,8 +95,8 @@ def _counts(table: Any) -> dict[str, tuple[int, int | None]]:
     return {name: (count, most) for name, count, most in zip(*columns, strict=True)}
 
 
-def beginnings(group: SessionGroup) -> list[str]:
-    """Return the first `BEGINNING` characters of what the user says first in each session; "" where nobody does."""
+def beginnings(group: SessionGroup) -> list[tuple[str, int]]:
+    """Return how the user's first message of each session begins, and its length; ("", 0) where there is none."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -103,4 +109,5 @@ def beginnings(group: SessionGroup) -> list[str]:
             place += 1
         first.append(users[place] if place < len(users) and users[place] < stop else None)
     texts = group.of("content").take(pa.array(first, pa.int64()))
-    return [text or "" for text in pc.utf8_slice_codeunits(texts, 0, BEGINNING).to_pylist()]
+    heads, lengths = pc.utf8_slice_codeunits(texts, 0, BEGINNING), pc.utf8_length(texts)
+    return [(text or "", length or 0) for text, length in zip(heads.to_pylist(), lengths.to_pylist(), strict=True)]

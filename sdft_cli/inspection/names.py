@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from os.path import commonprefix
 
-from sdft_cli.errors import UsageError, did_you_mean
+from sdft_cli.errors import UsageError, nearest
 from sdft_cli.notices import some
 from sdft_cli.records.lazy import SPLITS, LazyDataset
 from sdft_cli.records.types import RecordRow, Rejection
@@ -66,7 +66,10 @@ def find(data: LazyDataset, name: str) -> Found:
         names = some([visible(row.record_id) for row in dropped])
         raise UsageError(f"{shown} begins the names of {len(dropped)} turns ({names}): write more of it.")
     otherwise = f"`sdft inspect {visible(str(data.path))}` lists the sessions."
-    near = did_you_mean(before if slash and turn.isdecimal() else name, map(visible, ids), otherwise)
+    asked = before if slash and turn.isdecimal() else name.rstrip("/")
+    begins = {one[: len(asked)]: one for one in reversed(ids)}  # a beginning of a name is alike to other beginnings
+    meant = [begins.get(one, one) for one in nearest(asked, [*begins, *ids])]
+    near = f"did you mean {' or '.join(visible(one) for one in dict.fromkeys(meant))}?" if meant else otherwise
     raise UsageError(f"The dataset has no session or record {shown}: {near}")
 
 
@@ -102,4 +105,5 @@ def short_names(ids: Sequence[str]) -> dict[str, str]:
     for one, other in pairwise(ordered):
         shared = len(commonprefix([one, other]))  # noqa: RUF071  # names, not paths
         longest[one], longest[other] = max(longest[one], shared), max(longest[other], shared)
-    return {one: one[: max(SHORTEST, longest[one] + 1)] for one in ordered}
+    ends = {one: max(SHORTEST, longest[one] + 1) for one in ordered}
+    return {one: one if len(one) <= end + 3 else one[:end] for one, end in ends.items()}

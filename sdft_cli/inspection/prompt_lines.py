@@ -50,7 +50,7 @@ def written(line: Line, screen: Screen) -> str:
 
 
 def differences(one: Sequence[T], other: Sequence[T]) -> Iterator[tuple[Change, Sequence[T]]]:
-    """Say how a sequence becomes another one: runs that both have ("="), only the first ("-"), only the second ("+")."""
+    """Say how a sequence becomes another: runs that both have ("="), only the first ("-") or the second ("+")."""
     shortest = min(len(one), len(other))
     before = sum(1 for _ in takewhile(lambda i: one[i] == other[i], range(shortest)))
     behind = sum(1 for _ in takewhile(lambda i: one[-1 - i] == other[-1 - i], range(shortest - before)))

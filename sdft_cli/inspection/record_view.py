@@ -78,12 +78,13 @@ class RecordView:
         row = self.fate.row
         if row.turn_index is None:
             return None
-        counts = (getattr(row, name) or 0 for name in _COUNTED)
         session = self.data.session(self.session_id)
         if not 0 <= row.turn_index < len(session.messages):
             raise DataError(f"{self.data.path} has no message {row.record_id}: run `sdft prepare` again.")
         has_call = bool(session.messages[row.turn_index].tool_calls)
-        return Record(RecordRow(row.record_id, row.session_id, row.turn_index, *counts, has_call), session)
+        counts = {name: getattr(row, name) or 0 for name in _COUNTED}
+        pointer = RecordRow(row.record_id, row.session_id, row.turn_index, has_tool_call=has_call, **counts)
+        return Record(pointer, session)
 
     @cached_property
     def _prompts(self) -> ChatPrompts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from textwrap import wrap
 from typing import Any
 
 from sdft_cli.errors import UsageError, did_you_mean
@@ -75,20 +76,17 @@ class RejectedList:
                     text = texts[index].as_py()[:BEGINNING].strip()
                     calls = " ".join(f"-> {call['name']}" for call in lists[index].as_py())
                     yield Dropped(row, f"{text} {calls}".strip())
-        for rows in by_session.values():  # their sessions are not in the dataset
-            yield from (Dropped(row, "") for row in rows)
+        for left in by_session.values():  # their sessions are not in the dataset
+            yield from (Dropped(row, "") for row in left)
 
     def lines(self, screen: Screen) -> Iterator[str]:
         total = self.counts.total()
         yield f"{visible(str(self.data.path))}: {total:,} dropped turn(s), by reason:"
-        width = max((len(visible(reason)) for reason in self.counts), default=0)
         for reason, count in self.counts.most_common():
-            told = f"{meaning_of(reason)}; {advice_of(reason)}" if meaning_of(reason) else advice_of(reason)
-            yield (
-                in_short(f"{count:>8,}  {reason}", screen.width)
-                if width > 40
-                else (f"{count:>8,}  {visible(reason):<{width}}  {in_short(told, max(20, screen.width - width - 12))}")
-            )
+            told = f"{in_short(reason, 60)}: {meaning_of(reason) or 'not known to this version'}; {advice_of(reason)}"
+            first, *more = wrap(told, screen.width - 10)
+            yield f"{count:>8,}  {first}"
+            yield from (" " * 10 + line for line in more)
         names = short_names(self.data.session_ids)
         session = None
         for one in self.dropped():

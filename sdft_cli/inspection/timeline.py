@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from textwrap import wrap
 from typing import Any
 
 from sdft_cli.inspection.names import Fate, fates
 from sdft_cli.inspection.screen import Screen
 from sdft_cli.records.lazy import LazyDataset
 from sdft_cli.records.reasons import meaning_of
-from sdft_cli.records.types import Message, Rejection, Session
+from sdft_cli.records.types import Message, RecordRow, Rejection, Session
 from sdft_cli.report.visible import in_short, visible
 
 INDENT = 28
 """Cells before the text of a message: its number, role and length."""
+LONGEST_FATE = 600
+"""What became of a turn is said in so many cells at most; --json has all of it."""
 _STYLES = {"train": "green", "validation": "cyan", None: "yellow"}
 
 
-def lengths(row: Any) -> str:
-    """Return the token counts of a turn, or "" where its tokens were not counted."""
+def lengths(row: RecordRow | Rejection) -> str:
+    """Return the tokens of a turn's prompt and of the turn, or "" where they were not counted."""
     if row.prompt_tokens is None or row.reference_tokens is None:
         return ""
-    return f"prompt {row.prompt_tokens:,}, with the reference {row.teacher_prompt_tokens:,}; turn {row.reference_tokens:,} tokens"
+    return f"{row.prompt_tokens:,} + {row.reference_tokens:,} tokens"
 
 
 def why(row: Rejection) -> str:
@@ -32,29 +35,30 @@ def why(row: Rejection) -> str:
 
 
 def fate_text(fate: Fate) -> str:
-    """Return what became of a turn as one line of hostile text."""
-    told = lengths(fate.row)
+    """Return what became of a turn, as hostile text."""
+    told = [lengths(fate.row)] if lengths(fate.row) else []
     if fate.dropped:
-        return f"dropped, {why(fate.dropped)}" + (f" ({told})" if told else "")
-    return f"{fate.split} record: {told}"
+        return ", ".join([f"dropped, {why(fate.dropped)}", *told])
+    return ", ".join([f"{fate.split} record", *told])
 
 
 def message_lines(
     index: int, message: Message, screen: Screen, fate: Fate | None = None, tool: str | None = None
 ) -> Iterator[str]:
-    """Show a message in short: a line for it, one for each of its calls, one for what became of it."""
+    """Show a message in short: a line for it, one for each of its calls, and what became of it."""
     room = max(20, screen.width - INDENT)
     head = f"{index:>5}  {visible(message.role):<9} {len(message.content):>7,} ch"
-    begin = f"{tool}: " if tool else ""
-    text = in_short(begin + message.content, room)
+    text = f"{in_short(tool, room // 2)}: " if tool else ""
+    text += in_short(message.content, room - len(text), told=False)
     yield f"{screen.bold(head)}  {text}".rstrip()
     pad = " " * INDENT
     for call in message.tool_calls:
         yield pad + screen.styled(in_short(f"-> {call.name} {call.arguments}", room), "magenta")
     if message.status == "repeated":
-        yield pad + screen.dim(in_short("a turn of another session, here as context only", room))
+        yield from (pad + screen.dim(line) for line in wrap("a turn of another session, here as context only", room))
     if fate:
-        yield pad + screen.styled(in_short(f"[{fate_text(fate)}]", room), _STYLES[fate.split])
+        told = in_short(fate_text(fate), LONGEST_FATE)
+        yield from (pad + screen.styled(line, _STYLES[fate.split]) for line in wrap(f"[{told}]", room))
 
 
 class Timeline:
@@ -79,9 +83,8 @@ class Timeline:
             yield f"{rest:,} more message(s): without --limit, all are shown"
         for fate in self.fates:
             if fate.row.turn_index is None:
-                yield screen.styled(
-                    in_short(f"{fate.row.record_id} [in no message: {fate_text(fate)}]", screen.width), "yellow"
-                )
+                told = in_short(f"{fate.row.record_id} [in no message: {fate_text(fate)}]", 2 * screen.width)
+                yield screen.styled(told, "yellow")
 
     def _head(self, screen: Screen) -> Iterator[str]:
         session = self.session
@@ -90,7 +93,7 @@ class Timeline:
         yield screen.rule(f"Session {in_short(session.session_id, screen.width - 14)}")
         yield (
             f"{len(session.messages):,} messages, {characters:,} characters; turns: {count['train']:,} train, "
-            f"{count['validation']:,} validation, {count[None]:,} dropped"
+            f"{count['validation']:,} validation, {count[None]:,} dropped; tokens are those of prompt + turn"
         )
         if session.tools:
             yield in_short(f"{len(session.tools):,} tools: {', '.join(t.name for t in session.tools)}", screen.width)

@@ -16,9 +16,7 @@ if TYPE_CHECKING:
     from sdft_cli.prompts.encoding import PieceEncoder
 
 SPACE, BAR = "\N{MIDDLE DOT}", "\N{BOX DRAWINGS LIGHT VERTICAL}"
-LEGEND = (
-    f"Each token is its id and its text, between {BAR}; {SPACE} is a space. Ids joined by + spell a character together."
-)
+LEGEND = f"Between {BAR} stand a token's id and text; {SPACE} is a space; + joins ids that spell one character."
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,9 @@ def pieces(encoder: PieceEncoder, ids: Sequence[int]) -> list[Piece]:
 
 
 def token_lines(found: Sequence[Piece], screen: Screen, first: int = 0) -> Iterator[str]:
-    """Show tokens in rows that begin with the place of their first token; a row ends with a line or where it is full."""
-    row, used, start, place = [], 0, first, first
+    """Show tokens in rows that begin with the place of their first; a row ends with a line or where it is full."""
+    row: list[str] = []
+    used, start, place = 0, first, first
     for piece in found:
         text, width = piece.shown(screen)
         if row and used + width + 3 > screen.width - 8:

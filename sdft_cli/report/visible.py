@@ -50,11 +50,17 @@ def cut(text: str, cells: int) -> str:
     return text
 
 
-def in_short(text: str, cells: int) -> str:
-    """Return a text as one visible line of at most so many cells; where it is cut, the length of all of it is said."""
+def in_short(text: str, cells: int, length: int | None = None, told: bool = True) -> str:
+    """Return a text as one visible line of at most so many cells; where it is cut, the length of all of it is said.
+
+    Args:
+        length: of all of it, in characters, where `text` is its beginning.
+        told: the length stands elsewhere in the line if this is False.
+    """
+    length = len(text) if length is None else length
     head = text[: 4 * cells]
     line = visible(" ".join(head.split()))
-    if len(head) == len(text) and cut(line, cells) == line:
+    if len(head) == length and cut(line, cells) == line:
         return line
-    end = f"{MORE} ({len(text):,} ch)"
+    end = f"{MORE} ({length:,} ch)" if told else MORE
     return cut(line, max(0, cells - len(end))).rstrip() + end

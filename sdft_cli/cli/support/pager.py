@@ -1,4 +1,4 @@
-"""Lines on stdout: at once where that is a file or a pipe, in the user's pager where they are longer than the screen."""
+"""Lines on stdout: at once where that is a file or a pipe, in a pager where they are longer than the screen."""
 
 from __future__ import annotations
 
