@@ -76,17 +76,17 @@ class RejectedList:
                     text = texts[index].as_py()[:BEGINNING].strip()
                     calls = " ".join(f"-> {call['name']}" for call in lists[index].as_py())
                     yield Dropped(row, f"{text} {calls}".strip())
-        for left in by_session.values():  # their sessions are not in the dataset
-            yield from (Dropped(row, "") for row in left)
+        for without in by_session.values():  # their sessions are not in the dataset
+            yield from (Dropped(row, "") for row in without)
 
     def lines(self, screen: Screen) -> Iterator[str]:
         total = self.counts.total()
         yield f"{visible(str(self.data.path))}: {total:,} dropped turn(s), by reason:"
         for reason, count in self.counts.most_common():
             told = f"{in_short(reason, 60)}: {meaning_of(reason) or 'not known to this version'}; {advice_of(reason)}"
-            first, *more = wrap(told, screen.width - 10)
-            yield f"{count:>8,}  {first}"
-            yield from (" " * 10 + line for line in more)
+            head, *others = wrap(told, screen.width - 10)
+            yield f"{count:>8,}  {head}"
+            yield from (" " * 10 + line for line in others)
         names = short_names(self.data.session_ids)
         session = None
         for one in self.dropped():
@@ -96,11 +96,11 @@ class RejectedList:
                 yield screen.bold(in_short(f"session {session}", screen.width))
             short = f"{names.get(row.session_id, row.session_id)}/{row.turn_index}"
             name = visible(row.record_id if row.turn_index is None else short)
-            told = [part for part in (row.reason, row.detail, lengths(row)) if part]
+            parts = [part for part in (row.reason, row.detail, lengths(row)) if part]
             yield (
                 in_short(f"  {name}", screen.width)
                 + "  "
-                + screen.styled(in_short("; ".join(told), max(30, screen.width - len(name) - 4)), "yellow")
+                + screen.styled(in_short("; ".join(parts), max(30, screen.width - len(name) - 4)), "yellow")
             )
             if one.begins:
                 yield screen.dim("      " + in_short(one.begins, screen.width - 6))
