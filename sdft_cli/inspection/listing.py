@@ -9,10 +9,12 @@ from typing import Any
 from sdft_cli.inspection.names import short_names
 from sdft_cli.inspection.screen import Screen
 from sdft_cli.records.lazy import SPLITS, LazyDataset, SessionGroup
-from sdft_cli.report.visible import in_short, visible
+from sdft_cli.report.visible import cells_of, in_short, visible
 
 BEGINNING = 400
 """So many characters of a session's first user message are read."""
+WIDEST = 40
+"""A name that needs more cells is cut; --json has all of it."""
 _HEADS = ("messages", "train", "valid.", "dropped", "tokens")
 
 
@@ -61,8 +63,8 @@ class SessionList:
                 yield Listed(name, messages, train, validation, rejected, most, begins, characters)
 
     def lines(self, screen: Screen) -> Iterator[str]:
-        names = {one: visible(name) for one, name in short_names(self.data.session_ids).items()}
-        width = min(40, max((len(name) for name in names.values()), default=0))
+        names = {one: in_short(name, WIDEST, told=False) for one, name in short_names(self.data.session_ids).items()}
+        width = max((cells_of(name) for name in names.values()), default=0)
         funnel = self.data.manifest["funnel"]
         total = len(self.data.session_ids)
         kept = f"{funnel['train']:,} train and {funnel['validation']:,} validation records"
@@ -73,7 +75,8 @@ class SessionList:
             cells = (
                 f"{'-' if n is None else format(n, ','):>{len(h) + 2}}" for n, h in zip(numbers, _HEADS, strict=True)
             )
-            yield f"{names[row.session_id]:<{width}}" + "".join(cells)
+            name = names[row.session_id]
+            yield name + " " * (width - cells_of(name)) + "".join(cells)
             yield screen.dim("    " + in_short(row.begins, screen.width - 4, row.characters))
 
     def document(self) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from sdft_cli.inspection import prompt_lines, tokens
 from sdft_cli.inspection.names import Fate
 from sdft_cli.inspection.prompt_lines import Part, differences, lines_of, written
 from sdft_cli.inspection.screen import Screen
-from sdft_cli.inspection.timeline import fate_document, fate_text, message_lines
+from sdft_cli.inspection.timeline import LONGEST_FATE, fate_document, fate_text, message_lines
 from sdft_cli.records import Record, RecordRow
 from sdft_cli.records.lazy import LazyDataset
-from sdft_cli.report.visible import in_short
+from sdft_cli.report.visible import folded, in_short
 
 if TYPE_CHECKING:
     from sdft_cli.prompts.chat import ChatPrompts
@@ -115,14 +115,14 @@ class RecordView:
         found = self.rendered
         if isinstance(found, str):
             yield screen.rule("No prompts")
-            yield in_short(found, 10 * screen.width)
+            yield from folded(in_short(found, 10 * screen.width), screen.width)
         if not isinstance(found, Prompts):
             return
         if self.differing:
-            yield screen.styled(self.differing, "bold red")
-        yield prompt_lines.LEGEND
+            yield from (screen.styled(line, "bold red") for line in folded(self.differing, screen.width))
+        yield from folded(prompt_lines.LEGEND, screen.width)
         if self.show_tokens:
-            yield tokens.LEGEND
+            yield from folded(tokens.LEGEND, screen.width)
         student, teacher, turn = found.lengths()
         yield screen.rule(f"Student's prompt: {student:,} tokens")
         yield from self._whole(found.student, screen)
@@ -134,7 +134,7 @@ class RecordView:
     def _head(self, screen: Screen) -> Iterator[str]:
         row, record = self.fate.row, self.record
         yield screen.rule(f"Record {in_short(row.record_id, screen.width - 14)}")
-        yield in_short(fate_text(self.fate), 2 * screen.width)
+        yield from folded(in_short(fate_text(self.fate), LONGEST_FATE), screen.width)
         if record is None:
             yield "This turn is in no conversation of the dataset, so there are no prompts to show."
             return

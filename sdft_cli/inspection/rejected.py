@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from textwrap import wrap
 from typing import Any
 
 from sdft_cli.errors import UsageError, did_you_mean
@@ -15,7 +14,7 @@ from sdft_cli.inspection.timeline import lengths
 from sdft_cli.records.lazy import LazyDataset
 from sdft_cli.records.reasons import REASONS, advice_of, meaning_of
 from sdft_cli.records.types import Rejection
-from sdft_cli.report.visible import in_short, visible
+from sdft_cli.report.visible import folded, in_short, visible
 
 BEGINNING = 400
 """So many characters of a dropped turn are read."""
@@ -84,7 +83,7 @@ class RejectedList:
         yield f"{visible(str(self.data.path))}: {total:,} dropped turn(s), by reason:"
         for reason, count in self.counts.most_common():
             told = f"{in_short(reason, 60)}: {meaning_of(reason) or 'not known to this version'}; {advice_of(reason)}"
-            head, *others = wrap(told, screen.width - 10)
+            head, *others = folded(told, screen.width - 10)
             yield f"{count:>8,}  {head}"
             yield from (" " * 10 + line for line in others)
         names = short_names(self.data.session_ids)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from textwrap import wrap
 from typing import Any
 
 from sdft_cli.inspection.names import Fate, fates
@@ -12,9 +11,9 @@ from sdft_cli.inspection.screen import Screen
 from sdft_cli.records.lazy import LazyDataset
 from sdft_cli.records.reasons import meaning_of
 from sdft_cli.records.types import Message, RecordRow, Rejection, Session
-from sdft_cli.report.visible import in_short, visible
+from sdft_cli.report.visible import cells_of, folded, in_short, visible
 
-INDENT = 28
+INDENT = 30
 """Cells before the text of a message: its number, role and length."""
 LONGEST_FATE = 600
 """What became of a turn is said in so many cells at most; --json has all of it."""
@@ -47,18 +46,18 @@ def message_lines(
 ) -> Iterator[str]:
     """Show a message in short: a line for it, one for each of its calls, and what became of it."""
     room = max(20, screen.width - INDENT)
-    head = f"{index:>5}  {visible(message.role):<9} {len(message.content):>7,} ch"
-    text = f"{in_short(tool, room // 2)}: " if tool else ""
-    text += in_short(message.content, room - len(text), told=False)
-    yield f"{screen.bold(head)}  {text}".rstrip()
+    head = f"{index:>4}  {visible(message.role):<9} {len(message.content):>9,} ch"
+    begin = f"{in_short(tool, room // 2, told=False)}: " if tool else ""
+    text = in_short(message.content, room - cells_of(begin), told=False)
+    yield f"{screen.bold(head)}  {begin}{text}".rstrip()
     pad = " " * INDENT
     for call in message.tool_calls:
         yield pad + screen.styled(in_short(f"-> {call.name} {call.arguments}", room), "magenta")
     if message.status == "repeated":
-        yield from (pad + screen.dim(line) for line in wrap("a turn of another session, here as context only", room))
+        yield from (pad + screen.dim(line) for line in folded("a turn of another session, here as context only", room))
     if fate:
         told = in_short(fate_text(fate), LONGEST_FATE)
-        yield from (pad + screen.styled(line, _STYLES[fate.split]) for line in wrap(f"[{told}]", room))
+        yield from (pad + screen.styled(line, _STYLES[fate.split]) for line in folded(f"[{told}]", room))
 
 
 class Timeline:
@@ -83,8 +82,8 @@ class Timeline:
             yield f"{rest:,} more message(s): without --limit, all are shown"
         for fate in self.fates:
             if fate.row.turn_index is None:
-                told = in_short(f"{fate.row.record_id} [in no message: {fate_text(fate)}]", 2 * screen.width)
-                yield screen.styled(told, "yellow")
+                told = in_short(f"{fate.row.record_id} [in no message: {fate_text(fate)}]", LONGEST_FATE)
+                yield from (screen.styled(line, _STYLES[None]) for line in folded(told, screen.width))
 
     def _head(self, screen: Screen) -> Iterator[str]:
         session = self.session

@@ -6,6 +6,8 @@ a glyph) are written as Python writes them in a string: `\\x1b`, `\\u202e`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from rich.cells import cell_len
 
 MORE = "\N{HORIZONTAL ELLIPSIS}"
@@ -37,17 +39,29 @@ def visible(text: str, keep: str = "", also: str = "") -> str:
     )
 
 
-def cut(text: str, cells: int) -> str:
-    """Return the beginning of a visible text that fits into so many cells of a terminal.
+def cells_of(text: str) -> int:
+    """Return the cells of a visible text; characters without a width count too, or combining marks would never end."""
+    return sum(max(1, cell_len(character)) for character in text)
 
-    Characters without a width count too: a text of combining marks would never end.
-    """
+
+def cut(text: str, cells: int) -> str:
+    """Return the beginning of a visible text that fits into so many cells of a terminal, as `cells_of` counts."""
     room = cells
     for index, character in enumerate(text[: cells + 1]):
-        room -= max(1, cell_len(character))
+        room -= cells_of(character)
         if room < 0:
             return text[:index]
     return text
+
+
+def folded(text: str, cells: int) -> Iterator[str]:
+    """Break a visible text into lines of at most so many cells, at spaces where there are any."""
+    while text:
+        line = cut(text, cells)
+        if len(line) < len(text) and (space := line.rfind(" ")) > 0:
+            line = line[:space]
+        yield line.rstrip()
+        text = text[len(line) :].lstrip()
 
 
 def in_short(text: str, cells: int, length: int | None = None, told: bool = True) -> str:
