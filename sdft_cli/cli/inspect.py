@@ -38,6 +38,9 @@ def inspect(
     split: Annotated[
         Literal["train", "validation"] | None, option(help="Sessions with records of this split.", left_out="both")
     ] = None,
+    model: Annotated[
+        str | None, option(help="Of a record: the model whose tokenizer reads it.", left_out="the dataset's")
+    ] = None,
     limit: Annotated[int | None, option(min=1, help="So many rows at most.", left_out="all", panel="Output")] = None,
     as_json: Annotated[bool, option("--json", help="One JSON document, whole and in ASCII.")] = False,
 ) -> None:
@@ -51,7 +54,7 @@ def inspect(
     from sdft_cli.records.lazy import LazyDataset
 
     data = LazyDataset(dataset or newest_dataset())
-    view = _view(data, record, rejected, reason, search, tokens, split, limit)
+    view = _view(data, record, rejected, reason, search, tokens, split, model, limit)
     if as_json:
         typer.echo(json.dumps(view.document(), indent=2))
     else:
@@ -73,6 +76,7 @@ def _view(
     search: str | None,
     tokens: bool,
     split: str | None,
+    model: str | None,
     limit: int | None,
 ) -> View:
     """Return what was asked for; raises `UsageError` for options that do not go together."""
@@ -92,6 +96,7 @@ def _view(
         "--rejected and --search are two views: leave one out.": rejected and search is not None,
         "--rejected and --search look at sessions: name a session, not a record.": listed and is_record,
         "--tokens is for a record: name one, as session/turn.": tokens and (listed or not is_record),
+        "--model is for a record: name one, as session/turn.": model is not None and (listed or not is_record),
         "--split is for lists: leave it out, or name no session.": split is not None and found is not None,
         "--limit is for lists and sessions: leave it out.": limit is not None and is_record,
     }
@@ -109,14 +114,24 @@ def _view(
         return SessionList(data, split, limit)
     if found.fate is None:
         return Timeline(data, found.session_id, limit)
-    return RecordView(data, found.session_id, found.fate, lambda: _prompts(data.manifest), tokens)
+    return RecordView(data, found.session_id, found.fate, lambda: _prompts(data.manifest, model), tokens)
 
 
-def _prompts(manifest: dict[str, Any]) -> ChatPrompts:
-    """Open the tokenizer and the templates of the dataset."""
+def _prompts(manifest: dict[str, Any], given: str | None) -> ChatPrompts:
+    """Open the tokenizer of the dataset's model, or of a model that was given, and the dataset's templates."""
     from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.errors import UsageError
     from sdft_cli.prompts.chat import open_prompts
 
-    model = str(manifest["config"]["model"])
+    model = given or str(manifest["config"]["model"])
     say(f"Opening the tokenizer of {model}; this takes some seconds.")
-    return open_prompts(resolve_model(model, say), manifest)
+    try:
+        folder = resolve_model(model, say)
+    except UsageError as error:
+        if given:
+            raise
+        raise UsageError(
+            f"The dataset was prepared for {model}, which is no folder, Hub id or alias here: name its folder with "
+            "--model."
+        ) from error
+    return open_prompts(folder, manifest)
