@@ -132,9 +132,10 @@ class RecordView:
         yield from self._whole(found.reference, screen)
 
     def _head(self, screen: Screen) -> Iterator[str]:
-        row, record = self.fate.row, self.record
+        row = self.fate.row
         yield screen.rule(f"Record {in_short(row.record_id, screen.width - 14)}")
         yield from folded(in_short(fate_text(self.fate), LONGEST_FATE), screen.width)
+        record = self.record
         if record is None:
             yield "This turn is in no conversation of the dataset, so there are no prompts to show."
             return

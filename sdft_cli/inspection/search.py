@@ -95,6 +95,8 @@ class Search:
         return found
 
     def lines(self, screen: Screen) -> Iterator[str]:
+        sessions = len(self.data.session_ids if self.only is None else self.only)
+        yield in_short(f"Messages of {sessions:,} session(s) that hold {self.text}", screen.width)
         names = short_names(self.data.session_ids)
         for hit in self.rows():
             times = f", {hit.times:,} times" if hit.times > 1 else ""

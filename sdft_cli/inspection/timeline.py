@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from typing import Any
 
 from sdft_cli.inspection.names import Fate, fates
@@ -64,9 +65,15 @@ class Timeline:
     """A session, and what became of its turns; so many messages at most."""
 
     def __init__(self, data: LazyDataset, session_id: str, limit: int | None = None) -> None:
-        self.data, self.limit = data, limit
-        self.session: Session = data.session(session_id)
-        self.fates = fates(data, session_id)
+        self.data, self.session_id, self.limit = data, session_id, limit
+
+    @cached_property
+    def session(self) -> Session:
+        return self.data.session(self.session_id)
+
+    @cached_property
+    def fates(self) -> list[Fate]:
+        return fates(self.data, self.session_id)
 
     def _by_turn(self) -> dict[int, Fate]:
         return {fate.row.turn_index: fate for fate in self.fates if fate.row.turn_index is not None}
@@ -86,10 +93,10 @@ class Timeline:
                 yield from (screen.styled(line, _STYLES[None]) for line in folded(told, screen.width))
 
     def _head(self, screen: Screen) -> Iterator[str]:
+        yield screen.rule(f"Session {in_short(self.session_id, screen.width - 14)}")
         session = self.session
         count = {split: sum(fate.split == split for fate in self.fates) for split in ("train", "validation", None)}
         characters = sum(len(message.content) for message in session.messages)
-        yield screen.rule(f"Session {in_short(session.session_id, screen.width - 14)}")
         yield (
             f"{len(session.messages):,} messages, {characters:,} characters; turns: {count['train']:,} train, "
             f"{count['validation']:,} validation, {count[None]:,} dropped; tokens are those of prompt + turn"
