@@ -11,6 +11,7 @@ engine/      models, passes, objective, plan, training
 merging/     adapter -> checkpoint, and the proof that it is the same model
 evaluation/  what was learned and what was forgotten
 report/      tables, cards and pages
+inspection/  looking at a dataset: sessions, records, what was dropped, search
 choices      divergences and backends: what stands behind their names
 config       one typed configuration per stage
 run_folder   what a training run leaves behind

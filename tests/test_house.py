@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merging": {*BELOW_ENGINE, "redaction", "engine.models", "engine.passes"},
     "evaluation": {*BELOW_ENGINE, "engine.models", "engine.passes", "engine.objective", "engine.score", "engine.train"},
     "report": {*LEAVES, "config", "records"},
+    "inspection": {*LEAVES, "config", "records", "prompts", "report"},
 }
 """Room -> rooms it may import. `stages` may import all of them, and `cli` `stages` too, inside their functions."""
 LAZY = {"stages", "cli"}
@@ -49,7 +50,7 @@ NO_TORCH = {name for name in MAY_IMPORT if not name.startswith(("engine.", "merg
 NO_TORCH_MODULES = {f"sdft_cli.evaluation.{name}" for name in ("compare", "differences", "document")}
 """Of `evaluation`, for `sdft compare`; they may import only each other and rooms without torch."""
 TORCH_FAMILY = {"torch", "peft", "accelerate", "unsloth", "unsloth_zoo", "safetensors", "trl"}
-HEAVY_ROOMS = {"engine", "preparation", "report", "evaluation", "merging"}
+HEAVY_ROOMS = {"engine", "preparation", "report", "evaluation", "merging", "inspection"}
 LAZY_IN_CLI = {"datasets", "transformers", "polars", "huggingface_hub", *TORCH_FAMILY}
 
 
@@ -158,6 +159,7 @@ def test_commands_import_lazily(path: Path) -> None:
                     "sdft_cli.engine",
                     "sdft_cli.preparation",
                     "sdft_cli.report",
+                    "sdft_cli.inspection",
                     "sdft_cli.evaluation",
                     "sdft_cli.merging",
                 )

@@ -12,6 +12,7 @@ merge     `sdft merge`
 evaluate  `sdft eval`
 compare   `sdft compare`
 report    `sdft report`
+inspect   `sdft inspect`
 export    `sdft export`
 demo      `sdft demo`
 cards     `sdft cards`

@@ -16,6 +16,7 @@ from sdft_cli.cli.evaluate import evaluate
 from sdft_cli.cli.export import export
 from sdft_cli.cli.gate import gate
 from sdft_cli.cli.init import init
+from sdft_cli.cli.inspect import inspect
 from sdft_cli.cli.merge import merge
 from sdft_cli.cli.plan import doctor, plan
 from sdft_cli.cli.prepare import prepare
@@ -76,6 +77,7 @@ app.command(cls=Command)(merge)
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(report)
+app.command(cls=Command)(inspect)
 app.command(cls=Command)(export)
 app.command(cls=Command)(demo)
 app.command(cls=Command)(cards)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +61,29 @@ class PieceEncoder:
                     known = self._pieces[piece] = self._encode(piece)
                 ids.extend(known)
         return ids
+
+    def parts(self, text: str) -> list[tuple[str, bool]]:
+        """Cut rendered text at its control tokens: what each part spells, guards off, and whether it is one of them."""
+        found = [(part, part in self._added_ids) for part in self._added.split(text) if part]
+        return [(part if control else self.control.restore(part), control) for part, control in found]
+
+    def is_control(self, token: int) -> bool:
+        """Say whether a token is an added one, which no text of a session becomes."""
+        return token in self._control_ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of token ids, control tokens included."""
+        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+
+    def decode_stream(self) -> Callable[[int], str | None]:
+        """Return a function that takes one token id after the other and returns the text that it adds.
+
+        None: the token ends within a character, whose text comes with a later one.
+        """
+        from tokenizers.decoders import DecodeStream
+
+        stream = DecodeStream(skip_special_tokens=False)
+        return lambda token: stream.step(self._backend, token)
 
     def _encode(self, text: str) -> list[int]:
         if SENTINEL in text:

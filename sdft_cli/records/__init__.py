@@ -3,6 +3,7 @@
 types       messages, sessions, records, rejections
 reasons     why a turn is no record: every reason, and the function that goes through them
 dataset     the dataset folder, written and read
+lazy        the dataset folder, read piece by piece
 export      self-contained rows for other trainers
 folders     folders and files, whole or not at all
 json_files  JSON documents, whole or not at all

@@ -16,10 +16,9 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import polars as pl
 
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.places import DATA_ROOT, DATASET, meant_folder
@@ -27,32 +26,50 @@ from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import read_json
 from sdft_cli.records.types import Record, RecordRow, Rejection, Session
 
+if TYPE_CHECKING:
+    import polars as pl
+
 SCHEMA_VERSION = 1
 FORMAT = "sdft-dataset"
 TABLES = ("sessions", "train", "validation", "rejected")
 
 
 def _texts(*names: str) -> dict[str, Any]:
-    return dict.fromkeys(names, pl.String)
+    return dict.fromkeys(names, str)
 
 
-_CALLS = pl.List(pl.Struct(_texts("id", "name", "arguments")))
-_MESSAGE = pl.Struct({**_texts("role", "content"), "tool_calls": _CALLS, **_texts("tool_call_id", "name", "status")})
-_TOOL = pl.Struct(_texts("name", "description", "parameters", "origin"))
-_POINTER = {**_texts("record_id", "session_id"), "turn_index": pl.Int64}
-_LENGTHS = {"prompt_tokens": pl.Int64, "teacher_prompt_tokens": pl.Int64, "reference_tokens": pl.Int64}
-_RECORD_COLUMNS: dict[str, Any] = {**_POINTER, **_LENGTHS, "has_tool_call": pl.Boolean}
+_MESSAGE = {
+    **_texts("role", "content"),
+    "tool_calls": [_texts("id", "name", "arguments")],
+    **_texts("tool_call_id", "name", "status"),
+}
+_POINTER = {**_texts("record_id", "session_id"), "turn_index": int}
+_LENGTHS = {"prompt_tokens": int, "teacher_prompt_tokens": int, "reference_tokens": int}
+_RECORD_COLUMNS: dict[str, Any] = {**_POINTER, **_LENGTHS, "has_tool_call": bool}
 COLUMNS: dict[str, dict[str, Any]] = {
     "sessions": {
         **_texts("session_id", "group"),
-        "messages": pl.List(_MESSAGE),
-        "tools": pl.List(_TOOL),
-        "metadata": pl.String,
+        "messages": [_MESSAGE],
+        "tools": [_texts("name", "description", "parameters", "origin")],
+        "metadata": str,
     },
     "train": _RECORD_COLUMNS,
     "validation": _RECORD_COLUMNS,
     "rejected": {**_POINTER, **_texts("reason", "detail"), **_LENGTHS},
 }
+"""The columns of each table by name: `str`, `int`, `bool`, or `[{...}]` for a list of structures."""
+
+
+def _schema(table: str) -> pl.Schema:
+    """Return the columns of a table as polars names their types."""
+    import polars as pl  # not before a table is read or written: importing it takes a third of a second
+
+    def kind_of(kind: Any) -> Any:
+        if isinstance(kind, list):
+            return pl.List(pl.Struct({name: kind_of(inner) for name, inner in kind[0].items()}))
+        return {str: pl.String, int: pl.Int64, bool: pl.Boolean}[kind]
+
+    return pl.Schema({name: kind_of(kind) for name, kind in COLUMNS[table].items()})
 
 
 @dataclass(frozen=True)
@@ -78,7 +95,8 @@ def _session_row(session: Session) -> dict[str, Any]:
     return {**row, "metadata": json.dumps(dict(session.metadata), ensure_ascii=False, sort_keys=True)}
 
 
-def _session_of(row: Mapping[str, Any]) -> Session:
+def session_of(row: Mapping[str, Any]) -> Session:
+    """Return the session that a row of `sessions.parquet` holds."""
     return msgspec.convert({**row, "metadata": json.loads(row["metadata"])}, Session)
 
 
@@ -108,10 +126,13 @@ def _characters_of(row: Mapping[str, Any]) -> int:
 
 
 def _write_table(path: Path, table: str, rows: Iterable[dict[str, Any]]) -> int:
+    import polars as pl
     import pyarrow.parquet as pq
 
+    schema = _schema(table)
+
     def arrow(group: list[dict[str, Any]]) -> Any:
-        frame = pl.DataFrame(group, schema=COLUMNS[table], orient="row")
+        frame = pl.DataFrame(group, schema=schema, orient="row")
         return frame.to_arrow(compat_level=pl.CompatLevel.oldest())
 
     count = 0
@@ -196,6 +217,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _read_table(folder: Path, table: str, manifest: Mapping[str, Any]) -> pl.DataFrame:
+    import polars as pl
+
     path = folder / f"{table}.parquet"
     if not path.is_file():
         raise DataError(f"{path} is missing: the dataset is incomplete; run `sdft prepare` again.")
@@ -208,7 +231,7 @@ def _read_table(folder: Path, table: str, manifest: Mapping[str, Any]) -> pl.Dat
         frame = pl.read_parquet(path)
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{path} cannot be read as Parquet ({error}): run `sdft prepare` again.") from error
-    if dict(frame.schema) != pl.Schema(COLUMNS[table]):
+    if frame.schema != _schema(table):
         raise DataError(f"{path} has other columns than schema version {SCHEMA_VERSION}: run `sdft prepare` again.")
     return frame
 
@@ -222,7 +245,7 @@ def read_dataset(folder: Path) -> Dataset:
     """
     manifest = read_manifest(folder)
     frames = {table: _read_table(folder, table, manifest) for table in TABLES}
-    sessions = {row["session_id"]: _session_of(row) for row in frames["sessions"].iter_rows(named=True)}
+    sessions = {row["session_id"]: session_of(row) for row in frames["sessions"].iter_rows(named=True)}
 
     def records(table: str) -> list[Record]:
         records = []

@@ -4,6 +4,7 @@ terminal    tables on the terminal
 progress    how far long work is, and the time left
 live        a training run while it runs
 statistics  the numbers of a dataset
+visible     hostile text, made safe for a terminal
 told        what the records lack, in sentences
 bars        histograms as text
 page        a dataset as one HTML page

@@ -10,15 +10,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from sdft_cli.records.reasons import advice_of, meaning_of
+from sdft_cli.report.visible import printable
 
 NAMED = 5
 """So many names stand in a sentence; the manifest has more."""
 Quote = Callable[[str], str]
-
-
-def printable(name: str) -> str:
-    """Return a name from a file for the terminal: characters that are none become question marks."""
-    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def _listed(names: list[str], more: int) -> str:
