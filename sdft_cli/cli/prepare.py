@@ -11,8 +11,7 @@ from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import AsJson, given_settings, option, setting
 from sdft_cli.notices import say, some
-from sdft_cli.places import DATA_ROOT
-from sdft_cli.stages.prepare import card_defaults, run_preparation
+from sdft_cli.stages.prepare import card_defaults, dataset_folder, run_preparation
 
 if TYPE_CHECKING:
     pass
@@ -64,9 +63,7 @@ def prepare(
     from sdft_cli.config import PrepareConfig, build
 
     config = build(PrepareConfig, {"source": source, **card_defaults(source), **given_settings(context)})
-    target = out or DATA_ROOT / (
-        Path(source).expanduser().resolve().stem if Path(source).exists() else source.rstrip("/").split("/")[-1]
-    )
+    target = out or dataset_folder(source)
     manifest, statistics = run_preparation(config, target, overwrite)
 
     from sdft_cli.report import terminal

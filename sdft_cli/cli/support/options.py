@@ -14,9 +14,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from sdft_cli.choices import DEFAULT_PROFILE as DEFAULT_PROFILE
 from sdft_cli.cli.support import completion
-
-DEFAULT_PROFILE = "qwen3.5-9b-64k"
 
 
 class _Key(str):
