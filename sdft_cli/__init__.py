@@ -10,6 +10,7 @@ preparation/ sessions -> records, with a funnel that counts everything
 engine/      models, passes, objective, plan, training
 merging/     adapter -> checkpoint, and the proof that it is the same model
 evaluation/  what was learned and what was forgotten
+chat/        what is said in a chat with a model, and the commands that serve one
 report/      tables, cards and pages
 api          the commands as functions: what this package hands on
 choices      divergences and backends: what stands behind their names

@@ -41,6 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "merging": {*BELOW_ENGINE, "redaction", "engine.models", "engine.passes"},
     "evaluation": {*BELOW_ENGINE, "engine.models", "engine.passes", "engine.objective", "engine.score", "engine.train"},
     "report": {*LEAVES, "config", "records"},
+    "chat": {*LEAVES, "records", "prompts"},
 }
 """Room -> rooms it may import. `stages` may import all of them, and `cli` and `api` `stages` too, inside functions."""
 LAZY = {"stages", "cli", "api"}

@@ -9,6 +9,7 @@ train     `sdft train`
 merge     `sdft merge`
 evaluate  `sdft eval`
 compare   `sdft compare`
+chat      `sdft chat`
 report    `sdft report`
 export    `sdft export`
 demo      `sdft demo`

@@ -8,4 +8,6 @@ merge       an adapter -> a certified checkpoint
 push        a certified checkpoint -> the Hub
 model_card  the cards of adapters and checkpoints
 evaluate    a run or a model -> an evaluation
+chat        a run or a model -> models that answer
+serve       a merged checkpoint -> the command that serves it
 """
