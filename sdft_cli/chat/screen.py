@@ -47,6 +47,7 @@ class TextScreen:
         if not self._at_start:
             self._file.write("\n")
         self._file.flush()
+        self._at_start = True
 
     def _line(self, text: str) -> None:
         start = "" if self._at_start else "\n"

@@ -15,7 +15,7 @@ from sdft_cli.errors import UsageError
 
 TRANSFORMERS, VLLM = "transformers", "vllm"
 NEEDS = {
-    TRANSFORMERS: (("fastapi", "uvicorn", "torch"), "pip install 'transformers[serving]'"),
+    TRANSFORMERS: (("fastapi", "uvicorn", "openai", "torch"), "pip install 'transformers[serving]'"),
     VLLM: (("vllm",), "pip install vllm, in an environment of its own"),
 }
 """Server -> the packages that it needs, and what installs them."""

@@ -52,9 +52,11 @@ def find_subject(named: str, base: str | None, compare: bool) -> Subject:
         DataError: the run is damaged or not finished.
     """
     from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.models.quiet import quiet_libraries
     from sdft_cli.errors import UsageError
     from sdft_cli.run_folder import is_run, read_run
 
+    quiet_libraries()
     folder = Path(named).expanduser()
     if is_run(folder):
         run = read_run(folder)
