@@ -1,0 +1,96 @@
+"""`examples/colab.ipynb`: its cells run in order on a tiny model; only the install cell and the settings are replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+
+from sdft_cli.choices import DEFAULT_PROFILE
+from sdft_cli.config import PrepareConfig, load_train_config
+from sdft_cli.traces.examples import write_examples
+
+NOTEBOOK = json.loads((Path(__file__).resolve().parents[2] / "examples" / "colab.ipynb").read_text(encoding="utf-8"))
+SETTINGS = {
+    "PROFILE": "cpu-demo",
+    "SOURCE": "sessions",
+    "OUT": "out",
+    "PREPARE": {"validation_fraction": 0.25, "teacher_template": "again", "max_seq_tokens": 1024}
+    | {"max_prompt_tokens": 896, "max_rollout_tokens": 128},
+    "TRAIN": {"optim.max_steps": 2, "optim.turns_per_step": 2, "lora.rank": 4, "rollout.max_new_tokens": 4}
+    | {"heldout.max_new_tokens": 4, "gate.action": "off"},
+    "EVAL": {"max_new_tokens": 8, "general": 4, "questions": 4, "limit": 4},
+    "PLAN": "--gpu 80GB",
+}
+"""The demo's, and less of everything."""
+
+
+def cells(tag: str | None = None) -> list[str]:
+    code = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+    return ["".join(cell["source"]) for cell in code if [tag] == (cell["metadata"].get("tags") or [None])]
+
+
+def as_python(cell: str) -> str:
+    """Return a cell as a module's text: a line that begins with `!` runs in a shell, names in braces filled in."""
+    shell = "subprocess.run(f{0!r}, shell=True, check=True)"
+    return "\n".join(shell.format(line[1:]) if line.startswith("!") else line for line in cell.splitlines())
+
+
+def settings_of(cell: str) -> dict[str, Any]:
+    scope: dict[str, Any] = {}
+    exec(cell, scope)
+    return {name: value for name, value in scope.items() if name.isupper()}
+
+
+def test_it_is_a_clean_notebook_of_the_default_profile() -> None:
+    assert (NOTEBOOK["nbformat"], NOTEBOOK["nbformat_minor"]) == (4, 5)
+    assert len({cell["id"] for cell in NOTEBOOK["cells"]}) == len(NOTEBOOK["cells"])
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in NOTEBOOK["cells"])
+    (install,), (settings,) = cells("install"), cells("settings")
+    assert install.startswith("%pip install")
+    given = settings_of(settings)
+    assert given["PROFILE"] == DEFAULT_PROFILE
+    assert given["MODEL"] == load_train_config(DEFAULT_PROFILE).model == PrepareConfig(source="s").model
+    assert set(given) == {"MODEL", *SETTINGS}
+
+
+@pytest.mark.slow
+def test_every_cell_runs_and_runs_again(tmp_path: Path, tiny_model: Path) -> None:
+    write_examples(tmp_path / "sessions", 12)
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    (tools / "sdft").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sdft_cli "$@"\n')
+    (tools / "sdft").chmod(0o755)
+    given = {"MODEL": str(tiny_model), **SETTINGS}
+    lines = ["import subprocess", *(f"{name} = {value!r}" for name, value in given.items()), *map(as_python, cells())]
+    again = [cell for cell in map(as_python, cells()) if re.search(r"\b(prepare|train)\(", cell)]
+    lines += ["def nothing(*a, **k): raise AssertionError('made twice')", "prepare = train = nothing"]
+    lines += [
+        cell.replace("import evaluate, load_dataset, merge, prepare, train", "import load_dataset") for cell in again
+    ]
+    (tmp_path / "cells.py").write_text("\n".join(lines))
+    root = str(Path(__file__).resolve().parents[2])
+    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": root}
+    environment |= {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "cells.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for words in (
+        "held out",
+        "Merge certificate",
+        "tuned - base",
+        "expert:",
+        "tuned: ",
+        "peak",
+        "cut off at 64 tokens",
+    ):
+        assert words in done.stdout, words
