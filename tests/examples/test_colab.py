@@ -1,4 +1,4 @@
-"""`examples/colab.ipynb`: its cells run in order on a tiny model; only the install cell and the settings are replaced."""
+"""`examples/colab.ipynb`: its cells run in order on a tiny model; only installation and settings are replaced."""
 
 from __future__ import annotations
 
