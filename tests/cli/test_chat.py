@@ -6,42 +6,69 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import Result
+from typer.testing import CliRunner
 
 pytest.importorskip("torch")
 
 import sdft_cli
-from tests.engine.prepared import prepared
+from sdft_cli.cli.main import app
+from sdft_cli.config import load_train_config
+from sdft_cli.engine.train.loop import check_prompts
+from sdft_cli.engine.train.run import dataset_facts
+from sdft_cli.prompts.chat import open_prompts
+from sdft_cli.records.json_files import write_json
+from sdft_cli.run_folder import FORMAT, write_check_prompts
+from tests.engine.prepared import adapted, prepared
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 FEW = ("--max-new-tokens", 6)
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
-    """`data` of example sessions, and `run`, trained on it for a step."""
+    """`data` of example sessions, and `run`, whose adapter is random."""
     folder = tmp_path_factory.mktemp("chat")
     data = prepared(tiny_model, folder, 12, 0.3)
-    small = {"lora.rank": 4, "rollout.max_new_tokens": 4, "optim.turns_per_step": 1, "heldout.max_new_tokens": 4}
-    small |= {"rehearse": False, "optim.learning_rate": 0.1}
-    sdft_cli.train(
-        data, out=folder / "run", profile="cpu-demo", model=str(tiny_model), max_steps=1, gate="off", settings=small
-    )
+    backend = adapted(tiny_model)
+    prompts = open_prompts(str(tiny_model), data.manifest)
+    config = load_train_config("cpu-demo", ["lora.rank=4"], {"model": str(tiny_model)})
+    run = folder / "run"
+    (run / "adapter").mkdir(parents=True)
+    backend.save_adapter(run / "adapter")
+    write_json(run / "config.json", config.model_dump(mode="json"))
+    info = {"format": FORMAT, "status": "finished", "dataset": dataset_facts(data), "objective": "sdft", "steps": 1}
+    write_json(run / "run.json", info)
+    write_check_prompts(run / "check_prompts.jsonl", check_prompts(data.validation, prompts)[:1])
     return folder
 
 
-def answers(done: subprocess.CompletedProcess[str]) -> list[dict[str, object]]:
-    assert done.returncode == 0, done.stderr
+@pytest.fixture(autouse=True)
+def own_signals() -> Iterator[None]:
+    """A command in this process leaves its handler of SIGTERM behind."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def sdft(*arguments: object, stdin: str = "") -> Result:
+    """Run a command in this process; stdin is no terminal."""
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def answers(done: Result) -> list[dict[str, object]]:
+    assert done.exit_code == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 @pytest.mark.slow
-def test_base_and_tuned_answer_beside_each_other(sdft: Run, trained: Path) -> None:
+def test_base_and_tuned_answer_beside_each_other(trained: Path) -> None:
     run, data = trained / "run", trained / "data"
     asked = ("--message", "What is in src?", *FEW, "--json")
     both = answers(sdft("chat", run, "--compare", "--dataset", data, *asked))
@@ -58,7 +85,7 @@ def test_base_and_tuned_answer_beside_each_other(sdft: Run, trained: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_merged_checkpoint_answers_where_there_is_one(sdft: Run, trained: Path, tmp_path: Path) -> None:
+def test_the_merged_checkpoint_answers_where_there_is_one(trained: Path, tmp_path: Path) -> None:
     run = trained / "run"
     merged = sdft_cli.merge(run, out=tmp_path / "m", dtype="float32").path
     (tuned,) = answers(sdft("chat", run, "-m", "hi", *FEW, "--json"))
@@ -67,7 +94,7 @@ def test_the_merged_checkpoint_answers_where_there_is_one(sdft: Run, trained: Pa
         (answer,) = answers(sdft("chat", run, "-m", "hi", *FEW, "--json"))
         assert answer == {**tuned, "model": "merged"}
         done = sdft("chat", run, "--serve", "--dry-run")
-        assert done.returncode == 0
+        assert done.exit_code == 0
         assert done.stdout.startswith(f"transformers serve {run / 'merged'} --reasoning off")
         vllm = json.loads(sdft("chat", run, "--serve", "--engine", "vllm", "--dry-run", "--json").stdout)
         assert vllm["command"][-2:] == ["--tool-call-parser", "hermes"]
@@ -80,19 +107,19 @@ def test_the_merged_checkpoint_answers_where_there_is_one(sdft: Run, trained: Pa
 
 
 @pytest.mark.slow
-def test_several_messages_and_a_limit(sdft: Run, trained: Path) -> None:
+def test_several_messages_and_a_limit(trained: Path) -> None:
     done = sdft("chat", trained / "run", "-m", "a", "-m", "/tools", "-m", "b", *FEW, "--system", "Be brief.")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "> a"
     assert "The model is offered no tools: name a dataset with --dataset." in lines
     assert lines.count("(cut off at 6 tokens: --max-new-tokens)") == 2
     done = sdft("chat", trained / "run", "-m", "word " * 9000, *FEW)
-    assert done.returncode == 3
+    assert done.exit_code == 3
     assert "the model reads 8192" in done.stderr
 
 
-def test_what_is_refused_says_what_to_do(sdft: Run, trained: Path) -> None:
+def test_what_is_refused_says_what_to_do(trained: Path) -> None:
     run, data = trained / "run", trained / "data"
     for arguments, words in [
         ((run, "--session", "x"), "name that with --dataset"),
@@ -108,21 +135,20 @@ def test_what_is_refused_says_what_to_do(sdft: Run, trained: Path) -> None:
         ((), "No run under runs/"),
     ]:
         done = sdft("chat", *arguments)
-        assert done.returncode == 2, done.stderr
+        assert done.exit_code == 2, done.stderr
         assert words in done.stderr
         assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
-def test_a_pipe_is_one_message_and_a_terminal_a_chat(trained: Path) -> None:
-    command = [sys.executable, "-m", "sdft_cli", "chat", str(trained / "run"), "--max-new-tokens", "4"]
-    piped = subprocess.run(
-        [*command, "--json"], input="two\nlines\n", capture_output=True, text=True, check=True, timeout=300
-    )
-    assert len(piped.stdout.splitlines()) == 1
-    empty = subprocess.run(command, input="\n", capture_output=True, text=True, check=False, timeout=300)
-    assert (empty.returncode, "nothing on stdin" in empty.stderr) == (2, True)
+def test_all_of_a_pipe_is_one_message(trained: Path) -> None:
+    assert len(answers(sdft("chat", trained / "run", *FEW, "--json", stdin="two\nlines\n"))) == 1
+    empty = sdft("chat", trained / "run", stdin="\n")
+    assert (empty.exit_code, "nothing on stdin" in empty.stderr) == (2, True)
 
+
+@pytest.mark.slow
+def test_in_a_terminal_it_is_a_chat(trained: Path) -> None:
+    command = [sys.executable, "-m", "sdft_cli", "chat", str(trained / "run"), "--max-new-tokens", "4"]
     main, end = pty.openpty()
     with subprocess.Popen(
         command, stdin=end, stdout=end, stderr=end, env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"}

@@ -33,15 +33,25 @@ SETTINGS = {
 """The demo's, and less of everything."""
 
 
+COMMAND = """
+import shlex
+from sdft_cli.cli.main import app
+
+def sdft(line):
+    assert not app(shlex.split(line), standalone_mode=False)
+"""
+
+
 def cells(tag: str | None = None) -> list[str]:
     code = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
     return ["".join(cell["source"]) for cell in code if [tag] == (cell["metadata"].get("tags") or [None])]
 
 
 def as_python(cell: str) -> str:
-    """Return a cell as a module's text: a line that begins with `!` runs in a shell, names in braces filled in."""
-    shell = "subprocess.run(f{0!r}, shell=True, check=True)"
-    return "\n".join(shell.format(line[1:]) if line.startswith("!") else line for line in cell.splitlines())
+    """Return a cell as a module's text: `!sdft ...` is the command, names in braces filled in, in the same process."""
+    lines = cell.splitlines()
+    assert not any(line.startswith("!") and not line.startswith("!sdft ") for line in lines)
+    return "\n".join(f"sdft(f{line[6:]!r})" if line.startswith("!") else line for line in lines)
 
 
 def settings_of(cell: str) -> dict[str, Any]:
@@ -65,12 +75,8 @@ def test_it_is_a_clean_notebook_of_the_default_profile() -> None:
 @pytest.mark.slow
 def test_every_cell_runs_and_runs_again(tmp_path: Path, tiny_model: Path) -> None:
     write_examples(tmp_path / "sessions", 12)
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    (tools / "sdft").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m sdft_cli "$@"\n')
-    (tools / "sdft").chmod(0o755)
     given = {"MODEL": str(tiny_model), **SETTINGS}
-    lines = ["import subprocess", *(f"{name} = {value!r}" for name, value in given.items()), *map(as_python, cells())]
+    lines = [COMMAND, *(f"{name} = {value!r}" for name, value in given.items()), *map(as_python, cells())]
     again = [cell for cell in map(as_python, cells()) if re.search(r"\b(prepare|train)\(", cell)]
     lines += ["def nothing(*a, **k): raise AssertionError('made twice')", "prepare = train = nothing"]
     lines += [
@@ -78,8 +84,7 @@ def test_every_cell_runs_and_runs_again(tmp_path: Path, tiny_model: Path) -> Non
     ]
     (tmp_path / "cells.py").write_text("\n".join(lines))
     root = str(Path(__file__).resolve().parents[2])
-    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": root}
-    environment |= {"HF_DATASETS_CACHE": str(tmp_path / "cache"), "NO_COLOR": "1"}
+    environment = {**os.environ, "PYTHONPATH": root, "NO_COLOR": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
         [sys.executable, "cells.py"], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
     )
