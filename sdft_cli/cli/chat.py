@@ -56,7 +56,7 @@ def chat(
         str | None, option(help="That session's id, or how it begins.", left_out="the first held-out one")
     ] = None,
     system: Annotated[
-        str | None, option(help="A system message.", left_out="the session's, if one is named; '' is none")
+        str | None, option(help="A system message.", left_out="the session's, with --dataset; '' is none")
     ] = None,
     serve: Annotated[
         bool, option("--serve", help="Print the command that serves the checkpoint, and run it.", panel="Serving")
