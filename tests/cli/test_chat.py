@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pty
+import re
 import select
 import signal
 import subprocess
@@ -154,20 +155,22 @@ def test_in_a_terminal_it_is_a_chat(trained: Path) -> None:
         command, stdin=end, stdout=end, stderr=end, env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"}
     ) as process:
         os.close(end)
-        shown = _until(main, "\n> ")
-        os.write(main, b"/help\nhello\n")
-        shown += _until(main, "cut off at 4 tokens") + _until(main, "> ")
-        os.write(main, b"/quit\n")
-        assert process.wait(timeout=60) == 0
-    os.close(main)
+        try:
+            shown = _until(main, "", r"\n> $")
+            os.write(main, b"/help\nhello\n")
+            shown = _until(main, shown, r"cut off at 4 tokens.*\n> $")
+            os.write(main, b"/quit\n")
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()  # nothing, if it has ended
+            os.close(main)
     assert "/reset   forget what was said" in shown
     assert "Ctrl-D leaves" in shown
 
 
-def _until(terminal: int, words: str) -> str:
-    """Read a terminal until it shows some words."""
-    text = ""
-    while words not in text.replace("\r", ""):
-        assert select.select([terminal], [], [], 120)[0], text
-        text += os.read(terminal, 4096).decode("utf-8", "replace")
-    return text
+def _until(terminal: int, shown: str, pattern: str) -> str:
+    """Read a terminal until all that it has shown matches; return that."""
+    while not re.search(pattern, shown):
+        assert select.select([terminal], [], [], 120)[0], shown
+        shown += os.read(terminal, 4096).decode("utf-8", "replace").replace("\r", "")
+    return shown
