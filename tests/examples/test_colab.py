@@ -27,7 +27,7 @@ SETTINGS = {
     | {"max_prompt_tokens": 896, "max_rollout_tokens": 128},
     "TRAIN": {"optim.max_steps": 2, "optim.turns_per_step": 2, "lora.rank": 4, "rollout.max_new_tokens": 4}
     | {"heldout.max_new_tokens": 4, "gate.action": "off"},
-    "EVAL": {"max_new_tokens": 8, "general": 4, "questions": 4, "limit": 4},
+    "EVAL": {"max_new_tokens": 8, "general": 2, "questions": 2, "limit": 3},
     "PLAN": "--gpu 80GB",
 }
 """The demo's, and less of everything."""
