@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from sdft_cli.cli.support.common import command
-from sdft_cli.cli.support.options import option
+from sdft_cli.cli.support import completion
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import OUTPUT, option
 from sdft_cli.errors import InterruptedBySignal, UsageError
 from sdft_cli.notices import say
 from sdft_cli.stages.folders import newest_run
@@ -27,7 +27,12 @@ if TYPE_CHECKING:
 def chat(
     subject: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN|MODEL]", help="A run, an adapter, or a model.", show_default="the newest run"),
+        typer.Argument(
+            metavar="[RUN|MODEL]",
+            help="A run, an adapter, or a model.",
+            show_default="the newest run",
+            autocompletion=completion.finished_runs,
+        ),
     ] = None,
     message: Annotated[
         list[str] | None,
@@ -41,16 +46,24 @@ def chat(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Cap on an answer, tokens.")] = 1024,
     temperature: Annotated[float, typer.Option(min=0, max=5, help="Of sampling; 0 is greedy.")] = 0.0,
     seed: Annotated[int | None, option(min=0, help="Seed of sampling.", left_out="another one each time")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print every answer as a line of JSON.")] = False,
     compare: Annotated[
-        bool, option("--compare", help="Let the base answer too, beside the trained model.", panel="Models")
+        bool,
+        option(
+            "--compare",
+            help="Let the base answer too, beside the trained model.",
+            panel="What answers, and what it is shown",
+        ),
     ] = False,
     base: Annotated[
         str | None, option(help="Of an adapter folder: the model that it was trained on.", left_out="the run's own")
     ] = None,
     dataset: Annotated[
         Path | None,
-        option(help="Offer the tools of a session of this dataset.", left_out="no tools", panel="What it is shown"),
+        option(
+            help="Offer the tools of a session of this dataset.",
+            left_out="no tools",
+            autocompletion=completion.datasets,
+        ),
     ] = None,
     session: Annotated[
         str | None, option(help="That session's id, or how it begins.", left_out="the first held-out one")
@@ -65,6 +78,7 @@ def chat(
     host: Annotated[str, option(help="Where it listens.")] = "localhost",
     port: Annotated[int, option(min=1, max=65_535, help="Its port.")] = 8000,
     dry_run: Annotated[bool, option("--dry-run", help="With --serve: print the command only.")] = False,
+    as_json: Annotated[bool, option("--json", help="Print every answer as a line of JSON.", panel=OUTPUT)] = False,
 ) -> None:
     """Talk to a trained model: a run's merged checkpoint, or where there is none its base with the adapter.
 
@@ -173,7 +187,7 @@ def _serve(subject: Subject, engine: str, host: str, port: int, dry_run: bool, a
 
     service = service_for(subject, engine, host, port)
     if as_json:
-        typer.echo(json.dumps(service.to_json(), indent=2))
+        print_json(service.to_json())
     else:
         typer.echo("\n".join(service.told()))
     if not dry_run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -243,7 +242,7 @@ def _leading(session: Session) -> int:
 
 
 def _session_of(data: Dataset, name: str | None) -> Session:
-    from sdft_cli.errors import DataError, UsageError
+    from sdft_cli.errors import DataError, UsageError, did_you_mean
 
     if not data.sessions:
         raise DataError(f"{data.path} has no session: prepare one with sessions.")
@@ -255,6 +254,5 @@ def _session_of(data: Dataset, name: str | None) -> Session:
         return data.sessions[found[0]]
     if found:
         raise UsageError(f"{len(found)} sessions of {data.path} begin with {name}: write more of its id.")
-    near = difflib.get_close_matches(name, list(data.sessions), 1, 0.5)
-    listed = f"did you mean {near[0]}?" if near else f"one of them is {next(iter(data.sessions))}."
-    raise UsageError(f"{data.path} has no session {name}: {listed}")
+    meant = did_you_mean(name, data.sessions, f"one of them is {next(iter(data.sessions))}.")
+    raise UsageError(f"{data.path} has no session {name}: {meant}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft_cli.notices import say, some
-from sdft_cli.stages.folders import DATA_ROOT
+from sdft_cli.places import DATA_ROOT
 
 if TYPE_CHECKING:
     from sdft_cli.config import PrepareConfig
