@@ -10,8 +10,10 @@ preparation/ sessions -> records, with a funnel that counts everything
 engine/      models, passes, objective, plan, training
 merging/     adapter -> checkpoint, and the proof that it is the same model
 evaluation/  what was learned and what was forgotten
+chat/        what is said in a chat with a model, and the commands that serve one
 report/      tables, cards and pages
 inspection/  looking at a dataset: sessions, records, what was dropped, search
+api          the commands as functions: what this package hands on
 choices      divergences and backends: what stands behind their names
 config       one typed configuration per stage
 run_folder   what a training run leaves behind
@@ -24,4 +26,23 @@ resources    templates/ and data_cards/, in a wheel or a checkout
 errors       every error is a sentence with the next step and an exit code
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdft_cli.api import Evaluation, Merged, evaluate, load_dataset, merge, prepare, train
+
 __version__ = "0.1.0"
+__all__ = ["Evaluation", "Merged", "__version__", "evaluate", "load_dataset", "merge", "prepare", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    """Load the Python API (`api.py`) when one of its names is first asked for: `import sdft_cli` costs nothing."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sdft_cli import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

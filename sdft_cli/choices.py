@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+DEFAULT_PROFILE = "qwen3.5-9b-64k"
+"""The profile of a run if nobody names one."""
+
 
 @dataclass(frozen=True)
 class Divergence:

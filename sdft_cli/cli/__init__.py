@@ -11,6 +11,7 @@ train     `sdft train`
 merge     `sdft merge`
 evaluate  `sdft eval`
 compare   `sdft compare`
+chat      `sdft chat`
 report    `sdft report`
 inspect   `sdft inspect`
 export    `sdft export`

@@ -10,6 +10,7 @@ import typer
 
 from sdft_cli import __version__
 from sdft_cli.cli.cards import cards
+from sdft_cli.cli.chat import chat
 from sdft_cli.cli.compare import compare
 from sdft_cli.cli.demo import demo
 from sdft_cli.cli.evaluate import evaluate
@@ -76,6 +77,7 @@ app.command(cls=Command)(train)
 app.command(cls=Command)(merge)
 app.command("eval", cls=Command)(evaluate)
 app.command(cls=Command)(compare)
+app.command(cls=Command)(chat)
 app.command(cls=Command)(report)
 app.command(cls=Command)(inspect)
 app.command(cls=Command)(export)

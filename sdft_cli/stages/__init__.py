@@ -14,4 +14,6 @@ report      what was made -> a page
 whole_run   sessions -> an evaluated model and its page, in one folder
 run_manifest  what a whole run did, of what, and what it left
 evaluate    a run or a model -> an evaluation
+chat        a run or a model -> models that answer
+serve       a merged checkpoint -> the command that serves it
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft_cli.notices import say, some
+from sdft_cli.places import DATA_ROOT
 
 if TYPE_CHECKING:
     from sdft_cli.config import PrepareConfig
@@ -29,6 +30,12 @@ def card_defaults(source: str) -> dict[str, Any]:
     if card.url:
         raise UsageError(f"{source} is not on the Hub: get it from {card.url}, then name the folder.")
     return card.defaults.model_dump(exclude_none=True)
+
+
+def dataset_folder(source: str) -> Path:
+    """Return where the dataset of a source goes if nobody says: under `data/`, by the source's name."""
+    path = Path(source).expanduser()
+    return DATA_ROOT / (path.resolve().stem if path.exists() else source.rstrip("/").split("/")[-1])
 
 
 def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False) -> tuple[dict[str, Any], Statistics]:

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +16,8 @@ from hypothesis import strategies as st
 from sdft_cli.errors import DataError, MachineError, UsageError
 from sdft_cli.records import Message, RecordRow, Rejection, Session, ToolCall, ToolSchema, read_dataset, write_dataset
 from sdft_cli.records.folders import new_folder
+from sdft_cli.report.cards import dataset_card
+from tests.datasets import example_dataset
 
 SESSION = Session(
     "s",
@@ -174,8 +178,6 @@ def test_a_failure_leaves_nothing_and_keeps_the_old_folder(tmp_path: Path) -> No
 def test_load_dataset_reads_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from datasets import load_dataset
 
-    from sdft_cli.report.cards import dataset_card
-
     manifest = {
         "sdft_version": "0",
         "source": {"name": "x", "kind": "folder", "revision": None},
@@ -198,3 +200,35 @@ def test_load_dataset_reads_the_folder(tmp_path: Path, monkeypatch: pytest.Monke
     assert loaded["train"]["record_id"] == loaded["validation"]["record_id"] == ["s/1"]
     sessions = load_dataset(str(folder), "sessions", cache_dir=str(tmp_path / "cache"))["train"]
     assert sessions[0]["messages"][1]["tool_calls"][0]["arguments"] == '{"b": 1, "a": null}'
+
+
+@pytest.mark.slow
+def test_load_dataset_reads_what_prepare_writes_without_a_network(tmp_path: Path) -> None:
+    """Every configuration that the card names, in a process of its own that is offline, as the README says."""
+    data = example_dataset(tmp_path, 6)
+    manifest = {key: value for key, value in data.manifest.items() if key != "files"}
+    rejected = [Rejection("s/9", data.train[0].session.session_id, 9, "over_prompt_cap", "long", 900, 910, 4)]
+    splits = {"train": [r.row for r in data.train], "validation": [r.row for r in data.validation]}
+    card = dataset_card({**manifest, "funnel": {**manifest["funnel"], "rejected": {"over_prompt_cap": 1}}}, "mit")
+    folder = write_dataset(tmp_path / "d", data.sessions.values(), splits, rejected, manifest, {"README.md": card})
+    code = (
+        "import json, sys\nfrom datasets import get_dataset_config_names, load_dataset\n"
+        "folder = sys.argv[1]\nfound = {}\n"
+        "for name in get_dataset_config_names(folder):\n"
+        "    splits = load_dataset(folder, name)\n"
+        "    found[name] = {split: rows.to_list() for split, rows in splits.items()}\n"
+        "assert load_dataset(folder).keys() == {'train', 'validation'}\n"
+        "print(json.dumps(found))"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)], env=environment, capture_output=True, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert set(found) == {"records", "sessions", "rejected"}
+    assert found["records"] == {name: [asdict(row) for row in rows] for name, rows in splits.items()}
+    assert found["rejected"] == {"train": [asdict(rejected[0])]}
+    (split,) = found["sessions"].values()
+    assert [one["session_id"] for one in split] == list(data.sessions)
+    calls = [c["name"] for one in split for m in one["messages"] for c in m["tool_calls"]]
+    assert calls == [c.name for one in data.sessions.values() for m in one.messages for c in m.tool_calls]

@@ -181,6 +181,7 @@ def generate(
     temperature: float | None = None,
     top_p: float = 1.0,
     record_log_probs: bool = False,
+    streamer: Any | None = None,
 ) -> list[Rollout]:
     """Decode an answer to each prompt with whatever weights are on.
 
@@ -193,6 +194,7 @@ def generate(
         pad_id: fills rows; masked.
         temperature, top_p: sampling from torch's global generator; `temperature=None` is greedy decoding.
         record_log_probs: keep the sampler's log-probabilities of the sampled tokens.
+        streamer: of transformers' `generate`, for one prompt; only where that decodes (`backend.decoder`).
     """
     if not backend.left_pads and len({*map(len, prompts)}) > 1:
         found: dict[int, Rollout] = {}
@@ -208,7 +210,7 @@ def generate(
     batch = (backend, prompts, ids, mask, max_new_tokens, sampling)
     with _decoding(backend), _finite_only(), interruptible():
         if backend.decoder == "generate":
-            tokens, recorded = _by_generate(*batch, record_log_probs)
+            tokens, recorded = _by_generate(*batch, record_log_probs, streamer)
         else:
             runner = runner_of if backend.decoder == "fixed" else None
             tokens, recorded = decode_in_steps(*batch, runner, record_log_probs)
@@ -224,6 +226,7 @@ def _by_generate(
     max_new_tokens: int,
     sampling: Sampling,
     record_log_probs: bool,
+    streamer: Any | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Decode with transformers' `generate`; returns tokens (B, n) and their log-probabilities, as `decode_in_steps`."""
     recorder = LogProbRecorder() if record_log_probs else None
@@ -233,6 +236,7 @@ def _by_generate(
         attention_mask=mask,
         generation_config=decoding_config(max_new_tokens, *settings),
         logits_processor=[_StepCounter(max_new_tokens), *([recorder] if recorder else [])],
+        streamer=streamer,
         past_key_values=decoding_cache(backend, prompts, max_new_tokens) if backend.takes_cache else None,
     )
     start = ids.shape[1]
