@@ -7,5 +7,6 @@ train       a dataset -> a run folder
 merge       an adapter -> a certified checkpoint
 push        a certified checkpoint -> the Hub
 model_card  the cards of adapters and checkpoints
+report      a path -> what `sdft report` shows
 evaluate    a run or a model -> an evaluation
 """
