@@ -33,7 +33,7 @@ def report(
         Path | None,
         option(
             help="Write a page of its own: one file, no scripts.",
-            left_out="report.html in a run's folder, else no page",
+            left_out="RUN/report.html for a run",
         ),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing HTML file.")] = False,

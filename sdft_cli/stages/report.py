@@ -62,20 +62,19 @@ def newest_subject() -> Subject:
         ("dataset", DATASET, DATASET),
     )
     found = [
-        (max((folder / file).stat().st_mtime_ns for file in (marker, news) if (folder / file).is_file()), str(folder))
-        + (kind,)
+        (max((folder / file).stat().st_mtime_ns for file in (marker, news) if (folder / file).is_file()), folder, kind)
         for folder in roots
         for kind, marker, news in kinds
         if (folder / marker).is_file()
     ]
     if not found:
         raise UsageError(
-            f"There is no run under {RUNS_ROOT}/ and no dataset under {DATA_ROOT}/: run `sdft prepare SOURCE` first, or "
-            "name what to show."
+            f"There is no run under {RUNS_ROOT}/ and no dataset under {DATA_ROOT}/: run `sdft prepare SOURCE` first, "
+            "or name what to show."
         )
-    _, name, kind = max(found)
-    say(f"Showing the newest {kind}: {name}")
-    return Subject(kind, Path(name))
+    _, folder, kind = max(found)
+    say(f"Showing the newest {kind}: {folder}")
+    return Subject(kind, folder)
 
 
 def _inside(root: Path) -> list[Path]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from sdft_cli.report.run.curves import MEASURES
 from sdft_cli.report.run.parts import Line, mapping, mappings, number, numbers, texts
 
 LEVELS = (0.05, 0.25, 1.0, 2.0, 4.0)
@@ -20,7 +21,6 @@ KINDS = {
     "broken": "of a call that cannot be read",
 }
 TRAJECTORIES = {"rollouts": "the student's rollouts", "expert": "the expert's turns"}
-MEASURES = {"nll_per_token": "-log p"}
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
+from sdft_cli.choices import DIVERGENCES
 from sdft_cli.report.comparison import Axis, axis_of
 from sdft_cli.report.run.parts import Line, RunParts, mapping, number
 
 WIDTH, HEIGHT = 270.0, 130.0
 """The plot area in SVG units; labels stand outside it. So narrow that letters are as large on a phone as elsewhere."""
 MOST_POINTS, MOST_LINES = 200, 6
+MEASURES = {"nll_per_token": "-log p"}
 
 Point = tuple[float, float]
 
@@ -100,10 +102,11 @@ def plot_of(chart: Chart) -> Plot:
     few = tuple(thinned(line) for line in chart.series)
     drawn = _stacked(few) if chart.stacked else few
     steps = [x for line in drawn for x, _ in line.points]
-    y_axis = axis_of([y for line in drawn for _, y in line.points])
+    values = [y for line in drawn for _, y in line.points]
+    y_axis = axis_of(values if any(values) else [0.0, 1.0])
     low, high = min(steps), max(steps)
-    marks = axis_of([0.0, high - low]).marks if high > low else (0.0,)
-    x_axis = Axis(low, max(high, low + 1), tuple(low + m for m in marks if low + m <= high))
+    marks = tuple(mark for mark in axis_of([high]).marks if low <= mark <= high and mark == int(mark))
+    x_axis = Axis(low, max(high, low + 1), marks or (low,))
 
     def place(point: Point) -> Point:
         return x_axis.place(point[0]) * WIDTH, HEIGHT - y_axis.place(point[1]) * HEIGHT
@@ -132,6 +135,14 @@ def _divergences(parts: RunParts) -> list[str]:
     return list(keys)[:MOST_LINES]
 
 
+def measure_label(key: str, parts: RunParts) -> str:
+    """Name what steps measure per token; the direction of a KL divergence is that of the run."""
+    divergence = DIVERGENCES.get(str(mapping(parts.config.get("distill")).get("divergence")))
+    if divergence and divergence.metric == key:
+        return divergence.symbol
+    return MEASURES.get(key, key.removesuffix("_per_token").upper())
+
+
 def _phases(parts: RunParts) -> Chart:
     names = list(dict.fromkeys(name for line in parts.metrics for name in mapping(line.get("phase_seconds"))))
     found = [series(name, parts.metrics, name, lambda line: mapping(line.get("phase_seconds"))) for name in names]
@@ -158,7 +169,7 @@ def charts_of(parts: RunParts) -> list[Chart]:
         Chart("Loss", (series("loss", of_steps, "loss"),)),
         Chart(
             "Training, nats per token",
-            tuple(series(key.removesuffix("_per_token").upper(), of_steps, key) for key in _divergences(parts)),
+            tuple(series(measure_label(key, parts), of_steps, key) for key in _divergences(parts)),
         ),
         Chart(
             "Held out, nats per token",
@@ -183,4 +194,5 @@ def charts_of(parts: RunParts) -> list[Chart]:
         _phases(parts),
     ]
     with_points = [replace(chart, series=tuple(line for line in chart.series if line.points)) for chart in found]
-    return [chart for chart in with_points if chart.series]
+    # An area needs two steps.
+    return [c for c in with_points if c.series and not (c.stacked and max(len(x.points) for x in c.series) < 2)]

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from sdft_cli.metrics import HELDOUT, METRICS
 from sdft_cli.report import evaluation as evaluation_report
 from sdft_cli.report.merge_rows import merge_rows
+from sdft_cli.report.run.curves import measure_label
 from sdft_cli.report.run.parts import Line, RunParts, mapping, number
 from sdft_cli.report.terminal import merge_table, plain, table
 
@@ -71,17 +72,20 @@ def step_rows(parts: RunParts) -> list[tuple[str, str, str, str]]:
         values = [value for line in parts.metrics if (value := number(line, key)) is not None]
         if values:
             mean = sum(values) / len(values)
-            rows.append((_label(key), *(_cell(key, x) for x in (number(first, key), number(last, key), mean))))
+            rows.append((_label(key, parts), *(_cell(key, x) for x in (number(first, key), number(last, key), mean))))
     return rows  # type: ignore[return-value]
 
 
-def _label(key: str) -> str:
-    names = {"loss": "loss", "learning_rate": "learning rate", "seconds": "seconds"}
-    if key in names:
-        return names[key]
-    if key.endswith("_per_token") and key not in METRICS:
-        return f"{key.removesuffix('_per_token').upper()}, nats per token"
-    return METRICS[key].label.strip().removeprefix("and ") if key in METRICS else key
+def _label(key: str, parts: RunParts) -> str:
+    names = {
+        "loss": "loss",
+        "tool_valid_share": "tool turns: valid calls",
+        "learning_rate": "learning rate",
+        "seconds": "seconds",
+    }
+    if key.endswith("_per_token"):
+        return f"{measure_label(key, parts)}, nats per token"
+    return names.get(key) or METRICS[key].label
 
 
 def _cell(key: str, value: float | None) -> str:
@@ -98,7 +102,7 @@ def heldout_rows(parts: RunParts, most: int | None = None) -> tuple[list[str], l
     if most is not None and len(lines) > most:
         lines = [*lines[: most // 2], *lines[-(most - most // 2) :]]
     keys = [key for key in HELDOUT if any(number(line, key) is not None for line in lines)]
-    columns = ["after step", *(METRICS[key].brief[0] or METRICS[key].label for key in keys)]
+    columns = ["step", *(METRICS[key].brief[0] or METRICS[key].label for key in keys)]
     return columns, [[str(line.get("step", "?")), *(_brief(key, line) for key in keys)] for line in lines]
 
 
