@@ -102,10 +102,10 @@ class Browser:
         return found["result"].get("value")
 
     def click(self, selector: str) -> None:
-        """Press and release the mouse in the middle of the first element that a selector finds."""
+        """Press and release the mouse near the beginning of the first element that a selector finds."""
         at = self.value(
-            f"(() => {{ const e = document.querySelector({json.dumps(selector)}); e.scrollIntoView({{block: 'center'}});"
-            " const r = e.getBoundingClientRect(); return [r.x + Math.min(20, r.width / 2), r.y + 8]; })()"
+            f"(e => {{ e.scrollIntoView({{block: 'center'}}); const r = e.getBoundingClientRect();"
+            f" return [r.x + Math.min(20, r.width / 2), r.y + 8]; }})(document.querySelector({json.dumps(selector)}))"
         )
         for kind in ("mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, x=at[0], y=at[1], button="left", clickCount=1)
