@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 from sdft_cli.records.reasons import meaning_of
@@ -73,11 +74,11 @@ def _path(value: str) -> Any:
     return Markup(value)
 
 
-def render(name: str, /, **values: Any) -> str:
-    """Fill in a template of `templates/`; on a page every value is escaped, in a card (Markdown) none is."""
+@cache
+def _environment(card: bool) -> Any:
+    """Return what fills in templates; those that it has read are kept."""
     import jinja2  # only a page or a card needs it
 
-    card = name.startswith("cards/")
     environment = jinja2.Environment(
         loader=jinja2.FunctionLoader(lambda path: resource_text("templates", *path.split("/"))),
         undefined=jinja2.StrictUndefined,
@@ -90,4 +91,12 @@ def render(name: str, /, **values: Any) -> str:
     environment.filters |= {"number": "{:,}".format, "coordinate": "{:.1f}".format}
     environment.filters |= {"shortened": shortened, "whole": _path}
     environment.filters |= {"meaning": meaning_of, "code": code_span, "cell": cell}
-    return environment.get_template(name).render(values)
+    return environment
+
+
+def render(name: str, /, **values: Any) -> str:
+    """Fill in a template of `templates/`; on a page every value is escaped, in a card (Markdown) none is.
+
+    On a page no value is longer than `MOST_CHARACTERS`, and none has characters that are not seen.
+    """
+    return str(_environment(name.startswith("cards/")).get_template(name).render(values))

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,10 @@ class Browser:
         command = [executable, *FLAGS, f"--user-data-dir={self.profile}", "about:blank"]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         port, path = self._endpoint()
-        self.socket = connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=60)
+        self.open_things = ExitStack()
+        self.socket = self.open_things.enter_context(
+            connect(f"ws://127.0.0.1:{port}{path}", max_size=None, open_timeout=60)
+        )
         self.number, self.session, self.told = 0, "", list[str]()
         self.events: list[dict[str, Any]] = []
         tab = self.call("Target.createTarget", url="about:blank")["targetId"]
@@ -116,7 +120,7 @@ class Browser:
         path.write_bytes(base64.b64decode(found["data"]))
 
     def close(self) -> None:
-        self.socket.close()
+        self.open_things.close()
         self.process.terminate()
         self.process.wait(timeout=60)
         shutil.rmtree(self.profile, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The pages in a real browser: nothing runs, nothing is asked for, parts unfold, and a phone need not scroll sideways."""
+"""The pages in a real browser: nothing runs, nothing is asked for, parts unfold, a phone need not scroll sideways."""
 
 from __future__ import annotations
 
