@@ -73,7 +73,7 @@ def newest_subject() -> Subject:
             "or name what to show."
         )
     _, folder, kind = max(found)
-    say(f"Showing the newest {kind}: {folder}")
+    say(f"Using the newest {kind}: {folder}")
     return Subject(kind, folder)
 
 
