@@ -222,7 +222,7 @@ def train(
         InterruptedBySignal: it was interrupted; `resume=True` goes on.
     """
     from sdft_cli.choices import DEFAULT_PROFILE
-    from sdft_cli.config import TrainConfig, leaves
+    from sdft_cli.config import TrainConfig, leaves, load_train_config
     from sdft_cli.run_folder import read_run
     from sdft_cli.stages.train import job_to_resume, new_job, run_training
 
@@ -235,7 +235,8 @@ def train(
     if resume:
         job = job_to_resume(folder, profile, target, [], flags)
     else:
-        job = new_job(folder, profile or DEFAULT_PROFILE, target, [], flags, overwrite)
+        chosen = profile or DEFAULT_PROFILE
+        job = new_job(folder, load_train_config(chosen, (), flags), chosen, target, overwrite)
     run_training(job)
     return read_run(job.folder)
 

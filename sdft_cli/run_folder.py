@@ -6,7 +6,9 @@ my-run/
   gate.json            what the teacher-lift gate measured before step 1
   metrics.jsonl        one line per step
   heldout.jsonl        one line per held-out evaluation
-  samples.jsonl        a few rollouts as text and tokens, with the divergence of each token
+  heldout_answers.jsonl  the answers of each held-out evaluation; the expert's turns stand with the first
+  samples.jsonl        a few rollouts as text and tokens: kind and divergence of each token, and at the worst ones the
+                       likeliest tokens of student and teacher; sums over all trajectories of those steps
   check_prompts.jsonl  a few prompts as token ids, on which `sdft merge` compares
   checkpoints/         states to go on from: `sdft train --resume`
   trackers/            what tensorboard, trackio or wandb wrote

@@ -135,7 +135,7 @@ def _table(contents: list[Contents]) -> object:
 
 
 def _versions(one: Contents) -> str:
-    from sdft_cli.report.told import printable
+    from sdft_cli.report.visible import printable
 
     names = sorted((printable(name)[:20] for name in one.versions), key=_number)
     return "-" if not names else names[0] if len(names) == 1 else f"{names[0]}\n{names[-1]}"
@@ -149,7 +149,7 @@ def _number(version: str) -> list[int]:
 
 def _tell_limits(one: Contents) -> None:
     """Say what was not looked at, and what cannot be read."""
-    from sdft_cli.report.told import printable
+    from sdft_cli.report.visible import printable
 
     if one.looked_bytes < one.bytes and not one.problem:
         say(

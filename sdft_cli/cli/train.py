@@ -78,6 +78,7 @@ def train(
     elif profile_steps:
         _show_profile(job.folder / "profile.json", profile_steps)
     say(f"Run written to {job.folder}; next: sdft merge {job.folder} --bf16")
+    say(f"look at it: sdft report {job.folder}")
 
 
 def _show_profile(path: Path, asked: int) -> None:

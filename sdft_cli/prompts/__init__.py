@@ -12,6 +12,7 @@ control_tokens  no text of a session becomes a control token
 tool_calls      the calls of a turn against those of a message
 syntaxes/       calls in the syntaxes of the models, and which one a model writes
 tool_scores     an answer's tool calls against the expert's
+token_kinds     what each token of an answer is: prose, a tool's name, an argument, control
 leaks           copies of the reference in an answer, and paths out of nowhere
 answers         an answer against the expert's turn: calls, prose, copies
 """

@@ -13,4 +13,5 @@ comparison  tables, plot and page of a comparison
 cards       the README.md of a dataset and of a merged checkpoint
 templates   the templates of pages and cards, and their filters
 merge_rows  the rows of a merge certificate
+run/        a training run, and an evaluation, as a page and on the terminal
 """

@@ -84,14 +84,15 @@ def plot_of(points: Sequence[Point]) -> dict[str, Any]:
     }
 
 
-def _with_interval(side: Mapping[str, Any]) -> str:
+def with_interval(side: Mapping[str, Any]) -> str:
+    """Write a gain or a loss with its interval, if it has one."""
     if side["low"] is None:
         return f"{side['value']:+.4f}"
     return f"{side['value']:+.4f} [{side['low']:+.4f}, {side['high']:+.4f}]"
 
 
 def _trade_off_rows(points: Sequence[Point]) -> list[tuple[str, str, str]]:
-    return [(p["name"], _with_interval(p["skill"]), _with_interval(p["forgetting"])) for p in points]
+    return [(p["name"], with_interval(p["skill"]), with_interval(p["forgetting"])) for p in points]
 
 
 def report(comparison: Mapping[str, Any], points: Sequence[Point], skill: str, forgetting: str) -> RenderableType:

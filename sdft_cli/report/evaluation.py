@@ -67,13 +67,16 @@ def report(result: Mapping[str, Any], details: bool = False) -> RenderableType:
     return Group(*parts)
 
 
-def difference_table(result: Mapping[str, Any], key: str) -> RenderableType:
-    """Differences of a pair; those whose interval leaves 0 out are marked, those that are 0 are named in a line.
+DIFFERENCE_COLUMNS = ("difference", "differ", "n shows")
 
-    Metrics that only a few of the sessions have are named too.
+
+def difference_rows(result: Mapping[str, Any], key: str) -> tuple[list[tuple[str, ...]], str]:
+    """Return the differences of a pair as (label, difference with its interval, differ, n shows), and the caption.
+
+    Those whose interval leaves 0 out are marked; those that are 0, and metrics that only a few of the sessions have,
+    are named in the caption.
     """
     gaps = result["differences"][key]
-    confidence = result["config"]["confidence"]
     rows, equal, few = [], [], []
     for metric in _shown(result):
         gap, plain = gaps.get(metric.key), metric.label.strip().removeprefix("and ")
@@ -85,16 +88,21 @@ def difference_table(result: Mapping[str, Any], key: str) -> RenderableType:
             equal.append(plain + (f" (n shows {_detectable(gap, metric)})" if gap["detectable"] else ""))
         if metric.about == "records" and gap["few_sessions"] and gap["sessions"] < result["facts"]["groups"]:
             few.append(f"{plain} ({gap['sessions']})")
-    columns = ["", f"difference [{confidence:.0%} interval]", "differ", "n shows"]
-    return table(
-        f"{key}, paired by item, resampled by session",
-        columns,
-        rows,
+    caption = (
         "*: the interval leaves 0 out. differ: the items on which the two differ, of all. n shows: the difference that "
         "would be found with a chance of 80%."
         + (f" No item differs: {', '.join(equal)}." if equal else "")
-        + (f" Of few sessions: {', '.join(few)}." if few else ""),
+        + (f" Of few sessions: {', '.join(few)}." if few else "")
     )
+    return rows, caption
+
+
+def difference_table(result: Mapping[str, Any], key: str) -> RenderableType:
+    """Show `difference_rows` on the terminal."""
+    rows, caption = difference_rows(result, key)
+    first, *others = DIFFERENCE_COLUMNS
+    columns = ["", f"{first} [{result['config']['confidence']:.0%} interval]", *others]
+    return table(f"{key}, paired by item, resampled by session", columns, rows, caption)
 
 
 def _detectable(gap: Mapping[str, Any], metric: Metric) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from sdft_cli.records import Dataset
 from sdft_cli.report.statistics import Length, cells_of, dataset_statistics
@@ -67,17 +68,21 @@ def plot_of(length: Length) -> Plot:
     return Plot(length, bars, largest, cap_x)
 
 
+def dataset_values(dataset: Dataset) -> dict[str, Any]:
+    """Return what the templates show of a dataset; raises as `dataset_statistics`."""
+    statistics = dataset_statistics(dataset)
+    return {
+        "manifest": dataset.manifest,
+        "funnel": dataset.manifest["funnel"],
+        "told": sentences(dataset.manifest),
+        "statistics": statistics,
+        "plots": [plot_of(length) for length in statistics.lengths],
+        "plot_width": WIDTH,
+        "plot_height": HEIGHT,
+        "cells": cells_of,
+    }
+
+
 def render_page(dataset: Dataset) -> str:
     """Return the page of a dataset, every name in it escaped; raises as `dataset_statistics`."""
-    statistics = dataset_statistics(dataset)
-    return render(
-        "report/dataset.html.jinja",
-        manifest=dataset.manifest,
-        funnel=dataset.manifest["funnel"],
-        told=sentences(dataset.manifest),
-        statistics=statistics,
-        plots=[plot_of(length) for length in statistics.lengths],
-        plot_width=WIDTH,
-        plot_height=HEIGHT,
-        cells=cells_of,
-    )
+    return render("report/dataset.html.jinja", **dataset_values(dataset))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import Any
 
 from sdft_cli.records.reasons import meaning_of
@@ -34,18 +35,68 @@ def _entities(unusual: str, text: str) -> str:
     return re.sub(unusual, lambda match: f"&#{ord(match[0])};", text)
 
 
-def render(name: str, **values: Any) -> str:
-    """Fill in a template of `templates/`; on a page every value is escaped, in a card (Markdown) none is."""
+_UNSEEN = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ufffe\uffff]"
+    r"|[\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+"""Characters that show nothing or change how others are shown: controls (ANSI escapes begin with one), marks that turn
+the direction of a text, characters without width, halves of pairs. Line feeds and tabs stay."""
+MOST_CHARACTERS = 4_000
+"""Of one text on a page; how many were left out stands behind it."""
+
+
+def visible(text: str) -> str:
+    """Return a text with what would not be seen written out, as `\\x1b` or `\\u202e`."""
+
+    def escaped(match: re.Match[str]) -> str:
+        code = ord(match[0])
+        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+    return _UNSEEN.sub(escaped, text)
+
+
+def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
+    """Return the beginning of a text, with the number of characters that were left out behind it."""
+    return text if len(text) <= most else f"{text[:most]} [... {len(text) - most:,} characters left out]"
+
+
+def _shown(value: Any) -> Any:
+    """Make what stands in a page's `{{ }}` harmless to the eye; a template's own markup stays as it is."""
+    return visible(shortened(value)) if isinstance(value, str) and not hasattr(value, "__html__") else value
+
+
+def _path(value: str) -> Any:
+    """Let the coordinates of a line stand as they are, however many; anything else is refused."""
+    from markupsafe import Markup
+
+    if re.search(r"[^0-9., -]", value):
+        raise ValueError("coordinates are numbers")
+    return Markup(value)
+
+
+@cache
+def _environment(card: bool) -> Any:
+    """Return what fills in templates; those that it has read are kept."""
     import jinja2  # only a page or a card needs it
 
-    card = name.startswith("cards/")
     environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda path: resource_text("templates", *path.split("/"))),
         undefined=jinja2.StrictUndefined,
         autoescape=not card,
+        finalize=None if card else _shown,
         keep_trailing_newline=card,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters |= {"number": "{:,}".format, "coordinate": "{:.1f}".format}
+    environment.filters |= {"shortened": shortened, "whole": _path}
     environment.filters |= {"meaning": meaning_of, "code": code_span, "cell": cell}
-    return environment.from_string(resource_text("templates", *name.split("/"))).render(values)
+    return environment
+
+
+def render(name: str, /, **values: Any) -> str:
+    """Fill in a template of `templates/`; on a page every value is escaped, in a card (Markdown) none is.
+
+    On a page no value is longer than `MOST_CHARACTERS`, and none has characters that are not seen.
+    """
+    return str(_environment(name.startswith("cards/")).get_template(name).render(values))

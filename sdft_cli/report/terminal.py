@@ -16,6 +16,7 @@ from sdft_cli.records.reasons import meaning_of
 from sdft_cli.report.bars import HistogramBars
 from sdft_cli.report.merge_rows import merge_rows
 from sdft_cli.report.statistics import CapChoice, Statistics, cells_of
+from sdft_cli.report.templates import shortened
 
 TOP_TOOLS = 15
 
@@ -38,15 +39,20 @@ def stderr() -> Console:
     return HarmlessConsole(stderr=True, highlight=False)
 
 
+def plain(value: Any) -> Text:
+    """Return a text that is no markup and steers no terminal; a very long one is shortened."""
+    return Text(visible(shortened(str(value))))
+
+
 def table(
     title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], caption: str | None = None, texts: int = 1
 ) -> Table:
     """Build a table: the first `texts` columns hold text, the others numbers, right-aligned."""
-    built = Table(title=Text(title), title_justify="left", caption=caption and Text(caption), caption_justify="left")
+    built = Table(title=plain(title), title_justify="left", caption=caption and plain(caption), caption_justify="left")
     for index, column in enumerate(columns):
-        built.add_column(Text(column), justify="left" if index < texts else "right")
+        built.add_column(plain(column), justify="left" if index < texts else "right")
     for row in rows:
-        built.add_row(*(Text(visible(str(cell))) for cell in row))
+        built.add_row(*(plain(cell) for cell in row))
     return built
 
 

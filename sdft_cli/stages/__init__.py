@@ -10,7 +10,7 @@ train       a dataset -> a run folder
 merge       an adapter -> a certified checkpoint
 push        a certified checkpoint -> the Hub
 model_card  the cards of adapters and checkpoints
-report      what was made -> a page
+report      a path -> what `sdft report` shows, and the page of a whole run
 whole_run   sessions -> an evaluated model and its page, in one folder
 run_manifest  what a whole run did, of what, and what it left
 evaluate    a run or a model -> an evaluation

@@ -105,7 +105,7 @@ def test_prepare_train_merge_eval_end_to_end(sdft: Run, tmp_path: Path, tiny_mod
     assert "Backend: transformers (as asked)" in error
     assert "step 2/2" in error
     run = tmp_path / "runs" / "sessions-cpu-demo"
-    logs = {"metrics.jsonl", "heldout.jsonl", "samples.jsonl"}
+    logs = {"metrics.jsonl", "heldout.jsonl", "heldout_answers.jsonl", "samples.jsonl"}
     names = {"run.json", "config.json", "check_prompts.jsonl", "adapter", "checkpoints", *logs}
     assert {p.name for p in run.iterdir()} == names
     assert json.loads((run / "run.json").read_text())["base"] == identity(tiny_model)

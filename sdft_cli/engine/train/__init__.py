@@ -2,6 +2,7 @@
 
 sdft_step     the algorithm: sample, score with teacher and student, loss, backward, update
 step_metrics  the numbers of a step
+autopsy       what student and teacher thought of the tokens of a sample
 rollouts      which weights sample, and whether sampler and trainer agree
 vllm_sampler  rollouts from unsloth's vLLM engine
 run           a configuration and a dataset -> a finished run folder

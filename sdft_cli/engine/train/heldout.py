@@ -70,18 +70,13 @@ class HeldOut:
         """Say whether this step's end is a time to evaluate; step 0 is the untrained student."""
         return self.on and self.settings.every is not None and step % self.settings.every == 0
 
-    def evaluate(self) -> dict[str, Any]:
-        """Evaluate the student as it is now.
-
-        Returns the number of records and the metrics `HELDOUT`: KL(student||teacher) and the expert's NLL in nats per
-        token, shares in [0, 1], the mean length of an answer in tokens. Shares of tool turns are None if no record is
-        one.
-        """
-        items: list[Item] = []
+    def items(self) -> list[Item]:
+        """Score the student as it is now, record by record."""
+        found: list[Item] = []
         total = sum(map(len, self.passes))
         for batch in self.passes:
-            told = partial(_told, len(items), total)
-            items += score_records(
+            told = partial(_told, len(found), total)
+            found += score_records(
                 self.student,
                 self.teacher,
                 batch,
@@ -90,9 +85,39 @@ class HeldOut:
                 self.max_decode_tokens,
                 told=told,
             )
-        rows = [item.to_json() for item in items]
-        return {"records": len(rows), **{key: METRICS[key].of(rows) for key in HELDOUT}}
+        return found
+
+    def evaluate(self) -> dict[str, Any]:
+        """Evaluate the student as it is now; returns as `metrics_of`."""
+        return metrics_of(self.items())
+
+    def answers(self, items: Sequence[Item], with_reference: bool) -> list[dict[str, Any]]:
+        """Return a line for each record, to read how its answer changes: the text, and what was found about it.
+
+        Args:
+            items: of an evaluation.
+            with_reference: put the expert's turn beside it, as the model would write it.
+        """
+        records = {e.record.record_id: e.record for batch in self.passes for e in batch}
+        return [_answer(item, records[item.record_id], self.prompts if with_reference else None) for item in items]
+
+
+def metrics_of(items: Sequence[Item]) -> dict[str, Any]:
+    """Return the number of records and the metrics `HELDOUT`.
+
+    KL(student||teacher) and the expert's NLL are in nats per token, shares in [0, 1], the mean length of an answer in
+    tokens. Shares of tool turns are None if no record is one.
+    """
+    rows = [item.to_json() for item in items]
+    return {"records": len(rows), **{key: METRICS[key].of(rows) for key in HELDOUT}}
 
 
 def _told(before: int, total: int, phase: str, done: float) -> None:
     progress(f"held out: {phase}", before + done, total)
+
+
+def _answer(item: Item, record: Record, prompts: ChatPrompts | None) -> dict[str, Any]:
+    row = item.to_json()
+    kept = ("record_id", "text", "finished", "kl", "rollout_tokens", "nll", "reference_tokens", "tools", "flags")
+    reference = {} if prompts is None else {"reference": prompts.reference_text(record.reference)}
+    return {**{key: row[key] for key in kept}, **reference}

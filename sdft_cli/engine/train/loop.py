@@ -16,11 +16,12 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.device_memory import out_of_memory_explained
 from sdft_cli.engine.models.interrupts import Interrupted, check, watched_signals
 from sdft_cli.engine.objective.batches import Order
+from sdft_cli.engine.train.autopsy import Autopsy, sample_line
 from sdft_cli.engine.train.checkpoints import Checkpoint, Checkpoints
-from sdft_cli.engine.train.heldout import HeldOut
+from sdft_cli.engine.train.heldout import HeldOut, metrics_of
 from sdft_cli.engine.train.profile import Profile
 from sdft_cli.engine.train.resume_state import capture, restore
-from sdft_cli.engine.train.sdft_step import StepResult, Trainer
+from sdft_cli.engine.train.sdft_step import Trainer
 from sdft_cli.engine.train.step_metrics import step_metrics
 from sdft_cli.engine.train.stop_rules import Finding, StopRules
 from sdft_cli.errors import DataError, InterruptedBySignal, VerificationError
@@ -28,7 +29,7 @@ from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import Record
 from sdft_cli.run_folder import CheckPrompt, JsonLines
 
-LOGS = ("metrics.jsonl", "heldout.jsonl", "samples.jsonl")
+LOGS = ("metrics.jsonl", "heldout.jsonl", "heldout_answers.jsonl", "samples.jsonl")
 
 
 class Observer(Protocol):
@@ -217,13 +218,15 @@ class Loop:
     def _step(self, number: int) -> None:
         config = self.config
         turns = self.order.step(number)
+        sampled = number == 1 or number % config.samples_every == 0 or number == config.optim.max_steps
+        autopsy = Autopsy(self.trainer.backend.head, config.distill) if sampled else None
         with out_of_memory_explained(config, f"step {number}"):
             records = [self.records[i] for i in turns.indices]
-            result = self.trainer.step(number, records, turns.first)
+            result = self.trainer.step(number, records, turns.first, autopsy.look if autopsy else None)
         metrics = step_metrics(result, config, self.trainer.prompts)
         self.files["metrics.jsonl"].write(metrics)
-        if number == 1 or number % config.samples_every == 0 or number == config.optim.max_steps:
-            sample = self._sample(result)
+        if autopsy:
+            sample = sample_line(result, autopsy, config, self.trainer.prompts)
             self.files["samples.jsonl"].write(sample)
             self.log_rollout(sample, number)
         self.progress.step, self.progress.metrics = number, metrics
@@ -240,9 +243,11 @@ class Loop:
 
     def _evaluate(self, step: int) -> None:
         with out_of_memory_explained(self.config, f"the held-out evaluation after step {step}"):
-            metrics = {"step": step, **self.heldout.evaluate()}
+            items = self.heldout.items()
+        progress, metrics = self.progress, {"step": step, **metrics_of(items)}
         self.files["heldout.jsonl"].write(metrics)
-        progress = self.progress
+        answers = self.heldout.answers(items, with_reference=progress.evaluated < 0)
+        self.files["heldout_answers.jsonl"].write({"step": step, "answers": answers})
         progress.evaluated, progress.heldout, self.saved = step, metrics, -1
         # Before the end of a start there was another teacher: its divergences are not comparable with later ones.
         comparable = self.config.objective == "sft" or step >= self.config.teacher.start
@@ -263,17 +268,3 @@ class Loop:
                 f"{self.folder / 'metrics.jsonl'}; to go on from the last checkpoint all the same, "
                 f"`sdft train --resume --out {self.folder} --set stop.{stops[0].rule}=warn`."
             )
-
-    def _sample(self, step: StepResult) -> dict[str, Any]:
-        prompts, taken = self.trainer.prompts, step.taken
-        rollout, example = taken.rollouts[0], taken.examples[0]
-        return {
-            "step": step.number,
-            "record_id": example.record.record_id,
-            "on_policy": taken.on_policy[0],
-            "finished": rollout.finished,
-            "rollout": prompts.tokenizer.decode(rollout.ids),
-            "reference": prompts.reference_text(example.record.reference),
-            "tokens": [prompts.tokenizer.decode([i]) for i in rollout.ids],
-            "per_token": [round(value, 6) for value in step.scored.per_token[0]],
-        }

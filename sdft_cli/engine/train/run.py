@@ -18,6 +18,8 @@ from sdft_cli.records.json_files import read_json, write_json
 from sdft_cli.run_folder import FORMAT, base_revision, read_adapter, read_run_json, write_check_prompts
 
 if TYPE_CHECKING:
+    import torch
+
     from sdft_cli.engine.models.backend import Backend
     from sdft_cli.engine.train.loop import Loop, Observer
     from sdft_cli.engine.train.sdft_step import Trainer
@@ -338,6 +340,21 @@ def dataset_facts(data: Dataset) -> dict[str, Any]:
     }
 
 
+def environment(device: torch.device) -> dict[str, str]:
+    """Return what a run is made with: versions, the system, the device. Nothing in it names this machine."""
+    import platform
+    from importlib.metadata import version
+
+    import torch
+
+    from sdft_cli import __version__
+
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    packages = {package: version(package) for package in ("torch", "transformers", "peft", "accelerate")}
+    system = {"python": platform.python_version(), "system": platform.system()}
+    return {"sdft": __version__, **packages, **system, "device": f"{device.type}: {name}"}
+
+
 def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
     """Make the run folder, with all that is known before step 1."""
     from sdft_cli.engine.train.loop import check_prompts
@@ -357,6 +374,7 @@ def create_run(job: Job, loaded: Loaded, gate: dict[str, Any] | None) -> None:
         "init_adapter": loaded.begins_with,
         "teacher_template": data.manifest["teacher_template"],
         "dataset": dataset_facts(data),
+        "environment": environment(loaded.trainer.backend.device),
     }
     with new_folder(job.folder, "run.json", job.overwrite) as scratch:
         write_json(scratch / "config.json", job.config.model_dump(mode="json"))

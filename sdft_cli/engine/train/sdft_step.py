@@ -13,7 +13,7 @@ the first steps with `teacher.start`, behind which the adapter is copied: the co
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +38,8 @@ from sdft_cli.engine.train.rollouts import sample_rollouts
 from sdft_cli.errors import DataError
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import Record
+
+Watch = Callable[[Sequence[int], Sequence[int], Tensor, Tensor, Tensor | None, Tensor], None]
 
 
 def teacher_weights(teacher: TeacherSettings) -> adapters.Weights:
@@ -125,13 +127,14 @@ class Trainer:
         decay = config.teacher.ema_decay if config.teacher.kind == "ema" else 1.0
         self.ema = adapters.EmaAdapter(backend.model, decay) if keeps else None
 
-    def step(self, number: int, records: Sequence[Record], first: int) -> StepResult:
+    def step(self, number: int, records: Sequence[Record], first: int, watch: Watch | None = None) -> StepResult:
         """Run an optimiser step.
 
         Args:
             number: of the step, from 1.
             records: the turns of the step.
             first: how many turns the steps before had.
+            watch: told of each pass, after its loss: turns, lengths, tokens, states of student and teacher, losses.
         """
         phases, gap_every = Phases(), self.config.rollout.gap_every
         compare_sampler = gap_every is not None and (number - 1) % gap_every == 0
@@ -142,7 +145,8 @@ class Trainer:
         with products(self.backend.products):
             with phases("rollout"):
                 taken = self.sample(examples, number, first, compare_sampler)
-            scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler, taken.on_policy, objective)
+            rest = taken.on_policy, objective, watch
+            scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler, *rest)
         rate = self.schedule.get_last_lr()[0]
         with phases("optimizer"):
             norm, updated = self.update(scored.loss)
@@ -196,10 +200,12 @@ class Trainer:
         want_log_probs: bool = False,
         on_policy: Sequence[bool] | None = None,
         objective: str | None = None,
+        watch: Watch | None = None,
     ) -> Scored:
         """Accumulate the gradient of sum_t w_t D(p_t, q_t) over the tokens of all rollouts; return what was found.
 
         `on_policy`: which rollouts the student sampled; None: all. `objective`: None: that of the run.
+        `watch`: as in `step`.
         """
         sampled = on_policy or [True] * len(rollouts)
         weights = token_weights(rollouts, self.config.distill)  # w_t: which y_t count, and how much
@@ -217,6 +223,8 @@ class Trainer:
                 with phases("loss"):
                     q = None if teacher is None else torch.cat([teacher[i] for i in turns])
                     output = self.loss(student, q, chosen, w)
+                    if watch:
+                        watch(turns, chosen.lengths, y, student, q, output.per_token)
                 if output.loss.requires_grad:
                     with phases("backward"):
                         output.loss.backward()  # type: ignore[no-untyped-call]

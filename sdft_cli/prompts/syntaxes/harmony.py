@@ -46,14 +46,14 @@ def _parse(text: str, tools: Sequence[ToolSchema]) -> ParsedTurn:
             position = _read_call(text, position, header.end(), to[1], turn)
             continue
         end = _END.search(text, header.end())
-        body = text[header.end() : end.start() if end else None]
-        (turn.thought if "<|channel|>analysis" in header[1] else turn.content).append(body)
+        add = turn.think if "<|channel|>analysis" in header[1] else turn.say
+        add(text, header.end(), end.start() if end else len(text))
         position = end.end() if end else len(text)
     rest = text[position:]
     if _BEGUN.match(rest):
         _MARKS.give_up(rest, 0, turn, "", _BEGUN, (len(rest), len(rest)))
     else:
-        turn.content.append(rest)
+        turn.say(text, position, len(text))
     return turn.done()
 
 

@@ -84,12 +84,12 @@ def _parse_llama(text: str, tools: Sequence[ToolSchema]) -> ParsedTurn:
     marks, turn = Marks(_PYTHON_TAG, ""), TurnSoFar()
     mark = text.find(_PYTHON_TAG)
     position = skip_space(text, 0) if mark < 0 else mark + len(_PYTHON_TAG)
-    turn.content.append(text[: max(mark, 0)])
+    turn.say(text, 0, max(mark, 0))
     if mark < 0:
         first = read_json(text, position)
         is_call = isinstance(first.value, dict) and {"name", "parameters"} <= first.value.keys()
         if not (text.startswith("{", position) and (is_call or first.state == "torn" or _LLAMA.begun.match(text))):
-            turn.content.append(text)
+            turn.say(text, 0, len(text))
             return turn.done()
     while position < len(text):
         json_at = read_json(text, position)
@@ -102,7 +102,7 @@ def _parse_llama(text: str, tools: Sequence[ToolSchema]) -> ParsedTurn:
         position = following.end() if following else json_at.end
         if not following:
             break
-    turn.content.append(text[position:])
+    turn.say(text, position, len(text))
     return turn.done()
 
 

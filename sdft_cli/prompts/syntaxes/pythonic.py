@@ -116,7 +116,7 @@ def _llama(name: str, string: String) -> Syntax:
             return walk(text, tools, _LLAMA_MARKS, read)
         turn = TurnSoFar()
         position = _read(text, 0, {}, turn, _BARE, string, True)
-        turn.content.append(text[position:])
+        turn.say(text, position, len(text))
         return turn.done()
 
     return Syntax(name, parse)

@@ -31,7 +31,8 @@ class ParsedTurn:
 
     `errors` has one entry per call that was begun and is none: `unterminated`, `not JSON`, `no name`, ... `failed` has
     the raw text of each of them, without its tags. `begun` is the tool that the turn's last call names, if that call is
-    unterminated and got as far as the name. `thought` is what think blocks hold, as it was written.
+    unterminated and got as far as the name. `thought` is what think blocks hold, as it was written. `prose` says where
+    content and thoughts stand in the text: (start, end) of each piece, in their order.
     """
 
     content: str
@@ -40,6 +41,7 @@ class ParsedTurn:
     begun: str | None = None
     failed: tuple[str, ...] = ()
     thought: str = ""
+    prose: tuple[tuple[int, int], ...] = field(default=(), compare=False)
 
     @property
     def well_formed(self) -> bool:
@@ -69,6 +71,17 @@ class TurnSoFar:
     begun: str | None = None
     failed: list[str] = field(default_factory=list)
     thought: list[str] = field(default_factory=list)
+    prose: list[tuple[int, int]] = field(default_factory=list)
+
+    def say(self, text: str, start: int, end: int) -> None:
+        """Add the text from `start` to `end` to what the turn says."""
+        self.content.append(text[start:end])
+        self.prose.append((start, end))
+
+    def think(self, text: str, start: int, end: int) -> None:
+        """Add the text from `start` to `end` to what it thinks."""
+        self.thought.append(text[start:end])
+        self.prose.append((start, end))
 
     def add(self, outcome: ParsedCall | str, raw: str, begun: str | None = None) -> None:
         """Add a call, or say what is wrong with its raw text; `begun` is the name that an unterminated one has."""
@@ -93,6 +106,7 @@ class TurnSoFar:
             begun=self.begun,
             failed=tuple(self.failed),
             thought="\n".join(self.thought),
+            prose=tuple(span for span in self.prose if span[0] < span[1]),
         )
 
 
@@ -168,16 +182,17 @@ def walk(text: str, tools: Sequence[ToolSchema], marks: Marks, read: Reader) -> 
     found = re.compile("|".join((*literal, marks.header)))
     turn, position = TurnSoFar(), 0
     while mark := found.search(text, position):
-        turn.content.append(text[position : mark.start()])
+        turn.say(text, position, mark.start())
         if mark[0] == think:
             end = text.find(thought, mark.end())
-            turn.thought.append(text[mark.end() : end if end >= 0 else None])
+            turn.think(text, mark.end(), end if end >= 0 else len(text))
             position = len(text) if end < 0 else end + len(thought)
         elif mark[0] == thought and marks.prompt_thinks:  # the prompt began the block: all so far was thought
-            turn, position = TurnSoFar(thought=[text[: mark.start()]]), mark.end()
+            turn, position = TurnSoFar(), mark.end()
+            turn.think(text, 0, mark.start())
         elif mark[0] == marks.opening:
             position = read(text, mark.end(), by_name, turn)
         else:
             position = mark.end()
-    turn.content.append(text[position:])
+    turn.say(text, position, len(text))
     return turn.done()

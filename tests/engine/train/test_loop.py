@@ -91,10 +91,44 @@ def test_a_run_writes_what_it_promises(tiny_model: Path, tiny_data: Dataset, tmp
     assert [x["step"] for x in samples] == [1, 3, 4]
     assert len(samples[0]["tokens"]) == len(samples[0]["per_token"]) > 0
     assert "".join(samples[0]["tokens"]) == samples[0]["rollout"]
+    assert all(len(x["worst"]) == min(16, len(x["tokens"])) and len(x["kinds"]) == len(x["tokens"]) for x in samples)
+    answers = lines(tmp_path / "r" / "heldout_answers.jsonl")
+    assert [x["step"] for x in answers] == [0, 2, 4]
+    names = [[answer["record_id"] for answer in line["answers"]] for line in answers]
+    assert names[0] == names[1] == names[2]
+    assert [["reference" in answer for answer in line["answers"]] for line in answers] == [
+        [True] * 2,
+        *[[False] * 2] * 2,
+    ]
+    told = [
+        sum(a["kl"] for a in line["answers"]) / sum(a["rollout_tokens"] for a in line["answers"]) for line in answers
+    ]
+    assert told == pytest.approx([x["kl_per_token"] for x in lines(tmp_path / "r" / "heldout.jsonl")])
     assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").iterdir() if p.is_dir()) == [
         "step-000002",
         "step-000004",
     ]
+
+
+def test_a_resumed_run_writes_the_same_samples_and_answers(
+    tiny_model: Path, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    """Stopped behind step 3, whose sample was written; it goes on from step 2."""
+    settings = ["samples_every=1", "optim.learning_rate=1e-3"]
+    loop(tiny_model, tiny_data, tmp_path / "whole", *settings).run()
+
+    def leave(step: int) -> None:
+        if step == 3:
+            raise KeyError("killed")
+
+    with pytest.raises(KeyError):
+        loop(tiny_model, tiny_data, tmp_path / "r", *settings, watching=Watching(leave)).run()
+    assert [x["step"] for x in lines(tmp_path / "r" / "samples.jsonl")] == [1, 2, 3]
+    again = loop(tiny_model, tiny_data, tmp_path / "r", *settings)
+    assert again.resume() == 2
+    again.run()
+    for name in ("samples.jsonl", "heldout_answers.jsonl"):
+        assert (tmp_path / "r" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
 def test_the_best_step_is_one_with_the_last_teacher(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:

@@ -158,7 +158,7 @@ def test_killed_at_random_moments_the_run_ends_with_the_same_bits(
                 break
         name = "adapter/adapter_model.safetensors"
         assert (folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
-        for log in ("metrics.jsonl", "heldout.jsonl", "samples.jsonl"):
+        for log in ("metrics.jsonl", "heldout.jsonl", "heldout_answers.jsonl", "samples.jsonl"):
             assert without_times(folder / log) == without_times(tmp_path / "whole" / log)
     assert kills.count("saving") >= KILLS[kind] // 8, kills
     if kind == "base":
