@@ -177,9 +177,9 @@ def test_the_page_of_all_settings_is_not_stale() -> None:
     page = make_settings.PAGE.read_text(encoding="utf-8")
     assert page == make_settings.settings_page(), "docs/settings.md is stale: run `make pages`"
     for line in (
-        "| `optim.max_steps` | integer > 0 | `600` | `30` | `150` | optimiser steps |",
-        "| `lora.dropout` | number >= 0, < 1 | `0` |  |  |  | on the adapter's input; 0 keeps student log-probabilities "
-        "deterministic |",
+        "| `optim.max_steps` | integer > 0 | `600` | `30` |  | `150` | optimiser steps |",
+        "| `lora.dropout` | number >= 0, < 1 | `0` |  |  |  | on the adapter's input; 0 keeps student "
+        "log-probabilities deterministic |",
         "| `split_by` | session, project | `session` | what is held out whole: sessions (with their copies), or all "
         "sessions of a project |",
     ):
