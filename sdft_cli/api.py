@@ -48,6 +48,7 @@ class PrepareSettings(TypedDict, total=False):
     workers: int
     seed: int
     limit_sessions: int | None
+    license: str | None
     branches: Literal["last", "all"]
     tools: Literal["observed", "all"]
     system_prompt: Literal["recorded", "none"]

@@ -64,7 +64,8 @@ class InterruptedBySignal(SdftError, KeyboardInterrupt):
 def nearest(name: str, names: Iterable[str], most: int = 3) -> list[str]:
     """Return up to `most` of `names` that a name which is none of them may mean, the nearest first; often none.
 
-    Alike are a similar spelling, in any case, and a part that is long enough to be meant.
+    Alike are a similar spelling, in any case, and a part that is long enough to be meant; the same name in another case
+    or place is meant alone.
     """
     from difflib import SequenceMatcher  # not while the command line starts
 
@@ -72,6 +73,8 @@ def nearest(name: str, names: Iterable[str], most: int = 3) -> list[str]:
 
     def likeness(candidate: str) -> float:
         other = candidate.casefold()
+        if asked == other:
+            return 2.0
         if len(asked) >= 3 and asked in other:
             return 1.0 - 0.1 * (not other.startswith(asked))
         return SequenceMatcher(None, asked, other).ratio()

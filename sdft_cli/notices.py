@@ -37,12 +37,16 @@ def loudness() -> Loudness:
     return _loudness
 
 
-def visible(text: str) -> str:
-    """Return a text for the terminal: characters that steer it, hide or reorder text are written as escapes.
+def visible(text: str, keep: str = "") -> str:
+    """Return a text for the eye: characters that steer a terminal, hide or reorder text are written as escapes.
 
-    Ends of lines stay; nothing is lost, e.g. `\\x1b[31m` for an escape sequence.
+    Ends of lines stay, and the characters of `keep`, e.g. a tab; nothing is lost: `\\x1b[31m` for an escape sequence.
     """
-    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+    def written(found: re.Match[str]) -> str:
+        return found[0] if found[0] in keep else found[0].encode("unicode_escape").decode("ascii")
+
+    return _HIDDEN.sub(written, text)
 
 
 def say(text: str) -> None:

@@ -24,10 +24,13 @@ def folders_with(marker: str, root: Path) -> list[Path]:
     return [folder for folder in names if not folder.name.startswith(".") and (folder / marker).is_file()]
 
 
-def meant_folder(asked: Path, marker: str, root: Path, otherwise: str) -> str:
+def meant_folder(asked: Path, marker: str, root: Path, otherwise: str, *more: tuple[str, Path]) -> str:
     """Return the end of a sentence about a folder that is not there: which ones may be meant, else `otherwise`.
 
-    Candidates hold `marker` and lie beside `asked` or under `root`; their last names are compared.
+    Candidates hold `marker` and lie beside `asked` or under `root`, or so with one of `more` (marker, root); their last
+    names are compared.
     """
-    found = {folder.name: str(folder) for place in (root, asked.parent) for folder in folders_with(marker, place)}
+    kinds = ((marker, root), *more)
+    places = [(mark, place) for mark, home in kinds for place in (home, asked.parent)]
+    found = {folder.name: str(folder) for mark, place in places for folder in folders_with(mark, place)}
     return did_you_mean(asked.name, found, otherwise, said=lambda name: found[name])

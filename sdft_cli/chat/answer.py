@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from sdft_cli.chat.stream import harmless
+from sdft_cli.notices import visible
 from sdft_cli.prompts.syntaxes.turns import UNTERMINATED, ParsedCall, ParsedTurn
 
 
@@ -55,9 +55,9 @@ class Answer:
 
 def shown(call: ParsedCall) -> str:
     """Return a call on one line, harmless for a terminal."""
-    return harmless(f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)}").replace("\n", "\\n")
+    return visible(f"{call.name} {json.dumps(call.arguments, ensure_ascii=False)}").replace("\n", "\\n")
 
 
 def _broken(error: str, begun: str | None) -> str:
-    named = f" of {harmless(begun)}" if begun and error == UNTERMINATED else ""
-    return f"call{named} that cannot be read: {harmless(error)}"
+    named = f" of {visible(begun)}" if begun and error == UNTERMINATED else ""
+    return f"call{named} that cannot be read: {visible(error)}"

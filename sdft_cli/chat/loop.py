@@ -7,8 +7,8 @@ from typing import Protocol
 
 from sdft_cli.chat.answer import Answer
 from sdft_cli.chat.conversation import Conversation
-from sdft_cli.chat.stream import harmless
 from sdft_cli.errors import DataError, InterruptedBySignal, UsageError
+from sdft_cli.notices import visible
 
 HELP = """\
 /tools   the tools that the model is offered
@@ -75,7 +75,7 @@ class Chat:
     def prompt(self) -> str:
         """What stands before the cursor."""
         waiting = self.conversation.waiting
-        return f"result of {harmless(waiting[0].name)[:40]}> " if waiting else "> "
+        return f"result of {visible(waiting[0].name)[:40]}> " if waiting else "> "
 
     def typed(self, text: str) -> None:
         """Take what was typed.
@@ -88,7 +88,7 @@ class Chat:
         if text.startswith("/") and text.split(maxsplit=1)[0] in self._commands:
             self._commands[text.split(maxsplit=1)[0]]()
         elif text.startswith("/") and " " not in text.strip() and text.strip().count("/") == 1:
-            self.screen.note(f"{harmless(text.strip())} is no command: /help lists them.")
+            self.screen.note(f"{visible(text.strip())} is no command: /help lists them.")
         elif text.strip() or waits:
             self.said(text)
 
@@ -112,7 +112,7 @@ class Chat:
             self.conversation.take_back(length, waiting)
             if self._stop_at_errors:
                 raise
-            self.screen.note(harmless(str(error)))
+            self.screen.note(visible(str(error)))
 
     def _answer(self) -> None:
         several = len(self.speaker.names) > 1
@@ -139,8 +139,8 @@ class Chat:
         if not tools:
             self.screen.note("The model is offered no tools: name a dataset with --dataset.")
         for tool in tools:
-            first = harmless(tool.description.strip().split("\n")[0])
-            self.screen.note(f"{harmless(tool.name)}  {first[:100]}".rstrip())
+            first = visible(tool.description.strip().split("\n")[0])
+            self.screen.note(f"{visible(tool.name)}  {first[:100]}".rstrip())
 
     def _skip(self) -> None:
         self.conversation.waiting = []

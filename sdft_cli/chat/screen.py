@@ -8,8 +8,7 @@ import sys
 from typing import TextIO
 
 from sdft_cli.chat.answer import Answer
-from sdft_cli.chat.stream import harmless
-from sdft_cli.notices import say
+from sdft_cli.notices import say, visible
 
 
 class TextScreen:
@@ -36,7 +35,7 @@ class TextScreen:
 
     def write(self, text: str) -> None:
         """Show a piece of an answer."""
-        self._file.write(harmless(text))
+        self._file.write(visible(text, keep="\t"))
         self._file.flush()
         self._at_start = text.endswith("\n")
 

@@ -5,19 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import Any
 
-JOINERS = "\u200c\u200d"
-"""Join or part the letters next to them, in emoji and in Persian; no terminal does anything else with them."""
-
-
-def harmless(text: str) -> str:
-    r"""Return text for a terminal: lines and tabs stay; what it would obey or hide is spelled out, as `\x1b`."""
-    if text.isprintable():
-        return text
-    return "".join(
-        one if one.isprintable() or one in "\n\t" or one in JOINERS else one.encode("unicode_escape").decode("ascii")
-        for one in text
-    )
-
 
 class TextStream:
     """A streamer of transformers' `generate`: writes text as soon as its tokens say which characters they are.

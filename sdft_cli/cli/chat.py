@@ -166,12 +166,12 @@ def _typed(talk: Chat) -> Iterator[str]:
 def _converse(talk: Chat, texts: Iterator[str], echo: bool) -> None:
     """Take one text after the other; `echo` shows each, where nobody typed it."""
     from sdft_cli.chat.loop import Quit
-    from sdft_cli.chat.stream import harmless
+    from sdft_cli.notices import visible
 
     try:
         for text in texts:
             if echo:
-                talk.screen.note(f"{talk.prompt}{harmless(text)}")
+                talk.screen.note(f"{talk.prompt}{visible(text)}")
             talk.typed(text)
     except Quit:
         return

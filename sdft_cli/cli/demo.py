@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdft_cli.cli.support.common import command
-from sdft_cli.cli.support.options import option
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import AsJson, option
 from sdft_cli.notices import say
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def demo(
     quick: Annotated[
         bool, option("--quick", help="One step on 12 sessions and a small evaluation: does all of it run here?")
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Prepare, train, merge and evaluate on made-up sessions with SmolLM2-135M; about 13 minutes on two cores.
 
@@ -70,7 +71,10 @@ def demo(
     settings = _settings(out, steps, seed, control, quick)
     _write_sessions(out, QUICK["sessions"] if quick else sessions or SESSIONS, seed, overwrite)
     whole = WholeRun(RunManifest.new(out, None), settings)
+    whole.tables = not as_json
     whole.run()
+    if as_json:
+        print_json(whole.document())
     say(f"Done in {whole.seconds:.0f} s. The answers are in {out / 'eval.json'}, the model is {out / 'run/merged'},")
     say(f"and a page to look at is {out / 'report.html'}.")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sdft_cli.cli.support.common import command
-from sdft_cli.cli.support.options import option
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import AsJson, option
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.notices import say
 from sdft_cli.stages.project import NAME
@@ -37,6 +37,7 @@ def init(
     license: Annotated[
         str | None, option(help="The licence that the records' card names: mit, cc-by-4.0, other.", left_out="none")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Find the sessions of coding agents on this machine, and write sdft.yaml for them, with comments.
 
@@ -47,6 +48,7 @@ def init(
     Example: sdft init --yes
     """
     from sdft_cli.records.folders import write_text
+    from sdft_cli.report import terminal
     from sdft_cli.stages.project import parse_project
     from sdft_cli.stages.proposal import Machine, project_text, propose
 
@@ -54,7 +56,10 @@ def init(
         raise UsageError(f"{out} already exists: edit it, choose another --out, or add --overwrite to replace it.")
     if not yes and not sys.stdin.isatty():
         raise UsageError("There is no terminal to ask on: add --yes to take what is proposed, or name it by options.")
-    contents = _show(source)
+    contents = _found(source)
+    if contents and not as_json:
+        terminal.stdout().print(_table(contents))
+    _check(contents)
     chosen = source or _path(contents[0].folder)
     if source is None and not yes and len(contents) > 1:
         chosen = typer.prompt("Sessions to train on", default=chosen, err=True)
@@ -67,12 +72,14 @@ def init(
     text = project_text(proposal, chosen, model, license, _seen_line(seen))
     parse_project(text, out)
     write_text(out, text, overwrite)
+    if as_json:
+        print_json(_document(contents, proposal.profile, model, chosen))
     config = "" if out == Path(NAME) else f" --config {out}"
     say(f"Written: {out}; next: sdft run{config} (or step by step: sdft prepare{config})")
 
 
-def _show(source: str | None) -> list[Contents]:
-    """Look at a source, or at all agents' stores, and show what is there.
+def _found(source: str | None) -> list[Contents]:
+    """Look at a source, or at all agents' stores, and return what is there.
 
     Raises:
         DataError: there are no sessions; it says where it looked.
@@ -94,8 +101,15 @@ def _show(source: str | None) -> list[Contents]:
             f"No agent's sessions were found in {', '.join(places)}: work with one of these agents first, name a file "
             "or a folder (`sdft init FOLDER`), or try the example sessions (`sdft demo`)."
         )
-    if contents:
-        terminal.stdout().print(_table(contents))
+    return contents
+
+
+def _check(contents: list[Contents]) -> None:
+    """Say what was not looked at.
+
+    Raises:
+        DataError: nothing can be read.
+    """
     for one in contents:
         _tell_limits(one)
     if contents and not contents[0].turns:
@@ -103,7 +117,15 @@ def _show(source: str | None) -> list[Contents]:
             f"No session that can be read was found in {', '.join(_path(one.folder) for one in contents)}: name a file "
             "or a folder of sessions (`sdft init FOLDER`), or try the example sessions (`sdft demo`)."
         )
-    return contents
+
+
+def _document(contents: list[Contents], profile: str, model: str, source: str) -> dict[str, object]:
+    """Return what was found and taken, as JSON has it."""
+    from dataclasses import asdict
+
+    kept = ("agent", "files", "sessions", "turns", "output_tokens")
+    found = [{key: value for key, value in asdict(one).items() if key in kept} for one in contents]
+    return {"sessions": found, "source": source, "profile": profile, "model": model}
 
 
 def _path(path: Path) -> str:

@@ -25,6 +25,7 @@ def prepare(
         typer.Argument(
             help="A trace file, a folder of them, or a Hub dataset id (owner/name).",
             show_default="the project file's source",
+            autocompletion=completion.sources,
         ),
     ] = None,
     out: Annotated[Path | None, option(help="The dataset folder to create.", left_out="data/<source name>")] = None,

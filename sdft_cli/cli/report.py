@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import AsJson, option
 from sdft_cli.notices import say, visible
@@ -25,6 +26,7 @@ def report(
             metavar="[DATASET|RUN|EVAL]",
             help="The folder of a dataset, of a run or of `sdft demo`, or a file that `sdft eval` wrote.",
             show_default="the newest run or dataset under runs/ and data/",
+            autocompletion=completion.subjects,
         ),
     ] = None,
     as_json: AsJson = False,

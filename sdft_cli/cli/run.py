@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from sdft_cli.cli.support.common import command
-from sdft_cli.cli.support.options import Overrides, Profile, ProjectFile, given_settings, option, setting
+from sdft_cli.cli.support import completion
+from sdft_cli.cli.support.common import command, print_json
+from sdft_cli.cli.support.options import AsJson, Overrides, Profile, ProjectFile, given_settings, option, setting
 from sdft_cli.notices import say
 from sdft_cli.places import RUNS_ROOT
 from sdft_cli.stages.folders import name_of
@@ -23,6 +24,7 @@ def run(
         typer.Argument(
             help="A trace file, a folder of them, or a Hub dataset id (owner/name).",
             show_default="the project file's source",
+            autocompletion=completion.sources,
         ),
     ] = None,
     out: Annotated[Path | None, option(help="The folder to create.", left_out="runs/<source name>")] = None,
@@ -30,6 +32,7 @@ def run(
         bool, option("--resume", help="Go on where a run of --out stopped; finished stages are not done again.")
     ] = False,
     overwrite: Annotated[bool, option("--overwrite", help="Delete what --out holds, and start again.")] = False,
+    as_json: AsJson = False,
     project: ProjectFile = None,
     ignore_plan: Annotated[
         bool, option("--ignore-plan", help="Train although the plan says that it does not fit the card.")
@@ -45,7 +48,7 @@ def run(
     Settings are those of sdft.yaml, which `sdft init` writes. sdft-run.json in the folder says what was done, of what,
     and what it left. After a stop, a Ctrl-C or a kill, --resume goes on; training does from its newest checkpoint.
 
-    Example: sdft init --yes && sdft run
+    Example: sdft run
     """
     from sdft_cli.errors import SdftError, UsageError
     from sdft_cli.stages import whole_run
@@ -56,9 +59,12 @@ def run(
     opened = read_project(project)
     folder = out or RUNS_ROOT / name_of(opened.source_of(source))
     whole = whole_run.resume(folder, given, opened) if resume else whole_run.start(folder, given, opened, overwrite)
+    whole.tables = not as_json
     try:
         whole.run()
     except SdftError as error:
         say(whole_run.stopped_sentence(error, whole.manifest))
         raise
+    if as_json:
+        print_json(whole.document())
     say(f"Done in {whole.seconds:.0f} s: the page is {folder / 'report.html'}, the model {folder / 'run' / 'merged'}.")

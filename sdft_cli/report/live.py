@@ -86,7 +86,7 @@ class PlainView:
 
 
 class QuietView:
-    """Warnings only."""
+    """Says warnings, and nothing else."""
 
     def step(self, metrics: Mapping[str, Any]) -> None: ...
     def heldout(self, metrics: Mapping[str, Any]) -> None: ...

@@ -6,6 +6,7 @@ import re
 from functools import cache
 from typing import Any
 
+from sdft_cli.notices import visible
 from sdft_cli.records.reasons import meaning_of
 from sdft_cli.resources import resource_text
 
@@ -35,24 +36,8 @@ def _entities(unusual: str, text: str) -> str:
     return re.sub(unusual, lambda match: f"&#{ord(match[0])};", text)
 
 
-_UNSEEN = re.compile(
-    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff0-\ufffb\ufffe\uffff]"
-    r"|[\ud800-\udfff\U000e0000-\U000e0fff]"
-)
-"""Characters that show nothing or change how others are shown: controls (ANSI escapes begin with one), marks that turn
-the direction of a text, characters without width, halves of pairs. Line feeds and tabs stay."""
 MOST_CHARACTERS = 4_000
 """Of one text on a page; how many were left out stands behind it."""
-
-
-def visible(text: str) -> str:
-    """Return a text with what would not be seen written out, as `\\x1b` or `\\u202e`."""
-
-    def escaped(match: re.Match[str]) -> str:
-        code = ord(match[0])
-        return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
-
-    return _UNSEEN.sub(escaped, text)
 
 
 def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
@@ -62,7 +47,7 @@ def shortened(text: str, most: int = MOST_CHARACTERS) -> str:
 
 def _shown(value: Any) -> Any:
     """Make what stands in a page's `{{ }}` harmless to the eye; a template's own markup stays as it is."""
-    return visible(shortened(value)) if isinstance(value, str) and not hasattr(value, "__html__") else value
+    return visible(shortened(value), keep="\t") if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _path(value: str) -> Any:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.notices import say
-from sdft_cli.places import DATA_ROOT, DATASET, RUN, RUNS_ROOT
+from sdft_cli.places import DATA_ROOT, DATASET, RUN, RUNS_ROOT, meant_folder
 
 if TYPE_CHECKING:
     from sdft_cli.records import Dataset
@@ -63,7 +63,8 @@ def subject_of(path: Path) -> Subject:
                     return Subject(kind, found)  # type: ignore[arg-type]
     if not path.exists():
         where = "There is no dataset, run or evaluation" if path.suffix != ".json" else "There is no file"
-        raise UsageError(f"{where} {path}: name the folder of a dataset or a run, or what `sdft eval` wrote.")
+        otherwise = "name the folder of a dataset or a run, or what `sdft eval` wrote."
+        raise UsageError(f"{where} {path}: {meant_folder(path, RUN, RUNS_ROOT, otherwise, (DATASET, DATA_ROOT))}")
     raise UsageError(
         f"{path} is no dataset ({DATASET}), no run ({RUN}) and no evaluation (a .json file): name one of these."
     )

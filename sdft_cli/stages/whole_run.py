@@ -79,6 +79,8 @@ class WholeRun:
         if not settings.control:
             self.names.remove("control")
         self._began = time.monotonic()
+        self.tables = True
+        """Print the tables of the stages on stdout?"""
 
     @property
     def seconds(self) -> float:
@@ -109,6 +111,21 @@ class WholeRun:
 
     def _tell(self, name: str, what: str) -> None:
         say(f"{self.names.index(name) + 1}/{len(self.names)} {name}: {what} ({self.seconds:.0f} s)")
+
+    def _show(self, table: Any) -> None:
+        from sdft_cli.report import terminal
+
+        if self.tables:
+            terminal.stdout().print(table)
+
+    def document(self) -> dict[str, Any]:
+        """Return the manifest, and the numbers of the evaluation if there is one."""
+        from sdft_cli.records.json_files import read_json
+        from sdft_cli.report.evaluation import summaries
+
+        path = self.folder / "eval.json"
+        found = summaries(read_json(path, "run `sdft eval` again")) if path.is_file() else None
+        return {**self.manifest.document, "evaluation": found}
 
     def _stage(self, name: str, what: str, inputs: Mapping[str, str], do: Callable[[], Sequence[Path]]) -> None:
         """Do a stage unless it is done; `do` returns the files that it left, or raises `Skipped`."""
@@ -167,7 +184,7 @@ class WholeRun:
         from sdft_cli.stages.prepare import run_preparation
 
         manifest, _ = run_preparation(self.settings.prepare, self.data_folder, overwrite=self.data_folder.exists())
-        terminal.stdout().print(terminal.funnel_table(manifest["funnel"]))
+        self._show(terminal.funnel_table(manifest["funnel"]))
         for sentence in sentences(manifest):
             say(sentence)
         return [self.data_folder / "manifest.json", *sorted(self.data_folder.glob("*.parquet"))]
@@ -203,7 +220,7 @@ class WholeRun:
         elif self.settings.ignore_plan:
             say(f"{WARNING}the plan says: {verdict}")
         else:
-            terminal.stdout().print(terminal.plan_report(document))
+            self._show(terminal.plan_report(document))
             raise MachineError(
                 f"The plan says: {verdict} Take a change of the table above with --set, or go on all the same with "
                 "--ignore-plan."
@@ -310,7 +327,7 @@ class WholeRun:
         def merge() -> list[Path]:
             dtype = settings.dtype or "bfloat16"
             found = run_merge(self._trained(), target, settings.prompts, target.exists(), dtype)
-            terminal.stdout().print(terminal.merge_table(found))
+            self._show(terminal.merge_table(found))
             return [target / "config.json"]
 
         inputs = {"settings": digest(settings.model_dump(mode="json")), **self.manifest.outputs("train")}
@@ -318,7 +335,7 @@ class WholeRun:
 
     def _evaluate(self) -> None:
         from sdft_cli.records.json_files import write_json
-        from sdft_cli.report import evaluation, terminal
+        from sdft_cli.report import evaluation
         from sdft_cli.stages.evaluate import run_evaluation
         from sdft_cli.stages.model_card import evaluated_card
 
@@ -334,7 +351,7 @@ class WholeRun:
             result = run_evaluation(str(self.run_folder), data, config, best=self._takes_best, controls=controls)
             write_json(path, result)
             evaluated_card(self._trained(), result)
-            terminal.stdout().print(evaluation.report(result))
+            self._show(evaluation.report(result))
             return [path]
 
         made_of = [self.manifest.outputs(name) for name in ("prepare", "train", "control")]
@@ -440,7 +457,8 @@ def resume(folder: Path, given: Given, project: Project) -> WholeRun:
     from sdft_cli.records.folders import remove_leftovers
     from sdft_cli.stages.run_manifest import NAME
 
-    for place in (folder, folder / "run"):
+    run = folder / "run"
+    for place in (folder, run, run / "adapter", run / "merged"):  # each has files that are replaced later
         if place.is_dir():
             remove_leftovers(place)
     if not (folder / NAME).is_file():

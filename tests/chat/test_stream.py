@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from sdft_cli.chat.stream import TextStream, harmless
+from sdft_cli.chat.stream import TextStream
+from sdft_cli.notices import visible
 
 torch = pytest.importorskip("torch")
 
@@ -22,7 +23,7 @@ torch = pytest.importorskip("torch")
     ],
 )
 def test_what_a_terminal_would_obey_is_spelled_out(text: str, shown: str) -> None:
-    assert harmless(text) == shown
+    assert visible(text, keep="\t") == shown
 
 
 def test_a_character_is_written_when_it_is_whole() -> None:

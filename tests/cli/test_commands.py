@@ -240,13 +240,17 @@ def test_bad_input_to_prepare_is_one_sentence_with_a_stable_code(sdft: Run, tmp_
         (["garbage.jsonl"], 3, "No session with an assistant turn"),
         (["silent.jsonl"], 3, "No session with an assistant turn"),
         (["missing/"], 2, "is no file, no folder"),
-        (["good", "--model", "no-such-model"], 2, "no alias (smollm2-135m)"),
+        (["good", "--model", "no-such-model"], 2, "no alias: the aliases are smollm2-135m"),
         (["good", "--model", "owner/no-such-model"], 1, "could not be loaded from the Hub"),
         (["good", "--out", "taken"], 2, "--overwrite"),
         (["good", "--max-seq-tokens", 5], 2, "is above max_seq_tokens"),
         (["good", "--max-prompt-tokens", 5, "--model", tiny_model], 3, f"over_prompt_cap {turns}"),
         (["good", "--out", "/proc/nowhere/x"], 1, "Cannot write in /proc/nowhere"),
-        (["good", "--teacher-template", "nope", "--model", tiny_model], 2, "does not ship with sdft"),
+        (
+            ["good", "--teacher-template", "nope", "--model", tiny_model],
+            2,
+            "that ship with sdft: choose of again",
+        ),
     ]
     for arguments, code, message in cases:
         error = clean(sdft("prepare", *arguments), code)

@@ -27,7 +27,7 @@ ASKED = [
     ("prepare sessions --teacher-template agian", "did you mean again?"),
     ("prepare sessions --chat-template smollm", "did you mean smollm2?"),
     ("cards claude-fable-5", "did you mean armand0e/claude-fable-5-claude-code?"),
-    ("train data/mine --profile x", "use one of cpu-demo, qwen3.5-9b-64k, or a YAML file."),
+    ("train data/mine --profile x", "are cpu-demo, qwen3.5-9b-64k, recommended-qwen3.5-9b-64k, or name a YAML file."),
 ]
 
 

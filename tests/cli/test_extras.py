@@ -32,6 +32,8 @@ WORKS = [
     "export data --format openai --out rows.jsonl",
     "cards",
     "compare run other",
+    "inspect data",
+    "init sessions --yes",
 ]
 NEEDS = {
     "plan data --profile cpu-demo": ("sdft plan", "train"),
@@ -41,6 +43,8 @@ NEEDS = {
     "train --resume --out run": ("sdft train", "train"),
     "merge run --bf16": ("sdft merge", "train"),
     "eval run data": ("sdft eval", "train"),
+    "chat run": ("sdft chat", "train"),
+    "run sessions --profile cpu-demo --out whole": ("sdft run", "train"),
     "demo": ("sdft demo", "demo"),
     "prepare codex.jsonl --model {model}": ("A session of Codex", "traces"),
 }

@@ -61,7 +61,7 @@ def test_verbose_says_where_an_error_comes_from(line: str) -> None:
     done = CliRunner().invoke(app, line.split())
     assert done.exit_code == 2
     assert "Traceback" in done.stderr
-    assert done.stderr.splitlines()[-1].startswith("sdft: There is no dataset missing")
+    assert done.stderr.splitlines()[-1].startswith("sdft: There is no dataset, run or evaluation missing")
     again = CliRunner().invoke(app, ["report", "missing"])
     assert len(again.stderr.splitlines()) == 1
 

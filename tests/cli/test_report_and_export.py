@@ -65,7 +65,7 @@ def test_report_of_the_folder_of_a_demo_and_of_nothing(sdft: Run, tmp_path: Path
     info["dataset"] |= {"path": "/moved/data", "records_hash": records_hash(data.train)}
     (run / "run.json").write_text(json.dumps(info))
     (run / "eval.json").rename(tmp_path / "demo" / "eval.json")
-    (tmp_path / "demo" / "sdft-demo.json").write_text("{}")
+    (tmp_path / "demo" / "sdft-run.json").write_text("{}")
     done = sdft("report", "demo")
     assert "Report written to demo/run/report.html" in clean(done, 0)
     page = (run / "report.html").read_text()

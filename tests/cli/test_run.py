@@ -79,8 +79,11 @@ def test_a_whole_run_is_one_folder_with_one_manifest_and_is_not_done_twice(
     assert "--resume" in again.stderr
     written = {path: path.stat().st_mtime_ns for path in (folder / ADAPTER, folder / "eval.json", folder / "data")}
     (folder / "report.html").unlink()
-    done = sdft("run", "--resume")  # --max-steps is remembered
+    done = sdft("run", "--resume", "--json")  # --max-steps is remembered
     assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert [stage["name"] for stage in told["stages"]] == STAGES
+    assert told["evaluation"]["contenders"].keys() == {"base", "tuned"}
     assert done.stderr.count("done before") == 6
     assert {path: path.stat().st_mtime_ns for path in written} == written
     assert (folder / "report.html").is_file()

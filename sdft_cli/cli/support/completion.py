@@ -37,6 +37,11 @@ finished_runs = _folders(FINISHED_RUN, RUNS_ROOT)
 evaluated_runs = _folders(EVALUATED_RUN, RUNS_ROOT)
 
 
+def subjects(incomplete: str) -> list[str]:
+    """Offer what `sdft report` shows: runs and datasets."""
+    return list(dict.fromkeys([*runs(incomplete), *datasets(incomplete)]))
+
+
 def _shipped(*folder: str) -> Iterator[str]:
     """Yield the names of the files that ship in a folder, without their endings."""
     from sdft_cli.resources import resource

@@ -110,7 +110,7 @@ def test_models_are_found_or_refused_by_name(tmp_path: Path) -> None:
     from sdft_cli.engine.models.names import resolve_model
 
     assert resolve_model("owner/name") == "owner/name"
-    with pytest.raises(UsageError, match=r"no alias \(smollm2-135m\)"):
+    with pytest.raises(UsageError, match=r"no alias: the aliases are smollm2-135m"):
         resolve_model("nonsense")
     with pytest.raises(UsageError, match=r"holds no config\.json"):
         resolve_model(str(tmp_path))
