@@ -72,6 +72,7 @@ class Command(TyperCommand):
         panel = None
         if help_option := self.get_help_option(ctx):
             help_option.rich_help_panel = OUTPUT  # type: ignore[attr-defined]
+            help_option.metavar = ""
         for parameter in self.params:
             panel = complete_help(parameter, panel)
         # Lines end where the terminal does, not where those of the source do.
@@ -87,6 +88,8 @@ class Group(TyperGroup):
 
     def format_help(self, ctx: Any, formatter: Any) -> None:
         _import_rich_help()
+        for parameter in self.get_params(ctx):  # flags all: the type of one says nothing
+            parameter.metavar = ""
         super().format_help(ctx, formatter)
 
 
