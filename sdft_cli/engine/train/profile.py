@@ -16,22 +16,33 @@ from sdft_cli.engine.plan.work import step_operations
 from sdft_cli.engine.train.sdft_step import Trainer, Trajectories
 from sdft_cli.records.json_files import write_json
 
-CEILING_SIZE, CEILING_RUNS = 2048, 5
+CEILING_SIZES, CEILING_RUNS, CEILING_SECONDS = (256, 512, 1024, 2048), 5, 0.1
 
 
 def matrix_ceiling(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the operations per second of the best of some square matrix products, 2 n^3 operations each."""
-    a, b = (torch.randn(CEILING_SIZE, CEILING_SIZE, device=device).to(dtype) for _ in range(2))
-    best = float("inf")
-    for _ in range(CEILING_RUNS + 1):  # the first one warms up
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        torch.mm(a, b)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return 2 * CEILING_SIZE**3 / best
+    """Return the operations per second of the best of some square matrix products, 2 n^3 operations each.
+
+    A product that takes more than `CEILING_SECONDS` is the largest: a processor that only emulates 16 bits would take
+    minutes for the next one.
+    """
+    best = 0.0
+    for size in CEILING_SIZES:
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+        seconds = min(_product_seconds(a, b) for _ in range(CEILING_RUNS + 1))  # the first one warms up
+        best = max(best, 2 * size**3 / seconds)
+        if seconds > CEILING_SECONDS:
+            break
+    return best
+
+
+def _product_seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    if a.device.type == "cuda":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    torch.mm(a, b)
+    if a.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
 
 
 class Profile:
