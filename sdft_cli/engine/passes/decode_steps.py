@@ -9,17 +9,22 @@
   weights may be packed for products of few rows (`engine/kernels/packed.py`).
 
 Prompts are prefilled as ever (`executors.decoding_cache`). Tokens are drawn between steps, from the distribution that
-`generate` draws from and by the logits that the trainer has too: of the trunk's states and in fp32.
+transformers' warpers make and by the logits that the trainer has too: of the trunk's states and in fp32.
+
+What is drawn for a row depends on its own seed and on how many tokens it has, and on nothing that is decoded with it
+(`places_of`): rows may be decoded together or apart, in one process or in several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
@@ -33,6 +38,7 @@ from sdft_cli.engine.passes.decode_cache import RoomyLayer
 from sdft_cli.engine.passes.depth_first import layers_obstacle
 from sdft_cli.engine.passes.executors import decoding_cache, keeps_a_cache
 from sdft_cli.engine.passes.timing import decoded
+from sdft_cli.errors import VerificationError
 
 Runner = Callable[[], Tensor]
 """Runs the next step of a batch and returns its logits (B, V)."""
@@ -156,24 +162,80 @@ class GrowingStep:
 Step = FixedStep | GrowingStep
 
 
+def row_seeds(seed: int, names: Iterable[object]) -> list[int]:
+    """Return a seed of 64 bits for each row that is sampled, of the seed of them all and the row's own name.
+
+    A name is what tells a row from the others wherever it is decoded: its place in the step, or its record.
+    """
+    return [int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) for name in names]
+
+
+def places_of(seeds: Sequence[int], count: int) -> np.ndarray:
+    """Return (B, count) numbers of [0, 1) in fp64: the place in its distribution at which each token is drawn.
+
+    Row by row, the first `count` outputs of the generator SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) whose state is
+    the row's seed, of which the upper 53 bits count. Its output t is a function of seed and t alone.
+    """
+    counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    mixed = np.asarray(seeds, dtype=np.uint64)[:, None] + counter
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return np.asarray((mixed >> np.uint64(11)) * 2.0**-53)
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn: at a `temperature` (None: the most likely one) from the `top_p`; ends at `stop_ids`."""
+    """How a token is drawn: at a `temperature` (None: the most likely one) from the `top_p`; ends at `stop_ids`.
+
+    `seeds`: of each row, from `row_seeds`; greedy decoding needs none.
+    """
 
     temperature: float | None
     top_p: float
     stop_ids: Sequence[int]
     pad_id: int
+    seeds: Sequence[int] = ()
 
-    def draw(self, logits: Tensor) -> Tensor:
-        """Return a token (B,) for each row of logits (B, V) fp32, with torch's global generator."""
+    def places(self, new_tokens: int, device: torch.device) -> Tensor | None:
+        """Return the places (B, new_tokens) of all tokens of the rows; None where decoding is greedy."""
+        if self.temperature is None:
+            return None
+        return torch.from_numpy(places_of(self.seeds, new_tokens)).to(device)
+
+    def draw(self, logits: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return a token (B,) for each row of logits (B, V) fp32: the one at its place (B,), fp64, in [0, 1).
+
+        Words stand in the order of their ids, which no rounding changes, each as wide as it is likely.
+
+        Raises:
+            VerificationError: logits to draw from are not finite.
+        """
         if self.temperature is None:
             return logits.argmax(-1)
+        assert places is not None
         shares = (logits / self.temperature).softmax(-1)
         if self.top_p >= 1.0:
-            return torch.multinomial(shares, num_samples=1).squeeze(1)
+            return at_places(shares, places)
         shares, words = nucleus(shares, self.top_p)
-        return words.gather(-1, torch.multinomial(shares, num_samples=1)).squeeze(1)
+        words, order = words.sort(-1)
+        return words.gather(-1, at_places(shares.gather(-1, order), places)[:, None])[:, 0]
+
+
+def at_places(shares: Tensor, places: Tensor) -> Tensor:
+    """Return the index (B,) of the outcome at a place of [0, 1), by the sums of shares (B, n) in fp64.
+
+    An outcome without a share is never returned. Shares need not add up to 1.
+    """
+    sums = shares.double().cumsum(-1)
+    total = sums[:, -1]
+    if not bool(total.isfinite().all()):
+        raise VerificationError(
+            "The model's logits are not finite, so nothing can be sampled: start again with a lower "
+            "optim.learning_rate or with dtype=float32; the checkpoints from before are kept."
+        )
+    below = torch.minimum(places * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(sums, below[:, None], right=True)[:, 0]
 
 
 def nucleus(shares: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
@@ -223,11 +285,13 @@ def decode_in_steps(
     going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     tokens: list[Tensor] = []
     recorded: list[Tensor] = []
+    places = sampling.places(max_new_tokens, ids.device)
     with _decoding_steps(backend, step, max_new_tokens):
         while True:
             scores = (run() if logits is None else logits).float()
             logits = None
-            token = torch.where(going, sampling.draw(scores), sampling.pad_id)
+            drawn = sampling.draw(scores, None if places is None else places[:, len(tokens)])
+            token = torch.where(going, drawn, sampling.pad_id)
             if record_log_probs:
                 recorded.append(scores.gather(-1, token[:, None]) - scores.logsumexp(-1, keepdim=True))
             tokens.append(token)
