@@ -12,7 +12,7 @@ Prompts are prefilled as ever (`executors.decoding_cache`). Tokens are drawn bet
 transformers' warpers make and by the logits that the trainer has too: of the trunk's states and in fp32.
 
 What is drawn for a row depends on its own seed and on how many tokens it has, and on nothing that is decoded with it
-(`places_of`): rows may be decoded together or apart, in one process or in several.
+(`row_seeds`): rows may be decoded together or apart, in one process or in several.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from dataclasses import dataclass, replace
 from inspect import signature
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
@@ -162,6 +161,10 @@ class GrowingStep:
 Step = FixedStep | GrowingStep
 
 
+GOLDEN, FIRST_FACTOR, SECOND_FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""The constants of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+
+
 def row_seeds(seed: int, names: Iterable[object]) -> list[int]:
     """Return a seed of 64 bits for each row that is sampled, of the seed of them all and the row's own name.
 
@@ -170,18 +173,29 @@ def row_seeds(seed: int, names: Iterable[object]) -> list[int]:
     return [int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) for name in names]
 
 
-def places_of(seeds: Sequence[int], count: int) -> np.ndarray:
-    """Return (B, count) numbers of [0, 1) in fp64: the place in its distribution at which each token is drawn.
+def splitmix(states: Tensor, outputs: Tensor) -> Tensor:
+    """Return outputs of SplitMix64, counted from 0, of the generators with these states; int64, whose bits they are.
 
-    Row by row, the first `count` outputs of the generator SplitMix64 (Steele, Lea, Flood, OOPSLA 2014) whose state is
-    the row's seed, of which the upper 53 bits count. Its output t is a function of seed and t alone.
+    An output is a function of its state and its number, so none before it has to be made. int64 wraps as uint64 does.
     """
-    counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    mixed = np.asarray(seeds, dtype=np.uint64)[:, None] + counter
-    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
-    mixed ^= mixed >> np.uint64(31)
-    return np.asarray((mixed >> np.uint64(11)) * 2.0**-53)
+    mixed = states + (outputs + 1) * _signed(GOLDEN)
+    for shift, factor in ((30, FIRST_FACTOR), (27, SECOND_FACTOR)):
+        mixed = (mixed ^ _shifted(mixed, shift)) * _signed(factor)
+    return mixed ^ _shifted(mixed, 31)
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _shifted(words: Tensor, count: int) -> Tensor:
+    """Shift to the right and fill with zeros; torch fills with the sign."""
+    return (words >> count) & ((1 << (64 - count)) - 1)
+
+
+def uniforms(words: Tensor) -> Tensor:
+    """Return a number inside (0, 1), fp64, of the upper 52 bits of each word."""
+    return (_shifted(words, 12).double() + 0.5) * 2.0**-52
 
 
 @dataclass(frozen=True)
@@ -198,15 +212,14 @@ class Sampling:
     seeds: Sequence[int] = ()
 
     def places(self, new_tokens: int, device: torch.device) -> Tensor | None:
-        """Return the places (B, new_tokens) of all tokens of the rows; None where decoding is greedy."""
+        """Return a seed (B, new_tokens) for each token of each row; None where decoding is greedy."""
         if self.temperature is None:
             return None
-        return torch.from_numpy(places_of(self.seeds, new_tokens)).to(device)
+        states = torch.tensor([_signed(seed) for seed in self.seeds], dtype=torch.long, device=device)
+        return splitmix(states[:, None], torch.arange(new_tokens, device=device))
 
     def draw(self, logits: Tensor, places: Tensor | None = None) -> Tensor:
-        """Return a token (B,) for each row of logits (B, V) fp32: the one at its place (B,), fp64, in [0, 1).
-
-        Words stand in the order of their ids, which no rounding changes, each as wide as it is likely.
+        """Return a token (B,) for each row of logits (B, V) fp32, by the seeds (B,) of these tokens.
 
         Raises:
             VerificationError: logits to draw from are not finite.
@@ -215,27 +228,28 @@ class Sampling:
             return logits.argmax(-1)
         assert places is not None
         shares = (logits / self.temperature).softmax(-1)
-        if self.top_p >= 1.0:
-            return at_places(shares, places)
-        shares, words = nucleus(shares, self.top_p)
-        words, order = words.sort(-1)
-        return words.gather(-1, at_places(shares.gather(-1, order), places)[:, None])[:, 0]
+        if not bool(shares[:, 0].isfinite().all()):  # all of a row's shares are NaN, or none
+            raise VerificationError(
+                "The model's logits are not finite, so nothing can be sampled: start again with a lower "
+                "optim.learning_rate or with dtype=float32; the checkpoints from before are kept."
+            )
+        if self.top_p < 1.0:
+            shares, words = nucleus(shares, self.top_p)
+        else:
+            words = torch.arange(shares.shape[-1], device=shares.device).expand_as(shares)
+        return words.gather(-1, first_to_arrive(shares, words, places)[:, None])[:, 0]
 
 
-def at_places(shares: Tensor, places: Tensor) -> Tensor:
-    """Return the index (B,) of the outcome at a place of [0, 1), by the sums of shares (B, n) in fp64.
+def first_to_arrive(shares: Tensor, words: Tensor, places: Tensor) -> Tensor:
+    """Return the index (B,) of the word that is drawn: with a chance of its share among the `shares` (B, n).
 
-    An outcome without a share is never returned. Shares need not add up to 1.
+    Each word arrives after a time of its own, exponential with its share as the rate, and the first one is drawn; in
+    fp64. A word's time depends on its id (`words`, (B, n)) and on the token's seed alone. So where rounding moves the
+    shares by a little, another word is drawn with a chance of about as much. (By the place of one number among sums of
+    shares, each of the sums would be moved: with thousands of words, a chance of a thousand times as much.)
     """
-    sums = shares.double().cumsum(-1)
-    total = sums[:, -1]
-    if not bool(total.isfinite().all()):
-        raise VerificationError(
-            "The model's logits are not finite, so nothing can be sampled: start again with a lower "
-            "optim.learning_rate or with dtype=float32; the checkpoints from before are kept."
-        )
-    below = torch.minimum(places * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(sums, below[:, None], right=True)[:, 0]
+    times = -uniforms(splitmix(places[:, None], words)).log() / shares.double()
+    return times.argmin(-1)
 
 
 def nucleus(shares: Tensor, top_p: float) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import shutil
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +35,14 @@ MIXED = [[*SHARED, 50, 51], [*SHARED, 50, 52, 53], [3], [*SHARED[:4], 60], [8, 9
 SETTINGS = RolloutSettings(max_new_tokens=8, temperature=0.8, top_p=0.95, max_tokens_per_pass=16_384)
 
 
-def places_by_hand(row: str, count: int) -> list[float]:
-    """Where the first tokens of a row lie in their distributions: SplitMix64 as it is defined, one word at a time."""
-    state, found = int(hashlib.sha256(row.encode()).hexdigest()[:16], 16), []
+def splitmix(state: int, count: int) -> list[int]:
+    """The first outputs of SplitMix64 as it is defined, one word at a time."""
+    found = []
     for _ in range(count):
         state = (state + 0x9E3779B97F4A7C15) % 2**64
         z = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
         z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-        found.append(((z ^ (z >> 31)) >> 11) / 2**53)
+        found.append(z ^ (z >> 31))
     return found
 
 
@@ -215,15 +214,15 @@ def test_samples_follow_temperature_and_top_p_and_nothing_else(hostile: Backend)
     settings = RolloutSettings(max_new_tokens=10, temperature=temperature, top_p=top_p, weights="adapter")
     (found,) = sample_rollouts(hostile, [prompt], settings, [], 2, seed=11)
     ids, kept = list(prompt), []
-    for place in places_by_hand("11/0", 10):
+    for place in splitmix(int(hashlib.sha256(b"11/0").hexdigest()[:16], 16), 10):
         with torch.no_grad():
             p = (hostile.model(input_ids=torch.tensor([ids])).logits[0, -1] / temperature).softmax(-1)
         order = p.argsort(descending=True)
         nucleus = order[p[order].cumsum(0) - p[order] < top_p]  # the smallest set that reaches top_p
-        words = sorted(nucleus.tolist())
-        sums = list(accumulate(float(p[word]) for word in words))
+        numbers = splitmix(place, len(p))  # of each word one, in (0, 1): it makes an exponential time of arrival
+        times = {w: -math.log((2 * (numbers[w] >> 12) + 1) / 2**53) / float(p[w]) for w in nucleus.tolist()}
         kept.append(len(nucleus))
-        ids.append(next(word for word, total in zip(words, sums, strict=True) if total > place * sums[-1]))
+        ids.append(min(times, key=lambda word: times[word]))
     assert found.ids == ids[len(prompt) :]
     assert max(kept) > 2  # the model's own top_k would have been felt
 
