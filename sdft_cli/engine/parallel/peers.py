@@ -141,7 +141,7 @@ class Peers:
     def _heard(self) -> bool:
         self._look()
         first = self._others.get(0)
-        if first is not None and first.state != "at work":
+        if first is not None and (first.state != "at work" or self._is_gone(first)):
             return True
         try:
             return bool(self._store.check([f"heard {self.rank}"]))

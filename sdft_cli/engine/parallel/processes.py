@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -56,7 +57,7 @@ class Processes:
         """Wait until every process is here."""
 
     def check(self) -> None:
-        """Raise as `Peers.explain`, if a process has failed or is gone."""
+        """Raise MachineError if a process has failed or is gone; not if one was interrupted."""
 
     def close(self) -> None:
         """End: all work is done."""
@@ -162,7 +163,8 @@ class Several(Processes):
             dist.barrier(group=self._talk)
 
     def check(self) -> None:
-        self._peers.explain()
+        with suppress(Interrupted):
+            self._peers.explain()
 
     def close(self) -> None:
         self.wait()  # an exit code of 0 says that the first one has written everything
@@ -170,13 +172,14 @@ class Several(Processes):
         dist.destroy_process_group()
 
     def leave(self, error: BaseException) -> BaseException:
+        # It ends in any case: those that started it send a signal to each process once another one has ended.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         if isinstance(error, Interrupted | KeyboardInterrupt):
             try:
-                self._peers.explain()  # a process that is gone makes those that started it stop the others
+                self.check()  # a process that is gone makes those that started it stop the others
             except MachineError as found:
                 error = found
-            except Interrupted:
-                pass
         if isinstance(error, Interrupted | KeyboardInterrupt):
             self._peers.leave("interrupted")
             return error if isinstance(error, KeyboardInterrupt) else InterruptedBySignal("interrupted.")
