@@ -91,6 +91,7 @@ class Peers:
         self._own = Sign(machine_name(), os.getpid(), start_of(os.getpid()) or "")
         self._others: dict[int, Sign] = {}
         self._missed = dict.fromkeys(range(count), 0)
+        self._beats: dict[int, int] = {}
         self._lock = threading.RLock()
         self._leaving = False
         self._tell()
@@ -177,15 +178,12 @@ class Peers:
         """Read what the others tell; return the first that is not with us any more."""
         with self._lock:
             for rank in (rank for rank in range(self.count) if rank != self.rank):
-                before = self._others.get(rank)
-                told = self._read(rank) or before
-                if told is not None:
+                if told := self._read(rank):
                     self._others[rank] = told
-                if told is not None and (finding := self._judge(rank, before, told)):
-                    return finding
-        return None
+            found = (self._judge(rank, told) for rank, told in sorted(self._others.items()))
+            return next((finding for finding in found if finding), None)
 
-    def _judge(self, rank: int, before: Sign | None, told: Sign) -> Finding | None:
+    def _judge(self, rank: int, told: Sign) -> Finding | None:
         who = f"Process {rank} of {self.count} (counted from 0)"
         if told.state == "done":
             return None
@@ -199,12 +197,13 @@ class Peers:
         if self._is_gone(told):
             told = self._others[rank] = self._read(rank) or told  # what it said last
             if told.state != "at work":
-                return self._judge(rank, before, told)
+                return self._judge(rank, told)
             return Finding(
                 rank, "gone", f"{who} was killed or crashed (its process {told.process} is gone), and {NEXT_STEP}"
             )
         if threading.current_thread().name == "sdft-peers":  # which looks once in `EVERY`
-            self._missed[rank] = self._missed[rank] + 1 if told == before else 0
+            self._missed[rank] = self._missed[rank] + 1 if told.beat == self._beats.get(rank) else 0
+            self._beats[rank] = told.beat
         if self._missed[rank] > SILENT:
             return Finding(rank, "gone", f"{who} gave no sign of life for {SILENT} s, and {NEXT_STEP}")
         return None
