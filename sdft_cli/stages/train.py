@@ -36,6 +36,7 @@ def joined() -> Iterator[Processes | None]:
         yield None
         return
     set_rank(rank)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # pages of addresses where a connection closes
     from sdft_cli.engine.parallel.processes import join
 
     processes = join()

@@ -55,8 +55,20 @@ def failing(processes: Processes, folder: Path) -> dict[str, Any]:
     return {}
 
 
+def whole(folder: Path, data: str, model: str) -> None:
+    """Train as a part of another command, which knows nothing of several processes."""
+    from sdft_cli.config import load_train_config
+    from sdft_cli.stages.train import new_job, run_training
+
+    config = load_train_config("cpu-demo", [f"model={model}", "backend=transformers"])
+    run_training(new_job(Path(data), config, "cpu-demo", folder / "whole", False))
+
+
 def main() -> None:
     what, folder = sys.argv[1], Path(sys.argv[2])
+    if what == "whole":
+        whole(folder, *sys.argv[3:])
+        return
     processes = join()
     try:
         found = {"everything": everything, "unequal": unequal, "failing": failing}[what](processes, folder)
