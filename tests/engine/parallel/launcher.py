@@ -9,6 +9,7 @@ Unlike `torchrun` it lets the others be when one is gone: they have to see it th
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import runpy
@@ -21,7 +22,26 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from tests.fork_server import LIBRARIES
+
 ROOT = Path(__file__).resolve().parents[3]
+MODULES = (
+    "accelerate.optimizer",
+    "accelerate.scheduler",
+    "peft.tuners.lora",
+    "transformers.generation.utils",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama",
+    "transformers.models.llama.tokenization_llama",
+    "sdft_cli.cli.train",
+    "sdft_cli.engine.models.backend_transformers",
+    "sdft_cli.engine.score.gate",
+    "sdft_cli.engine.train.heldout",
+    "sdft_cli.engine.train.rehearsal",
+    "sdft_cli.engine.train.run",
+    "sdft_cli.engine.train.trackers",
+)
 LONGEST = 120
 """Seconds of a process; none outlives the tests."""
 
@@ -57,11 +77,8 @@ class Launcher:
 
 def import_libraries() -> None:
     """Import what takes seconds, and compute nothing: a fork cannot use the threads of its parent."""
-
-    import sdft_cli.cli.main
-    import sdft_cli.engine.models.backend_transformers
-    import sdft_cli.engine.score.gate
-    import sdft_cli.engine.train.run  # noqa: F401
+    for name in (*LIBRARIES, *MODULES):
+        importlib.import_module(name)
 
 
 def free_port() -> int:
