@@ -225,7 +225,7 @@ def train(
     from sdft_cli.choices import DEFAULT_PROFILE
     from sdft_cli.config import TrainConfig, leaves, load_train_config
     from sdft_cli.run_folder import read_run
-    from sdft_cli.stages.train import job_to_resume, new_job, run_training
+    from sdft_cli.stages.train import job_to_resume, joined, new_job, run_training
 
     own = ("dataset", "out", "profile", "resume", "overwrite", "settings")
     _check_keywords(options, (*own, *SETTING_OF), TrainConfig)
@@ -233,12 +233,13 @@ def train(
     flags = {**leaves(settings or {}), **given}
     folder = None if dataset is None else _dataset_folder(dataset)
     target = None if out is None else _path(out)
-    if resume:
-        job = job_to_resume(folder, profile, target, [], flags)
-    else:
-        chosen = profile or DEFAULT_PROFILE
-        job = new_job(folder, load_train_config(chosen, (), flags), chosen, target, overwrite)
-    run_training(job)
+    with joined() as processes:
+        if resume:
+            job = job_to_resume(folder, profile, target, [], flags)
+        else:
+            chosen = profile or DEFAULT_PROFILE
+            job = new_job(folder, load_train_config(chosen, (), flags), chosen, target, overwrite)
+        run_training(job, processes=processes)
     return read_run(job.folder)
 
 

@@ -23,6 +23,7 @@ _HIDDEN = re.compile(
 Report: TypeAlias = Callable[[str, float, float], None]
 """Told of long work: what it is, how much of it is done, and how much there is."""
 _loudness: Loudness = "normal"
+_rank = 0
 _watchers: list[Report] = []
 
 
@@ -35,6 +36,17 @@ def set_loudness(loudness: Loudness) -> None:
 def loudness() -> Loudness:
     """Return how much this process tells."""
     return _loudness
+
+
+def set_rank(rank: int) -> None:
+    """Say which of the processes of one command this is: only the first one, of rank 0, tells anything."""
+    global _rank
+    _rank = rank
+
+
+def speaks() -> bool:
+    """Say whether this process is the one that tells."""
+    return _rank == 0
 
 
 def visible(text: str, keep: str = "") -> str:
@@ -52,8 +64,10 @@ def visible(text: str, keep: str = "") -> str:
 def say(text: str) -> None:
     """Print a notice to stderr, as plain text; a warning in bold where that is a terminal.
 
-    When quiet, only warnings and errors are printed.
+    When quiet, only warnings and errors are printed; nothing by a process that is not the first of its command.
     """
+    if _rank:
+        return
     if _loudness == "quiet" and not text.startswith((WARNING, ERROR)):
         return
     plain = "NO_COLOR" in os.environ or os.environ.get("TERM") in ("dumb", "unknown")

@@ -21,9 +21,9 @@ from sdft_cli.cli.support.options import (
     option,
     setting,
 )
-from sdft_cli.notices import say
+from sdft_cli.notices import say, speaks
 from sdft_cli.stages.project import read_project
-from sdft_cli.stages.train import job_to_resume, new_job, run_training
+from sdft_cli.stages.train import job_to_resume, joined, new_job, run_training
 
 
 @command
@@ -61,18 +61,22 @@ def train(
 ) -> None:
     """Train an adapter by Self-Distillation Fine-Tuning (arXiv 2601.19897).
 
-    --resume goes on with the settings that the run was started with, whatever the project file says now.
+    --resume goes on with the settings that the run was started with, whatever the project file says now. Several
+    processes share a run that `torchrun` or `accelerate launch` starts.
 
     Example: sdft train data/my-sessions --profile cpu-demo --max-steps 30
     """
     flags = given_settings(context)
-    if resume:
-        job = job_to_resume(dataset, profile, out, overrides or [], flags)
-    else:
-        settings = read_project(project)
-        config = settings.train_config(profile, overrides or [], flags)
-        job = new_job(dataset, config, settings.profile(profile), out, overwrite)
-    result = run_training(replace(job, profile_steps=profile_steps))
+    with joined() as processes:
+        if resume:
+            job = job_to_resume(dataset, profile, out, overrides or [], flags)
+        else:
+            settings = read_project(project)
+            config = settings.train_config(profile, overrides or [], flags)
+            job = new_job(dataset, config, settings.profile(profile), out, overwrite)
+        result = run_training(replace(job, profile_steps=profile_steps), processes=processes)
+    if not speaks():
+        return
     if as_json:
         print_json({"run": str(job.folder), **result})
     elif profile_steps:

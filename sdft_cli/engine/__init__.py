@@ -3,6 +3,7 @@
 kernels/    which functions of torch and other packages run a model, and whether they are right
 models/     a model behind a backend, and which of its weights are on
 passes/     hidden states, gradients and new tokens for the turns of a step
+parallel/   several processes that share the work of a run
 objective/  which tokens count, and the divergence
 plan/       memory, operations and hours of a run, before it starts
 score/      a model on records: answers, divergence, likelihood; the gate

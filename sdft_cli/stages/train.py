@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,36 @@ from sdft_cli.stages.folders import newest, newest_dataset
 
 if TYPE_CHECKING:
     from sdft_cli.config import TrainConfig
+    from sdft_cli.engine.parallel.processes import Processes
     from sdft_cli.engine.train.loop import Observer
     from sdft_cli.engine.train.run import Job
+
+
+@contextmanager
+def joined() -> Iterator[Processes | None]:
+    """The processes of this run, if `torchrun` or `accelerate launch` started several; None: this one alone.
+
+    The first one speaks and writes. An error in one of them ends all; the first says which it was.
+
+    Raises:
+        MachineError: another process failed or is gone.
+    """
+    from sdft_cli.notices import set_rank
+
+    rank, count = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    if count < 2:
+        yield None
+        return
+    set_rank(rank)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # pages of addresses where a connection closes
+    from sdft_cli.engine.parallel.processes import join
+
+    processes = join()
+    try:
+        yield processes
+        processes.close()
+    except BaseException as error:
+        raise processes.leave(error) from error
 
 
 def new_job(dataset: Path | None, config: TrainConfig, profile: str, out: Path | None, overwrite: bool) -> Job:
@@ -67,10 +97,13 @@ def job_to_resume(
     return Job(config, read_dataset(folder), target, resume=True)
 
 
-def run_training(job: Job, began: Callable[[], None] = lambda: None) -> dict[str, Any]:
+def run_training(
+    job: Job, began: Callable[[], None] = lambda: None, processes: Processes | None = None
+) -> dict[str, Any]:
     """Train as `job` says, with a live view on stderr, and write the adapters' cards; return what `run.json` says.
 
-    `began` is called when the gate and all checks are behind it, before the first step.
+    `began` is called when the gate and all checks are behind it, before the first step. `processes`: those of `joined`,
+    of which the first one shows, writes and returns something.
     """
     from sdft_cli.engine.train.run import start_training
     from sdft_cli.report.live import live_training
@@ -81,6 +114,11 @@ def run_training(job: Job, began: Callable[[], None] = lambda: None) -> dict[str
         began()
         return live_training(job.config.optim.max_steps)
 
+    job = replace(job, processes=processes)
+    if processes is not None and not processes.first:
+        from sdft_cli.engine.train.loop import Silent
+
+        return start_training(job, say, lambda: nullcontext(Silent()))
     result = start_training(job, say, watching, progress_reporter)
     write_adapter_cards(job.folder)
     return result

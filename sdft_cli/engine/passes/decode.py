@@ -23,7 +23,7 @@ from sdft_cli.engine.passes.decode_steps import Sampling, decode_in_steps
 from sdft_cli.engine.passes.executors import decoding_cache
 from sdft_cli.engine.passes.replay import runner_of
 from sdft_cli.engine.passes.timing import decoded
-from sdft_cli.errors import UsageError, VerificationError
+from sdft_cli.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,19 @@ class LogProbRecorder:
         return torch.cat(self.chosen[: ids.shape[1] - start], -1)
 
 
+class _Drawer:
+    """A logits processor that draws each row's token and leaves no other: what greedy decoding takes then."""
+
+    def __init__(self, sampling: Sampling, places: Tensor) -> None:
+        self.sampling, self.places, self.count = sampling, places, 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        place = min(self.count, self.places.shape[1] - 1)  # a step that `generate` takes back draws again
+        token = self.sampling.draw(scores.float(), self.places[:, place])
+        self.count += 1
+        return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
+
+
 class _StepCounter:
     """A logits processor that changes nothing and tells of each step."""
 
@@ -136,38 +149,16 @@ def _decoding(backend: Backend) -> Iterator[None]:
         yield
 
 
-@contextmanager
-def _finite_only() -> Iterator[None]:
-    """Say in one sentence that logits are not finite, which torch finds when it draws from them."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "probability tensor contains" not in str(error):
-            raise
-        raise VerificationError(
-            "The model's logits are not finite, so nothing can be sampled: start again with a lower "
-            "optim.learning_rate or with dtype=float32; the checkpoints from before are kept."
-        ) from error
-
-
-def decoding_config(
-    max_new_tokens: int, stop_ids: Iterable[int], pad_id: int, temperature: float | None = None, top_p: float = 1.0
-) -> Any:
-    """Return transformers' settings for greedy decoding, or for sampling at a temperature; made from scratch.
-
-    They hold under `own_settings_off` only.
-    """
+def decoding_config(max_new_tokens: int, stop_ids: Iterable[int], pad_id: int) -> Any:
+    """Return transformers' settings for greedy decoding, made from scratch; they hold under `own_settings_off` only."""
     from transformers import GenerationConfig
 
-    sampling: dict[str, Any] = {"do_sample": False}
-    if temperature is not None:
-        sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}  # transformers: 50
     return GenerationConfig(
         max_new_tokens=max_new_tokens,
         eos_token_id=list(stop_ids) or None,
         pad_token_id=pad_id,
         use_cache=True,
-        **sampling,
+        do_sample=False,
     )
 
 
@@ -182,6 +173,7 @@ def generate(
     top_p: float = 1.0,
     record_log_probs: bool = False,
     streamer: Any | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> list[Rollout]:
     """Decode an answer to each prompt with whatever weights are on.
 
@@ -192,23 +184,34 @@ def generate(
         max_new_tokens: cap on each answer.
         stop_ids: any of them ends an answer and is its last id.
         pad_id: fills rows; masked.
-        temperature, top_p: sampling from torch's global generator; `temperature=None` is greedy decoding.
+        temperature, top_p: of sampling; `temperature=None` is greedy decoding.
         record_log_probs: keep the sampler's log-probabilities of the sampled tokens.
         streamer: of transformers' `generate`, for one prompt; only where that decodes (`backend.decoder`).
+        seeds: of each prompt (`row_seeds`), 64 bits: what it samples depends on no other prompt. None: sampling takes
+            them from torch's global generator.
+
+    Raises:
+        VerificationError: logits to sample from are not finite.
     """
+    if temperature is None:
+        seeds = ()
+    elif seeds is None:
+        seeds = torch.randint(2**62, (len(prompts),)).tolist()
     if not backend.left_pads and len({*map(len, prompts)}) > 1:
         found: dict[int, Rollout] = {}
         for width in sorted({*map(len, prompts)}):
             alike = [i for i, prompt in enumerate(prompts) if len(prompt) == width]
             chosen = [prompts[i] for i in alike]
-            answers = generate(backend, chosen, max_new_tokens, stop_ids, pad_id, temperature, top_p, record_log_probs)
+            own = [seeds[i] for i in alike] if seeds else None
+            settings = (max_new_tokens, stop_ids, pad_id, temperature, top_p, record_log_probs)
+            answers = generate(backend, chosen, *settings, seeds=own)
             found |= zip(alike, answers, strict=True)
         return [found[i] for i in range(len(prompts))]
     ids, mask = (x.to(backend.device) for x in left_padded(prompts, pad_id))
     backend.check_width(ids.shape[1] + max_new_tokens)
-    sampling = Sampling(temperature, top_p, stop_ids, pad_id)
+    sampling = Sampling(temperature, top_p, stop_ids, pad_id, seeds)
     batch = (backend, prompts, ids, mask, max_new_tokens, sampling)
-    with _decoding(backend), _finite_only(), interruptible():
+    with _decoding(backend), interruptible():
         if backend.decoder == "generate":
             tokens, recorded = _by_generate(*batch, record_log_probs, streamer)
         else:
@@ -230,12 +233,16 @@ def _by_generate(
 ) -> tuple[Tensor, Tensor | None]:
     """Decode with transformers' `generate`; returns tokens (B, n) and their log-probabilities, as `decode_in_steps`."""
     recorder = LogProbRecorder() if record_log_probs else None
-    settings = (sampling.stop_ids, sampling.pad_id, sampling.temperature, sampling.top_p)
+    places = sampling.places(max_new_tokens, ids.device)
     output = backend.generate(
         input_ids=ids,
         attention_mask=mask,
-        generation_config=decoding_config(max_new_tokens, *settings),
-        logits_processor=[_StepCounter(max_new_tokens), *([recorder] if recorder else [])],
+        generation_config=decoding_config(max_new_tokens, sampling.stop_ids, sampling.pad_id),
+        logits_processor=[
+            _StepCounter(max_new_tokens),
+            *([recorder] if recorder else []),
+            *([] if places is None else [_Drawer(sampling, places)]),
+        ],
         streamer=streamer,
         past_key_values=decoding_cache(backend, prompts, max_new_tokens) if backend.takes_cache else None,
     )
@@ -248,11 +255,3 @@ def until_stop(row: list[int], stop_ids: Sequence[int], log_probs: list[float] |
     stop = next((place for place, token in enumerate(row) if token in stop_ids), None)
     length = len(row) if stop is None else stop + 1
     return Rollout(row[:length], stop is not None, None if log_probs is None else log_probs[:length])
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Torch's global generators start from a seed; afterwards they go on from where they were."""
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield

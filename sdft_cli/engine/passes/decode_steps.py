@@ -9,12 +9,16 @@
   weights may be packed for products of few rows (`engine/kernels/packed.py`).
 
 Prompts are prefilled as ever (`executors.decoding_cache`). Tokens are drawn between steps, from the distribution that
-`generate` draws from and by the logits that the trainer has too: of the trunk's states and in fp32.
+transformers' warpers make and by the logits that the trainer has too: of the trunk's states and in fp32.
+
+What is drawn for a row depends on its own seed and on how many tokens it has, and on nothing that is decoded with it
+(`row_seeds`): rows may be decoded together or apart, in one process or in several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from inspect import signature
@@ -33,6 +37,7 @@ from sdft_cli.engine.passes.decode_cache import RoomyLayer
 from sdft_cli.engine.passes.depth_first import layers_obstacle
 from sdft_cli.engine.passes.executors import decoding_cache, keeps_a_cache
 from sdft_cli.engine.passes.timing import decoded
+from sdft_cli.errors import VerificationError
 
 Runner = Callable[[], Tensor]
 """Runs the next step of a batch and returns its logits (B, V)."""
@@ -156,24 +161,95 @@ class GrowingStep:
 Step = FixedStep | GrowingStep
 
 
+GOLDEN, FIRST_FACTOR, SECOND_FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""The constants of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014)."""
+
+
+def row_seeds(seed: int, names: Iterable[object]) -> list[int]:
+    """Return a seed of 64 bits for each row that is sampled, of the seed of them all and the row's own name.
+
+    A name is what tells a row from the others wherever it is decoded: its place in the step, or its record.
+    """
+    return [int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8]) for name in names]
+
+
+def splitmix(states: Tensor, outputs: Tensor) -> Tensor:
+    """Return outputs of SplitMix64, counted from 0, of the generators with these states; int64, whose bits they are.
+
+    An output is a function of its state and its number, so none before it has to be made. int64 wraps as uint64 does.
+    """
+    mixed = states + (outputs + 1) * _signed(GOLDEN)
+    for shift, factor in ((30, FIRST_FACTOR), (27, SECOND_FACTOR)):
+        mixed = (mixed ^ _shifted(mixed, shift)) * _signed(factor)
+    return mixed ^ _shifted(mixed, 31)
+
+
+def _signed(word: int) -> int:
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _shifted(words: Tensor, count: int) -> Tensor:
+    """Shift to the right and fill with zeros; torch fills with the sign."""
+    return (words >> count) & ((1 << (64 - count)) - 1)
+
+
+def uniforms(words: Tensor) -> Tensor:
+    """Return a number inside (0, 1), fp64, of the upper 52 bits of each word."""
+    return (_shifted(words, 12).double() + 0.5) * 2.0**-52
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn: at a `temperature` (None: the most likely one) from the `top_p`; ends at `stop_ids`."""
+    """How a token is drawn: at a `temperature` (None: the most likely one) from the `top_p`; ends at `stop_ids`.
+
+    `seeds`: of each row, from `row_seeds`; greedy decoding needs none.
+    """
 
     temperature: float | None
     top_p: float
     stop_ids: Sequence[int]
     pad_id: int
+    seeds: Sequence[int] = ()
 
-    def draw(self, logits: Tensor) -> Tensor:
-        """Return a token (B,) for each row of logits (B, V) fp32, with torch's global generator."""
+    def places(self, new_tokens: int, device: torch.device) -> Tensor | None:
+        """Return a seed (B, new_tokens) for each token of each row; None where decoding is greedy."""
+        if self.temperature is None:
+            return None
+        states = torch.tensor([_signed(seed) for seed in self.seeds], dtype=torch.long, device=device)
+        return splitmix(states[:, None], torch.arange(new_tokens, device=device))
+
+    def draw(self, logits: Tensor, places: Tensor | None = None) -> Tensor:
+        """Return a token (B,) for each row of logits (B, V) fp32, by the seeds (B,) of these tokens.
+
+        Raises:
+            VerificationError: logits to draw from are not finite.
+        """
         if self.temperature is None:
             return logits.argmax(-1)
+        assert places is not None
         shares = (logits / self.temperature).softmax(-1)
-        if self.top_p >= 1.0:
-            return torch.multinomial(shares, num_samples=1).squeeze(1)
-        shares, words = nucleus(shares, self.top_p)
-        return words.gather(-1, torch.multinomial(shares, num_samples=1)).squeeze(1)
+        if not bool(shares[:, 0].isfinite().all()):  # all of a row's shares are NaN, or none
+            raise VerificationError(
+                "The model's logits are not finite, so nothing can be sampled: start again with a lower "
+                "optim.learning_rate or with dtype=float32; the checkpoints from before are kept."
+            )
+        if self.top_p < 1.0:
+            shares, words = nucleus(shares, self.top_p)
+        else:
+            words = torch.arange(shares.shape[-1], device=shares.device).expand_as(shares)
+        return words.gather(-1, first_to_arrive(shares, words, places)[:, None])[:, 0]
+
+
+def first_to_arrive(shares: Tensor, words: Tensor, places: Tensor) -> Tensor:
+    """Return the index (B,) of the word that is drawn: with a chance of its share among the `shares` (B, n).
+
+    Each word arrives after a time of its own, exponential with its share as the rate, and the first one is drawn; in
+    fp64. A word's time depends on its id (`words`, (B, n)) and on the token's seed alone. So where rounding moves the
+    shares by a little, another word is drawn with a chance of about as much. (By the place of one number among sums of
+    shares, each of the sums would be moved: with thousands of words, a chance of a thousand times as much.)
+    """
+    times = -uniforms(splitmix(places[:, None], words)).log() / shares.double()
+    return times.argmin(-1)
 
 
 def nucleus(shares: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
@@ -223,11 +299,13 @@ def decode_in_steps(
     going = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
     tokens: list[Tensor] = []
     recorded: list[Tensor] = []
+    places = sampling.places(max_new_tokens, ids.device)
     with _decoding_steps(backend, step, max_new_tokens):
         while True:
             scores = (run() if logits is None else logits).float()
             logits = None
-            token = torch.where(going, sampling.draw(scores), sampling.pad_id)
+            drawn = sampling.draw(scores, None if places is None else places[:, len(tokens)])
+            token = torch.where(going, drawn, sampling.pad_id)
             if record_log_probs:
                 recorded.append(scores.gather(-1, token[:, None]) - scores.logsumexp(-1, keepdim=True))
             tokens.append(token)

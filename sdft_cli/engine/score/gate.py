@@ -36,6 +36,7 @@ from collections.abc import Callable, Sequence
 
 from sdft_cli.config import GateSettings
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.parallel.processes import ALONE, Processes
 from sdft_cli.engine.passes.decode import Rollout
 from sdft_cli.engine.passes.executors import answer_states, plan_passes
 from sdft_cli.engine.score.gate_records import other_records
@@ -61,6 +62,7 @@ def run_gate(
     split: str = "validation",
     shuffle: bool = False,
     progress: Progress = lambda what, done, total: None,
+    processes: Processes = ALONE,
 ) -> GateResult:
     """Score the base model on records and judge it. Draws no number from torch's generators and leaves no trace.
 
@@ -72,6 +74,7 @@ def run_gate(
         seed: of the bootstrap.
         split: where the records come from; the verdict says it.
         shuffle: show each record another one's reference, as a check of the gate itself: it should fail then.
+        processes: each scores a share of the records, and all judge all of them.
 
     Raises:
         UsageError: `shuffle` with fewer than three records.
@@ -91,17 +94,23 @@ def run_gate(
     )
     references = [prompts.reference_ids(r) for r in records]
     prompts.encoder.forget()
-    told = lambda done: progress("Decoding answers", done, 2 * len(records))  # noqa: E731
-    told(0)
-    asked = [*without, *with_shown]
-    answers = decode(role, asked, prompts, settings.max_new_tokens, max_decode_tokens, told=told)
-    every = [*without, *with_shown, *with_control]
-    scored = _scored(role, every, references * 3, prompts.turn_end_id, max_tokens_per_pass, progress)
-    n = len(records)
-    items = [
-        _item(record, records[shown[i]], records[control[i]], scored[i::n], answers[i::n], prompts)
-        for i, record in enumerate(records)
-    ]
+
+    def work(mine: list[int]) -> list[GateItem]:
+        n = len(mine)
+        asked, controls, expected = (
+            [rows[i] for rows in of for i in mine] for of in ((without, with_shown), (with_control,), (references,))
+        )
+        told = lambda done: progress("Decoding answers", done, 2 * n)  # noqa: E731
+        told(0)
+        answers = decode(role, asked, prompts, settings.max_new_tokens, max_decode_tokens, told=told)
+        every = [*asked, *controls]
+        scored = _scored(role, every, expected * 3, prompts.turn_end_id, max_tokens_per_pass, progress)
+        return [
+            _item(records[i], records[shown[i]], records[control[i]], scored[place::n], answers[place::n], prompts)
+            for place, i in enumerate(mine)
+        ]
+
+    items = processes.spread(without, work, backend.sharing != "none")
     return judge(items, settings, split=split, shuffled=shuffle, seed=seed)
 
 

@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,8 @@ from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.head import Head
 from sdft_cli.engine.models.modes import evaluating
 from sdft_cli.engine.objective.loss import distillation_loss, first_choices, token_log_likelihood
-from sdft_cli.engine.passes.decode import Rollout, generate, seeded, stop_tokens
+from sdft_cli.engine.passes.decode import Rollout, generate, stop_tokens
+from sdft_cli.engine.passes.decode_steps import row_seeds
 from sdft_cli.engine.passes.executors import answer_states, plan_passes
 from sdft_cli.engine.passes.padded import padded_passes
 from sdft_cli.engine.passes.timing import watching_decoding
@@ -149,22 +150,27 @@ def decode(
     max_tokens: int | None = None,
     seed: int | None = None,
     told: Callable[[float], None] = lambda done: None,
+    names: Sequence[str] | None = None,
 ) -> list[Rollout]:
     """Decode an answer to each prompt; prompts go together up to `max_tokens` padded tokens (None: all).
 
-    Greedily, or with a `seed`, sampled from the model as it is: temperature 1, no cut of its tail. `told` hears after
-    each token how many answers are done; an answer counts by the share of its tokens.
+    Greedily, or with a `seed`, sampled from the model as it is: temperature 1, no cut of its tail. A sample depends on
+    the seed and its prompt's name, which is its place where there are no `names`. `told` hears after each token how
+    many answers are done; an answer counts by the share of its tokens.
     """
     stops = stop_tokens(role.backend, prompts.turn_end_ids)
     lengths = [len(ids) + max_new_tokens for ids in prompt_ids]
     passes = [list(range(len(lengths)))] if max_tokens is None else padded_passes(lengths, max_tokens)
     found: dict[int, Rollout] = {}
     temperature = None if seed is None else 1.0
-    with role.weights(role.decoding), nullcontext() if seed is None else seeded(seed):
+    seeds = None if seed is None else row_seeds(seed, names or range(len(prompt_ids)))
+    with role.weights(role.decoding):
         for rows in passes:
             batch, before = [prompt_ids[i] for i in rows], len(found)
             with watching_decoding(lambda share, n=len(rows), before=before: told(before + n * share)):  # type: ignore[misc]
-                answers = generate(role.backend, batch, max_new_tokens, stops, prompts.turn_end_id, temperature)
+                settings = (max_new_tokens, stops, prompts.turn_end_id, temperature)
+                own = None if seeds is None else [seeds[i] for i in rows]
+                answers = generate(role.backend, batch, *settings, seeds=own)
             found.update(zip(rows, answers, strict=True))
     told(len(lengths))
     return [found[i] for i in range(len(lengths))]
@@ -241,7 +247,7 @@ def score_records(
     answers = decode(*decoding, told=partial(told, "answers"))
     rollouts = answers
     if seed is not None:
-        rollouts = decode(*decoding, seed, partial(told, "rollouts"))
+        rollouts = decode(*decoding, seed, partial(told, "rollouts"), [e.record.record_id for e in batch])
     ids = [rollout.ids for rollout in rollouts]
     told("likelihood", 0)
     with student.weights(student.scoring):

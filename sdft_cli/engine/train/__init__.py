@@ -1,6 +1,7 @@
 """The training run: a step, the loop around it, and all that watches it.
 
 sdft_step     the algorithm: sample, score with teacher and student, loss, backward, update
+scores        what a step finds at its tokens, and how several processes join theirs
 step_metrics  the numbers of a step
 autopsy       what student and teacher thought of the tokens of a sample
 rollouts      which weights sample, and whether sampler and trainer agree

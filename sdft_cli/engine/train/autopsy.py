@@ -18,6 +18,7 @@ from sdft_cli.choices import DIVERGENCES
 from sdft_cli.config import DistillSettings, TrainConfig
 from sdft_cli.engine.models.head import Head
 from sdft_cli.engine.objective.formula import loss_range
+from sdft_cli.engine.parallel.processes import Processes
 from sdft_cli.engine.train.sdft_step import StepResult
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.token_kinds import Kind, token_kinds, token_pieces
@@ -72,6 +73,10 @@ class Autopsy:
         self.worst = [
             {"at": at, **{role: choices[i] for role, choices in roles.items()}} for i, at in enumerate(places.tolist())
         ]
+
+    def join(self, processes: Processes) -> None:
+        """Take over what the process saw that had the first trajectory."""
+        self.worst = next((worst for worst in processes.gather(self.worst) if worst), [])
 
     def _choices(self, states: Tensor, chosen: Tensor, tempered: bool) -> list[dict[str, Any]]:
         """Return, for each state (R, H), the probability of the chosen token and the likeliest tokens."""

@@ -219,6 +219,15 @@ class Checkpoints:
         return step
 
 
+def read_checkpoint(folder: Path, step: int) -> Checkpoint:
+    """Read the checkpoint of a step of a run folder in which another process of the run writes.
+
+    Raises:
+        DataError: it is not there, or damaged.
+    """
+    return _read(folder / "checkpoints" / step_name(step), step)
+
+
 def step_name(step: int) -> str:
     """Return the name of a step's folder."""
     return f"step-{step:06d}"

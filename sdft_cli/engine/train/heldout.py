@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any
 
 from sdft_cli.config import HeldoutSettings
 from sdft_cli.engine.models.adapters import EmaAdapter, Weights
 from sdft_cli.engine.models.backend import Backend
+from sdft_cli.engine.parallel.processes import ALONE, Processes
 from sdft_cli.engine.score.scoring import Item, Role, choose_records, encode, plan, score_records
 from sdft_cli.metrics import HELDOUT, METRICS
 from sdft_cli.notices import progress
@@ -36,6 +38,7 @@ class HeldOut:
         max_tokens_per_pass: int,
         max_decode_tokens: int,
         notify: Callable[[str], None],
+        processes: Processes = ALONE,
     ) -> None:
         """Choose and encode the records.
 
@@ -46,6 +49,7 @@ class HeldOut:
             decoding: the student's weights in decoding: `merged`, or `adapter` where memory allows no second copy.
             max_tokens_per_pass, max_decode_tokens: caps on a scoring pass and on a decoding pass, as in training.
             notify: is told once if there are no validation records, so that nothing will be evaluated.
+            processes: each scores a share of the records.
         """
         self.settings = settings
         self.prompts = prompts
@@ -58,20 +62,37 @@ class HeldOut:
                 "Held-out evaluation: off, because the dataset has no validation record "
                 "(prepare it with --validation-fraction above 0)."
             )
-        passes = plan(backend, chosen, prompts, settings.max_new_tokens, max_tokens_per_pass) if chosen else []
-        self.passes = [encode([chosen[i] for i in rows], prompts) for rows in passes]
+        self.processes = processes
+
+        def planned(records: Sequence[Record]) -> list[Record]:
+            cut = plan(backend, records, prompts, settings.max_new_tokens, max_tokens_per_pass) if records else []
+            self.cut = [len(rows) for rows in cut]
+            return [records[i] for rows in cut for i in rows]
+
+        # In the order of the passes of one process, also where several have passes of their own.
+        self.records = planned(chosen)
+        own = self.records
+        if processes.count > 1:
+            rows = [prompts.student_ids(record) for record in own]
+            own = planned([self.records[i] for i in processes.mine(rows, backend.sharing != "none")])
+        left = iter(encode(own, prompts))
+        self.passes = [list(islice(left, count)) for count in self.cut]
 
     @property
     def on(self) -> bool:
         """Say whether there is anything to evaluate."""
-        return bool(self.passes)
+        return bool(self.records)
 
     def due(self, step: int) -> bool:
         """Say whether this step's end is a time to evaluate; step 0 is the untrained student."""
         return self.on and self.settings.every is not None and step % self.settings.every == 0
 
     def items(self) -> list[Item]:
-        """Score the student as it is now, record by record."""
+        """Score the student as it is now, record by record; of several processes, all get all items."""
+        found = {item.record_id: item for items in self.processes.gather(self._own_items()) for item in items}
+        return [found[record.record_id] for record in self.records]
+
+    def _own_items(self) -> list[Item]:
         found: list[Item] = []
         total = sum(map(len, self.passes))
         for batch in self.passes:
@@ -98,7 +119,7 @@ class HeldOut:
             items: of an evaluation.
             with_reference: put the expert's turn beside it, as the model would write it.
         """
-        records = {e.record.record_id: e.record for batch in self.passes for e in batch}
+        records = {record.record_id: record for record in self.records}
         return [_answer(item, records[item.record_id], self.prompts if with_reference else None) for item in items]
 
 

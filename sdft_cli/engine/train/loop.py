@@ -3,6 +3,8 @@
 After each step, in this order: its metrics are written; if it is due, the held-out evaluation; if it is due, a
 checkpoint. A checkpoint remembers which of these were done and how long the files were, so a resumed run does the rest
 and writes the same lines as one that was never interrupted.
+
+Of several processes all go through the same loop; the first one writes the files and tells the observer.
 """
 
 from __future__ import annotations
@@ -17,11 +19,11 @@ from sdft_cli.engine.models.device_memory import out_of_memory_explained
 from sdft_cli.engine.models.interrupts import Interrupted, check, watched_signals
 from sdft_cli.engine.objective.batches import Order
 from sdft_cli.engine.train.autopsy import Autopsy, sample_line
-from sdft_cli.engine.train.checkpoints import Checkpoint, Checkpoints
+from sdft_cli.engine.train.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from sdft_cli.engine.train.heldout import HeldOut, metrics_of
 from sdft_cli.engine.train.profile import Profile
-from sdft_cli.engine.train.resume_state import capture, restore
-from sdft_cli.engine.train.sdft_step import Trainer
+from sdft_cli.engine.train.resume_state import capture, digest, restore
+from sdft_cli.engine.train.sdft_step import StepResult, Trainer
 from sdft_cli.engine.train.step_metrics import step_metrics
 from sdft_cli.engine.train.stop_rules import Finding, StopRules
 from sdft_cli.errors import DataError, InterruptedBySignal, VerificationError
@@ -120,16 +122,23 @@ class Loop:
         self.records = records
         self.order = Order([r.row for r in records], self.config.optim, self.config.seed)
         self.heldout = heldout
+        self.processes = trainer.processes
         self.observer = observer or Silent()
         self.log = log
         self.log_rollout = log_rollout
         self.profile = profile
         self.folder = folder
-        self.checkpoints = Checkpoints(folder, self.config.checkpoint.keep_last)
+        self._checkpoints = Checkpoints(folder, self.config.checkpoint.keep_last) if self.processes.first else None
         self.rules = StopRules(self.config.stop)
         self.progress = Progress()
         self.files: dict[str, JsonLines] = {}
         self.saved = -1
+
+    @property
+    def checkpoints(self) -> Checkpoints:
+        """The checkpoints of the run; only the first process has them."""
+        assert self._checkpoints is not None
+        return self._checkpoints
 
     def resume(self) -> int:
         """Go back to the newest checkpoint that verifies; return its step, 0 if the run has none yet.
@@ -137,12 +146,11 @@ class Loop:
         Raises:
             DataError: every checkpoint is damaged, or the newest belongs to another run.
         """
-        found = self.checkpoints.newest(self.observer.notice)
-        if found is None:
-            offsets: Mapping[str, int] = {}
-        else:
-            offsets = self._restore(found)
-        for name in LOGS:
+        own = self.checkpoints.newest(self.observer.notice) if self.processes.first else None
+        step = self.processes.same(own.step if own else None)
+        found = own if own or step is None else read_checkpoint(self.folder, step)
+        offsets: Mapping[str, int] = self._restore(found) if found else {}
+        for name in LOGS if self.processes.first else ():
             JsonLines.cut(self.folder / name, offsets.get(name, 0))
         return self.progress.step
 
@@ -157,11 +165,15 @@ class Loop:
     def save(self) -> None:
         """Write a checkpoint of the state after the last whole step, and remember the best one.
 
-        An adapter that is not finite is not saved: it would push out the last good one.
+        An adapter that is not finite is not saved: it would push out the last good one. It has to be the same on all
+        processes, which is looked at by `_steps`, and not here: where one was interrupted, nobody waits for another.
         """
         trainer, progress = self.trainer, self.progress
         if not all(p.isfinite().all() for p in trainer.backend.parameters()):
             self.observer.notice(f"The adapter is not finite after step {progress.step}: it is not saved.")
+            return
+        if not self.processes.first:
+            self.saved = progress.step
             return
         tensors, rng = capture(trainer.backend.model, trainer.optimizer, trainer.schedule, trainer.ema)
         state = {
@@ -183,12 +195,14 @@ class Loop:
             VerificationError: a stop rule ended the run; the state is saved.
             MachineError: out of memory, or the disk is full.
         """
-        self.files = {name: JsonLines(self.folder / name) for name in LOGS}
+        if self.processes.first:
+            self.files = {name: JsonLines(self.folder / name) for name in LOGS}
         try:
             with watched_signals():
                 try:
                     self._steps()
                 except Interrupted:
+                    self.processes.check()  # those that start processes end them where one is gone
                     self.trainer.optimizer.zero_grad(set_to_none=True)
                     self.save()
                     raise InterruptedBySignal(
@@ -209,6 +223,8 @@ class Loop:
                 self._evaluate(step)
             due = step % self.config.checkpoint.every == 0 or step >= total or progress.best_step == step
             if due and step and step != self.saved:
+                if self.processes.count > 1:
+                    self.processes.agree("adapter", digest(self.trainer.backend.model))
                 self.save()
             if step >= total:
                 return
@@ -223,18 +239,25 @@ class Loop:
         with out_of_memory_explained(config, f"step {number}"):
             records = [self.records[i] for i in turns.indices]
             result = self.trainer.step(number, records, turns.first, autopsy.look if autopsy else None)
-        metrics = step_metrics(result, config, self.trainer.prompts)
-        self.files["metrics.jsonl"].write(metrics)
+        first = self.processes.first
+        metrics = self.processes.same(step_metrics(result, config, self.trainer.prompts) if first else {})
         if autopsy:
-            sample = sample_line(result, autopsy, config, self.trainer.prompts)
-            self.files["samples.jsonl"].write(sample)
-            self.log_rollout(sample, number)
+            autopsy.join(self.processes)
         self.progress.step, self.progress.metrics = number, metrics
-        self.log(metrics, number)
-        self.observer.step(metrics)
+        if first:
+            self._tell_step(metrics, result, autopsy)
         if self.profile:
             self.profile.add(metrics, result.taken)
         self._act(self.rules.after_step(metrics))
+
+    def _tell_step(self, metrics: dict[str, Any], result: StepResult, autopsy: Autopsy | None) -> None:
+        self.files["metrics.jsonl"].write(metrics)
+        if autopsy:
+            sample = sample_line(result, autopsy, self.config, self.trainer.prompts)
+            self.files["samples.jsonl"].write(sample)
+            self.log_rollout(sample, result.number)
+        self.log(metrics, result.number)
+        self.observer.step(metrics)
 
     def _evaluation_due(self, step: int) -> bool:
         if self.progress.evaluated >= step or not self.heldout.on:
@@ -245,20 +268,22 @@ class Loop:
         with out_of_memory_explained(self.config, f"the held-out evaluation after step {step}"):
             items = self.heldout.items()
         progress, metrics = self.progress, {"step": step, **metrics_of(items)}
-        self.files["heldout.jsonl"].write(metrics)
-        answers = self.heldout.answers(items, with_reference=progress.evaluated < 0)
-        self.files["heldout_answers.jsonl"].write({"step": step, "answers": answers})
+        if self.processes.first:
+            self.files["heldout.jsonl"].write(metrics)
+            answers = self.heldout.answers(items, with_reference=progress.evaluated < 0)
+            self.files["heldout_answers.jsonl"].write({"step": step, "answers": answers})
         progress.evaluated, progress.heldout, self.saved = step, metrics, -1
         # Before the end of a start there was another teacher: its divergences are not comparable with later ones.
         comparable = self.config.objective == "sft" or step >= self.config.teacher.start
         if comparable and (progress.best_kl is None or metrics["kl_per_token"] < progress.best_kl):
             progress.best_kl, progress.best_step = metrics["kl_per_token"], step
-        self.log({"heldout": metrics}, step)
-        self.observer.heldout(metrics)
+        if self.processes.first:
+            self.log({"heldout": metrics}, step)
+            self.observer.heldout(metrics)
         self._act(self.rules.after_evaluation(metrics))
 
     def _act(self, findings: Sequence[Finding]) -> None:
-        for finding in findings:
+        for finding in findings if self.processes.first else ():
             self.observer.notice(finding.message)
         stops = [finding for finding in findings if finding.action == "stop"]
         if stops:

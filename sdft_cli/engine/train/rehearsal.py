@@ -46,7 +46,8 @@ def rehearse(trainer: Trainer, records: Sequence[Record]) -> str:
         if on_policy:
             few = config.rollout.model_copy(update={"max_new_tokens": DECODED_TOKENS})
             prompts = [e.student for e in repeated]
-            sample_rollouts(trainer.backend, prompts, few, [], trainer.pad_id, 0, trainer.sampling)
+            own = [prompts[i] for i in trainer.processes.mine(prompts, trainer.backend.sharing != "none")]
+            sample_rollouts(trainer.backend, own, few, [], trainer.pad_id, 0, trainer.sampling)
         rollouts = [_full_length(trainer, e.record, on_policy) for e in repeated]
         trainer.backward(repeated, rollouts, Phases())
         trainer.optimizer.zero_grad(set_to_none=True)

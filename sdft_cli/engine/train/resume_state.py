@@ -14,6 +14,7 @@ The order of records and the seeds of rollouts depend on the step's number only,
 from __future__ import annotations
 
 import base64
+import hashlib
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -97,6 +98,15 @@ def restore(checkpoint: Checkpoint, model: Any, optimizer: Any, schedule: Any, e
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:
     """Return the trainable parameters by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def digest(model: Any) -> str:
+    """Return a hash of the trainable parameters: names and all bits."""
+    found = hashlib.sha256()
+    for name, parameter in trainable(model).items():
+        found.update(name.encode())
+        found.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def unwrapped(wrapped: Any) -> Any:

@@ -11,7 +11,8 @@ from sdft_cli.config import RolloutSettings
 from sdft_cli.engine.models.adapters import SamplingWeights, decide_weights, lora_layers, weights
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.device_memory import free_memory
-from sdft_cli.engine.passes.decode import Rollout, generate, seeded
+from sdft_cli.engine.passes.decode import Rollout, generate
+from sdft_cli.engine.passes.decode_steps import row_seeds
 from sdft_cli.engine.passes.padded import padded_passes
 from sdft_cli.engine.train.vllm_sampler import VllmSampler
 
@@ -56,26 +57,31 @@ def sample_rollouts(
     seed: int,
     case: SamplingWeights | None = None,
     record_log_probs: bool = False,
+    places: Sequence[int] | None = None,
 ) -> list[Rollout]:
     """Sample one rollout per prompt from the student; the same arguments give the same rollouts on CPU, bit for bit.
+
+    What is drawn for a prompt depends on the seed and its place in the step alone, not on the prompts beside it.
 
     A backend with an engine of its own samples with that; `case` says nothing then.
 
     Prompts of like length are decoded together up to `settings.max_tokens_per_pass` padded tokens. A prompt may come
-    more than once: each time it has a sample of its own. Torch's generators are left in the state that they were in.
+    more than once: each time it has a sample of its own. Torch's generators are not asked.
 
     Args:
         case: the weights that sample, from `choose_sampling_weights`; None: ask it now.
         record_log_probs: for `sampler_gap`.
+        places: of the prompts in their step; None: these are all.
     """
     if not prompts:
         return []
+    seeds = row_seeds(seed, range(len(prompts)) if places is None else places)
     if backend.vllm is not None:
-        return VllmSampler(*backend.vllm).sample(prompts, settings, stop_ids, seed, record_log_probs)
+        return VllmSampler(*backend.vllm).sample(prompts, settings, stop_ids, seeds, record_log_probs)
     chosen = case or choose_sampling_weights(backend, settings)[0]
     lengths = [len(prompt) + settings.max_new_tokens for prompt in prompts]
     found: dict[int, Rollout] = {}
-    with weights(backend.model, chosen), seeded(seed):
+    with weights(backend.model, chosen):
         for rows in padded_passes(lengths, settings.max_tokens_per_pass):
             answers = generate(
                 backend,
@@ -86,6 +92,7 @@ def sample_rollouts(
                 settings.temperature,
                 settings.top_p,
                 record_log_probs,
+                seeds=[seeds[i] for i in rows],
             )
             found.update(zip(rows, answers, strict=True))
     return [found[i] for i in range(len(prompts))]

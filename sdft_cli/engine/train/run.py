@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from sdft_cli.engine.models.backend import Backend
+    from sdft_cli.engine.parallel.processes import Processes
     from sdft_cli.engine.train.loop import Loop, Observer
     from sdft_cli.engine.train.sdft_step import Trainer
     from sdft_cli.prompts.chat import ChatPrompts
@@ -32,7 +34,8 @@ Say = Callable[[str], None]
 class Job:
     """A run to start, or to go on with from its newest checkpoint (`resume`): configuration, data, and its folder.
 
-    `profile_steps`: the first so many steps are profiled (`engine/train/profile.py`).
+    `profile_steps`: the first so many steps are profiled (`engine/train/profile.py`). `processes`: those that share the
+    run; None: this one alone.
     """
 
     config: TrainConfig
@@ -41,6 +44,7 @@ class Job:
     resume: bool = False
     overwrite: bool = False
     profile_steps: int = 0
+    processes: Processes | None = None
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def start_training(
             from sdft_cli.engine.train.rehearsal import rehearse
 
             say(rehearse(loaded.trainer, job.data.train))
-    if not job.resume:
+    if not job.resume and loaded.trainer.processes.first:
         create_run(job, loaded, gate)
     return finish_run(job, loaded.trainer, _run(job, loaded, say, observer), say)
 
@@ -95,7 +99,7 @@ def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractCont
     from sdft_cli.engine.train.loop import Loop
     from sdft_cli.engine.train.profile import Profile
     from sdft_cli.engine.train.sdft_step import teacher_weights
-    from sdft_cli.engine.train.trackers import open_trackers
+    from sdft_cli.engine.train.trackers import Trackers, open_trackers
 
     trainer, config = loaded.trainer, job.config
     heldout = HeldOut(
@@ -109,8 +113,10 @@ def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractCont
         max_tokens_per_pass=config.optim.max_tokens_per_pass,
         max_decode_tokens=config.rollout.max_tokens_per_pass,
         notify=say,
+        processes=trainer.processes,
     )
-    trackers = open_trackers(loaded.accelerator, config, job.folder)
+    first = trainer.processes.first
+    trackers = open_trackers(loaded.accelerator, config, job.folder) if first else Trackers(loaded.accelerator)
     try:
         with observer() as watching:
             profile = Profile(trainer, job.profile_steps, job.folder) if job.profile_steps else None
@@ -143,11 +149,17 @@ def load(job: Job, say: Say) -> Loaded:
     from sdft_cli.engine.models.quiet import quiet_libraries
     from sdft_cli.engine.train.trackers import check_trackers
 
-    config = job.config
+    config, together = job.config, job.processes
     check_machine(config)
     check_trackers(config.trackers)
-    model = resolve_model(config.model, say)
-    name, why = choose_library(config.backend, model, config.revision)
+    if together is None:
+        model = resolve_model(config.model, say)
+        name, why = choose_library(config.backend, model, config.revision)
+    else:
+        check_shareable(job)
+        together.agree("configuration or dataset", f"{config.model_dump(mode='json')} {records_hash(job.data.train)}")
+        model = together.in_turn(lambda: resolve_model(config.model, say))
+        name, why = choose_library("transformers", model, config.revision)
     say(f"Backend: {name} ({why})")
     quiet_libraries()
 
@@ -156,15 +168,24 @@ def load(job: Job, say: Say) -> Loaded:
 
     from sdft_cli.engine.kernels.products import choose_products
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
+    from sdft_cli.engine.parallel.processes import ALONE
     from sdft_cli.engine.passes.choose import choose_sharing
     from sdft_cli.engine.passes.start_check import check_reach, choose_decoding
     from sdft_cli.engine.plan.memory import packed_room
+    from sdft_cli.engine.train.resume_state import digest
     from sdft_cli.engine.train.rollouts import choose_sampling_weights
     from sdft_cli.engine.train.sdft_step import Trainer
 
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no")
-    if accelerator.num_processes > 1:
-        raise UsageError("sdft train runs in one process: start it without `accelerate launch` or `torchrun`.")
+    processes = together or ALONE
+    # Each process makes every step of the whole run: the schedule is not to count those of the others.
+    accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(), mixed_precision="no", step_scheduler_with_optimizer=False
+    )
+    if accelerator.num_processes != processes.count:
+        raise UsageError(
+            f"{accelerator.num_processes} processes were started, and they can share `sdft train` only: start any "
+            "other command without `accelerate launch`, `torchrun` or `mpirun`."
+        )
     prompts = _prompts_of(job, model, say)
     check_loaded = _check_targets(config, model, say)
     begin = _begin_with(job, say)
@@ -176,19 +197,51 @@ def load(job: Job, say: Say) -> Loaded:
     begins_with = begin(backend)
     backend.segment_tokens = config.segment_tokens
     rows = [record.row for record in job.data.train]
+    processes.wait()  # all have loaded: what is free now is free for good
     room = packed_room(backend, rows, config) if config.prefix_sharing == "auto" else None
+    room = next((why for why in processes.gather(room) if why), None)
     known = read_run_json(job.folder).get("products") if job.resume else None
-    backend.products, told = choose_products(config.products, backend.device, backend.head.weight.dtype, known)
+    chosen = choose_products(config.products, backend.device, backend.head.weight.dtype, known)
+    backend.products, told = processes.same(chosen)
     if told:
         say(told)
     say(choose_decoding(backend, config.rollout.graphs))
     say(choose_sharing(backend, config.prefix_sharing, room))
     if warning := check_reach(backend):
         say(warning)
-    sampling, sentence = choose_sampling_weights(backend, config.rollout)
+    found = processes.gather(choose_sampling_weights(backend, config.rollout))
+    sampling, sentence = next((each for each in found if each[0] == "adapter"), found[0])  # if any lacks the memory
+    processes.agree("backend", (name, backend.sharing))
+    processes.agree("adapter at the start", digest(backend.model))
     if config.objective == "sdft":
         say(sentence)
-    return Loaded(Trainer(config, backend, prompts, accelerator, sampling), name, why, accelerator, begins_with)
+    trainer = Trainer(config, backend, prompts, accelerator, sampling, processes)
+    return Loaded(trainer, name, why, accelerator, begins_with)
+
+
+OTHER_PLUGINS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
+"""What `accelerate launch` sets, by the name of what it asks for."""
+
+
+def check_shareable(job: Job) -> None:
+    """Refuse what several processes cannot do as one would: the run is to be the same for any number of them.
+
+    Raises:
+        UsageError: names the setting.
+    """
+    config = job.config
+    asked = [name for key, name in OTHER_PLUGINS.items() if os.environ.get(key, "").lower() in ("1", "true")]
+    if asked:
+        raise UsageError(f"Each process holds the whole model, without {asked[0]}: launch without it.")
+    if config.backend == "unsloth" or config.fast_inference or config.load_in_4bit:
+        raise UsageError("Several processes run the transformers backend only: add --backend transformers.")
+    if config.lora.dropout > 0:
+        raise UsageError(
+            "With lora.dropout, several processes would drop other values than one does: add --set lora.dropout=0, or "
+            "train in one process."
+        )
+    if job.profile_steps:
+        raise UsageError("--profile-steps measures one process: leave it out, or train in one process.")
 
 
 def _begin_with(job: Job, say: Say) -> Callable[[Backend], dict[str, Any] | None]:
@@ -291,6 +344,7 @@ def pass_gate(job: Job, trainer: Trainer, say: Say) -> dict[str, Any] | None:
             seed=config.seed,
             split=split,
             progress=progress,
+            processes=trainer.processes,
         )
     for note in found.notes:
         say(note)
@@ -430,12 +484,14 @@ def _save_best(job: Job, trainer: Trainer, loop: Loop, say: Say) -> None:
 
 
 def finish_run(job: Job, trainer: Trainer, loop: Loop, say: Say) -> dict[str, Any]:
-    """Write the adapter, the best one too if it is another, and mark the run as finished.
+    """Write the adapter, the best one too if it is another, and mark the run as finished, if this process is to.
 
     Raises:
         MachineError: the disk is full; the state is in the last checkpoint.
     """
     progress = loop.progress
+    if not trainer.processes.first:
+        return {}
     _save_adapter(trainer, job.folder / "adapter")
     _save_best(job, trainer, loop, say)
     info = read_run_json(job.folder)

@@ -6,6 +6,8 @@
     loss = sum_t w_t D(p_t, q_t)              D = KL(p||q), equal w_t by default     Trainer.loss
     backward, clip, AdamW                                                            Trainer.update
 
+With several processes, each samples and scores a share of the turns; numbers and gradient are joined (`scores.py`).
+
 The control arm (`objective: sft`) puts the expert's turn in the place of y, and cross-entropy in the place of D; so do
 the first steps with `teacher.start`, behind which the adapter is copied: the copy is the teacher's from then on.
 """
@@ -31,10 +33,12 @@ from sdft_cli.engine.objective.formula import token_weights
 from sdft_cli.engine.objective.loss import LossOutput, cross_entropy_loss, distillation_loss, token_log_likelihood
 from sdft_cli.engine.objective.schedules import adamw, flags_at, objective_at, rollout_at
 from sdft_cli.engine.objective.weights import Answers
+from sdft_cli.engine.parallel.processes import ALONE, Processes
 from sdft_cli.engine.passes.decode import Rollout, stop_tokens
 from sdft_cli.engine.passes.executors import student_passes, teacher_passes
 from sdft_cli.engine.passes.timing import Phases
 from sdft_cli.engine.train.rollouts import sample_rollouts
+from sdft_cli.engine.train.scores import Scored, add_gradients, joined
 from sdft_cli.errors import DataError
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import Record
@@ -65,27 +69,6 @@ class Trajectories:
     on_policy: list[bool]
 
 
-@dataclass
-class Scored:
-    """`loss`: nats. `per_token[i]`: the divergence at each token of trajectory i up to its last one with loss, nats.
-
-    `log_probs[i]`: the trainer's log-probabilities of the same tokens, nats; None unless they were asked for.
-    """
-
-    loss: float
-    per_token: list[list[float]]
-    log_probs: list[list[float]] | None
-
-    def note(self, turns: Sequence[int], lengths: Sequence[int], output: LossOutput, log_probs: Tensor | None) -> None:
-        """Keep what a pass over some turns gave: its tensors are (sum of lengths,)."""
-        self.loss += output.loss.item()
-        for i, values in zip(turns, output.per_token.split(list(lengths)), strict=True):
-            self.per_token[i] = values.tolist()
-        if self.log_probs is not None and log_probs is not None:
-            for i, values in zip(turns, log_probs.split(list(lengths)), strict=True):
-                self.log_probs[i] = values.tolist()
-
-
 @dataclass(frozen=True)
 class StepResult:
     """What a step did: what it minimised, what it trained on, what it found, the update, the seconds of each phase."""
@@ -113,16 +96,17 @@ class Trainer:
         prompts: ChatPrompts,
         accelerator: Any,
         sampling: adapters.SamplingWeights = "merged",
+        processes: Processes = ALONE,
     ) -> None:
         self.config = config
         self.backend = backend
         self.prompts = prompts
         self.accelerator = accelerator
-        self.sampling = sampling
+        self.sampling, self.processes = sampling, processes
         self.pad_id = prompts.turn_end_id
         self.stop_ids = stop_tokens(backend, prompts.turn_end_ids)
         optimizer, schedule = adamw(backend.parameters(), config.optim)
-        backend.model, self.optimizer, self.schedule = accelerator.prepare(backend.model, optimizer, schedule)
+        self.optimizer, self.schedule = accelerator.prepare(optimizer, schedule)
         keeps = config.teacher.keeps_adapter and config.objective == "sdft"
         decay = config.teacher.ema_decay if config.teacher.kind == "ema" else 1.0
         self.ema = adapters.EmaAdapter(backend.model, decay) if keeps else None
@@ -147,6 +131,10 @@ class Trainer:
                 taken = self.sample(examples, number, first, compare_sampler)
             rest = taken.on_policy, objective, watch
             scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler, *rest)
+        if self.processes.count > 1:
+            with phases("processes"):
+                scored = joined(scored, self.processes)
+                add_gradients(self.backend.parameters(), self.processes)
         rate = self.schedule.get_last_lr()[0]
         with phases("optimizer"):
             norm, updated = self.update(scored.loss)
@@ -181,11 +169,12 @@ class Trainer:
         on_policy = [own for own, n in zip(flags, repeats, strict=True) for _ in range(n)]
         prompts = [e.student for e, own in zip(repeated, on_policy, strict=True) if own]
         settings, seed = rollout_at(config, step), step_seed(config.seed, step, "rollout")
-        rollouts = iter(
-            sample_rollouts(
-                self.backend, prompts, settings, self.stop_ids, self.pad_id, seed, self.sampling, record_log_probs
-            )
-        )
+        rest = (settings, self.stop_ids, self.pad_id, seed, self.sampling, record_log_probs)
+
+        def share(places: list[int]) -> list[Rollout]:
+            return sample_rollouts(self.backend, [prompts[i] for i in places], *rest, places)
+
+        rollouts = iter(self.processes.spread(prompts, share, self.backend.sharing != "none"))
         answers = [
             next(rollouts) if own else Rollout(self.prompts.reference_ids(e.record), True)
             for e, own in zip(repeated, on_policy, strict=True)
@@ -204,6 +193,7 @@ class Trainer:
     ) -> Scored:
         """Accumulate the gradient of sum_t w_t D(p_t, q_t) over the tokens of all rollouts; return what was found.
 
+        Each of several processes goes over a share of them, and what it returns is empty elsewhere (`scores.joined`).
         `on_policy`: which rollouts the student sampled; None: all. `objective`: None: that of the run.
         `watch`: as in `step`.
         """
@@ -213,11 +203,17 @@ class Trainer:
         answers = [y.ids[: len(w)] for y, w in zip(rollouts, weights, strict=True)]
         scored = Scored(0.0, [[] for _ in answers], [[] for _ in answers] if want_log_probs else None)
         is_sft = (objective or self.config.objective) == "sft"
-        teacher = None if is_sft else self.teacher_states(examples, answers, phases)
+        rows = [[*e.student, *y] for e, y in zip(examples, answers, strict=True)]
+        mine = self.processes.mine(rows, self.backend.sharing != "none")
+        if not mine:
+            return scored
+        examples, own_answers = [examples[i] for i in mine], [answers[i] for i in mine]
+        teacher = None if is_sft else dict(zip(mine, self.teacher_states(examples, own_answers, phases), strict=True))
         prompts, most = [e.student for e in examples], self.config.optim.max_tokens_per_pass
-        passes = student_passes(self.backend, prompts, answers, self.pad_id, most, phases)
+        passes = student_passes(self.backend, prompts, own_answers, self.pad_id, most, phases)
         with interruptible(), closing(passes):
-            for turns, student in passes:  # hidden states (sum |y|, H) that predict the answers of a few turns
+            for places, student in passes:  # hidden states (sum |y|, H) that predict the answers of a few turns
+                turns = [mine[i] for i in places]
                 y, w = (self._joined(rows, turns) for rows in (answers, weights))
                 chosen = Answers(y, [len(answers[i]) for i in turns], [sampled[i] for i in turns])
                 with phases("loss"):

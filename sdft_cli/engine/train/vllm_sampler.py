@@ -9,7 +9,6 @@ an engine that told those behind temperature and top-p.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -32,7 +31,7 @@ class VllmSampler:
         prompts: Sequence[Sequence[int]],
         settings: RolloutSettings,
         stop_ids: Sequence[int],
-        seed: int,
+        seeds: Sequence[int],
         record_log_probs: bool,
     ) -> list[Rollout]:
         """Sample one rollout per prompt; arguments as those of `rollout.sample_rollouts`.
@@ -53,10 +52,10 @@ class VllmSampler:
                 stop_token_ids=list(stop_ids),
                 ignore_eos=True,  # the stop tokens are all there is
                 detokenize=False,
-                seed=_seed_of(seed, place),
+                seed=seed >> 32,  # vLLM takes 32 bits
                 logprobs=0 if record_log_probs else None,  # of the sampled token, and of no other
             )
-            for place in range(len(prompts))
+            for seed in seeds
         ]
         inputs = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
         request = self._adapter()
@@ -80,7 +79,3 @@ class VllmSampler:
                 f"unsloth's vLLM engine does not take this adapter ({reason[0]}): leave fast_inference out "
                 "(--set fast_inference=false)."
             ) from error
-
-
-def _seed_of(seed: int, place: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/{place}".encode()).digest()[:4])

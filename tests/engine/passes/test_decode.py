@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import shutil
@@ -32,6 +33,17 @@ SHARED = [1, 5, 9, 7, 30, 31, 44]
 MIXED = [[*SHARED, 50, 51], [*SHARED, 50, 52, 53], [3], [*SHARED[:4], 60], [8, 9], [*range(100, 140)]]
 """Lengths 1 to 40, some with common prefixes."""
 SETTINGS = RolloutSettings(max_new_tokens=8, temperature=0.8, top_p=0.95, max_tokens_per_pass=16_384)
+
+
+def splitmix(state: int, count: int) -> list[int]:
+    """The first outputs of SplitMix64 as it is defined, one word at a time."""
+    found = []
+    for _ in range(count):
+        state = (state + 0x9E3779B97F4A7C15) % 2**64
+        z = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        found.append(z ^ (z >> 31))
+    return found
 
 
 def load(model: Path) -> Backend:
@@ -197,20 +209,20 @@ def test_generation_settings_in_the_models_config_do_not_either(backend: Backend
 
 
 def test_samples_follow_temperature_and_top_p_and_nothing_else(hostile: Backend) -> None:
-    """One prompt, token by token, from the definition of nucleus sampling and the same generator."""
+    """One prompt, token by token, from the definitions of nucleus sampling and of SplitMix64, in plain Python."""
     prompt, temperature, top_p = PROMPTS[0], 0.7, 0.8
     settings = RolloutSettings(max_new_tokens=10, temperature=temperature, top_p=top_p, weights="adapter")
     (found,) = sample_rollouts(hostile, [prompt], settings, [], 2, seed=11)
-    generator, ids, kept = torch.Generator().manual_seed(11), list(prompt), []
-    for _ in range(10):
+    ids, kept = list(prompt), []
+    for place in splitmix(int(hashlib.sha256(b"11/0").hexdigest()[:16], 16), 10):
         with torch.no_grad():
             p = (hostile.model(input_ids=torch.tensor([ids])).logits[0, -1] / temperature).softmax(-1)
         order = p.argsort(descending=True)
         nucleus = order[p[order].cumsum(0) - p[order] < top_p]  # the smallest set that reaches top_p
-        q = torch.zeros_like(p)
-        q[nucleus] = p[nucleus] / p[nucleus].sum()
+        numbers = splitmix(place, len(p))  # of each word one, in (0, 1): it makes an exponential time of arrival
+        times = {w: -math.log((2 * (numbers[w] >> 12) + 1) / 2**53) / float(p[w]) for w in nucleus.tolist()}
         kept.append(len(nucleus))
-        ids.append(int(torch.multinomial(q, 1, generator=generator)))
+        ids.append(min(times, key=lambda word: times[word]))
     assert found.ids == ids[len(prompt) :]
     assert max(kept) > 2  # the model's own top_k would have been felt
 
@@ -305,27 +317,28 @@ def test_a_stop_token_that_cannot_be_sampled_is_refused(backend: Backend, outsid
 
 @pytest.mark.parametrize("sharing", ["none", "packed", "depth_first"])
 def test_recorded_log_probs_are_of_raw_logits(backend: Backend, sharing: Any) -> None:
-    """They are those of transformers' `output_logits`, before temperature and top_p."""
+    """They are transformers' `output_logits` where it writes the same tokens: before temperature and top_p."""
     backend.sharing = sharing
     torch.manual_seed(4)
     found = generate(backend, PROMPTS, 6, [], 2, 0.5, 0.6, record_log_probs=True)
+    assert any(r.ids != greedy.ids for r, greedy in zip(found, generate(backend, PROMPTS, 6, [], 2), strict=True))
     ids, mask = left_padded(PROMPTS, 2)
-    torch.manual_seed(4)
+
+    def forced(so_far: Any, scores: Any) -> Any:
+        chosen = torch.tensor([[r.ids[so_far.shape[1] - ids.shape[1]]] for r in found])
+        return torch.full_like(scores, -torch.inf).scatter_(-1, chosen, 0.0)
+
     output = backend.model.generate(
         input_ids=ids,
         attention_mask=mask,
         max_new_tokens=6,
         eos_token_id=None,
-        do_sample=True,
-        temperature=0.5,
-        top_p=0.6,
-        top_k=0,
+        do_sample=False,
+        logits_processor=[forced],
         return_dict_in_generate=True,
         output_logits=True,
-        output_scores=True,
     )
     assert [r.ids for r in found] == output.sequences[:, ids.shape[1] :].tolist()
-    assert not torch.equal(output.logits[0], output.scores[0])
     raw = torch.stack(output.logits, 1).log_softmax(-1)
     for row, rollout in enumerate(found):
         expected = [float(raw[row, t, token]) for t, token in enumerate(rollout.ids)]

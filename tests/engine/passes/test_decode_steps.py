@@ -14,7 +14,7 @@ from sdft_cli.engine.models.backend import Backend  # noqa: E402
 from sdft_cli.engine.models.backend_transformers import PlainModel, TransformersBackend  # noqa: E402
 from sdft_cli.engine.passes import decode_steps  # noqa: E402
 from sdft_cli.engine.passes.attention import SLOTS, attend_to_slots  # noqa: E402
-from sdft_cli.engine.passes.decode import generate, left_padded, seeded  # noqa: E402
+from sdft_cli.engine.passes.decode import generate, left_padded  # noqa: E402
 from sdft_cli.engine.passes.decode_steps import (  # noqa: E402
     PACKED_FROM,
     FixedStep,
@@ -50,8 +50,8 @@ def both(backend: Backend, kind: str, *arguments: Any, **settings: Any) -> tuple
     found = []
     for decoder in ("generate", kind):
         use(backend, decoder)
-        with seeded(3):
-            found.append(generate(backend, *arguments, **settings))
+        torch.manual_seed(3)
+        found.append(generate(backend, *arguments, **settings))
     use(backend, "generate")
     return found[0], found[1]
 

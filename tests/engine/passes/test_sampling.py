@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 from typing import Any
 
 import pytest
@@ -13,8 +15,32 @@ from hypothesis import strategies as st  # noqa: E402
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper  # noqa: E402
 
 from sdft_cli.engine.passes import decode_steps  # noqa: E402
-from sdft_cli.engine.passes.decode import seeded  # noqa: E402
-from sdft_cli.engine.passes.decode_steps import Sampling, nucleus  # noqa: E402
+from sdft_cli.engine.passes.decode_steps import (  # noqa: E402
+    Sampling,
+    first_to_arrive,
+    nucleus,
+    row_seeds,
+    splitmix,
+    uniforms,
+)
+
+CPU = torch.device("cpu")
+MASK = 2**64 - 1
+
+
+def by_hand(state: int, count: int) -> list[int]:
+    """The first outputs of SplitMix64 as it is defined, one after the other, in Python's integers."""
+    found = []
+    for _ in range(count):
+        state = (state + 0x9E3779B97F4A7C15) & MASK
+        z = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB & MASK
+        found.append(z ^ (z >> 31))
+    return found
+
+
+def unsigned(words: Any) -> list[int]:
+    return [word & MASK for word in words.tolist()]
 
 
 def by_transformers(logits: Any, temperature: float, top_p: float) -> Any:
@@ -65,8 +91,8 @@ def test_of_words_that_are_equally_likely_as_many_are_kept(equal: int, top_p: fl
 def test_tokens_are_drawn_as_often_as_they_are_likely(top_p: float) -> None:
     logits = torch.tensor([2.0, 1.0, 0.5, 0.0, -1.0, -6.0])
     draws = 40_000
-    with seeded(1):
-        drawn = Sampling(0.8, top_p, (), 0).draw(logits.expand(draws, -1))
+    sampling = Sampling(0.8, top_p, (), 0, row_seeds(1, range(draws)))
+    drawn = sampling.draw(logits.expand(draws, -1), sampling.places(1, CPU)[:, 0])
     shares = torch.bincount(drawn, minlength=6) / draws
     expected = by_transformers(logits[None], 0.8, top_p)[0]
     assert ((shares > 0) <= (expected > 0)).all()
@@ -75,3 +101,78 @@ def test_tokens_are_drawn_as_often_as_they_are_likely(top_p: float) -> None:
 
 def test_greedy_is_the_most_likely_token() -> None:
     assert Sampling(None, 0.5, (), 0).draw(torch.tensor([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])).tolist() == [1, 0]
+
+
+def test_splitmix_by_hand_is_that_of_others() -> None:
+    """The outputs for seed 1234567 that Rosetta Code lists ("Pseudo-random numbers/Splitmix64")."""
+    listed = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431, 16408922859458223821]
+    assert by_hand(1234567, 5) == listed
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5), st.integers(1, 40), st.integers(1, 40))
+def test_a_place_depends_on_its_own_seed_and_token_only(seeds: list[int], count: int, more: int) -> None:
+    together = Sampling(1.0, 1.0, (), 0, seeds).places(count + more, CPU)
+    for row, seed in enumerate(seeds):
+        assert unsigned(together[row]) == by_hand(seed, count + more)
+        alone = Sampling(1.0, 1.0, (), 0, [seed]).places(count, CPU)
+        assert alone[0].tolist() == together[row, :count].tolist()
+    assert Sampling(None, 1.0, (), 0, ()).places(count, CPU) is None
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=20))
+def test_uniform_numbers_are_the_upper_bits(words: list[int]) -> None:
+    signed = torch.tensor([word - 2**64 if word >= 2**63 else word for word in words])
+    found = uniforms(signed).tolist()
+    assert found == [(2 * (word >> 12) + 1) / 2**53 for word in words]
+    assert all(0 < number < 1 for number in found)
+
+
+def test_uniform_numbers_are_even_and_their_neighbours_independent() -> None:
+    """Chi-squared of 20 bins (19 degrees of freedom: 44 is passed once in 1000 times), and pairs of halves."""
+    states = torch.tensor([seed % 2**63 for seed in row_seeds(3, range(4000))])
+    found = uniforms(splitmix(states[:, None], torch.arange(4)))
+    for column in found.T:
+        counts = torch.histc(column, 20, 0, 1)
+        assert float(((counts - 200) ** 2 / 200).sum()) < 44
+    halves = found > 0.5
+    for a, b in ((halves[:, 0], halves[:, 1]), (halves[:-1, 0], halves[1:, 0])):
+        assert abs(float((a == b).double().mean()) - 0.5) < 4 * 0.5 / 4000**0.5
+
+
+def test_seeds_of_rows_are_of_the_run_and_the_name() -> None:
+    expected = [int(hashlib.sha256(text).hexdigest()[:16], 16) for text in (b"7/0", b"7/1", b"7/some record")]
+    assert row_seeds(7, [0, 1, "some record"]) == expected
+    assert row_seeds(8, [0]) != row_seeds(7, [0])
+
+
+@given(st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(any), st.integers(0, 2**63 - 1), st.integers(0, 99))
+def test_the_word_that_arrives_first_by_plain_arithmetic(weights: list[int], place: int, first: int) -> None:
+    ids = range(first, first + len(weights))
+    outputs = by_hand(place, first + len(weights))
+    times = {
+        i: -math.log((2 * (outputs[word] >> 12) + 1) / 2**53) / weight
+        for i, (word, weight) in enumerate(zip(ids, weights, strict=True))
+        if weight
+    }
+    shares = torch.tensor([weights], dtype=torch.float32)
+    found = int(first_to_arrive(shares, torch.tensor([list(ids)]), torch.tensor([place])))
+    assert found == min(times, key=lambda i: times[i])
+
+
+def test_rounding_moves_as_many_draws_as_it_moves_shares() -> None:
+    """10,000 rows of 2,000 words, whose logits differ by 1e-3: a draw differs with a chance of about that."""
+    logits = torch.randn(10_000, 2_000, generator=torch.Generator().manual_seed(4))
+    other = logits + 1e-3 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
+    sampling = Sampling(1.0, 0.95, (), 0, row_seeds(6, range(len(logits))))
+    places = sampling.places(1, CPU)[:, 0]
+    assert 0 < int((sampling.draw(logits, places) != sampling.draw(other, places)).sum()) < 30
+
+
+def test_a_row_samples_the_same_alone_and_in_any_company() -> None:
+    logits = torch.randn(6, 300, generator=torch.Generator().manual_seed(2))
+    for top_p in (0.9, 1.0):
+        sampling = Sampling(0.7, top_p, (), 0, row_seeds(5, range(6)))
+        places = sampling.places(3, CPU)
+        together = sampling.draw(logits, places[:, 1])
+        alone = [int(sampling.draw(logits[i : i + 1], places[i : i + 1, 1])) for i in range(6)]
+        assert together.tolist() == alone

@@ -100,7 +100,8 @@ def test_the_divergence_is_measured_on_what_the_student_samples(
     items = score_records(student, teacher, batch, prompts, 5, seed=3)
     assert torch.equal(torch.get_rng_state(), state)
     assert items == score_records(student, teacher, batch, prompts, 5, seed=3)
-    rollouts = decode(student, [e.student for e in batch], prompts, 5, seed=3)
+    names = [e.record.record_id for e in batch]
+    rollouts = decode(student, [e.student for e in batch], prompts, 5, seed=3, names=names)
     greedy = score_records(student, teacher, batch, prompts, 5)
     assert [i.text for i in items] == [i.text for i in greedy]  # the calls are those of the greedy answers
     assert [i.nll for i in items] == [i.nll for i in greedy]

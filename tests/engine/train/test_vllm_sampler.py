@@ -131,4 +131,4 @@ def test_an_adapter_that_the_engine_does_not_take(tiny_model: Path, engine: Engi
 
     sampler = VllmSampler(engine, refuse)
     with pytest.raises(MachineError, match=r"does not take this adapter \(Unsloth: vLLM would drop in_proj_qkv\)"):
-        sampler.sample(PROMPTS, RolloutSettings(max_new_tokens=2), STOPS, 0, False)
+        sampler.sample(PROMPTS, RolloutSettings(max_new_tokens=2), STOPS, [0] * len(PROMPTS), False)
