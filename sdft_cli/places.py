@@ -12,6 +12,7 @@ DATASET = "manifest.json"
 RUN = "run.json"
 FINISHED_RUN = "adapter/adapter_config.json"
 EVALUATED_RUN = "eval.json"
+WHOLE_RUN = "sdft-run.json"
 """What the folders of each kind hold."""
 
 

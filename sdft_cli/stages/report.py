@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.notices import say
-from sdft_cli.places import DATA_ROOT, DATASET, RUN, RUNS_ROOT, meant_folder
+from sdft_cli.places import DATA_ROOT, DATASET, RUN, RUNS_ROOT, WHOLE_RUN, meant_folder
 
 if TYPE_CHECKING:
     from sdft_cli.records import Dataset
     from sdft_cli.report.run.parts import Evaluation, RunParts
 
-DEMO, WHOLE = Path("demo"), "sdft-run.json"
-"""The folder of `sdft demo`, and the file that the folder of every whole run has."""
+DEMO = Path("demo")
+"""The folder of `sdft demo`."""
 PAGE = "report.html"
 MOST_EVALUATIONS = 3
 
@@ -53,11 +53,11 @@ def subject_of(path: Path) -> Subject:
     Raises:
         UsageError: it does not exist, or is none of them.
     """
-    if path.is_file() and path.suffix == ".json" and path.name not in (DATASET, RUN, WHOLE):
+    if path.is_file() and path.suffix == ".json" and path.name not in (DATASET, RUN, WHOLE_RUN):
         return Subject("evaluation", path)
-    folder = path.parent if path.is_file() and path.name in (DATASET, RUN, WHOLE) else path
+    folder = path.parent if path.is_file() and path.name in (DATASET, RUN, WHOLE_RUN) else path
     for found in (folder, folder / "run", folder / "data"):
-        if found == folder or (folder / WHOLE).is_file():
+        if found == folder or (folder / WHOLE_RUN).is_file():
             for kind, marker in (("run", RUN), ("dataset", DATASET)):
                 if (found / marker).is_file():
                     return Subject(kind, found)  # type: ignore[arg-type]
@@ -142,7 +142,7 @@ def _dataset_of(folder: Path, told: Mapping[str, Any], notes: list[str]) -> Data
 def _evaluations_of(folder: Path, dataset: Dataset | None, notes: list[str]) -> list[Evaluation]:
     """Return the evaluations of a run, the newest first, and that of `sdft demo` beside it."""
     files = sorted(folder.glob("eval*.json"), key=lambda file: -file.stat().st_mtime_ns)
-    if (folder.parent / WHOLE).is_file() and folder.name == "run":
+    if (folder.parent / WHOLE_RUN).is_file() and folder.name == "run":
         files += [file for file in [folder.parent / "eval.json"] if file.is_file()]
     found = []
     for file in files:

@@ -16,8 +16,8 @@ from typing import Any
 
 from sdft_cli import __version__
 from sdft_cli.errors import DataError
+from sdft_cli.places import WHOLE_RUN
 
-NAME = "sdft-run.json"
 FORMAT = "sdft-whole-run"
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "unsloth")
 
@@ -68,9 +68,9 @@ class RunManifest:
         """Read a manifest; raises `DataError` if it is missing, damaged or something else."""
         from sdft_cli.records.json_files import read_json
 
-        document = read_json(folder / NAME, "start again with --overwrite")
+        document = read_json(folder / WHOLE_RUN, "start again with --overwrite")
         if document.get("format") != FORMAT or not isinstance(document.get("stages"), list):
-            raise DataError(f"{folder / NAME} was not written by `sdft run`: choose another --out.")
+            raise DataError(f"{folder / WHOLE_RUN} was not written by `sdft run`: choose another --out.")
         return cls(folder, document)
 
     def take(self, settings: Mapping[str, Any]) -> None:
@@ -122,4 +122,4 @@ class RunManifest:
     def _save(self) -> None:
         from sdft_cli.records.json_files import write_json
 
-        write_json(self.folder / NAME, self.document)
+        write_json(self.folder / WHOLE_RUN, self.document)

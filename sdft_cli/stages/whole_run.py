@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdft_cli.errors import WARNING, MachineError, SdftError, UsageError
 from sdft_cli.notices import say
+from sdft_cli.places import WHOLE_RUN
 from sdft_cli.stages.project import Project, fitting
 from sdft_cli.stages.run_manifest import RunManifest, digest
 
@@ -430,15 +431,14 @@ def start(folder: Path, given: Given, project: Project, overwrite: bool) -> Whol
         UsageError: it exists and `overwrite` is false, it is of another kind, or a setting is wrong.
     """
     from sdft_cli.records.folders import check_output_folder, remove_folder
-    from sdft_cli.stages.run_manifest import NAME
 
     settings = given.settings(project)
-    if (folder / NAME).is_file() and not overwrite:
+    if (folder / WHOLE_RUN).is_file() and not overwrite:
         raise UsageError(
             f"{folder} holds a run already: go on with it by --resume, choose another --out, or add --overwrite to "
             "start again."
         )
-    check_output_folder(folder, NAME, overwrite)
+    check_output_folder(folder, WHOLE_RUN, overwrite)
     if folder.exists():
         remove_folder(folder)
     folder.mkdir(parents=True)
@@ -455,13 +455,12 @@ def resume(folder: Path, given: Given, project: Project) -> WholeRun:
         DataError: the folder's manifest is damaged, or is not that of a whole run.
     """
     from sdft_cli.records.folders import remove_leftovers
-    from sdft_cli.stages.run_manifest import NAME
 
     run = folder / "run"
     for place in (folder, run, run / "adapter", run / "merged"):  # each has files that are replaced later
         if place.is_dir():
             remove_leftovers(place)
-    if not (folder / NAME).is_file():
+    if not (folder / WHOLE_RUN).is_file():
         say(f"There is nothing in {folder} to go on with: starting.")
         return start(folder, given, project, overwrite=False)
     manifest = RunManifest.read(folder)

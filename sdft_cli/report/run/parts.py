@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.errors import DataError
+from sdft_cli.places import WHOLE_RUN
 from sdft_cli.records import Dataset
 from sdft_cli.records.json_files import read_json
 
@@ -95,6 +96,11 @@ def read_part(path: Path, notes: list[str], what: str = "") -> dict[str, Any] | 
         return None
 
 
+def _name(folder: Path) -> str:
+    """Return the name of a run: of its folder, or of the whole run that it is `run/` of."""
+    return folder.parent.name if folder.name == "run" and (folder.parent / WHOLE_RUN).is_file() else folder.name
+
+
 def read_parts(
     folder: Path, dataset: Dataset | None, evaluations: Sequence[Evaluation], notes: Sequence[str]
 ) -> RunParts:
@@ -119,7 +125,7 @@ def read_parts(
     answers = read_lines(folder / "heldout_answers.jsonl", found if lines["heldout"] else [])
     certificate = read_part(folder / "merged" / CERTIFICATE, found, "merged checkpoint in merged/")
     return RunParts(
-        name=folder.resolve().name,
+        name=_name(folder.resolve()),
         info=info,
         config=config,
         gate=gate,
