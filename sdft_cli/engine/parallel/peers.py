@@ -37,13 +37,17 @@ State = Literal["at work", "done", "failed", "interrupted"]
 
 @dataclass(frozen=True)
 class Sign:
-    """What a process tells of itself: where it runs, its id and start there, how it is, and how often it told so."""
+    """What a process tells of itself: where it runs, its id and start there, how it is, and how often it told so.
+
+    `passed_on`: it leaves since another one did, and its reason is the sentence about that one.
+    """
 
     machine: str
     process: int
     started: str
     state: State = "at work"
     reason: str = ""
+    passed_on: bool = False
     beat: int = 0
 
 
@@ -94,6 +98,7 @@ class Peers:
         self._beats: dict[int, int] = {}
         self._lock = threading.RLock()
         self._leaving = False
+        self._explained: str | None = None
         self._tell()
 
     def watch(self) -> None:
@@ -124,6 +129,7 @@ class Peers:
             self._leaving = True
         if found.state == "interrupted":
             raise Interrupted
+        self._explained = found.sentence
         if self._speaks_of(found):
             set_rank(0)
         raise MachineError(found.sentence) from error
@@ -132,7 +138,7 @@ class Peers:
         """Tell the others that this process leaves; one that failed waits until it was heard."""
         with self._lock:
             self._leaving = True
-            self._own = replace(self._own, state=state, reason=reason)
+            self._own = replace(self._own, state=state, reason=reason, passed_on=reason == self._explained)
         self._tell()
         if state == "failed" and self.rank:
             end = time.monotonic() + HEARD
@@ -190,7 +196,7 @@ class Peers:
         if told.state == "interrupted":
             return Finding(rank, "interrupted", f"{who} was interrupted: {NEXT_STEP}")
         if told.state == "failed":
-            found = Finding(rank, "failed", f"{who} failed: {told.reason}")
+            found = Finding(rank, "failed", told.reason if told.passed_on else f"{who} failed: {told.reason}")
             if self._speaks_of(found):
                 self._hear(rank)
             return found
