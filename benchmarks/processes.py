@@ -75,7 +75,7 @@ def kills(base: list[str], folder: Path, wanted: int, seed: int) -> None:
         count = generator.choice(counts)
         arguments = ["--resume", "--out", str(run)] if begun else [*base, *more, "--out", str(run)]
         processes = start(count, 1, arguments, folder / "log")
-        before, began = time.monotonic(), generator.uniform(3, 25)
+        before, began = time.monotonic(), generator.uniform(0, 25)
         while time.monotonic() - before < began and all(p.poll() is None for p in processes):
             time.sleep(0.05)
         if all(p.poll() is None for p in processes):

@@ -102,7 +102,7 @@ class Peers:
         self._tell()
 
     def watch(self) -> None:
-        """Begin to watch; every process has been here."""
+        """Begin to watch; a process that has not told anything yet is waited for."""
         self._look()
         threading.Thread(target=self._watch, name="sdft-peers", daemon=True).start()
 
