@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -19,6 +21,7 @@ from sdft_cli.engine.models.interrupts import Interrupted
 from sdft_cli.engine.parallel.peers import Peers
 from sdft_cli.engine.parallel.share import Rows, shares
 from sdft_cli.errors import InterruptedBySignal, MachineError, SdftError
+from sdft_cli.notices import set_rank
 
 T = TypeVar("T")
 MEETING = timedelta(seconds=50)
@@ -221,21 +224,43 @@ def join() -> Processes:
                 "many processes as there are GPUs."
             )
         torch.cuda.set_device(local)
-    before = _on_signals(signal.SIG_DFL)  # a handler in Python would have to wait for the library
+    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    life = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
-        dist.init_process_group("gloo", rank=rank, world_size=count, timeout=MEETING)
-        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        store = TCPStore(*address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
-        life = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-        peers = Peers(PrefixStore(f"sdft/{life}", store), rank, count)
-        peers.watch()
+        # One for each thread: a call that waits holds its store.
+        stores = [PrefixStore(f"sdft/{life}/{use}", _store(address, rank)) for use in ("peers", "groups")]
+        peers = Peers(stores[0], rank, count)
+        peers.meet(MEETING.total_seconds())
+        dist.init_process_group("gloo", store=stores[1], rank=rank, world_size=count, timeout=MEETING)
         talk = dist.new_group(backend="gloo", timeout=WORKING)
         adding = dist.new_group(backend="nccl", timeout=WORKING) if torch.cuda.is_available() else talk
         dist.barrier(group=talk)
-    except RuntimeError as error:
+    except MachineError:
+        raise
+    except (OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
+        if rank == 1:  # the first one is the one that cannot be reached
+            set_rank(0)
         raise MachineError(f"The {count} processes did not find each other ({reason}): start all of them.") from error
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
     return Several(peers, talk, adding)
+
+
+_hosted: dict[tuple[str, int], Any] = {}
+"""The store of this process that the others use, by address: one for its life."""
+
+
+def _store(address: tuple[str, int], rank: int) -> Any:
+    """Return a connection to the store in which processes meet: the first one holds it, unless its launcher does."""
+    wait = timedelta(seconds=30)
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and address not in _hosted:
+        _hosted[address] = TCPStore(*address, is_master=True, wait_for_workers=False, timeout=wait)
+    end = time.monotonic() + MEETING.total_seconds()
+    while True:  # here, and not in the library, which hears no signal meanwhile
+        try:
+            socket.create_connection(address, timeout=5).close()
+            break
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+    return TCPStore(*address, is_master=False, wait_for_workers=False, timeout=wait)
