@@ -30,20 +30,24 @@ from sdft_cli.notices import ERROR, say, set_rank
 
 EVERY, SILENT, GRACE, HEARD = 1.0, 40, 10.0, 15.0
 """Seconds between two signs of life; signs that are missed until a process counts as gone; seconds until the watching
-thread ends the process; most seconds that one that failed waits until it was heard."""
+thread ends the process; most seconds that one that leaves early waits until it was heard."""
 NEXT_STEP = "the last checkpoint is whole: go on with `sdft train --resume`, with as many processes or others."
 State = Literal["at work", "done", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
 class Sign:
-    """What a process tells of itself: where it runs, its id and start there, how it is, and how often it told so."""
+    """What a process tells of itself: where it runs, its id and start there, how it is, and how often it told so.
+
+    `passed_on`: it leaves since another one did, and its reason is the sentence about that one.
+    """
 
     machine: str
     process: int
     started: str
     state: State = "at work"
     reason: str = ""
+    passed_on: bool = False
     beat: int = 0
 
 
@@ -94,11 +98,30 @@ class Peers:
         self._beats: dict[int, int] = {}
         self._lock = threading.RLock()
         self._leaving = False
+        self._explained: str | None = None
         self._tell()
 
+    def meet(self, seconds: float) -> None:
+        """Wait until every process has told that it is there, and begin to watch them.
+
+        Raises:
+            MachineError: one did not come within so many seconds, or is gone already.
+        """
+        end = time.monotonic() + seconds
+        while missing := {*range(self.count)} - {self.rank, *self._others}:
+            self.explain()
+            if time.monotonic() > end:
+                if self.rank == min({self.rank, *self._others}):
+                    set_rank(0)
+                raise MachineError(
+                    f"Process {min(missing)} of {self.count} (counted from 0) did not come within {seconds:.0f} s: "
+                    "start all of them."
+                )
+            time.sleep(EVERY / 10)
+        self.watch()
+
     def watch(self) -> None:
-        """Begin to watch; every process has been here."""
-        self._look()
+        """Begin to watch."""
         threading.Thread(target=self._watch, name="sdft-peers", daemon=True).start()
 
     def explain(self, error: BaseException | None = None) -> None:
@@ -124,28 +147,32 @@ class Peers:
             self._leaving = True
         if found.state == "interrupted":
             raise Interrupted
+        self._explained = found.sentence
         if self._speaks_of(found):
             set_rank(0)
         raise MachineError(found.sentence) from error
 
     def leave(self, state: State, reason: str = "") -> None:
-        """Tell the others that this process leaves; one that failed waits until it was heard."""
+        """Tell the others that this process leaves; before the end of the work it waits until it was heard."""
         with self._lock:
             self._leaving = True
-            self._own = replace(self._own, state=state, reason=reason)
+            self._own = replace(self._own, state=state, reason=reason, passed_on=reason == self._explained)
         self._tell()
-        if state == "failed" and self.rank:
+        if state != "done":
             end = time.monotonic() + HEARD
             while time.monotonic() < end and not self._heard():
-                time.sleep(EVERY / 4)
+                time.sleep(EVERY / 10)
 
     def _heard(self) -> bool:
+        """Say whether the first process knows that this one leaves; of the first, which may hold the store, all others.
+
+        Those that leave themselves know, and those that are gone need not.
+        """
         self._look()
-        first = self._others.get(0)
-        if first is not None and (first.state != "at work" or self._is_gone(first)):
-            return True
+        whom = [rank for rank in ((0,) if self.rank else range(1, self.count)) if rank in self._others]
+        at_work = [r for r in whom if self._others[r].state == "at work" and not self._is_gone(self._others[r])]
         try:
-            return bool(self._store.check([f"heard {self.rank}"]))
+            return all(self._store.check([f"{self.rank} is heard by {rank}"]) for rank in at_work)
         except Exception:  # the store went with the process that held it
             return True
 
@@ -187,13 +214,13 @@ class Peers:
         who = f"Process {rank} of {self.count} (counted from 0)"
         if told.state == "done":
             return None
+        if told.state in ("interrupted", "failed"):
+            with suppress(Exception):
+                self._store.set(f"{rank} is heard by {self.rank}", "")
         if told.state == "interrupted":
             return Finding(rank, "interrupted", f"{who} was interrupted: {NEXT_STEP}")
         if told.state == "failed":
-            found = Finding(rank, "failed", f"{who} failed: {told.reason}")
-            if self._speaks_of(found):
-                self._hear(rank)
-            return found
+            return Finding(rank, "failed", told.reason if told.passed_on else f"{who} failed: {told.reason}")
         if self._is_gone(told):
             told = self._others[rank] = self._read(rank) or told  # what it said last
             if told.state != "at work":
@@ -218,10 +245,6 @@ class Peers:
             return Sign(**json.loads(self._store.get(str(rank))))
         except Exception:  # the store went with the process that held it
             return None
-
-    def _hear(self, rank: int) -> None:
-        with suppress(Exception):
-            self._store.set(f"heard {rank}", "")
 
     def _speaks_of(self, found: Finding) -> bool:
         """Say whether this process is the one to say it: the first that is there. The first one says its own errors."""

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -18,10 +21,11 @@ from sdft_cli.engine.models.interrupts import Interrupted
 from sdft_cli.engine.parallel.peers import Peers
 from sdft_cli.engine.parallel.share import Rows, shares
 from sdft_cli.errors import InterruptedBySignal, MachineError, SdftError
+from sdft_cli.notices import set_rank
 
 T = TypeVar("T")
-MEETING = timedelta(minutes=10)
-"""How long processes wait at the start until all of them are there."""
+MEETING = timedelta(seconds=50)
+"""How long processes wait at the start until all of them are there: one that is killed before is missed after that."""
 WORKING = timedelta(days=7)
 """How long one waits for what another one does; that the other one is alive, `Peers` see."""
 BUCKET = 1 << 25
@@ -173,8 +177,7 @@ class Several(Processes):
 
     def leave(self, error: BaseException) -> BaseException:
         # It ends in any case: those that started it send a signal to each process once another one has ended.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
+        _on_signals(signal.SIG_IGN)
         if isinstance(error, Interrupted | KeyboardInterrupt):
             try:
                 self.check()  # a process that is gone makes those that started it stop the others
@@ -185,6 +188,13 @@ class Several(Processes):
             return error if isinstance(error, KeyboardInterrupt) else InterruptedBySignal("interrupted.")
         self._peers.leave("failed", str(error) if isinstance(error, SdftError) else f"{type(error).__name__}: {error}")
         return error
+
+
+def _on_signals(handler: Any) -> dict[int, Any]:
+    """Have SIGTERM and SIGINT handled so; return what did before. Nothing changes in a thread, which cannot do that."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    return {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
 
 
 def launched() -> tuple[int, int]:
@@ -214,17 +224,43 @@ def join() -> Processes:
                 "many processes as there are GPUs."
             )
         torch.cuda.set_device(local)
+    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    life = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
-        dist.init_process_group("gloo", rank=rank, world_size=count, timeout=MEETING)
+        # One for each thread: a call that waits holds its store.
+        stores = [PrefixStore(f"sdft/{life}/{use}", _store(address, rank)) for use in ("peers", "groups")]
+        peers = Peers(stores[0], rank, count)
+        peers.meet(MEETING.total_seconds())
+        dist.init_process_group("gloo", store=stores[1], rank=rank, world_size=count, timeout=MEETING)
         talk = dist.new_group(backend="gloo", timeout=WORKING)
         adding = dist.new_group(backend="nccl", timeout=WORKING) if torch.cuda.is_available() else talk
-        address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
-        store = TCPStore(*address, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30))
-    except RuntimeError as error:
+        dist.barrier(group=talk)
+    except MachineError:
+        raise
+    except (OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [""])[0]
+        if rank == 1:  # the first one is the one that cannot be reached
+            set_rank(0)
         raise MachineError(f"The {count} processes did not find each other ({reason}): start all of them.") from error
-    life = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    peers = Peers(PrefixStore(f"sdft/{life}", store), rank, count)
-    dist.barrier(group=talk)
-    peers.watch()
     return Several(peers, talk, adding)
+
+
+_hosted: dict[tuple[str, int], Any] = {}
+"""The store of this process that the others use, by address: one for its life."""
+
+
+def _store(address: tuple[str, int], rank: int) -> Any:
+    """Return a connection to the store in which processes meet: the first one holds it, unless its launcher does."""
+    wait = timedelta(seconds=30)
+    if rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" and address not in _hosted:
+        _hosted[address] = TCPStore(*address, is_master=True, wait_for_workers=False, timeout=wait)
+    end = time.monotonic() + MEETING.total_seconds()
+    while True:  # here, and not in the library, which hears no signal meanwhile
+        try:
+            socket.create_connection(address, timeout=5).close()
+            break
+        except OSError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.2)
+    return TCPStore(*address, is_master=False, wait_for_workers=False, timeout=wait)

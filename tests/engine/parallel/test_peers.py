@@ -88,7 +88,7 @@ def test_what_a_process_says_last_counts(other: subprocess.Popen[bytes]) -> None
         MachineError, match=r"^Process 1 of 2 \(counted from 0\) failed: The disk is full: free space.$"
     ):
         own.explain()
-    assert store.check(["heard 1"])
+    assert store.check(["1 is heard by 0"])
 
 
 def test_an_interrupt_of_one_is_one_of_all(other: subprocess.Popen[bytes]) -> None:
@@ -96,6 +96,17 @@ def test_an_interrupt_of_one_is_one_of_all(other: subprocess.Popen[bytes]) -> No
     own = Peers(store, 0, 2)
     told(store, 1, replace(sign_of(other), state="interrupted"))
     with pytest.raises(Interrupted):
+        own.explain()
+
+
+def test_a_process_that_does_not_come(other: subprocess.Popen[bytes]) -> None:
+    store = dist.HashStore()
+    told(store, 2, sign_of(other))
+    own = Peers(store, 1, 3)
+    with pytest.raises(MachineError, match=r"^Process 0 of 3 \(counted from 0\) did not come within 0 s: start all"):
+        own.meet(0.2)
+    told(store, 0, replace(sign_of(other), started="1"))
+    with pytest.raises(MachineError, match="Process 0 of 3"):
         own.explain()
 
 
