@@ -24,7 +24,7 @@ from sdft_cli.errors import InterruptedBySignal, MachineError, SdftError
 from sdft_cli.notices import set_rank
 
 T = TypeVar("T")
-MEETING = timedelta(seconds=50)
+MEETING = timedelta(seconds=45)
 """How long processes wait at the start until all of them are there: one that is killed before is missed after that."""
 WORKING = timedelta(days=7)
 """How long one waits for what another one does; that the other one is alive, `Peers` see."""
