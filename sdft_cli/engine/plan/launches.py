@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from sdft_cli.engine.plan.memory import CHUNK
 from sdft_cli.engine.plan.model_shape import LINEAR, Block, Shape
 
-FORWARD_ONCE, DECODE_ONCE = 26, 53
+FORWARD_ONCE, DECODE_ONCE = 26, 86
 """Of a pass, and of a step of decoding with its sampling, outside the layers."""
 
 

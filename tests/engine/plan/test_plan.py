@@ -313,8 +313,8 @@ def test_hours_by_hand() -> None:
     seconds += 4 * (tokens * (tokens + 1) / 2) * hidden * deep / (ATTENTION * 989e12)
     seconds += tokens * deep * (92 * hidden + 10 * 4096 + 30 * 2 * hidden) / (BANDWIDTH * 3350e9)
     assert work.hours["teacher"] == pytest.approx(2 * seconds / 3600, rel=1e-3)
-    # A step of decoding: 3 layers of 2 norms (8), 7 matrices with an adapter (1 + 6) and 17 more, and 53 outside.
-    kernels = 3 * (2 * 8 + 7 + 17) + 53
+    # A step of decoding: 3 layers of 2 norms (8), 7 matrices with an adapter (1 + 6) and 17 more, and 86 outside.
+    kernels = 3 * (2 * 8 + 7 + 17) + 86
     launches = kernels * LAUNCH + 3 * 7 * 6 * 4.3e-6
     assert work.decode_steps == 2 * 4
     assert work.hours["decode"] == pytest.approx(8 * launches / 3600)
