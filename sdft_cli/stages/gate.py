@@ -51,9 +51,11 @@ def _opened(config: TrainConfig, data: Dataset) -> tuple[str, ChatPrompts, list[
     from sdft_cli.engine.models.limits import check_limits
     from sdft_cli.engine.models.load import check_machine
     from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.models.quiet import quiet_libraries
     from sdft_cli.engine.score.gate_records import gate_records
     from sdft_cli.prompts.chat import open_prompts
 
+    quiet_libraries()
     check_machine(config)
     records, split = gate_records(data, config.gate.records)
     model = resolve_model(config.model, say)
