@@ -17,7 +17,8 @@ ERROR = "sdft: "
 """How the sentence of an error begins."""
 _HIDDEN = re.compile(
     "[\x00-\x09\x0b-\x1f\x7f-\x9f"  # control characters but the end of a line: a terminal obeys them
-    "\u00ad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\U000e0000-\U000e007f"  # hidden
+    "\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff"  # without width, or turning the text
+    "\ufff0-\ufffb\ufffe\uffff\U000e0000-\U000e0fff"  # hidden, or no characters
     "\ud800-\udfff]"  # halves of characters: no terminal can show them
 )
 Report: TypeAlias = Callable[[str, float, float], None]

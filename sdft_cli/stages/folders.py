@@ -15,13 +15,18 @@ def name_of(source: str) -> str:
     return (path.resolve().stem if path.exists() else "") or source.rstrip("/").split("/")[-1]
 
 
+def all_of(root: Path, marker: str, inner: str) -> list[Path]:
+    """Return the folders under `root`, and those named `inner` of whole runs, that hold `marker`."""
+    return [*folders_with(marker, root), *(p for p in RUNS_ROOT.glob(f"*/{inner}") if (p / marker).is_file())]
+
+
 def newest(root: Path, marker: str, what: str, hint: str, inner: str) -> Path:
     """Return the newest folder under `root`, or `inner` of a whole run, that holds `marker`, and say which it is.
 
     Raises:
         UsageError: there is none.
     """
-    found = [*folders_with(marker, root), *(p for p in RUNS_ROOT.glob(f"*/{inner}") if (p / marker).is_file())]
+    found = all_of(root, marker, inner)
     if not found:
         raise UsageError(f"No {what} under {root}/: {hint}")
     chosen = max(found, key=lambda folder: ((folder / marker).stat().st_mtime_ns, folder.name))

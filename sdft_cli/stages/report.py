@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.notices import say
 from sdft_cli.places import DATA_ROOT, DATASET, RUN, RUNS_ROOT, WHOLE_RUN, meant_folder
+from sdft_cli.stages.folders import all_of
 
 if TYPE_CHECKING:
     from sdft_cli.records import Dataset
@@ -76,29 +77,27 @@ def newest_subject() -> Subject:
     Raises:
         UsageError: there is none.
     """
-    roots = [*_inside(RUNS_ROOT), *_inside(DATA_ROOT), DEMO / "run", DEMO / "data"]
-    kinds: tuple[tuple[Literal["run", "dataset"], str, str], ...] = (
-        ("run", RUN, "metrics.jsonl"),
-        ("dataset", DATASET, DATASET),
-    )
-    found = [
-        (max((folder / file).stat().st_mtime_ns for file in (marker, news) if (folder / file).is_file()), folder, kind)
-        for folder in roots
-        for kind, marker, news in kinds
-        if (folder / marker).is_file()
-    ]
+    runs = [*all_of(RUNS_ROOT, RUN, "run"), DEMO / "run"]
+    datasets = [*all_of(DATA_ROOT, DATASET, "data"), DEMO / "data"]
+    subjects = [*(Subject("run", folder) for folder in runs), *(Subject("dataset", folder) for folder in datasets)]
+    found = [(changed, one) for one in subjects if (changed := _changed(one)) is not None]
     if not found:
         raise UsageError(
             f"There is no run under {RUNS_ROOT}/ and no dataset under {DATA_ROOT}/: run `sdft prepare SOURCE` first, "
             "or name what to show."
         )
-    _, folder, kind = max(found)
-    say(f"Using the newest {kind}: {folder}")
-    return Subject(kind, folder)
+    _, newest = max(found, key=lambda pair: (pair[0], pair[1].path))
+    say(f"Using the newest {newest.kind}: {newest.path}")
+    return newest
 
 
-def _inside(root: Path) -> list[Path]:
-    return [folder for folder in root.iterdir() if not folder.name.startswith(".")] if root.is_dir() else []
+def _changed(subject: Subject) -> int | None:
+    """Return when a run made its last step or a dataset was written, nanoseconds; None if it is not there."""
+    marker, news = (RUN, "metrics.jsonl") if subject.kind == "run" else (DATASET, DATASET)
+    if not (subject.path / marker).is_file():
+        return None
+    files = (subject.path / name for name in (marker, news))
+    return max(file.stat().st_mtime_ns for file in files if file.is_file())
 
 
 def run_parts(folder: Path) -> RunParts:

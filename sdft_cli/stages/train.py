@@ -29,9 +29,10 @@ def joined() -> Iterator[Processes | None]:
     Raises:
         MachineError: another process failed or is gone.
     """
+    from sdft_cli.engine.parallel.launch import launched
     from sdft_cli.notices import set_rank
 
-    rank, count = (int(os.environ.get(name) or default) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
+    rank, count = launched()
     if count < 2:
         yield None
         return

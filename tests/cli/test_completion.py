@@ -37,6 +37,8 @@ OFFERED = [
     ("sdft report da", "data/mine"),
     ("sdft train data/m", "data/mine"),
     ("sdft report sub/", "sub/other"),
+    ("sdft report runs/s", "runs/started"),
+    ("sdft run ses", "sessions/"),
     ("sdft merge runs/", "runs/done"),
     ("sdft eval r", "runs/done"),
     ("sdft compare runs/done runs/e", "runs/evaluated"),

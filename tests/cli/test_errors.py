@@ -136,6 +136,18 @@ def test_damaged_check_prompts_are_told(content: str, tmp_path: Path) -> None:
     assert read_check_prompts(path, 1)[0].answer == [2]
 
 
+@pytest.mark.parametrize(("rank", "said"), [("0", 1), ("1", 0)])
+def test_several_processes_share_training_alone(rank: str, said: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would write what the others write; only the first one says so."""
+    for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "localhost"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sdft_cli.notices._rank", 0)
+    done = CliRunner().invoke(app, ["eval", "run"])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.count("start sdft eval without `torchrun` or `accelerate launch`.") == said
+    assert len(done.stderr.splitlines()) == said
+
+
 def test_every_warning_begins_alike() -> None:
     found = warnings_of(load_train_config("cpu-demo", ["teacher.kind=live", "optim.learning_rate=0.1"]))
     assert len(found) == 2

@@ -46,6 +46,12 @@ def test_own_sessions_become_a_project_file(home: Path) -> None:
     project = read_project()
     assert project.prepare_config(None, {}, {}).teacher_template == written["prepare"]["teacher_template"]
 
+    told = json.loads(init("--yes", "--overwrite", "--json").stdout)  # and nothing else there
+    (seen,) = told.pop("sessions")
+    assert (seen["agent"], seen["sessions"]) == ("Claude Code", 12)
+    assert seen.keys() == {"agent", "files", "sessions", "turns", "output_tokens"}
+    assert told == {"source": written["source"], "profile": profile, "model": written["model"]}
+
     before = Path("sdft.yaml").read_bytes()
     again = init("--yes")
     assert again.exit_code == 2

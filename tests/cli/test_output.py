@@ -90,6 +90,9 @@ def test_what_steers_a_terminal_is_written_out() -> None:
     hidden = "a\x1b[31m\tb\r\x07\x9b2J\u202ec\u2028\ud800\x00d\n\u00e9 \u4e2d\U0001f468\u200d\U0001f469"
     shown = "a\\x1b[31m\\tb\\r\\x07\\x9b2J\\u202ec\\u2028\\ud800\\x00d\n\u00e9 \u4e2d\U0001f468\u200d\U0001f469"
     assert visible(hidden) == shown
+    assert visible("a\tb\x07", keep="\t") == "a\tb\\x07"
+    unseen = ["\u180e", "\ufff5", "\ufffe", "\U000e0041", "\U000e0101"]  # without width, reserved, tags, selectors
+    assert all(visible(one) == one.encode("unicode_escape").decode() for one in unseen)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo terminal")

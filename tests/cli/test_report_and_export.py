@@ -72,7 +72,13 @@ def test_report_of_the_folder_of_a_demo_and_of_nothing(sdft: Run, tmp_path: Path
     assert "Other caps" in page
     assert "Did it learn" not in page
     assert "tuned - base" in page
+    assert "<h1>demo</h1>" in page
     assert "Using the newest run: demo/run" in clean(sdft("report"), 0)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "demo").rename(tmp_path / "runs" / "mine")  # where `sdft run` puts it
+    assert "Using the newest run: runs/mine/run" in clean(sdft("report"), 0)
+    assert "<h1>mine</h1>" in (tmp_path / "runs" / "mine" / "run" / "report.html").read_text()
+    (tmp_path / "runs" / "mine").rename(tmp_path / "demo")
     info["dataset"]["records_hash"] = "other"
     (run / "run.json").write_text(json.dumps(info))
     assert "its records are others" in " ".join(sdft("report", "demo").stdout.split())

@@ -14,7 +14,7 @@ import typer
 
 from sdft_cli.cli.support.options import Quiet, Verbose
 from sdft_cli.errors import EXTRA_OF, MissingPackage, SdftError, UsageError
-from sdft_cli.notices import ERROR, loudness, say, set_loudness
+from sdft_cli.notices import ERROR, loudness, say, set_loudness, set_rank
 
 
 def _interrupt(signum: int, frame: object) -> None:
@@ -52,6 +52,23 @@ def print_json(document: Any) -> None:
     typer.echo(json.dumps(finite(document), indent=2))
 
 
+def check_alone(name: str) -> None:
+    """Refuse a command that several processes would each do all of, and write over each other; the first one says so.
+
+    Raises:
+        UsageError: this is one of several processes, and the command is not `train`.
+    """
+    from sdft_cli.engine.parallel.launch import launched
+
+    rank, count = launched()
+    if count > 1 and name != "train":
+        set_rank(rank)
+        raise UsageError(
+            f"{count} processes were started, and they can share `sdft train` only: start sdft {name} without "
+            "`torchrun` or `accelerate launch`."
+        )
+
+
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a command: an `SdftError` is one sentence on stderr and its exit code; Ctrl-C and SIGTERM are 130.
 
@@ -59,6 +76,7 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
     has the options `--quiet` and `--verbose`, too.
     """
     signature = inspect.signature(function, eval_str=True)
+    called = {"evaluate": "eval"}.get(function.__name__, function.__name__)  # eval is Python's own
     loud = {"quiet": Quiet, "verbose": Verbose}
 
     @functools.wraps(function)
@@ -66,14 +84,14 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
         signal.signal(signal.SIGTERM, _interrupt)
         try:
             be_loud(quiet, verbose)
+            check_alone(called)
             return function(*args, **kwargs)
         except SdftError as error:
             raise exit_of(error) from None
         except ModuleNotFoundError as error:
             if error.name not in EXTRA_OF:
                 raise
-            name = {"evaluate": "eval"}.get(function.__name__, function.__name__)  # eval is Python's own
-            raise exit_of(MissingPackage(f"sdft {name}", error.name)) from None
+            raise exit_of(MissingPackage(f"sdft {called}", error.name)) from None
         except KeyboardInterrupt:
             say(f"{ERROR}interrupted; nothing half-written was left behind.")
             raise typer.Exit(130) from None

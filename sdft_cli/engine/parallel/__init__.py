@@ -1,5 +1,6 @@
 """Several processes that share the work of one run.
 
+launch     whether this process is one of several
 share      which rows go to which process
 processes  what the processes of a run say to each other, and a single one to nobody
 peers      each process watches the others, so that a failed or killed one ends the run

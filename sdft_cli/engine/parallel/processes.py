@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from sdft_cli.engine.models.interrupts import Interrupted
+from sdft_cli.engine.parallel.launch import launched
 from sdft_cli.engine.parallel.peers import Peers
 from sdft_cli.engine.parallel.share import Rows, shares
 from sdft_cli.errors import InterruptedBySignal, MachineError, SdftError
@@ -195,14 +196,6 @@ def _on_signals(handler: Any) -> dict[int, Any]:
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {number: signal.signal(number, handler) for number in (signal.SIGTERM, signal.SIGINT)}
-
-
-def launched() -> tuple[int, int]:
-    """Return rank and number of processes that `torchrun` or `accelerate launch` gave this process; (0, 1) alone."""
-    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if not all(os.environ.get(name) for name in names) or int(os.environ["WORLD_SIZE"]) < 2:
-        return 0, 1
-    return int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
 
 
 def join() -> Processes:

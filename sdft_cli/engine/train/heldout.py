@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import islice
+from itertools import chain
 from typing import Any
 
 from sdft_cli.config import HeldoutSettings
@@ -64,19 +64,18 @@ class HeldOut:
             )
         self.processes = processes
 
-        def planned(records: Sequence[Record]) -> list[Record]:
+        def planned(records: Sequence[Record]) -> list[list[Record]]:
             cut = plan(backend, records, prompts, settings.max_new_tokens, max_tokens_per_pass) if records else []
-            self.cut = [len(rows) for rows in cut]
-            return [records[i] for rows in cut for i in rows]
+            return [[records[i] for i in rows] for rows in cut]
 
         # In the order of the passes of one process, also where several have passes of their own.
-        self.records = planned(chosen)
-        own = self.records
+        passes = planned(chosen)
+        self.records = list(chain.from_iterable(passes))
         if processes.count > 1:
-            rows = [prompts.student_ids(record) for record in own]
-            own = planned([self.records[i] for i in processes.mine(rows, backend.sharing != "none")])
-        left = iter(encode(own, prompts))
-        self.passes = [list(islice(left, count)) for count in self.cut]
+            rows = [prompts.student_ids(record) for record in self.records]
+            mine = processes.mine(rows, backend.sharing != "none")
+            passes = planned([self.records[i] for i in mine])
+        self.passes = [encode(records, prompts) for records in passes]
 
     @property
     def on(self) -> bool:
@@ -107,10 +106,6 @@ class HeldOut:
                 told=told,
             )
         return found
-
-    def evaluate(self) -> dict[str, Any]:
-        """Evaluate the student as it is now; returns as `metrics_of`."""
-        return metrics_of(self.items())
 
     def answers(self, items: Sequence[Item], with_reference: bool) -> list[dict[str, Any]]:
         """Return a line for each record, to read how its answer changes: the text, and what was found about it.

@@ -159,7 +159,8 @@ def load(job: Job, say: Say) -> Loaded:
         check_shareable(job)
         together.agree("configuration or dataset", f"{config.model_dump(mode='json')} {records_hash(job.data.train)}")
         model = together.in_turn(lambda: resolve_model(config.model, say))
-        name, why = choose_library("transformers", model, config.revision)
+        name, _ = choose_library("transformers", model, config.revision)
+        why = "several processes run no other"
     say(f"Backend: {name} ({why})")
     quiet_libraries()
 

@@ -12,7 +12,8 @@ from tests.engine.parallel.launcher import Launcher
 
 torch = pytest.importorskip("torch")
 
-from sdft_cli.engine.parallel.processes import ALONE, launched  # noqa: E402
+from sdft_cli.engine.parallel.launch import launched  # noqa: E402
+from sdft_cli.engine.parallel.processes import ALONE  # noqa: E402
 
 
 def probed(launcher: Launcher, what: str, count: int, folder: Path) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from sdft_cli.config import HeldoutSettings  # noqa: E402
 from sdft_cli.engine.models.adapters import EmaAdapter  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
 from sdft_cli.engine.score.scoring import choose_records  # noqa: E402
-from sdft_cli.engine.train.heldout import HeldOut  # noqa: E402
+from sdft_cli.engine.train.heldout import HeldOut, metrics_of  # noqa: E402
 from sdft_cli.metrics import HELDOUT  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
@@ -53,7 +53,7 @@ def test_an_evaluation_leaves_the_run_as_it_was(tiny_model: Path, prompts: ChatP
     assert any(module.training for module in backend.model.modules())  # as in a training run
     evaluation = held_out(backend, prompts, data)
     before, states = state_of(backend), random_states()
-    first = evaluation.evaluate()
+    first = metrics_of(evaluation.items())
     assert random_states() == states
     after = state_of(backend)
     assert after["training"] == before["training"]
@@ -61,7 +61,7 @@ def test_an_evaluation_leaves_the_run_as_it_was(tiny_model: Path, prompts: ChatP
     assert all(torch.equal(after["tensors"][name], tensor) for name, tensor in before["tensors"].items())
     assert all(p.grad is None for p in backend.model.parameters())
     torch.rand(5)
-    assert evaluation.evaluate() == first  # dropout is off
+    assert metrics_of(evaluation.items()) == first  # dropout is off
 
 
 def test_metrics_are_plain_numbers_of_the_chosen_records(tiny_model: Path, prompts: ChatPrompts, data: Dataset) -> None:
@@ -69,20 +69,20 @@ def test_metrics_are_plain_numbers_of_the_chosen_records(tiny_model: Path, promp
     evaluation = held_out(backend, prompts, data)
     chosen = {r.record_id for r in choose_records(data.validation, 4)}
     assert {e.record.record_id for batch in evaluation.passes for e in batch} == chosen
-    found = evaluation.evaluate()
+    found = metrics_of(evaluation.items())
     assert tuple(found) == ("records", *HELDOUT)
     assert found["records"] == 4
     assert all(isinstance(value, (int, float)) for value in found.values())
     assert found["kl_per_token"] > 0
     assert 1 <= found["rollout_length"] <= 4
     # A live teacher, and an average that is the adapter itself, have the student's weights: another divergence.
-    live = held_out(backend, prompts, data, "adapter").evaluate()
-    ema = held_out(backend, prompts, data, "ema", EmaAdapter(backend.model, 0.9)).evaluate()
+    live = metrics_of(held_out(backend, prompts, data, "adapter").items())
+    ema = metrics_of(held_out(backend, prompts, data, "ema", EmaAdapter(backend.model, 0.9)).items())
     assert ema == live
     assert live["kl_per_token"] != pytest.approx(found["kl_per_token"], rel=1e-3)
     assert live["expert_nll_per_token"] == found["expert_nll_per_token"]
     # The student is the adapter, not the base.
-    base = held_out(adapted(tiny_model, scale=0.0), prompts, data).evaluate()
+    base = metrics_of(held_out(adapted(tiny_model, scale=0.0), prompts, data).items())
     assert base["expert_nll_per_token"] != pytest.approx(found["expert_nll_per_token"], rel=1e-3)
 
 
@@ -98,7 +98,7 @@ def test_prose_alone_has_no_share_of_tool_turns(tiny_model: Path, prompts: ChatP
         max_decode_tokens=1500,
         notify=pytest.fail,
     )
-    found = evaluation.evaluate()
+    found = metrics_of(evaluation.items())
     assert found["tool_valid_share"] is None
     assert found["tool_named_share"] is None
 
