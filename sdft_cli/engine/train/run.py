@@ -21,6 +21,7 @@ from sdft_cli.run_folder import FORMAT, base_revision, read_adapter, read_run_js
 if TYPE_CHECKING:
     import torch
 
+    from sdft_cli.engine.models.adapters import SamplingWeights
     from sdft_cli.engine.models.backend import Backend
     from sdft_cli.engine.parallel.processes import Processes
     from sdft_cli.engine.train.loop import Loop, Observer
@@ -144,49 +145,24 @@ def warnings_of(config: TrainConfig) -> list[str]:
 
 def load(job: Job, say: Say) -> Loaded:
     """Load tokenizer, model and a fresh adapter; say which backend, prefix sharing and sampling weights were taken."""
-    from sdft_cli.engine.models.load import check_machine, choose_library, load_backend
-    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.models.load import check_machine, load_backend
     from sdft_cli.engine.models.quiet import quiet_libraries
     from sdft_cli.engine.train.trackers import check_trackers
 
-    config, together = job.config, job.processes
+    config = job.config
     check_machine(config)
     check_trackers(config.trackers)
-    if together is None:
-        model = resolve_model(config.model, say)
-        name, why = choose_library(config.backend, model, config.revision)
-    else:
-        check_shareable(job)
-        together.agree("configuration or dataset", f"{config.model_dump(mode='json')} {records_hash(job.data.train)}")
-        model = together.in_turn(lambda: resolve_model(config.model, say))
-        name, _ = choose_library("transformers", model, config.revision)
-        why = "several processes run no other"
+    model, name, why = _model_and_library(job, say)
     say(f"Backend: {name} ({why})")
     quiet_libraries()
 
-    import torch
-    from accelerate import Accelerator
-
-    from sdft_cli.engine.kernels.products import choose_products
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
     from sdft_cli.engine.parallel.processes import ALONE
-    from sdft_cli.engine.passes.choose import choose_sharing
-    from sdft_cli.engine.passes.start_check import check_reach, choose_decoding
-    from sdft_cli.engine.plan.memory import packed_room
     from sdft_cli.engine.train.resume_state import digest
-    from sdft_cli.engine.train.rollouts import choose_sampling_weights
     from sdft_cli.engine.train.sdft_step import Trainer
 
-    processes = together or ALONE
-    # Each process makes every step of the whole run: the schedule is not to count those of the others.
-    accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(), mixed_precision="no", step_scheduler_with_optimizer=False
-    )
-    if accelerator.num_processes != processes.count:
-        raise UsageError(
-            f"{accelerator.num_processes} processes were started, and they can share `sdft train` only: start any "
-            "other command without `accelerate launch`, `torchrun` or `mpirun`."
-        )
+    processes = job.processes or ALONE
+    accelerator = _accelerator(processes)
     prompts = _prompts_of(job, model, say)
     check_loaded = _check_targets(config, model, say)
     begin = _begin_with(job, say)
@@ -196,6 +172,57 @@ def load(job: Job, say: Say) -> Loaded:
         say(backend.kernels)
     check_loaded()
     begins_with = begin(backend)
+    sampling = _choose_ways(job, backend, processes, say)
+    processes.agree("backend", (name, backend.sharing))
+    processes.agree("adapter at the start", digest(backend.model))
+    trainer = Trainer(config, backend, prompts, accelerator, sampling, processes)
+    return Loaded(trainer, name, why, accelerator, begins_with)
+
+
+def _model_and_library(job: Job, say: Say) -> tuple[str, str, str]:
+    """Return the model's folder or id, the library that runs it, and why that one."""
+    from sdft_cli.engine.models.load import choose_library
+    from sdft_cli.engine.models.names import resolve_model
+
+    config, together = job.config, job.processes
+    if together is None:
+        model = resolve_model(config.model, say)
+        return model, *choose_library(config.backend, model, config.revision)
+    check_shareable(job)
+    together.agree("configuration or dataset", f"{config.model_dump(mode='json')} {records_hash(job.data.train)}")
+    model = together.in_turn(lambda: resolve_model(config.model, say))
+    name, _ = choose_library("transformers", model, config.revision)
+    return model, name, "several processes run no other"
+
+
+def _accelerator(processes: Processes) -> Any:
+    """Return accelerate's view of this machine.
+
+    Raises:
+        UsageError: it counts other processes than those that share the run.
+    """
+    import torch
+    from accelerate import Accelerator
+
+    # Each process makes every step of the whole run: the schedule is not to count those of the others.
+    found = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", step_scheduler_with_optimizer=False)
+    if found.num_processes != processes.count:
+        raise UsageError(
+            f"{found.num_processes} processes were started, and they can share `sdft train` only: start any other "
+            "command without `accelerate launch`, `torchrun` or `mpirun`."
+        )
+    return found
+
+
+def _choose_ways(job: Job, backend: Backend, processes: Processes, say: Say) -> SamplingWeights:
+    """Choose products, decoding and prefix sharing for a loaded model; return the weights that sample. Says each."""
+    from sdft_cli.engine.kernels.products import choose_products
+    from sdft_cli.engine.passes.choose import choose_sharing
+    from sdft_cli.engine.passes.start_check import check_reach, choose_decoding
+    from sdft_cli.engine.plan.memory import packed_room
+    from sdft_cli.engine.train.rollouts import choose_sampling_weights
+
+    config = job.config
     backend.segment_tokens = config.segment_tokens
     rows = [record.row for record in job.data.train]
     processes.wait()  # all have loaded: what is free now is free for good
@@ -212,12 +239,9 @@ def load(job: Job, say: Say) -> Loaded:
         say(warning)
     found = processes.gather(choose_sampling_weights(backend, config.rollout))
     sampling, sentence = next((each for each in found if each[0] == "adapter"), found[0])  # if any lacks the memory
-    processes.agree("backend", (name, backend.sharing))
-    processes.agree("adapter at the start", digest(backend.model))
     if config.objective == "sdft":
         say(sentence)
-    trainer = Trainer(config, backend, prompts, accelerator, sampling, processes)
-    return Loaded(trainer, name, why, accelerator, begins_with)
+    return sampling
 
 
 OTHER_PLUGINS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
