@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sdft_cli.engine.models.adapters import SamplingWeights
     from sdft_cli.engine.models.backend import Backend
     from sdft_cli.engine.parallel.processes import Processes
+    from sdft_cli.engine.parallel.sharding import Sharding
     from sdft_cli.engine.train.loop import Loop, Observer
     from sdft_cli.engine.train.sdft_step import Trainer
     from sdft_cli.prompts.chat import ChatPrompts
@@ -158,6 +160,7 @@ def load(job: Job, say: Say) -> Loaded:
 
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
     from sdft_cli.engine.parallel.processes import ALONE
+    from sdft_cli.engine.parallel.sharding import asked_sharding
     from sdft_cli.engine.train.resume_state import digest
     from sdft_cli.engine.train.sdft_step import Trainer
 
@@ -166,8 +169,10 @@ def load(job: Job, say: Say) -> Loaded:
     prompts = _prompts_of(job, model, say)
     check_loaded = _check_targets(config, model, say)
     begin = _begin_with(job, say)
+    sharding = asked_sharding(config.dtype)
+    shard = partial(_shard, processes, sharding, say) if sharding else None
     with out_of_memory_explained(config, "loading the model"):
-        backend = load_backend(config, name, model)
+        backend = load_backend(config, name, model, shard)
     if backend.kernels:
         say(backend.kernels)
     check_loaded()
@@ -204,8 +209,12 @@ def _accelerator(processes: Processes) -> Any:
     import torch
     from accelerate import Accelerator
 
+    from sdft_cli.engine.parallel.sharding import hidden_from_accelerate
+
     # Each process makes every step of the whole run: the schedule is not to count those of the others.
-    found = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", step_scheduler_with_optimizer=False)
+    with hidden_from_accelerate():
+        on_cpu = not torch.cuda.is_available()
+        found = Accelerator(cpu=on_cpu, mixed_precision="no", step_scheduler_with_optimizer=False)
     if found.num_processes != processes.count:
         raise UsageError(
             f"{found.num_processes} processes were started, and they can share `sdft train` only: start any other "
@@ -244,8 +253,15 @@ def _choose_ways(job: Job, backend: Backend, processes: Processes, say: Say) -> 
     return sampling
 
 
-OTHER_PLUGINS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
-"""What `accelerate launch` sets, by the name of what it asks for."""
+def _shard(processes: Processes, sharding: Sharding, say: Say, model: Any, device: torch.device) -> None:
+    """Cut the layers of a model into shards, and say what each process holds of them."""
+    layers = processes.shard(model, device, sharding)
+    part = layers.bytes / processes.count / 1e9
+    say(
+        f"FSDP2: {len(layers)} layers of {layers.bytes / 1e9:.2f} GB in shards, {part:.2f} GB on each of "
+        f"{processes.count} processes; embeddings, output head and adapter are whole on each"
+    )
+    say(f"{WARNING}FSDP2 is experimental: this project has run it on CPUs only")
 
 
 def check_shareable(job: Job) -> None:
@@ -254,10 +270,12 @@ def check_shareable(job: Job) -> None:
     Raises:
         UsageError: names the setting.
     """
+    from sdft_cli.engine.parallel.sharding import asked_sharding
+
     config = job.config
-    asked = [name for key, name in OTHER_PLUGINS.items() if os.environ.get(key, "").lower() in ("1", "true")]
-    if asked:
-        raise UsageError(f"Each process holds the whole model, without {asked[0]}: launch without it.")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
+        raise UsageError("DeepSpeed is not supported: launch without it, or with FSDP2.")
+    asked_sharding(config.dtype)
     if config.backend == "unsloth" or config.fast_inference or config.load_in_4bit:
         raise UsageError("Several processes run the transformers backend only: add --backend transformers.")
     if config.lora.dropout > 0:
