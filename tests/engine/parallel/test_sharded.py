@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 
+from sdft_cli.config import load_train_config
+from sdft_cli.engine.parallel.sharding import Sharding, asked_sharding
+from sdft_cli.errors import UsageError
 from tests.engine.parallel.launcher import Launcher
 from tests.engine.parallel.test_run import FEW, STEPS, Runs, assert_same_run
 
@@ -28,6 +31,7 @@ LIKE_ACCELERATE = {
 }
 """What `accelerate launch --use_fsdp --fsdp_version 2` sets: one process reads the files."""
 ON = {"rollout.weights": "adapter"}
+OF_THE_TARGET_RUN = load_train_config("qwen3.5-9b-64k").lora.target_modules
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def tiny_qwen(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from tests.engine.trees import LINEAR_SIZES, SIZES, VISION
 
-    text = {**SIZES, **LINEAR_SIZES, "vocab_size": 49_152, "pad_token_id": 2}
+    text = {**SIZES, **LINEAR_SIZES, "vocab_size": 49_152, "pad_token_id": 2, "initializer_range": 0.05}
     torch.manual_seed(0)
     config = Qwen3_5Config(text_config=text, vision_config=VISION, tie_word_embeddings=False)
     model = Qwen3_5ForConditionalGeneration(config)
@@ -90,13 +94,20 @@ def test_a_killed_run_in_shards_goes_on_whole_and_in_other_shards(runs: Runs) ->
 @pytest.mark.parametrize(
     "settings",
     [
-        {"objective": "sft", "prefix_sharing": "none", "gradient_checkpointing": "true"},
-        {"prefix_sharing": "depth_first", "segment_tokens": 64, "rollout.per_record": 2, "rehearse": "true"},
-        {"teacher.kind": "ema", "optim.turns_per_step": 1, "gate.action": "warn", "gate.max_new_tokens": 4},
+        {"prefix_sharing": "none", "gradient_checkpointing": "true", "optim.turns_per_step": 1, "rehearse": "true"},
+        {
+            "prefix_sharing": "depth_first",
+            "segment_tokens": 64,
+            "teacher.kind": "ema",
+            "rollout.per_record": 2,
+            "gate.action": "warn",
+            "gate.max_new_tokens": 4,
+        },
     ],
-    ids=["sft-none", "depth_first", "ema"],
+    ids=["none", "depth_first"],
 )
 def test_each_way_to_run_a_step(runs: Runs, settings: dict[str, Any], request: pytest.FixtureRequest) -> None:
+    """With one turn in a step, one of two processes has nothing to do but to gather."""
     name = request.node.callspec.id
     train(runs, f"{name}-1", 1, FEW | settings)
     train(runs, f"{name}-2", 2, FEW | settings, **FSDP2)
@@ -108,12 +119,93 @@ def test_a_hybrid_with_a_vision_tower_and_its_merge(launcher: Launcher, tiny_qwe
     from sdft_cli.stages.merge import run_merge
 
     runs = Runs(launcher, tiny_qwen, tmp_path)
-    train(runs, "whole", 1, {})
-    train(runs, "shards", 2, {}, **LIKE_ACCELERATE)
-    assert "FSDP2: 5 layers" in runs.said("shards", 0)
+    settings = {"optim.max_steps": 6, "heldout.every": 6, "lora.target_modules": json.dumps(OF_THE_TARGET_RUN)}
+    train(runs, "whole", 1, settings)
+    train(runs, "shards", 2, settings, **LIKE_ACCELERATE)
+    assert "FSDP2: 5 layers" in runs.said("shards", 0)  # four of the trunk, one of the tower
     assert "Prefix sharing: depth_first" in runs.said("shards", 0)
     assert_same_run(runs, "whole", "shards")
     assert moved(runs, "whole") > 1e-3
     check = run_merge(read_run(tmp_path / "shards"), tmp_path / "merged")
-    print(json.dumps(check)[:400])
-    assert (tmp_path / "merged" / "merge-certificate.json").is_file()
+    assert len(check["adapted"]) == 31 - 6
+    certificate = json.loads((tmp_path / "merged" / "merge-certificate.json").read_text())
+    assert certificate["adapted"] == check["adapted"]
+    assert not (tmp_path / "merged" / "FAILED.txt").exists()
+
+
+def test_an_interrupt_in_a_pass_saves_the_run(runs: Runs) -> None:
+    kill = {"rank": 1, "signal": "SIGINT", "file": str(runs.folder / "interrupted" / "metrics.jsonl"), "lines": 2}
+    answer = runs.train("interrupted", 2, ON, environment=FSDP2, kill=kill)
+    assert answer["codes"] == [130, 130], runs.said("interrupted", 0)
+    assert "sdft: interrupted after step" in runs.said("interrupted", 0)
+    done = len(runs.lines("interrupted", "metrics.jsonl"))
+    assert (runs.folder / "interrupted" / "checkpoints" / f"step-{done:06d}").is_dir()
+
+
+def test_passes_of_any_number_and_order_are_served(launcher: Launcher, tmp_path: Path) -> None:
+    """One process goes forward and back, one forward only and in another order, one does nothing at all."""
+    arguments = ["layers", str(tmp_path)]
+    answer = launcher.run(3, "tests.engine.parallel.probe", arguments, tmp_path, str(tmp_path / "log"))
+    assert answer["codes"] == [0] * 3, (tmp_path / "log.err0").read_text()
+    found = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(3)]
+    assert found[0]["difference"] == found[1]["difference"] == 0.0  # not a bit
+    assert [one["whole"] for one in found] == [[], [], []]  # layers that are still whole at the end
+    assert [one["most"] for one in found] == [1, 1, 0]  # layers that are whole at once while passes run
+    assert found[0]["gathered"] == found[1]["gathered"] == found[2]["gathered"]
+    # Four passes over three layers on the first, three on the second; those that meet are gathered once.
+    assert found[0]["gathered"] <= 4 * 3 + 3
+
+
+def test_what_accelerate_says_is_done_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert asked_sharding("float32") is None
+    for name, value in LIKE_ACCELERATE.items():
+        monkeypatch.setenv(name, value)
+    assert asked_sharding("float32") == Sharding(None, one_reads=True)
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "false")
+    monkeypatch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "LlamaDecoderLayer, Other")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    assert asked_sharding("bfloat16") == Sharding(("LlamaDecoderLayer", "Other"), one_reads=False)
+    with pytest.raises(UsageError, match="--mixed_precision is bf16, but the base of this run is float32"):
+        asked_sharding("float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("FSDP_VERSION", "1", "FSDP version 1 is not supported: launch with --fsdp_version 2, or without FSDP."),
+        ("FSDP_OFFLOAD_PARAMS", "true", "launch without --fsdp_offload_params."),
+        ("FSDP_RESHARD_AFTER_FORWARD", "false", "launch with --fsdp_reshard_after_forward true."),
+        ("FSDP_AUTO_WRAP_POLICY", "SIZE_BASED_WRAP", "--fsdp_auto_wrap_policy TRANSFORMER_BASED_WRAP."),
+        ("FSDP_FORWARD_PREFETCH", "true", "launch without --fsdp_forward_prefetch."),
+        ("FSDP_ACTIVATION_CHECKPOINTING", "true", "--set gradient_checkpointing=true."),
+        ("FSDP_IGNORED_MODULES", "model.norm", "launch without --fsdp_ignored_modules."),
+        ("ACCELERATE_USE_PARALLELISM_CONFIG", "true", "launch without --use_parallelism_config."),
+    ],
+)
+def test_what_is_not_done_is_refused_by_its_name(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str
+) -> None:
+    for key, each in (LIKE_ACCELERATE | {name: value}).items():
+        monkeypatch.setenv(key, each)
+    with pytest.raises(UsageError) as caught:
+        asked_sharding("float32")
+    assert str(caught.value).endswith(sentence)
+    assert name == "FSDP_VERSION" or str(caught.value).startswith(f"{name} is {value.lower()}, but ")
+
+
+@pytest.mark.parametrize(
+    ("count", "settings", "environment", "sentence"),
+    [
+        (2, {}, {"FSDP_VERSION": "1"}, "FSDP version 1 is not supported"),
+        (2, {"rollout.weights": "merged"}, {}, "rollout.weights is merged, but the base is in shards"),
+        (2, {}, {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Linear"}, "Linear is no layer of llama (LlamaDecoderLayer): launch"),
+        (1, {}, {}, "FSDP2 shards a model over several processes, and this is one"),
+    ],
+)
+def test_what_cannot_be_sharded_is_refused_in_a_sentence(
+    runs: Runs, count: int, settings: dict[str, Any], environment: dict[str, str], sentence: str
+) -> None:
+    answer = runs.train("refused", count, ON | settings, environment=FSDP2 | environment)
+    assert answer["codes"] == [2] * count, runs.said("refused", 0)
+    assert runs.said("refused", 0).splitlines()[-1].startswith(f"sdft: {sentence}")
+    assert not (runs.folder / "refused").exists()
