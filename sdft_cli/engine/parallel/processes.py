@@ -24,7 +24,7 @@ from sdft_cli.engine.parallel.layers import Layers, blocks_of, shard_blocks
 from sdft_cli.engine.parallel.peers import Peers
 from sdft_cli.engine.parallel.sharding import Sharding
 from sdft_cli.engine.parallel.share import Rows, shares
-from sdft_cli.errors import InterruptedBySignal, MachineError, SdftError, UsageError
+from sdft_cli.errors import InterruptedBySignal, MachineError, SdftError
 from sdft_cli.notices import set_rank
 
 T = TypeVar("T")
@@ -106,9 +106,10 @@ class Processes:
         """Cut the layers of a peft model on the CPU into shards, one for each process; move the rest to the device.
 
         Raises:
-            UsageError: there is one process only, or as `blocks_of`.
+            UsageError: as `blocks_of`.
+            ValueError: there is one process only.
         """
-        raise UsageError("FSDP2 shards a model over several processes, and this is one: start more, or leave FSDP out.")
+        raise ValueError("one process has nobody to share a model with")
 
     def agree(self, what: str, value: object) -> None:
         """Refuse to go on if the processes have other values of something that has to be one.

@@ -15,7 +15,6 @@ from sdft_cli.engine.passes.decode import Rollout, generate
 from sdft_cli.engine.passes.decode_steps import row_seeds
 from sdft_cli.engine.passes.padded import padded_passes
 from sdft_cli.engine.train.vllm_sampler import VllmSampler
-from sdft_cli.errors import UsageError
 
 ADDABLE = (torch.float32, torch.bfloat16, torch.float16)
 """Types of weights to which a LoRA update can be added; anything else is a quantised code."""
@@ -28,14 +27,11 @@ def choose_sampling_weights(backend: Backend, settings: RolloutSettings) -> tupl
     fits in half of the memory that is free now, or leaves the adapter on.
 
     Raises:
-        UsageError: merged was asked for, and a base weight is quantised, so that nothing can be added to it, or in
-            shards.
+        UsageError: merged was asked for, and a base weight is quantised, so that nothing can be added to it.
     """
     if backend.vllm is not None:
         return "adapter", "Rollouts: sampled by unsloth's vLLM engine, which gets the adapter anew for every step"
     if backend.sharded:
-        if settings.weights == "merged":
-            raise UsageError("rollout.weights is merged, but the base is in shards: use --set rollout.weights=adapter.")
         return "adapter", "Rollouts: sampled with the adapter on (the base is in shards, of which no copy is made)"
     size, quantised = merged_copy(backend)
     return decide_weights(settings.weights, size, free_memory(backend.device), quantised)

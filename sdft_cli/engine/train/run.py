@@ -154,13 +154,13 @@ def load(job: Job, say: Say) -> Loaded:
     config = job.config
     check_machine(config)
     check_trackers(config.trackers)
+    sharding = _sharding_of(job)
     model, name, why = _model_and_library(job, say)
     say(f"Backend: {name} ({why})")
     quiet_libraries()
 
     from sdft_cli.engine.models.device_memory import out_of_memory_explained
     from sdft_cli.engine.parallel.processes import ALONE
-    from sdft_cli.engine.parallel.sharding import asked_sharding
     from sdft_cli.engine.train.resume_state import digest
     from sdft_cli.engine.train.sdft_step import Trainer
 
@@ -169,7 +169,6 @@ def load(job: Job, say: Say) -> Loaded:
     prompts = _prompts_of(job, model, say)
     check_loaded = _check_targets(config, model, say)
     begin = _begin_with(job, say)
-    sharding = asked_sharding(config.dtype)
     shard = partial(_shard, processes, sharding, say) if sharding else None
     with out_of_memory_explained(config, "loading the model"):
         backend = load_backend(config, name, model, shard)
@@ -253,6 +252,24 @@ def _choose_ways(job: Job, backend: Backend, processes: Processes, say: Say) -> 
     return sampling
 
 
+def _sharding_of(job: Job) -> Sharding | None:
+    """Return how the base is to be sharded over the processes, None: not.
+
+    Raises:
+        UsageError: something of it is not possible; names the setting.
+    """
+    from sdft_cli.engine.parallel.sharding import asked_sharding
+
+    found = asked_sharding(job.config.dtype)
+    if job.processes is not None:
+        job.processes.agree("configuration of FSDP", found)
+    elif found:
+        raise UsageError("FSDP2 shards a model over several processes, and this is one: start more, or leave FSDP out.")
+    if found and job.config.rollout.weights == "merged":
+        raise UsageError("rollout.weights is merged, but the base is in shards: use --set rollout.weights=adapter.")
+    return found
+
+
 def _shard(processes: Processes, sharding: Sharding, say: Say, model: Any, device: torch.device) -> None:
     """Cut the layers of a model into shards, and say what each process holds of them."""
     layers = processes.shard(model, device, sharding)
@@ -270,12 +287,9 @@ def check_shareable(job: Job) -> None:
     Raises:
         UsageError: names the setting.
     """
-    from sdft_cli.engine.parallel.sharding import asked_sharding
-
     config = job.config
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
         raise UsageError("DeepSpeed is not supported: launch without it, or with FSDP2.")
-    asked_sharding(config.dtype)
     if config.backend == "unsloth" or config.fast_inference or config.load_in_4bit:
         raise UsageError("Several processes run the transformers backend only: add --backend transformers.")
     if config.lora.dropout > 0:
