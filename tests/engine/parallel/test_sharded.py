@@ -131,7 +131,13 @@ def test_a_hybrid_with_a_vision_tower_and_its_merge(launcher: Launcher, tiny_qwe
     from sdft_cli.stages.merge import run_merge
 
     runs = Runs(launcher, tiny_qwen, tmp_path)
-    settings = {"optim.max_steps": 6, "heldout.every": 6, "lora.target_modules": json.dumps(OF_THE_TARGET_RUN)}
+    settings = {
+        "optim.max_steps": 5,
+        "optim.turns_per_step": 3,
+        "heldout.every": 5,
+        "heldout.records": 2,
+        "lora.target_modules": json.dumps(OF_THE_TARGET_RUN),
+    }
     train(runs, "whole", 1, settings)
     train(runs, "shards", 2, settings, **LIKE_ACCELERATE)
     assert "FSDP2: 5 layers" in runs.said("shards", 0)  # four of the trunk, one of the tower
