@@ -77,7 +77,7 @@ def alignments(
             "No answer of the student has a token with loss: raise gate.max_new_tokens, or set "
             "distill.truncated_rollouts to keep."
         )
-    teacher = {}
+    teacher: dict[str, list[Tensor]] = {}
     with weights(backend.model, "base"):
         for name, found in encoded.items():
             progress("Asking the teachers", len(teacher), len(encoded))
