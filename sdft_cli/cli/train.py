@@ -54,6 +54,8 @@ def train(
     max_steps: Annotated[int | None, setting("train.optim.max_steps")] = None,
     seed: Annotated[int | None, setting("train.seed")] = None,
     gate: Annotated[str | None, setting("train.gate.action")] = None,
+    rollouts: Annotated[str | None, setting("train.rollout.source", "--rollouts")] = None,
+    vllm_url: Annotated[str | None, setting("train.rollout.vllm_url")] = None,
     track: Annotated[
         list[str] | None, setting("train.trackers", "--track", help="Log here too, besides metrics.jsonl. Repeatable.")
     ] = None,
