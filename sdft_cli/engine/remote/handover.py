@@ -1,7 +1,7 @@
 """The adapter as it is now -> the server: written into a folder that both see, then loaded by its name.
 
-Each adapter has a name of its own. Under one name a server would go on with the keys and values that it keeps of common
-prefixes, which the adapter before has made.
+Each adapter has a name and a path of its own. Under one name some versions of vLLM would go on with the keys and values
+that they keep of common prefixes, which the adapter before has made.
 """
 
 from __future__ import annotations
