@@ -12,6 +12,8 @@ from sdft_cli.errors import MachineError
 
 CONNECT = 10.0
 """Seconds in which a server takes a connection."""
+IDLE = 2.0
+"""Seconds after which an idle connection is not used again: before the server closes it, which vLLM does after 5."""
 KEY = "VLLM_API_KEY"
 """What `vllm serve` reads its key from, too."""
 GO_ON = "a run that had begun goes on with `sdft train --resume`"
@@ -39,7 +41,7 @@ class Server:
         self._client = httpx.Client(
             base_url=url,
             timeout=httpx.Timeout(timeout, connect=min(CONNECT, timeout), pool=None),
-            limits=httpx.Limits(max_connections=None),
+            limits=httpx.Limits(max_connections=None, keepalive_expiry=IDLE),
             headers={"Authorization": f"Bearer {key}"} if key else {},
         )
 

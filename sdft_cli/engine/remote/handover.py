@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from sdft_cli.engine.models.interrupts import interruptible
 from sdft_cli.engine.parallel.processes import ALONE, Processes
 from sdft_cli.engine.remote.client import GO_ON, Refused, Server, ServerError
 from sdft_cli.errors import MachineError
@@ -86,7 +87,8 @@ class Handover:
     def _load(self, name: str) -> None:
         path = str(self.folder / name)
         try:
-            self.server.post(LOAD, {"lora_name": name, "lora_path": path})
+            with interruptible():
+                self.server.post(LOAD, {"lora_name": name, "lora_path": path})
         except Refused as error:
             if error.status in (404, 405) and name not in error.reason:
                 raise ServerError(
@@ -101,5 +103,5 @@ class Handover:
 
     def _unload(self, timeout: float) -> None:
         if self.name is not None:
-            with suppress(Refused):  # a server that was started anew has none
+            with suppress(Refused), interruptible():  # a server that was started anew has none
                 self.server.post(UNLOAD, {"lora_name": self.name}, timeout)
