@@ -168,9 +168,9 @@ class RolloutSettings(_Config):
         description="steps between comparisons of the sampler's log-probabilities with the trainer's; null: never",
     )
     source: Literal["local", "vllm"] = Field(
-        "local", description="who samples: this process, or a vLLM server that is given the adapter"
+        "local", description="who samples: this process, or a vLLM server, which gets the adapter (docs/vllm.md)"
     )
-    vllm_url: str | None = Field(None, description="that server, e.g. http://localhost:8000; null: there is none")
+    vllm_url: str | None = Field(None, description="the vLLM server, e.g. http://localhost:8000; null: there is none")
     vllm_timeout: float = Field(
         600, gt=0, description="seconds in which the server has to answer a request, its queue included"
     )

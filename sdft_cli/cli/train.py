@@ -54,12 +54,12 @@ def train(
     max_steps: Annotated[int | None, setting("train.optim.max_steps")] = None,
     seed: Annotated[int | None, setting("train.seed")] = None,
     gate: Annotated[str | None, setting("train.gate.action")] = None,
-    rollouts: Annotated[str | None, setting("train.rollout.source", "--rollouts")] = None,
-    vllm_url: Annotated[str | None, setting("train.rollout.vllm_url")] = None,
     track: Annotated[
         list[str] | None, setting("train.trackers", "--track", help="Log here too, besides metrics.jsonl. Repeatable.")
     ] = None,
     overrides: Overrides = None,
+    rollouts: Annotated[str | None, setting("train.rollout.source", "--rollouts", panel="Rollouts")] = None,
+    vllm_url: Annotated[str | None, setting("train.rollout.vllm_url")] = None,
 ) -> None:
     """Train an adapter by Self-Distillation Fine-Tuning (arXiv 2601.19897).
 
