@@ -69,6 +69,8 @@ class TrainOptions(TypedDict, total=False):
     gate: Literal["off", "warn", "stop"]
     track: Sequence[str]
     init_adapter: str
+    rollouts: Literal["local", "vllm"]
+    vllm_url: str
 
 
 class EvalSettings(TypedDict, total=False):
@@ -91,7 +93,13 @@ class EvalSettings(TypedDict, total=False):
     seed: int
 
 
-SETTING_OF = {"max_steps": "optim.max_steps", "gate": "gate.action", "track": "trackers"}
+SETTING_OF = {
+    "max_steps": "optim.max_steps",
+    "gate": "gate.action",
+    "track": "trackers",
+    "rollouts": "rollout.source",
+    "vllm_url": "rollout.vllm_url",
+}
 """Options of `sdft train` that are called otherwise than their settings."""
 
 
