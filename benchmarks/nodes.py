@@ -183,7 +183,7 @@ def _why(at: Scale) -> str:
         return "all wait for the slowest"
     if at.limit == "what every rank does":
         return "every rank reads all prompts and makes the whole update"
-    few = f"{at.turns:g} turns a step cannot feed {at.count} ranks"
+    few = f"{at.turns:g} turn{'s' * (at.turns != 1)} a step cannot feed {at.count} ranks"
     why = few if at.turns < at.count else "no turn is divided, and the longest one is a share of its own"
     return f"{why}: {at.working:.1f} ranks have work, and the largest share is {at.largest:.0%} of a step's tokens"
 

@@ -8,7 +8,8 @@ the dataset has them. Turns are divided over the ranks by the rule of the run it
 their token ids. How long each rollout was is not in a run's files: lengths are drawn from those of `samples.jsonl` and
 scaled to the step's sum. `--plan CARD` takes the parts that `sdft plan` assumes for a card instead, and lengths.
 
-`--seconds rollout=40 backward=12` gives step parts by hand. Network and stragglers are parameters. What comes out is a simulation; nothing here was run on several GPUs.
+`--seconds rollout=40 backward=12` gives step parts by hand. Network and stragglers are parameters. What comes out is a
+simulation; nothing here was run on several GPUs.
 """
 
 from __future__ import annotations
