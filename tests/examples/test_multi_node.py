@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import yaml
 
 from docs import make_commands
+from sdft_cli.resources import resource_text
 
 pytest.importorskip("torch")
 
@@ -124,6 +126,65 @@ def test_skypilot_starts_and_goes_on(tmp_path: Path, rank: int) -> None:
     code, (call,) = run(SKY["run"], tmp_path, **given, CODE="1")
     assert code == 1  # which SkyPilot restarts
     assert checked(call)[1] == ["--resume", "--out", str(folder)]
+
+
+@pytest.mark.slow
+def test_two_machines_of_the_skypilot_task_make_a_run(tmp_path: Path, tiny_model: Path) -> None:
+    """Both on this machine, with the real torchrun: they meet, share a run, and go on with it when started again."""
+    from tests.engine.parallel.launcher import free_port
+    from tests.engine.prepared import prepared
+
+    data, folder, port = prepared(tiny_model, tmp_path, 12, 0.3), tmp_path / "run", free_port()
+    profile = yaml.safe_load(resource_text("templates", "profiles", "cpu-demo.yaml"))
+    profile |= {"model": str(tiny_model), "gate": {"action": "off"}, "heldout": {"every": None}}
+    profile["optim"] |= {"max_steps": 2, "turns_per_step": 4}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(profile))
+    given = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("SDFT")},
+        **SKY_GIVES,
+        "DATA": str(data.path),
+        "RUN": str(folder),
+        "PROFILE": str(tmp_path / "tiny.yaml"),
+        "OMP_NUM_THREADS": "1",
+        "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1",
+        "SKYPILOT_NUM_GPUS_PER_NODE": "1",
+    }
+    script = SKY["run"].replace("29500", str(port))
+    for _ in range(2):  # again: there is nothing left to do
+        started = [
+            subprocess.Popen(
+                ["bash", "-c", script],
+                env={**given, "SKYPILOT_NODE_RANK": str(rank)},
+                stderr=(tmp_path / f"log{rank}").open("w"),
+                stdout=subprocess.DEVNULL,
+                cwd=tmp_path,
+            )
+            for rank in (1, 0)
+        ]
+        try:
+            codes = [process.wait(300) for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        assert codes == [0, 0], "".join((tmp_path / f"log{rank}").read_text()[-3000:] for rank in (0, 1))
+        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+        assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    assert "processes" in json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["phase_seconds"]
+
+
+def test_launchers_know_the_options_on_the_page() -> None:
+    from accelerate.commands.launch import launch_command_parser
+
+    page = (ROOT / "docs" / "multi-node.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    calls = re.findall(r"^    ((?:torchrun|accelerate launch) .*)$", page, re.MULTILINE)
+    assert len(calls) == 4
+    for call in calls:
+        if call.startswith("torchrun"):
+            checked(call)
+            continue
+        found = launch_command_parser().parse_args(call.replace("RANK", "0").split()[2:])
+        assert (found.module, found.training_script) == (True, "sdft_cli")
+        checked("torchrun -m sdft_cli " + " ".join(found.training_script_args))
 
 
 def test_the_profiles_of_the_examples_exist() -> None:
