@@ -72,6 +72,14 @@ class PrepareConfig(_Config):
     )
     redact: bool = Field(True, description="replace secrets, e-mail addresses and user names by pseudonyms")
     workers: int = Field(1, ge=1, description="processes that count tokens; the output is the same for any number")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="who counts tokens: processes of this machine, or the nodes of a Ray cluster"
+    )
+    ray_address: str | None = Field(
+        None,
+        description="the cluster of engine ray, as host:6379, ray://host:10001 or auto; null: one of `workers` "
+        "processes is started here",
+    )
     seed: int = Field(0, ge=0, description="seed of the split")
     limit_sessions: int | None = Field(None, gt=0, description="read at most this many sessions; null: all")
     branches: Literal["last", "all"] = Field(
