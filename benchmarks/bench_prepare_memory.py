@@ -3,9 +3,10 @@
     python -m benchmarks.bench_prepare_memory [--gb 2] [--kind folder] [--workers 1] [--parts 0] [--folder DIR]
 
 The text of each session is drawn for it alone, so nothing is a copy. `--kind folder`: Claude Code sessions of about
-150 KB; `session`: one Claude Code session of N GB; `rows`: one file of N GB with a conversation in each line. Peaks are
-of all processes of the command together, shared pages counted once (PSS, looked at four times a second), and
-`ru_maxrss` of its main process. The same command on one short session is what libraries and tokenizer take.
+300 KB, a third of it seen by the model; `session`: one Claude Code session of N GB; `rows`: one file of N GB with a
+conversation in each line. Peaks are of all processes of the command together, shared pages counted once (PSS, looked at
+four times a second), and `ru_maxrss` of its main process. The same command on one short session is what libraries and
+tokenizer take.
 
 `--parts P` (with `folder`) prepares P parts of the folder alone, too, and says whether sessions, records and rejections
 of the whole are those of the parts, one part after the other. Two things are decided over a whole source and left out:
@@ -32,7 +33,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 SYLLABLES = [a + b for a in "bdfghklmnprstvz" for b in ("a", "e", "i", "o", "u", "an", "er", "is")]
-SESSION_BYTES, RESULT_WORDS = 150_000, (50, 1_500)
+SESSION_BYTES, FILE_WORDS = 300_000, (200, 4_000)
 
 
 class Text:
@@ -50,33 +51,54 @@ class Text:
 
 
 _words = random.Random(0)
-VOCABULARY = ["".join(_words.choices(SYLLABLES, k=_words.choice((1, 2, 2, 3)))) for _ in range(20_000)]
+VOCABULARY = ["".join(_words.choices(SYLLABLES, k=_words.choice((1, 2, 2, 3)))) for _ in range(4_000)]
+
+
+class Written:
+    """Writes the lines of one Claude Code session, with what the model did not see, too: results a second time, whole
+    files before an edit, thoughts and their signatures, counts of tokens."""
+
+    def __init__(self, text: Text) -> None:
+        self.text, self.session, self.parent = text, text.name(), ""
+        self.calls = self.context = 0
+
+    def line(self, role: str, content: Any, **more: Any) -> str:
+        number = self.text.name()
+        message: dict[str, Any] = {"role": role, "content": content}
+        if role == "assistant":
+            usage = {"input_tokens": 14_000 + round(0.44 * self.context), "output_tokens": 50}
+            message |= {"id": f"msg_{number}", "model": "claude-made-up", "usage": usage}
+        common = {"uuid": number, "parentUuid": self.parent or None, "sessionId": self.session, "cwd": "/home/made/up"}
+        self.parent = number
+        return json.dumps({"type": role, "message": message, "version": "2.1.0", **common, **more}) + "\n"
+
+    def said(self, text: str) -> str:
+        """Return a text that the model sees from now on."""
+        self.context += len(text)
+        return text
+
+    def errand(self) -> list[str]:
+        """Ask for something; look it up or change it; answer."""
+        self.calls += 1
+        text, name, path = self.text, f"toolu_{self.calls}", f"/src/{self.text(1)}.py"
+        file, edits = text(text.rng.randint(*FILE_WORDS)), self.calls % 2 == 0
+        arguments = {"file_path": path, **({"old_string": text(30), "new_string": text(30)} if edits else {})}
+        call = {"type": "tool_use", "id": name, "name": "Edit" if edits else "Read", "input": arguments}
+        thought = {"type": "thinking", "thinking": text(80), "signature": "c2lnbmF0dXJl" * 50}
+        shown = text(120) if edits else file
+        result = {"filePath": path, "originalFile": file} if edits else {"file": {"filePath": path, "content": file}}
+        ask = self.line("user", self.said(text(20)))
+        look = self.line("assistant", [thought, {"type": "text", "text": self.said(text(30))}, call])
+        block = {"type": "tool_result", "tool_use_id": name, "content": self.said(shown)}
+        found = self.line("user", [block], toolUseResult=result)
+        return [ask, look, found, self.line("assistant", [{"type": "text", "text": self.said(text(60))}])]
 
 
 def claude_code(text: Text, size: int) -> Iterator[str]:
-    """Yield the lines of one Claude Code session of about so many bytes: errands, each looked up and answered."""
-    session, parent, written, calls = text.name(), None, 0, 0
-
-    def line(role: str, content: Any) -> str:
-        nonlocal parent
-        number = text.name()
-        message: dict[str, Any] = {"role": role, "content": content}
-        if role == "assistant":
-            message |= {"id": f"msg_{number}", "model": "claude-made-up"}
-        common = {"uuid": number, "parentUuid": parent, "sessionId": session, "cwd": "/home/made/up"}
-        parent = number
-        return json.dumps({"type": role, "message": message, "version": "2.1.0", **common}) + "\n"
-
+    """Yield the lines of one Claude Code session of about so many bytes."""
+    writer, written = Written(text), 0
     while written < size:
-        calls += 1
-        name, found = f"toolu_{calls}", text(text.rng.randint(*RESULT_WORDS))
-        call = {"type": "tool_use", "id": name, "name": "Read", "input": {"file_path": f"/src/{text(1)}.py"}}
-        lines = (
-            line("user", text(20)),
-            line("assistant", [{"type": "text", "text": text(30)}, call]),
-            line("user", [{"type": "tool_result", "tool_use_id": name, "content": found}]),
-            line("assistant", [{"type": "text", "text": text(60)}]),
-        )
+        lines = writer.errand()
         yield from lines
         written += sum(map(len, lines))
 
