@@ -50,7 +50,9 @@ class _Config(BaseModel):
 class PrepareConfig(_Config):
     """How sessions become records."""
 
-    source: str = Field(description="a trace file, a folder of them, or a Hub dataset id (owner/name)")
+    source: str = Field(
+        description="a trace file, a folder of them, a Hub dataset id (owner/name), or an address (s3://...)"
+    )
     revision: str | None = Field(
         None, description="Hub revision of the source, whose commit is recorded; null: the main branch"
     )
@@ -123,6 +125,12 @@ class PrepareConfig(_Config):
             return text and date.fromisoformat(text).isoformat()
         except ValueError:
             raise ValueError(f"{text} is no date: write it as YYYY-MM-DD") from None
+
+    @model_validator(mode="after")
+    def _a_cluster_has_an_engine(self) -> PrepareConfig:
+        if self.ray_address is not None and self.engine != "ray":
+            raise ValueError("ray_address is for the engine ray only: set engine to ray")
+        return self
 
     @model_validator(mode="after")
     def _caps_fit(self) -> PrepareConfig:

@@ -13,9 +13,10 @@ from sdft_cli.config import PrepareConfig
 from sdft_cli.errors import DataError
 from sdft_cli.preparation.coverage import Coverage, coverages, summary
 from sdft_cli.preparation.gathered import choose, gather
+from sdft_cli.preparation.job import Job
 from sdft_cli.preparation.split import split_keys, validation_groups
 from sdft_cli.preparation.system import system_summary
-from sdft_cli.preparation.workers import Job, OnProgress, map_sessions
+from sdft_cli.preparation.workers import OnProgress, map_sessions
 from sdft_cli.prompts.chat import ChatPrompts, template_facts
 from sdft_cli.records import RecordRow, Rejection, Session, write_dataset
 from sdft_cli.records.on_disk import Changed, OnDisk

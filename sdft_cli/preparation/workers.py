@@ -5,49 +5,19 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import signal
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
 
-from sdft_cli.config import PrepareConfig
-from sdft_cli.preparation.turns import Redact, SessionTurns, turns_of
-from sdft_cli.prompts.chat import ChatPrompts
-from sdft_cli.prompts.incremental import TokenCounter
+from sdft_cli.preparation.job import IN_FLIGHT, Job, in_order
+from sdft_cli.preparation.on_ray import on_ray
+from sdft_cli.preparation.turns import SessionTurns
 from sdft_cli.records import Session
 
-Pending = TypeVar("Pending")
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every session goes through. Pickled once for all worker processes.
-
-    Raises ValueError if `config.redact` asks for redaction and `redact` is missing, or the other way round.
-    """
-
-    config: PrepareConfig
-    prompts: ChatPrompts
-    redact: Redact | None
-
-    def __post_init__(self) -> None:
-        if self.config.redact != (self.redact is not None):
-            raise ValueError("config.redact and redact disagree")
-
-    @cached_property
-    def counter(self) -> TokenCounter:
-        return TokenCounter(self.prompts)
-
-    def run(self, session: Session) -> SessionTurns:
-        """Strip and redact one session, and count the tokens of its turns."""
-        return turns_of(session, self.counter, self.config, self.redact)
 
 
 _job: Job | None = None
@@ -76,21 +46,6 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-IN_FLIGHT = 4
-"""Sessions per worker that are read, and not yet handed on: enough that none waits, few enough for memory."""
-
-
-def in_order(submit: Callable[[Session], Pending], sessions: Iterable[Session], most: int) -> Iterator[Pending]:
-    """Submit sessions and yield what `submit` returned in their order, with at most `most` that were not yielded."""
-    waiting: deque[Pending] = deque()
-    for session in sessions:
-        waiting.append(submit(session))
-        if len(waiting) >= most:
-            yield waiting.popleft()
-    while waiting:
-        yield waiting.popleft()
-
-
 def _in_processes(job: Job, sessions: Sequence[Session], workers: int) -> Iterator[SessionTurns]:
     context = multiprocessing.get_context("spawn")  # tokenizers' threads do not survive a fork
     with TemporaryDirectory(prefix="sdft-") as folder:
@@ -117,8 +72,6 @@ def map_sessions(job: Job, sessions: Sequence[Session], progress: OnProgress) ->
     """
     total, config = len(sessions), job.config
     if config.engine == "ray":
-        from sdft_cli.preparation.on_ray import on_ray
-
         results = on_ray(job, sessions)
     elif config.workers == 1 or total < 2:
         results = map(job.run, sessions)

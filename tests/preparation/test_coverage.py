@@ -26,8 +26,8 @@ from sdft_cli.preparation.coverage import (
     summary,
     weighted_median,
 )
+from sdft_cli.preparation.job import Job
 from sdft_cli.preparation.pipeline import Prepared, prepare
-from sdft_cli.preparation.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import read_dataset
