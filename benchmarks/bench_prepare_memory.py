@@ -5,7 +5,7 @@
 The text of each session is drawn for it alone, so nothing is a copy. `--kind folder`: Claude Code sessions of about
 300 KB, a third of it seen by the model; `session`: one Claude Code session of N GB; `rows`: one file of N GB with a
 conversation in each line. Peaks are of all processes of the command together, shared pages counted once (PSS, looked at
-four times a second), and `ru_maxrss` of its main process. The same command on one short session is what libraries and
+once a second), and `ru_maxrss` of its main process. The same command on one short session is what libraries and
 tokenizer take.
 
 `--parts P` (with `folder`) prepares P parts of the folder alone, too, and says whether sessions, records and rejections
@@ -161,7 +161,7 @@ def peak(source: Path, out: Path, options: list[str]) -> dict[str, float]:
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said, text=True)
         while process.poll() is None:
             most = max(most, _memory(process.pid))
-            time.sleep(0.25)
+            time.sleep(1)
         said.seek(0)
         errors = said.read()
     if process.returncode:

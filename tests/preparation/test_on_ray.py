@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from sdft_cli.redaction.redactor import Redactor
 from sdft_cli.traces.examples import write_examples
 from sdft_cli.traces.source import resolve_source
 
+LETTERS = [a + b + c for a in "bdfgklm" for b in "aeiou" for c in "nrst"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -45,23 +47,45 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     cluster.shutdown()
 
 
+def works_on(raylet: int) -> bool:
+    """Say whether a process of the node whose raylet this is runs one of our tasks: Ray names it after the function."""
+    children = Path(f"/proc/{raylet}/task/{raylet}/children").read_text().split()
+    return any("ray::_run" in Path(f"/proc/{pid}/cmdline").read_text() for pid in children)
+
+
+def write_long_sessions(folder: Path, count: int) -> None:
+    """Sessions that take a while each, with an address that is redacted."""
+    folder.mkdir()
+    for number in range(count):
+        words = random.Random(number)
+        texts = [" ".join(words.choices(LETTERS, k=1_500)) for _ in range(8)]
+        texts[0] += " Write to maria.keller@posteo.de."
+        turns = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+        (folder / f"{number:02}.jsonl").write_text(json.dumps({"messages": turns}))
+
+
 @pytest.mark.slow
 def test_a_node_that_is_killed_changes_no_byte(
     tmp_path: Path, smollm2: Path, two_nodes: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import ray
 
-    write_examples(tmp_path / "sessions", 36)
-    turns = [{"role": "user", "content": "Write to ann@acme.org."}, {"role": "assistant", "content": "Yes."}]
-    (tmp_path / "sessions" / "mail.jsonl").write_text(json.dumps({"messages": turns}))
+    write_long_sessions(tmp_path / "sessions", 30)
     source = resolve_source(str(tmp_path / "sessions"))
     prompts = ChatPrompts(load_tokenizer(smollm2), load_teacher_template())
-    (node,) = (n for n in two_nodes.worker_nodes)
-    monkeypatch.setattr(on_ray, "BATCH_CHARACTERS", 3_000)
+    (node,) = two_nodes.worker_nodes
+    raylet = node.all_processes["raylet"][0].process.pid
+    monkeypatch.setattr(on_ray, "BATCH_CHARACTERS", 1)
     lost: list[int] = []
 
     def progress(what: str, done: int, total: int) -> None:
-        if what == "Counting tokens" and done >= 4 and not lost and ray.available_resources().get("CPU", 0) == 0:
+        if (
+            what == "Counting tokens"
+            and 0 < done < total - 8
+            and config.engine == "ray"
+            and not lost
+            and works_on(raylet)
+        ):
             two_nodes.remove_node(node, allow_graceful=False)  # SIGKILL, while a task runs on it
             lost.append(done)
 
@@ -69,13 +93,12 @@ def test_a_node_that_is_killed_changes_no_byte(
     for engine in ({"engine": "ray", "ray_address": two_nodes.address}, {}):
         config = PrepareConfig.model_validate({"source": source.name, "model": "smollm2-135m", **engine})
         job = Job(config, prompts, Redactor(b"key").session)
-        found = make_records(source, read(config, source, progress), job, progress if engine else lambda *_: None)
+        found = make_records(source, read(config, source, lambda *_: None), job, progress)
         out = write(found, manifest_of(config, source, prompts, found), tmp_path / f"out-{len(digests)}", "card")
         digests.append(digest(out))
-    assert lost, "no node was busy"
-    assert lost[0] < 37
+    assert len(lost) == 1, "no task ran on that node"
     assert digests[0] == digests[1]
-    assert found.redacted == {"email": 1}
+    assert found.redacted == {"email": 30}
     assert not ray.is_initialized()
 
 
