@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("torch")
 
 from benchmarks.recipes.data import CAPS, CHARACTERS, SKILLS, prepared
+from benchmarks.recipes.ranking import correlations
 from benchmarks.recipes.recipes import BASIS, COMMON, SETTINGS
 from benchmarks.recipes.tables import (
     FORGOTTEN,
@@ -113,3 +114,22 @@ def test_real_sessions_are_cut(tmp_path: Path) -> None:
     assert max(map(len, texts)) <= CHARACTERS
     data = read_dataset(folder)
     assert len(data.train) + len(data.validation) > 12
+
+
+def test_a_ranking_is_compared_with_results() -> None:
+    wordings = ("again", "examples", "own_turn", "repeat")
+    ranking = [{"template": name, "divergence": "forward_kl"} for name in (*wordings, "mine")]  # mine was not trained
+    lower, higher = "expert_nll_per_token", "tool_named_share"
+    values = {lower: (-0.9, -0.7, -0.8, -0.1), higher: (0.1, 0.2, 0.3, 0.4)}
+    recipes = {
+        f"{name}, forward": {
+            **{key: {"value": float(i)} for key in LEARNED},
+            **{key: {"value": found[i]} for key, found in values.items()},
+        }
+        for i, name in enumerate(wordings)
+    }
+    found = correlations(ranking, {"recipes": recipes})
+    assert found[lower] == pytest.approx(1 - 6 * 2 / (4 * 15))  # two neighbours change places
+    assert found[higher] == pytest.approx(-1)
+    with pytest.raises(ValueError, match="2 of the ranked pairs were trained"):
+        correlations(ranking[:2], {"recipes": recipes})
