@@ -50,7 +50,9 @@ class _Config(BaseModel):
 class PrepareConfig(_Config):
     """How sessions become records."""
 
-    source: str = Field(description="a trace file, a folder of them, or a Hub dataset id (owner/name)")
+    source: str = Field(
+        description="a trace file, a folder of them, a Hub dataset id (owner/name), or an address (s3://...)"
+    )
     revision: str | None = Field(
         None, description="Hub revision of the source, whose commit is recorded; null: the main branch"
     )
@@ -72,6 +74,14 @@ class PrepareConfig(_Config):
     )
     redact: bool = Field(True, description="replace secrets, e-mail addresses and user names by pseudonyms")
     workers: int = Field(1, ge=1, description="processes that count tokens; the output is the same for any number")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="who counts tokens: processes of this machine, or the nodes of a Ray cluster"
+    )
+    ray_address: str | None = Field(
+        None,
+        description="the cluster of engine ray, as host:6379, ray://host:10001 or auto; null: one of `workers` "
+        "processes is started here",
+    )
     seed: int = Field(0, ge=0, description="seed of the split")
     limit_sessions: int | None = Field(None, gt=0, description="read at most this many sessions; null: all")
     branches: Literal["last", "all"] = Field(
@@ -115,6 +125,12 @@ class PrepareConfig(_Config):
             return text and date.fromisoformat(text).isoformat()
         except ValueError:
             raise ValueError(f"{text} is no date: write it as YYYY-MM-DD") from None
+
+    @model_validator(mode="after")
+    def _a_cluster_has_an_engine(self) -> PrepareConfig:
+        if self.ray_address is not None and self.engine != "ray":
+            raise ValueError("ray_address is for the engine ray only: set engine to ray")
+        return self
 
     @model_validator(mode="after")
     def _caps_fit(self) -> PrepareConfig:

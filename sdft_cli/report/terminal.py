@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.columns import Columns
@@ -188,29 +188,38 @@ def gate_table(result: Mapping[str, Any]) -> RenderableType:
 
 
 def ranking_table(ranked: Sequence[Mapping[str, Any]]) -> Table:
-    """Show wordings and divergences, the best first: where the objective points, and what the teacher does."""
+    """Show wordings and divergences, the best first: what the teacher does, and where the objective points."""
 
     def conduct(one: Mapping[str, Any], name: str) -> str:
         found = [one["gate"]["conduct"].get(f"{kind}.{name}") for kind in ("tool", "prose")]
-        return " / ".join(f"{x['value']:.2f}" if x else "-" for x in found)
+        return "/".join(f"{100 * x['value']:.0f}" if x else "-" for x in found)
 
+    divergences = list(dict.fromkeys(one["divergence"] for one in ranked))
     rows = []
     for one in ranked:
-        told = one["alignment"]
-        interval = "-" if told["low"] is None else f"{told['low']:.2f} to {told['high']:.2f}"
+        summary = one["gate"]["summary"]
         rows.append(
             (
                 one["template"],
-                one["divergence"],
+                *([one["divergence"]] if len(divergences) > 1 else []),
                 "passes" if one["gate"]["passed"] else "FAILS",
-                f"{told['value']:.3f}",
-                interval,
+                f"{summary['nll_with']:.3f}" if summary else "-",
+                f"{one['alignment']['value']:.3f}",
                 *(conduct(one, name) for name in ("first_token", "copied", "begins_with_block")),
             )
         )
-    columns = ["wording", "divergence", "gate", "alignment", "interval", "first token", "copied", "begins with block"]
-    caption = "alignment: cosine of the objective's gradient and that of the expert's likelihood; shares: tool / prose"
-    return table("Wordings and divergences, the best first", columns, rows, caption, texts=3)
+    texts = ["wording", *(["divergence"] if len(divergences) > 1 else []), "gate"]
+    columns = [*texts, "NLL", "align", "first", "copied", "block"]
+    caption = (
+        "NLL: of the expert's turns under the teacher, nats per token; align: cosine of the objective's gradient and "
+        "that of the expert's likelihood; first: probability of the expert's first token; copied whole; begins with "
+        "the block's text: % of tool turns/prose"
+    )
+    what = "Wordings and divergences" if len(divergences) > 1 else f"Wordings, {divergences[0]}"
+    built = table(f"{what}, the best first", columns, rows, caption, texts=len(texts))
+    for column in built.columns[: len(texts) - 1]:
+        column.overflow = "fold"
+    return built
 
 
 def _criterion(found: Mapping[str, Any]) -> tuple[str, ...]:
@@ -305,6 +314,54 @@ def _losses_table(plan: Mapping[str, Any]) -> Table:
     return table("Records lost to caps", columns, rows, caption)
 
 
+WAYS = {"one": "one card", "data_parallel": "data parallel", "fsdp2": "FSDP2"}
+
+
+def _cards_table(cards: Mapping[str, Any]) -> Table:
+    """Memory of the card with the most, and hours by what all wait for, of each way to use several cards."""
+    ways = cards["ways"]
+
+    def row(label: str, found: Callable[[Mapping[str, Any]], str]) -> list[str]:
+        return [label, *map(found, ways)]
+
+    def number(value: float | None, digits: int = 2) -> str:
+        return "-" if value is None else f"{value:,.{digits}f}"
+
+    hours = {
+        "rollouts": "rollouts",
+        "scoring": "teacher, student, loss",
+        "network": "network",
+        "rest": "the rest",
+        "total": "all",
+    }
+    rows = [
+        row("memory of the fullest card, GB", lambda w: number(w["peak_bytes"] / 1e9)),
+        row("fits", lambda w: {None: "-", True: "yes", False: "no"}[w["fits"]]),
+        *(
+            [f"{label}, hours", *(number((w["hours"] or {}).get(name), 3) for w in ways)]
+            for name, label in hours.items()
+        ),
+        row("times as fast as one card", lambda w: number(w["speedup"])),
+        row("cards with work in a step", lambda w: number(w["cards_with_work"], 1)),
+        row(
+            "largest share of a step's tokens, %", lambda w: number(w["largest_share"] and 100 * w["largest_share"], 0)
+        ),
+        row(
+            "sent by a card in a step, GB",
+            lambda w: number(w["sent_bytes_per_step"] and w["sent_bytes_per_step"] / 1e9),
+        ),
+    ]
+    machines = f" in {cards['nodes']} machines" if cards["nodes"] > 1 else ""
+    title = f"{cards['count']} cards{machines}, {cards['turns_per_step']} turns in a step"
+    return table(title, ["", *(WAYS[way["name"]] for way in ways)], rows)
+
+
+def _cards_verdict(cards: Mapping[str, Any]) -> str:
+    if cards["take"] is None:
+        return f"Take neither: {cards['why']}."
+    return f"Take {WAYS[cards['take']]}: {cards['why']}.\n    {cards['launch']} ..."
+
+
 def plan_verdict(plan: Mapping[str, Any]) -> str:
     """Say whether a plan fits the card."""
     need, gpu = f"{plan['peak_bytes'] / 1e9:,.2f} GB in phase {plan['memory']['peak']}", plan["gpu"]
@@ -332,8 +389,12 @@ def plan_report(plan: Mapping[str, Any]) -> RenderableType:
         ]
         columns = ["change, alone", "peak, GB", "fits", "records lost"]
         parts.append(table("What lowers the peak", columns, rows))
-    parts += [_work_table(plan), _losses_table(plan), Text("Assumptions:")]
-    parts += [Text(f"- {line}") for line in plan["assumptions"]]
+    parts += [_work_table(plan), _losses_table(plan)]
+    assumptions = [*plan["assumptions"]]
+    if "gpus" in plan:
+        parts += [_cards_table(plan["gpus"]), Text(_cards_verdict(plan["gpus"]))]
+        assumptions += plan["gpus"]["assumptions"]
+    parts += [Text("Assumptions:"), *(Text(f"- {line}") for line in assumptions)]
     return Group(*parts)
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sdft_cli.engine.models.adapters import SamplingWeights
     from sdft_cli.engine.models.backend import Backend
     from sdft_cli.engine.parallel.processes import Processes
+    from sdft_cli.engine.parallel.sharding import Sharding
     from sdft_cli.engine.train.loop import Loop, Observer
     from sdft_cli.engine.train.sdft_step import Trainer
     from sdft_cli.prompts.chat import ChatPrompts
@@ -155,6 +157,7 @@ def load(job: Job, say: Say) -> Loaded:
     config = job.config
     check_machine(config)
     check_trackers(config.trackers)
+    sharding = _sharding_of(job)
     model, name, why = _model_and_library(job, say)
     say(f"Backend: {name} ({why})")
     quiet_libraries()
@@ -169,8 +172,9 @@ def load(job: Job, say: Say) -> Loaded:
     prompts = _prompts_of(job, model, say)
     check_loaded = _check_targets(config, model, say)
     begin = _begin_with(job, say)
+    shard = partial(_shard, processes, sharding, say) if sharding else None
     with out_of_memory_explained(config, "loading the model"):
-        backend = load_backend(config, name, model)
+        backend = load_backend(config, name, model, shard)
     if backend.kernels:
         say(backend.kernels)
     check_loaded()
@@ -207,8 +211,12 @@ def _accelerator(processes: Processes) -> Any:
     import torch
     from accelerate import Accelerator
 
+    from sdft_cli.engine.parallel.sharding import hidden_from_accelerate
+
     # Each process makes every step of the whole run: the schedule is not to count those of the others.
-    found = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", step_scheduler_with_optimizer=False)
+    with hidden_from_accelerate():
+        on_cpu = not torch.cuda.is_available()
+        found = Accelerator(cpu=on_cpu, mixed_precision="no", step_scheduler_with_optimizer=False)
     if found.num_processes != processes.count:
         raise UsageError(
             f"{found.num_processes} processes were started, and they can share `sdft train` only: start any other "
@@ -247,6 +255,35 @@ def _choose_ways(job: Job, backend: Backend, processes: Processes, say: Say) -> 
     return sampling
 
 
+def _sharding_of(job: Job) -> Sharding | None:
+    """Return how the base is to be sharded over the processes, None: not.
+
+    Raises:
+        UsageError: something of it is not possible; names the setting.
+    """
+    from sdft_cli.engine.parallel.sharding import asked_sharding
+
+    found = asked_sharding(job.config.dtype)
+    if job.processes is not None:
+        job.processes.agree("configuration of FSDP", found)
+    elif found:
+        raise UsageError("FSDP2 shards a model over several processes, and this is one: start more, or leave FSDP out.")
+    if found and job.config.rollout.weights == "merged":
+        raise UsageError("rollout.weights is merged, but the base is in shards: use --set rollout.weights=adapter.")
+    return found
+
+
+def _shard(processes: Processes, sharding: Sharding, say: Say, model: Any, device: torch.device) -> None:
+    """Cut the layers of a model into shards, and say what each process holds of them."""
+    layers = processes.shard(model, device, sharding)
+    part = layers.bytes / processes.count / 1e9
+    say(
+        f"FSDP2: {len(layers)} layers of {layers.bytes / 1e9:.2f} GB in shards, {part:.2f} GB on each of "
+        f"{processes.count} processes; embeddings, output head and adapter are whole on each"
+    )
+    say(f"{WARNING}FSDP2 is experimental: this project has run it on CPUs only")
+
+
 @contextmanager
 def open_server(job: Job, trainer: Trainer, say: Say) -> Iterator[None]:
     """Let the trainer have its rollouts from a server meanwhile, if that was asked for: one of the run's model.
@@ -279,10 +316,6 @@ def open_server(job: Job, trainer: Trainer, say: Say) -> Iterator[None]:
         trainer.remote.close()
 
 
-OTHER_PLUGINS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
-"""What `accelerate launch` sets, by the name of what it asks for."""
-
-
 def check_shareable(job: Job) -> None:
     """Refuse what several processes cannot do as one would: the run is to be the same for any number of them.
 
@@ -290,9 +323,8 @@ def check_shareable(job: Job) -> None:
         UsageError: names the setting.
     """
     config = job.config
-    asked = [name for key, name in OTHER_PLUGINS.items() if os.environ.get(key, "").lower() in ("1", "true")]
-    if asked:
-        raise UsageError(f"Each process holds the whole model, without {asked[0]}: launch without it.")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
+        raise UsageError("DeepSpeed is not supported: launch without it, or with FSDP2.")
     if config.backend == "unsloth" or config.fast_inference or config.load_in_4bit:
         raise UsageError("Several processes run the transformers backend only: add --backend transformers.")
     if config.lora.dropout > 0:
