@@ -21,9 +21,10 @@ from sdft_cli.cli.support.options import (
     option,
     setting,
 )
+from sdft_cli.errors import UsageError
 from sdft_cli.notices import ERROR, say
 from sdft_cli.stages.folders import newest_dataset
-from sdft_cli.stages.plan import UTILISATION, make_plan
+from sdft_cli.stages.plan import NETWORK, UTILISATION, make_plan
 from sdft_cli.stages.project import read_project
 
 
@@ -50,6 +51,13 @@ def plan(
             left_out="what is installed here; with --gpu, yes",
         ),
     ] = None,
+    gpus: Annotated[
+        int | None, option(min=2, metavar="N", help="So many cards together: plan data parallel and FSDP2 too.")
+    ] = None,
+    nodes: Annotated[int, option(min=1, metavar="N", help="Machines that these cards are in.")] = 1,
+    network: Annotated[
+        float, option(min=0.01, metavar="N", help="GB/s of each machine's network, where there are several.")
+    ] = NETWORK,
     profile: Profile = None,
     model: Model = None,
     backend: Annotated[str | None, setting("train.backend")] = None,
@@ -63,10 +71,12 @@ def plan(
     from sdft_cli.records import read_dataset
     from sdft_cli.report import terminal
 
+    if nodes > 1 and (gpus is None or gpus % nodes):
+        raise UsageError(f"--nodes {nodes} needs --gpus with a multiple of {nodes}: all cards of all machines.")
     settings = read_project(project)
     config = settings.train_config(profile, overrides or (), given_settings(context))
     data = read_dataset(dataset or newest_dataset())
-    document = make_plan(config, data, gpu, rollout_tokens, utilisation, fused)
+    document = make_plan(config, data, gpu, rollout_tokens, utilisation, fused, gpus, nodes, network)
     if as_json:
         print_json(document)
     else:
@@ -77,7 +87,9 @@ def plan(
 def _say_next(plan: dict[str, Any], dataset: Path, profile: str) -> None:
     """Say what follows from a plan: to train, to lower what does not fit, or to name a card."""
     again, card = f"sdft plan {dataset} --profile {profile}", plan["gpu"]
-    if card is None:
+    if card and "gpus" in plan and plan["gpus"]["launch"]:
+        say(f"Next: {plan['gpus']['launch']} {dataset} --profile {profile}")
+    elif card is None:
         say(f"Next: {again} --gpu 80GB")
     elif card["fits"]:
         say(f"Next: sdft train {dataset} --profile {profile}")
@@ -115,7 +127,6 @@ def doctor(
     Example: sdft doctor --model HuggingFaceTB/SmolLM2-135M-Instruct --profile cpu-demo
     """
     from sdft_cli.config import load_train_config
-    from sdft_cli.errors import UsageError
 
     config = load_train_config(profile or DEFAULT_PROFILE, overrides or (), given_settings(context))
     if (load or chat_template) and model is None:

@@ -5,6 +5,7 @@ models/     a model behind a backend, and which of its weights are on
 passes/     hidden states, gradients and new tokens for the turns of a step
 parallel/   several processes that share the work of a run
 objective/  which tokens count, and the divergence
+remote/     rollouts that a vLLM server samples
 plan/       memory, operations and hours of a run, before it starts
 score/      a model on records: answers, divergence, likelihood; the gate
 train/      the SDFT step, and the run around it

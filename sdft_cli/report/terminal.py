@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rich.columns import Columns
@@ -314,6 +314,54 @@ def _losses_table(plan: Mapping[str, Any]) -> Table:
     return table("Records lost to caps", columns, rows, caption)
 
 
+WAYS = {"one": "one card", "data_parallel": "data parallel", "fsdp2": "FSDP2"}
+
+
+def _cards_table(cards: Mapping[str, Any]) -> Table:
+    """Memory of the card with the most, and hours by what all wait for, of each way to use several cards."""
+    ways = cards["ways"]
+
+    def row(label: str, found: Callable[[Mapping[str, Any]], str]) -> list[str]:
+        return [label, *map(found, ways)]
+
+    def number(value: float | None, digits: int = 2) -> str:
+        return "-" if value is None else f"{value:,.{digits}f}"
+
+    hours = {
+        "rollouts": "rollouts",
+        "scoring": "teacher, student, loss",
+        "network": "network",
+        "rest": "the rest",
+        "total": "all",
+    }
+    rows = [
+        row("memory of the fullest card, GB", lambda w: number(w["peak_bytes"] / 1e9)),
+        row("fits", lambda w: {None: "-", True: "yes", False: "no"}[w["fits"]]),
+        *(
+            [f"{label}, hours", *(number((w["hours"] or {}).get(name), 3) for w in ways)]
+            for name, label in hours.items()
+        ),
+        row("times as fast as one card", lambda w: number(w["speedup"])),
+        row("cards with work in a step", lambda w: number(w["cards_with_work"], 1)),
+        row(
+            "largest share of a step's tokens, %", lambda w: number(w["largest_share"] and 100 * w["largest_share"], 0)
+        ),
+        row(
+            "sent by a card in a step, GB",
+            lambda w: number(w["sent_bytes_per_step"] and w["sent_bytes_per_step"] / 1e9),
+        ),
+    ]
+    machines = f" in {cards['nodes']} machines" if cards["nodes"] > 1 else ""
+    title = f"{cards['count']} cards{machines}, {cards['turns_per_step']} turns in a step"
+    return table(title, ["", *(WAYS[way["name"]] for way in ways)], rows)
+
+
+def _cards_verdict(cards: Mapping[str, Any]) -> str:
+    if cards["take"] is None:
+        return f"Take neither: {cards['why']}."
+    return f"Take {WAYS[cards['take']]}: {cards['why']}.\n    {cards['launch']} ..."
+
+
 def plan_verdict(plan: Mapping[str, Any]) -> str:
     """Say whether a plan fits the card."""
     need, gpu = f"{plan['peak_bytes'] / 1e9:,.2f} GB in phase {plan['memory']['peak']}", plan["gpu"]
@@ -341,8 +389,12 @@ def plan_report(plan: Mapping[str, Any]) -> RenderableType:
         ]
         columns = ["change, alone", "peak, GB", "fits", "records lost"]
         parts.append(table("What lowers the peak", columns, rows))
-    parts += [_work_table(plan), _losses_table(plan), Text("Assumptions:")]
-    parts += [Text(f"- {line}") for line in plan["assumptions"]]
+    parts += [_work_table(plan), _losses_table(plan)]
+    assumptions = [*plan["assumptions"]]
+    if "gpus" in plan:
+        parts += [_cards_table(plan["gpus"]), Text(_cards_verdict(plan["gpus"]))]
+        assumptions += plan["gpus"]["assumptions"]
+    parts += [Text("Assumptions:"), *(Text(f"- {line}") for line in assumptions)]
     return Group(*parts)
 
 

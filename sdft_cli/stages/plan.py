@@ -10,10 +10,13 @@ from sdft_cli.notices import say
 if TYPE_CHECKING:
     from sdft_cli.config import TrainConfig
     from sdft_cli.engine.plan.model_shape import Shape
+    from sdft_cli.engine.plan.several import Cards
     from sdft_cli.records import Dataset, RecordRow
 
 UTILISATION = 0.75
 """Share of a card's peak arithmetic that large products reach, if nothing else is said."""
+NETWORK = 25.0
+"""GB/s of a machine's network, if nothing else is said."""
 
 
 def make_plan(
@@ -23,6 +26,9 @@ def make_plan(
     rollout_tokens: int | None = None,
     utilisation: float = UTILISATION,
     fused: bool | None = None,
+    gpus: int | None = None,
+    nodes: int = 1,
+    network: float = NETWORK,
 ) -> dict[str, Any]:
     """Return the plan of a training run, with what each cap loses; nothing is loaded or run.
 
@@ -33,6 +39,8 @@ def make_plan(
         rollout_tokens: length of a rollout for hours; None: the mean of the experts' turns.
         utilisation: share of the card's peak arithmetic that large products reach.
         fused: whether linear attention has fused kernels; None: what is installed here, or with `gpu`, yes.
+        gpus, nodes: how many cards like this one on how many machines; None: nothing is said of several.
+        network: GB/s of each machine's network.
 
     Raises:
         UsageError: the model is of a kind that the plan does not know, or the card is unknown.
@@ -61,7 +69,42 @@ def make_plan(
         "max_seq_tokens": config.max_seq_tokens,
     }
     document["caps"] = [vars(loss) for loss in cap_losses(data, caps)]
+    if gpus is not None:
+        from sdft_cli.engine.plan.several import Cards
+
+        sizes = shape, model_type, document["rollout_tokens"], utilisation
+        cards = Cards(gpus, nodes, card, network)
+        document["gpus"] = _several(config, rows, heldout, sizes, cards, gpu is not None, fused)
     return document
+
+
+def _several(
+    config: TrainConfig,
+    rows: Sequence[RecordRow],
+    heldout: Sequence[RecordRow],
+    sizes: tuple[Shape, str, int, float],
+    cards: Cards,
+    elsewhere: bool,
+    fused: bool | None,
+) -> dict[str, Any]:
+    """Return the plan on several cards, which run the transformers backend; `sizes` as `engine/plan/several.py` says.
+
+    Raises:
+        UsageError: several processes refuse a setting.
+    """
+    from sdft_cli.config import with_settings
+    from sdft_cli.engine.plan.assumed import assume
+    from sdft_cli.engine.plan.model_shape import possible_sharing
+    from sdft_cli.engine.plan.several import Run, check_several, several
+
+    check_several(config)
+    shape, model_type, rollout, utilisation = sizes
+    asked = with_settings(config, {"backend": "transformers"})
+    assumed = assume(asked, shape, model_type, cards.card, elsewhere, fused)
+    weights = "merged" if assumed.engine.merged else "adapter"
+    config = with_settings(asked, {"rollout.weights": weights})
+    possible = possible_sharing(shape, config, assumed.backend.attends_itself(model_type))
+    return several(Run(rows, heldout, shape, config, assumed.engine, rollout, utilisation), possible, cards)
 
 
 def rows_within(config: TrainConfig, data: Dataset) -> list[RecordRow]:

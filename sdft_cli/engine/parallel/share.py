@@ -26,7 +26,17 @@ def shares(rows: Rows, count: int, shared: bool = True) -> list[list[int]]:
     Returns lists of indices, each index once; the same on every machine.
     """
     order = sorted(range(len(rows)), key=lambda i: (list(rows[i]), i))
-    whole, added = token_costs([rows[i] for i in order], shared)
+    found = cut(*token_costs([rows[i] for i in order], shared), count)
+    return [[order[i] for i in stretch] for stretch in found]
+
+
+def cut(whole: Sequence[int], added: Sequence[int], count: int) -> list[list[int]]:
+    """Cut rows, in the order in which they stand, into `count` stretches whose largest has the fewest tokens possible.
+
+    Args:
+        whole, added: tokens of each row where it begins a stretch, and behind the row before it (`token_costs`).
+        count: at least 1; the last stretches may be empty.
+    """
     least, most = 0, sum(whole)
     while least < most:
         cap = (least + most) // 2
@@ -34,7 +44,7 @@ def shares(rows: Rows, count: int, shared: bool = True) -> list[list[int]]:
             most = cap
         else:
             least = cap + 1
-    found = [[order[i] for i in stretch] for stretch in _stretches(whole, added, most)]
+    found = _stretches(whole, added, most)
     return found + [[] for _ in range(count - len(found))]
 
 

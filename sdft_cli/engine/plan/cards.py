@@ -16,13 +16,17 @@ RESERVE = 0.06
 
 @dataclass(frozen=True)
 class Gpu:
-    """A card: memory in GB of 2^30 bytes, dense TFLOP/s of the compute dtype, GB/s of memory bandwidth."""
+    """A card: memory in GB of 2^30 bytes, dense TFLOP/s of the compute dtype, GB/s of memory bandwidth.
+
+    `link_gb_per_s`: GB/s in each direction between two such cards of a machine.
+    """
 
     name: str
     memory_gb: float
     tflops: float | None
     gb_per_s: float | None
     note: str = ""
+    link_gb_per_s: float | None = None
 
     @property
     def usable(self) -> int:
@@ -50,7 +54,7 @@ def find_gpu(text: str) -> Gpu:
         raise UsageError(f"--gpu {text} is no size (80GB) and no card: {near}")
     memory = float(size[1])
     alike = min(cards, key=lambda c: (abs(c.memory_gb - memory), c.tflops))
-    return Gpu(text, memory, alike.tflops, alike.gb_per_s, f"speed of {alike.name}")
+    return Gpu(text, memory, alike.tflops, alike.gb_per_s, f"speed of {alike.name}", alike.link_gb_per_s)
 
 
 def machine_gpu() -> Gpu | None:
@@ -66,4 +70,4 @@ def machine_gpu() -> Gpu | None:
     if not alike:
         return Gpu(device.name, memory, None, None, "its speed is not known: name a card with --gpu for hours")
     card = min(alike, key=lambda c: abs(c.memory_gb - memory))
-    return Gpu(device.name, memory, card.tflops, card.gb_per_s, f"speed of {card.name}")
+    return Gpu(device.name, memory, card.tflops, card.gb_per_s, f"speed of {card.name}", card.link_gb_per_s)

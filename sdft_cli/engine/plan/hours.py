@@ -91,7 +91,7 @@ def run_work(
         seconds = {name: value + found.get(name, 0.0) for name, value in seconds.items()}
     hours = None
     if card is gpu:
-        seconds |= _beside(rows, heldout, speed, sharing, rollout)
+        seconds |= beside_seconds(rows, heldout, speed, sharing, rollout)
         hours = {name: value / 3600 for name, value in seconds.items()}
         hours["total"] = sum(hours.values())
     return RunWork(config.optim.max_steps, flops, read, decoded, hours)
@@ -108,7 +108,7 @@ def _step_seconds(
     return seconds, decoding
 
 
-def _beside(
+def beside_seconds(
     rows: Sequence[RecordRow], heldout: Sequence[RecordRow], speed: Speed, sharing: Sharing, rollout: int
 ) -> dict[str, float]:
     """Return the seconds of what a run does beside its steps, by name."""

@@ -35,20 +35,30 @@ class Pass:
         return forward_flops(shape, self.tokens, self.pairs, self.adapter)
 
 
-def scoring(phase: str, lengths: Sequence[int], adapter: bool, sharing: Sharing, config: TrainConfig) -> Iterator[Pass]:
-    """Yield passes without gradient over sequences of these lengths."""
-    for tokens, pairs in _cut(lengths, sharing, config):
+def scoring(
+    phase: str,
+    lengths: Sequence[int],
+    adapter: bool,
+    sharing: Sharing,
+    config: TrainConfig,
+    known: Sequence[int] | None = None,
+) -> Iterator[Pass]:
+    """Yield passes without gradient over sequences of these lengths; `known`: tokens of each that were computed."""
+    for tokens, pairs in _cut(lengths, sharing, config, known):
         yield Pass(phase, tokens, pairs, adapter)
 
 
-def training(lengths: Sequence[int], sharing: Sharing, config: TrainConfig) -> Iterator[Pass]:
-    """Yield the student's passes: forward, what is run again, and backward.
+def training(
+    lengths: Sequence[int], sharing: Sharing, config: TrainConfig, known: Sequence[int] | None = None
+) -> Iterator[Pass]:
+    """Yield the student's passes: forward, what is run again, and backward; `known` as of `scoring`.
 
     Depth-first all segments of a sequence but its last one run again; elsewhere, with gradient checkpointing, all do.
     """
-    rows = [[length] for length in lengths] if sharing == "depth_first" else [lengths]
-    for row in rows:
-        cut = list(_cut(row, sharing, config))
+    before = known or [0] * len(lengths)
+    rows = [([n], [k]) for n, k in zip(lengths, before, strict=True)]
+    for row, own in rows if sharing == "depth_first" else [(lengths, before)]:
+        cut = list(_cut(row, sharing, config, own))
         for i, (tokens, pairs) in enumerate(cut):
             again = i < len(cut) - 1 if sharing == "depth_first" else config.gradient_checkpointing
             yield Pass("student", tokens, pairs, True)
@@ -57,15 +67,18 @@ def training(lengths: Sequence[int], sharing: Sharing, config: TrainConfig) -> I
             yield Pass("backward", tokens, pairs, True, back=True)
 
 
-def _cut(lengths: Sequence[int], sharing: Sharing, config: TrainConfig) -> Iterator[tuple[float, float]]:
+def _cut(
+    lengths: Sequence[int], sharing: Sharing, config: TrainConfig, known: Sequence[int] | None = None
+) -> Iterator[tuple[float, float]]:
     """Yield tokens and pairs of each pass: segments of a sequence, or sequences together, or (packed) each alone."""
+    before = known or [0] * len(lengths)
     if sharing == "depth_first":
-        for length in lengths:
-            for start, stop in even_spans(0, length, config.segment_tokens):
+        for length, own in zip(lengths, before, strict=True):
+            for start, stop in even_spans(own, length, config.segment_tokens):
                 yield stop - start, causal_pairs([stop]) - causal_pairs([start])
     elif sharing == "packed":
-        for length in lengths:
-            yield length, causal_pairs([length])
+        for length, own in ((n, k) for n, k in zip(lengths, before, strict=True) if k < n):
+            yield length - own, causal_pairs([length]) - causal_pairs([own])
     else:
         for rows in padded_passes(lengths, config.optim.max_tokens_per_pass):
             forward = padded([lengths[i] for i in rows])

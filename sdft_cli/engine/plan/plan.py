@@ -38,12 +38,23 @@ def longest_step(
     Tried are steps of records next to each other in length: the longest ones, and `WINDOWS` others, since many records
     of middling length with padding can need more than the longest one alone. In every phase the worst one counts.
     """
-    each = config.rollout.per_record
-    ordered = sorted(lengths_of(rows, config.rollout.max_new_tokens), key=lambda x: (x.teacher, x.student))
+    cap = config.rollout.max_new_tokens
+    return worst(
+        [step_memory(lengths_of(step, cap), shape, config, sharing, fused) for step in long_steps(rows, config)]
+    )
+
+
+def long_steps(rows: Sequence[RecordRow], config: TrainConfig) -> list[list[RecordRow]]:
+    """Return the steps that `longest_step` tries; a record stands there as often as it is sampled."""
+    ordered = sorted(rows, key=lambda row: (row.teacher_prompt_tokens, row.prompt_tokens))
     count = min(config.optim.turns_per_step, len(ordered))
     last = len(ordered) - count
     starts = sorted({last * i // WINDOWS for i in range(WINDOWS + 1)})
-    steps = [step_memory(ordered[s : s + count] * each, shape, config, sharing, fused) for s in starts]
+    return [ordered[start : start + count] * config.rollout.per_record for start in starts]
+
+
+def worst(steps: Sequence[Memory]) -> Memory:
+    """Return each phase as the step has it that needs the most there."""
     return Memory(tuple(max(phase, key=lambda p: p.total) for phase in zip(*(m.phases for m in steps), strict=True)))
 
 
@@ -143,7 +154,8 @@ def plan_of(
     }
     if gpu:
         fits = peak.total <= gpu.usable
-        document["gpu"] = {**asdict(gpu), "usable_bytes": gpu.usable, "fits": fits, "margin": gpu.usable - peak.total}
+        known = {name: value for name, value in asdict(gpu).items() if name != "link_gb_per_s"}
+        document["gpu"] = {**known, "usable_bytes": gpu.usable, "fits": fits, "margin": gpu.usable - peak.total}
         document["assumptions"].append(f"{RESERVE:.0%} of the card is left to the CUDA context and fragmentation")
         if not fits:
             document["remedies"] = [asdict(r) for r in remedies(rows, shape, config, predict, gpu.usable)]

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.plan.cards import Gpu
@@ -82,7 +83,7 @@ class Speed:
         operations = attention_flops(shape, one.pairs) * (2.5 if back else 1)
         work = self._products(2 * one.tokens * shape.matrix_parameters, self.utilisation)
         work += self._products(operations, ATTENTION_BACK if back else ATTENTION)
-        work += self._traffic(one.tokens * (1 + back) * (_plain_bytes(shape) + self._rule_bytes()))
+        work += self._traffic(one.tokens * (1 + back) * self._token_bytes)
         if one.adapter:
             work += self._adapter_seconds(one.tokens, back)
         if back:
@@ -90,6 +91,16 @@ class Speed:
             return max(work, PASS_LAUNCH * (launches.own + launches.adapter))
         found = forward_launches(shape, one.tokens, self.size, one.adapter, fused)
         return max(work, host_seconds(found, PASS_LAUNCH))
+
+    @cached_property
+    def _token_bytes(self) -> float:
+        return _plain_bytes(self.shape) + self._rule_bytes()
+
+    @cached_property
+    def _widths(self) -> tuple[int, int]:
+        """Of the inputs of all adapted matrices together, and of their outputs."""
+        blocks = self.shape.blocks
+        return sum(b.count * _width(b, 0) for b in blocks), sum(b.count * _width(b, 1) for b in blocks)
 
     def _rule_bytes(self) -> float:
         net = self.shape.delta_net
@@ -100,7 +111,7 @@ class Speed:
 
     def _adapter_seconds(self, tokens: float, back: bool) -> float:
         """Casts, sums and scales beside each adapted matrix, and two narrow products (backward: four)."""
-        wide_in, wide_out = (sum(b.count * _width(b, side) for b in self.shape.blocks) for side in (0, 1))
+        wide_in, wide_out = self._widths
         per_in, per_out = _ADAPTER_BYTES[self.engine.autocast or self.size == 4, back]
         operations = (4 if back else 2) * tokens * self.shape.adapter_parameters
         products = self._products(operations, self.utilisation) if self.engine.autocast else operations / FP32

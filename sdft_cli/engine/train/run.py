@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -87,14 +87,17 @@ def start_training(
         say(warning)
     with starting():
         loaded = load(job, say)
-        gate = None if job.resume else pass_gate(job, loaded.trainer, say)
-        if job.config.rehearse:
-            from sdft_cli.engine.train.rehearsal import rehearse
+    with open_server(job, loaded.trainer, say):
+        with starting():
+            gate = None if job.resume else pass_gate(job, loaded.trainer, say)
+            if job.config.rehearse:
+                from sdft_cli.engine.train.rehearsal import rehearse
 
-            say(rehearse(loaded.trainer, job.data.train))
-    if not job.resume and loaded.trainer.processes.first:
-        create_run(job, loaded, gate)
-    return finish_run(job, loaded.trainer, _run(job, loaded, say, observer), say)
+                say(rehearse(loaded.trainer, job.data.train))
+        if not job.resume and loaded.trainer.processes.first:
+            create_run(job, loaded, gate)
+        loop = _run(job, loaded, say, observer)
+    return finish_run(job, loaded.trainer, loop, say)
 
 
 def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractContextManager[Observer]]) -> Loop:
@@ -247,7 +250,7 @@ def _choose_ways(job: Job, backend: Backend, processes: Processes, say: Say) -> 
         say(warning)
     found = processes.gather(choose_sampling_weights(backend, config.rollout))
     sampling, sentence = next((each for each in found if each[0] == "adapter"), found[0])  # if any lacks the memory
-    if config.objective == "sdft":
+    if config.objective == "sdft" and config.rollout.source == "local":
         say(sentence)
     return sampling
 
@@ -279,6 +282,38 @@ def _shard(processes: Processes, sharding: Sharding, say: Say, model: Any, devic
         f"{processes.count} processes; embeddings, output head and adapter are whole on each"
     )
     say(f"{WARNING}FSDP2 is experimental: this project has run it on CPUs only")
+
+
+@contextmanager
+def open_server(job: Job, trainer: Trainer, say: Say) -> Iterator[None]:
+    """Let the trainer have its rollouts from a server meanwhile, if that was asked for: one of the run's model.
+
+    Raises:
+        ServerError: it does not answer, serves something else, or takes no adapter.
+    """
+    config = job.config
+    if config.rollout.source == "local" or config.objective == "sft":
+        yield
+        return
+    from sdft_cli.engine.remote.opening import PROBED, Run, open_sampler
+
+    records = sorted(job.data.train, key=lambda r: (r.row.prompt_tokens, r.record_id))
+    run = Run(
+        config,
+        trainer.backend,
+        trainer.prompts.tokenizer,
+        trainer.stop_ids,
+        trainer.pad_id,
+        prompts=[trainer.example(record).student for record in records[:PROBED]],
+        longest=records[-1].row.prompt_tokens,
+        folder=Path(config.rollout.vllm_folder or job.folder.parent / f".{job.folder.name}.vllm"),
+    )
+    trainer.remote, sentence = open_sampler(run, trainer.processes)
+    say(sentence)
+    try:
+        yield
+    finally:
+        trainer.remote.close()
 
 
 def check_shareable(job: Job) -> None:
