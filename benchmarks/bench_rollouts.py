@@ -32,8 +32,8 @@ from sdft_cli.engine.passes.choose import choose_sharing
 from sdft_cli.engine.passes.decode import generate
 from sdft_cli.engine.passes.executors import response_states
 from sdft_cli.engine.train.rollouts import sample_rollouts, sampler_gap
+from sdft_cli.preparation.job import Job
 from sdft_cli.preparation.pipeline import prepare
-from sdft_cli.preparation.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Record

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from sdft_cli.config import PrepareConfig
+from sdft_cli.preparation.job import Job
 from sdft_cli.preparation.pipeline import manifest_of, prepare, write
-from sdft_cli.preparation.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Dataset, Message, Record, RecordRow, Session

@@ -46,6 +46,8 @@ class PrepareSettings(TypedDict, total=False):
     split_by: Literal["session", "project"]
     redact: bool
     workers: int
+    engine: Literal["local", "ray"]
+    ray_address: str
     seed: int
     limit_sessions: int | None
     license: str | None
@@ -69,6 +71,8 @@ class TrainOptions(TypedDict, total=False):
     gate: Literal["off", "warn", "stop"]
     track: Sequence[str]
     init_adapter: str
+    rollouts: Literal["local", "vllm"]
+    vllm_url: str
 
 
 class EvalSettings(TypedDict, total=False):
@@ -91,7 +95,13 @@ class EvalSettings(TypedDict, total=False):
     seed: int
 
 
-SETTING_OF = {"max_steps": "optim.max_steps", "gate": "gate.action", "track": "trackers"}
+SETTING_OF = {
+    "max_steps": "optim.max_steps",
+    "gate": "gate.action",
+    "track": "trackers",
+    "rollouts": "rollout.source",
+    "vllm_url": "rollout.vllm_url",
+}
 """Options of `sdft train` that are called otherwise than their settings."""
 
 
@@ -166,8 +176,8 @@ def prepare(
     """Turn recorded sessions into per-turn records, as `sdft prepare` does.
 
     Args:
-        source: a trace file, a folder of them, or a Hub dataset id (owner/name).
-        out: the dataset folder to create; None: `data/<source name>`.
+        source: a trace file, a folder of them, a Hub dataset id (owner/name), or an address (s3://...).
+        out: the dataset folder to create, on this machine; None: `data/<source name>`.
         overwrite: replace a dataset that is there.
         settings: as in `docs/settings.md`, e.g. `model="smollm2-135m"`.
 
@@ -180,12 +190,16 @@ def prepare(
         MachineError: the Hub cannot be reached, or a package is missing.
     """
     from sdft_cli.config import PrepareConfig, build
+    from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
+    from sdft_cli.remote import is_address
     from sdft_cli.stages.prepare import card_defaults, dataset_folder, run_preparation
 
     name = str(_path(source)) if str(source).startswith("~") else str(source)
     _check_keywords(settings, ("source", "out", "overwrite"), PrepareConfig)
     config = build(PrepareConfig, {"source": name, **card_defaults(name), **settings})
+    if out is not None and is_address(str(out)):
+        raise UsageError(f"{out} is an address: name a folder of this machine, from which the dataset is returned.")
     target = dataset_folder(name) if out is None else _path(out)
     run_preparation(config, target, overwrite)
     return read_dataset(target)

@@ -50,7 +50,9 @@ class _Config(BaseModel):
 class PrepareConfig(_Config):
     """How sessions become records."""
 
-    source: str = Field(description="a trace file, a folder of them, or a Hub dataset id (owner/name)")
+    source: str = Field(
+        description="a trace file, a folder of them, a Hub dataset id (owner/name), or an address (s3://...)"
+    )
     revision: str | None = Field(
         None, description="Hub revision of the source, whose commit is recorded; null: the main branch"
     )
@@ -72,6 +74,14 @@ class PrepareConfig(_Config):
     )
     redact: bool = Field(True, description="replace secrets, e-mail addresses and user names by pseudonyms")
     workers: int = Field(1, ge=1, description="processes that count tokens; the output is the same for any number")
+    engine: Literal["local", "ray"] = Field(
+        "local", description="who counts tokens: processes of this machine, or the nodes of a Ray cluster"
+    )
+    ray_address: str | None = Field(
+        None,
+        description="the cluster of engine ray, as host:6379, ray://host:10001 or auto; null: one of `workers` "
+        "processes is started here",
+    )
     seed: int = Field(0, ge=0, description="seed of the split")
     limit_sessions: int | None = Field(None, gt=0, description="read at most this many sessions; null: all")
     branches: Literal["last", "all"] = Field(
@@ -115,6 +125,12 @@ class PrepareConfig(_Config):
             return text and date.fromisoformat(text).isoformat()
         except ValueError:
             raise ValueError(f"{text} is no date: write it as YYYY-MM-DD") from None
+
+    @model_validator(mode="after")
+    def _a_cluster_has_an_engine(self) -> PrepareConfig:
+        if self.ray_address is not None and self.engine != "ray":
+            raise ValueError("ray_address is for the engine ray only: set engine to ray")
+        return self
 
     @model_validator(mode="after")
     def _caps_fit(self) -> PrepareConfig:
@@ -167,6 +183,45 @@ class RolloutSettings(_Config):
         gt=0,
         description="steps between comparisons of the sampler's log-probabilities with the trainer's; null: never",
     )
+    source: Literal["local", "vllm"] = Field(
+        "local", description="who samples: this process, or a vLLM server, which gets the adapter (docs/vllm.md)"
+    )
+    vllm_url: str | None = Field(None, description="the vLLM server, e.g. http://localhost:8000; null: there is none")
+    vllm_timeout: float = Field(
+        600, gt=0, description="seconds in which the server has to answer a request, its queue included"
+    )
+    vllm_folder: str | None = Field(
+        None,
+        description="folder in which the adapter is handed over, which the server sees by the same path; null: beside "
+        "the run's",
+    )
+    sync_every: int = Field(1, gt=0, description="source vllm only: steps from one handover of the adapter to the next")
+    ahead: bool = Field(
+        False, description="source vllm only: the rollouts of the next step are sampled while this one trains"
+    )
+    importance: Annotated[Literal["off", "prefix", "sequence"], OFF] = Field(
+        "prefix",
+        description="tokens of a rollout of an older adapter are weighed by its probability now, over that then: of "
+        "the tokens before each one, or of the whole rollout",
+    )
+    importance_clip: float = Field(2.0, ge=1, description="most that such a weight can be")
+
+    @field_validator("vllm_url")
+    @classmethod
+    def _is_url(cls, url: str | None) -> str | None:
+        if url is not None and not re.match(r"https?://[^/\s]", url):
+            raise ValueError(f"{url} is no URL: write e.g. http://localhost:8000")
+        return url and url.rstrip("/").removesuffix("/v1")
+
+    @model_validator(mode="after")
+    def _source_is_whole(self) -> RolloutSettings:
+        if self.source == "vllm" and self.vllm_url is None:
+            raise ValueError("source is vllm, but which server: add --vllm-url http://HOST:PORT")
+        if self.source == "local" and self.vllm_url is not None:
+            raise ValueError("vllm_url is set, but rollouts are local: add --rollouts vllm, or leave the URL out")
+        if self.source == "local" and (self.ahead or self.sync_every > 1):
+            raise ValueError("ahead and sync_every are for a server's rollouts: add --rollouts vllm, or leave them out")
+        return self
 
 
 class DistillSettings(_Config):
@@ -420,6 +475,8 @@ class TrainConfig(_Config):
             raise ValueError("load_in_4bit has no merged weights to sample from: set rollout.weights to adapter")
         if self.fast_inference and self.rollout.weights == "merged":
             raise ValueError("fast_inference samples with the adapter beside the base: set rollout.weights to adapter")
+        if self.fast_inference and self.rollout.source == "vllm":
+            raise ValueError("fast_inference and rollout.source=vllm are two samplers: choose one of them")
         return self
 
 
@@ -665,7 +722,10 @@ def stored_config(stored: Mapping[str, Any]) -> TrainConfig:
     return build(TrainConfig, known)
 
 
-RESUMABLE = ("stop", "checkpoint", "heldout", "gate", "trackers", "samples_every", "rehearse")
+RESUMABLE = (
+    *("stop", "checkpoint", "heldout", "gate", "trackers", "samples_every", "rehearse"),
+    *("rollout.vllm_url", "rollout.vllm_timeout", "rollout.vllm_folder"),
+)
 """Sections and values of a training configuration that may change when a run is resumed: no weight depends on them."""
 
 

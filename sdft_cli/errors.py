@@ -16,6 +16,7 @@ EXTRA_OF = {
     "teich": "traces",
     **dict.fromkeys(("lm_eval", "sacrebleu"), "eval"),
     "gguf": "demo",
+    "ray": "ray",
 }
 """Module -> the extra of `pyproject.toml` that installs it."""
 

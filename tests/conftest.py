@@ -104,11 +104,13 @@ def sdft(tmp_path: Path, fork_server: ForkServer) -> Callable[..., subprocess.Co
     With other variables in the environment it is a new process: libraries read them when they are imported.
     """
 
-    def run(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(
+        *arguments: object, cwd: Path | None = None, server: ForkServer = fork_server, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
         given, folder = [str(argument) for argument in arguments], cwd or tmp_path
         whole = {**os.environ, "COLUMNS": "120", "NO_COLOR": "1", **environment}
-        if fork_server.serves(whole):
-            return fork_server.run(given, folder, whole)
+        if server.serves(whole):
+            return server.run(given, folder, whole)
         return subprocess.run(
             [sys.executable, "-m", "sdft_cli", *given],
             cwd=folder,

@@ -23,7 +23,7 @@ from typing import Any
 LIBRARIES = ("typer", "rich.live", "polars", "datasets", "torch", "transformers", "accelerate", "peft", "sklearn")
 LONGEST = 600
 """Seconds of a command."""
-READ_LATE = ("COLUMNS", "NO_COLOR", "SDFT_", "PYTEST_")
+READ_LATE = ("COLUMNS", "NO_COLOR", "HF_TOKEN", "SDFT_", "PYTEST_")
 """Beginnings of variables that nothing here reads when it is imported."""
 SET_BY_LIBRARIES = ("KMP_", "TORCHINDUCTOR_", "TRL_", "UNSLOTH_", "HF_XET_")
 """Of those that libraries set for themselves in the tests' own process, when they are imported there."""
@@ -32,11 +32,13 @@ SET_BY_LIBRARIES = ("KMP_", "TORCHINDUCTOR_", "TRL_", "UNSLOTH_", "HF_XET_")
 class ForkServer:
     """Starts commands one after the other."""
 
-    def __init__(self) -> None:
-        self.environment = dict(os.environ)
+    def __init__(self, **environment: str) -> None:
+        """Take variables that libraries read when they are imported, on top of this process's own."""
+        self.environment = {**os.environ, **environment}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tests.fork_server"],
             cwd=Path(__file__).resolve().parent.parent,
+            env=self.environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -105,9 +107,11 @@ def become(request: dict[str, Any]) -> None:
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    # Taking thousands of modules apart would take longer than most commands.
+    # Taking thousands of modules apart would take longer than most commands; the server below does not either.
     os._exit(code if isinstance(code, int) else int(code is not None))
 
 
-if __name__ == "__main__" and (asked := serve()):
-    become(asked)
+if __name__ == "__main__":
+    if asked := serve():
+        become(asked)
+    os._exit(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import AsJson, ProjectFile, given_settings, option, setting
 from sdft_cli.notices import say, some
 from sdft_cli.places import DATA_ROOT
+from sdft_cli.remote import is_address
 from sdft_cli.stages.folders import name_of
 from sdft_cli.stages.prepare import card_defaults, run_preparation
 from sdft_cli.stages.project import read_project
@@ -23,12 +23,15 @@ def prepare(
     source: Annotated[
         str | None,
         typer.Argument(
-            help="A trace file, a folder of them, or a Hub dataset id (owner/name).",
+            help="A trace file, a folder of them, a Hub dataset id (owner/name), or an address (s3://...).",
             show_default="the project file's source",
             autocompletion=completion.sources,
         ),
     ] = None,
-    out: Annotated[Path | None, option(help="The dataset folder to create.", left_out="data/<source name>")] = None,
+    out: Annotated[
+        str | None,
+        option(help="The dataset folder to create, or an address (s3://...).", left_out="data/<source name>"),
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing dataset folder.")] = False,
     as_json: AsJson = False,
     project: ProjectFile = None,
@@ -40,6 +43,8 @@ def prepare(
     system_prompt: Annotated[str | None, setting("prepare.system_prompt")] = None,
     license: Annotated[str | None, setting("prepare.license")] = None,
     workers: Annotated[int | None, setting("prepare.workers")] = None,
+    engine: Annotated[str | None, setting("prepare.engine")] = None,
+    ray_address: Annotated[str | None, setting("prepare.ray_address")] = None,
     model: Annotated[str | None, setting("prepare.model", "--model", "--tokenizer", panel="Records")] = None,
     max_seq_tokens: Annotated[int | None, setting("prepare.max_seq_tokens")] = None,
     max_prompt_tokens: Annotated[int | None, setting("prepare.max_prompt_tokens")] = None,
@@ -67,20 +72,20 @@ def prepare(
     settings = read_project(project)
     name = settings.source_of(source)
     config = settings.prepare_config(name, given_settings(context), card_defaults(name))
-    target = out or DATA_ROOT / name_of(name)
+    target = out or str(DATA_ROOT / name_of(name))
     manifest, statistics = run_preparation(config, target, overwrite)
 
     from sdft_cli.report import terminal
 
     if as_json:
         facts = {name: manifest[name] for name in ("coverage", "system_prompt", "unknown")}
-        print_json({"dataset": str(target), **manifest["funnel"], **facts})
+        print_json({"dataset": target, **manifest["funnel"], **facts})
     else:
         terminal.stdout().print(terminal.statistics_report(manifest["funnel"], statistics))
     _tell(manifest, target)
 
 
-def _tell(manifest: dict[str, Any], target: Path) -> None:
+def _tell(manifest: dict[str, Any], target: str) -> None:
     from sdft_cli.report.told import sentences
 
     broken = manifest["broken_lines"]
@@ -89,7 +94,10 @@ def _tell(manifest: dict[str, Any], target: Path) -> None:
     for sentence in sentences(manifest):
         say(sentence)
     say(_redaction(manifest["redaction"]))
-    say(f"Dataset written to {target}; look at it: sdft report {target}; next: sdft train {target}")
+    if is_address(target):
+        say(f"Dataset written to {target}; copy it to this machine to look at it (sdft report) and for sdft train")
+    else:
+        say(f"Dataset written to {target}; look at it: sdft report {target}; next: sdft train {target}")
 
 
 def _redaction(redaction: dict[str, Any]) -> str:

@@ -58,6 +58,8 @@ def train(
         list[str] | None, setting("train.trackers", "--track", help="Log here too, besides metrics.jsonl. Repeatable.")
     ] = None,
     overrides: Overrides = None,
+    rollouts: Annotated[str | None, setting("train.rollout.source", "--rollouts", panel="Rollouts")] = None,
+    vllm_url: Annotated[str | None, setting("train.rollout.vllm_url")] = None,
 ) -> None:
     """Train an adapter by Self-Distillation Fine-Tuning (arXiv 2601.19897).
 

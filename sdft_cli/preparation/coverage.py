@@ -22,11 +22,15 @@ growth may be wrong without moving it far. A session that grows too little to sa
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, groupby, pairwise
 from statistics import median, median_low
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from sdft_cli.records.types import record_id_of
 
@@ -52,7 +56,7 @@ LISTED = 100
 """The manifest names at most so many sessions and turns; the funnel counts all."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Turn:
     """A turn whose prompt was counted on both sides: `seen` by the provider, `ours` as the records hold it."""
 
@@ -95,20 +99,18 @@ class Coverage:
     runs: Sequence[tuple[int, int]] = ()
 
 
-def weighted_median(values: Iterable[tuple[float, float]]) -> float:
+def weighted_median(values: npt.ArrayLike) -> float:
     """Return the smallest value that has at least half of all weight at or below it; raises ValueError for none.
 
     Args:
         values: (value, weight above 0).
     """
-    ordered = sorted(values)
-    half = sum(weight for _, weight in ordered) / 2
-    below = 0.0
-    for value, weight in ordered:
-        below += weight
-        if below >= half:
-            return value
-    raise ValueError("no values")
+    pairs = np.reshape(np.asarray(values, dtype=np.float64), (-1, 2))
+    if not len(pairs):
+        raise ValueError("no values")
+    pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+    below = np.cumsum(pairs[:, 1])
+    return float(pairs[int(np.argmax(below >= pairs[:, 1].sum() / 2)), 0])
 
 
 def growth(turns: Sequence[Turn]) -> list[tuple[float, float]]:
@@ -117,9 +119,10 @@ def growth(turns: Sequence[Turn]) -> list[tuple[float, float]]:
     return [(seen / ours, float(ours)) for seen, ours in steps if ours > 0]
 
 
-def scale_of(steps: Sequence[tuple[float, float]], otherwise: float = 1.0) -> float:
+def scale_of(steps: npt.ArrayLike, otherwise: float = 1.0) -> float:
     """Return the ratio of the tokenizers by these steps; `otherwise` if they are too few, or it is out of `SCALES`."""
-    if len(steps) < LEAST_STEPS or sum(weight for _, weight in steps) < LEAST_GROWTH:
+    steps = np.reshape(np.asarray(steps, dtype=np.float64), (-1, 2))
+    if len(steps) < LEAST_STEPS or steps[:, 1].sum() < LEAST_GROWTH:
         return otherwise
     found = weighted_median(steps)
     return found if SCALES[0] <= found <= SCALES[1] else otherwise
@@ -170,36 +173,55 @@ def _judged(found: Coverage, bound: int) -> Coverage:
     return replace(found, refused=found.unseen) if found.start > bound else found
 
 
-def coverages(sessions: Iterable[Usage], most: int) -> list[Coverage]:
-    """Return what each session lacks; sessions without usage are left out.
+def coverages(sessions: Sequence[Usage], most: int) -> Iterator[Coverage]:
+    """Yield what each session lacks, in order; sessions without usage are left out. They are gone through three times.
 
     `most`: tokens that a session may lack at its start (`max_unseen_tokens`).
     """
-    known = [session for session in sessions if session.turns]
-    steps = {session.session_id: growth(session.turns) for session in known}
-    common = scale_of([step for some in steps.values() for step in some])
-    found = [coverage_of(session, scale_of(steps[session.session_id], common)) for session in known]
-    pairs = list(zip(found, known, strict=True))
-    bound = start_bound([c.start for c, session in pairs if not session.agent and not session.continued], most)
-    return [_judged(c, bound + CONTINUED_MARGIN * session.continued) for c, session in pairs]
+    common = _common_scale(sessions)
+
+    def alone() -> Iterator[tuple[Coverage, Usage]]:
+        for session in sessions:
+            if session.turns:
+                yield coverage_of(session, scale_of(growth(session.turns), common)), session
+
+    bound = start_bound([c.start for c, session in alone() if not session.agent and not session.continued], most)
+    for found, session in alone():
+        yield _judged(found, bound + CONTINUED_MARGIN * session.continued)
 
 
-def summary(found: Sequence[Coverage]) -> dict[str, Any] | None:
+def _common_scale(sessions: Iterable[Usage]) -> float:
+    """Return `scale_of` all steps of a source, of which only the ratios and weights are kept."""
+    steps = array("d", (number for session in sessions for step in growth(session.turns) for number in step))
+    return scale_of(np.frombuffer(steps, dtype=np.float64).reshape(-1, 2) if steps else np.empty((0, 2)))
+
+
+def summary(found: Iterable[Coverage]) -> dict[str, Any] | None:
     """Return what the manifest says of coverage, None if no turn has usage. Tokens are the provider's.
 
     `turns` with usage lack `median_unseen`; of `sessions`, each (id, turns, what its median turn lacks, scale); `gaps`,
     the largest first: (first turn, what it lacks beyond its session's start, negative where it holds too much, to how
     many turns this applies).
     """
-    if not found:
+    every = array("q")
+    sessions: list[list[Any]] = []
+    gaps: list[tuple[str, int, int]] = []
+    for one in found:
+        every.extend(one.unseen.values())
+        if len(sessions) < LISTED:
+            sessions.append([one.session_id, len(one.unseen), median_low(one.unseen.values()), round(one.scale, 3)])
+        gaps += [(record_id_of(one.session_id, turn), one.off[turn], count) for turn, count in one.runs]
+        if len(gaps) > 2 * LISTED:
+            gaps = _largest(gaps)
+    if not every:
         return None
-    every = [tokens for c in found for tokens in c.unseen.values()]
-    gaps = [(record_id_of(c.session_id, turn), c.off[turn], count) for c in found for turn, count in c.runs]
     return {
         "turns": len(every),
-        "median_unseen": median_low(every),
-        "sessions": [
-            [c.session_id, len(c.unseen), median_low(c.unseen.values()), round(c.scale, 3)] for c in found[:LISTED]
-        ],
-        "gaps": [list(gap) for gap in sorted(gaps, key=lambda gap: (-abs(gap[1]), gap[0]))[:LISTED]],
+        "median_unseen": int(np.sort(np.frombuffer(every, dtype=np.int64))[(len(every) - 1) // 2]),
+        "sessions": sessions,
+        "gaps": [list(gap) for gap in _largest(gaps)],
     }
+
+
+def _largest(gaps: list[tuple[str, int, int]]) -> list[tuple[str, int, int]]:
+    return sorted(gaps, key=lambda gap: (-abs(gap[1]), gap[0]))[:LISTED]

@@ -7,13 +7,17 @@ import heapq
 import json
 import re
 import zlib
-from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
 
 from sdft_cli.preparation.split import joined
-from sdft_cli.records import Message, RecordRow, Rejection, Session
-from sdft_cli.records.reasons import DUPLICATE
+from sdft_cli.records import Message, Session
+
+Sketched = tuple[str, Sequence[int]]
+"""The id of a record and its sketch."""
 
 
 def _message_bytes(message: Message) -> bytes:
@@ -34,34 +38,45 @@ def turn_hashes(session: Session) -> dict[int, str]:
     return hashes
 
 
-def joined_groups(sessions: Sequence[Session], hashes: Sequence[Mapping[int, str]]) -> list[str]:
+def joined_groups(sessions: Iterable[tuple[str, str | None]]) -> list[str]:
     """Return a group for each session: one for all that share a group, or everything up to their first answer.
 
     A group is named after its smallest member, so the names do not depend on the order of files.
+
+    Args:
+        sessions: of each, its group and the hash of its first assistant turn, None if it has none.
     """
     beginnings: dict[str, str] = {}
-    pairs = []
-    for session, turns in zip(sessions, hashes, strict=True):
-        first = next(iter(turns.values()), None)
-        pairs.append((session.group, beginnings.setdefault(first, session.group) if first else session.group))
+    pairs = [(group, beginnings.setdefault(first, group) if first else group) for group, first in sessions]
     smallest = joined(pairs)
-    return [smallest[session.group] for session in sessions]
+    return [smallest[group] for group, _ in pairs]
 
 
-def first_of_each(
-    rows: Iterable[RecordRow], hash_of: Mapping[str, Hashable]
-) -> tuple[list[RecordRow], list[Rejection]]:
-    """Keep the first record of each hash; the others become rejections that name it."""
-    seen: dict[Hashable, str] = {}
-    kept: list[RecordRow] = []
-    copies: list[Rejection] = []
-    for row in rows:
-        first = seen.setdefault(hash_of[row.record_id], row.record_id)
-        if first == row.record_id:
-            kept.append(row)
-        else:
-            copies.append(DUPLICATE.rejection(row, f"the same as {first}"))
-    return kept, copies
+def record_key(tools: bytes, turn_hash: str) -> bytes:
+    """Return the 16 bytes by which equal records are found: of the tools that are offered, and of `turn_hashes`."""
+    return hashlib.blake2b(tools + bytes.fromhex(turn_hash), digest_size=16).digest()
+
+
+def tools_hash(session: Session) -> bytes:
+    """Return the hash of what a prompt shows of a session's tools, and of where they come from."""
+    shown = [(t.name, t.description, t.parameters, t.origin) for t in session.tools]
+    return hashlib.sha256(json.dumps(shown).encode()).digest()
+
+
+def first_of_each(keys: bytes) -> npt.NDArray[np.int64]:
+    """Return, for each record, the place of the first one with the same key: its own, unless it is a copy.
+
+    Args:
+        keys: those of `record_key`, one after the other.
+    """
+    halves = np.frombuffer(keys, dtype=np.uint64).reshape(-1, 2)
+    order = np.lexsort((halves[:, 0], halves[:, 1]))  # stable: equal keys stay in the order of the records
+    ordered = halves[order]
+    begins = np.ones(len(order), dtype=bool)
+    begins[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    first = np.empty(len(order), dtype=np.int64)
+    first[order] = order[begins][np.cumsum(begins) - 1] if len(order) else order
+    return first
 
 
 SHINGLE_WORDS, SKETCH_SIZE, NEAR, MIN_WORDS = 5, 64, 0.8, 20
@@ -95,24 +110,34 @@ def turn_sketch(session: Session, turn: int) -> tuple[int, ...]:
     return sketch("\n".join([session.messages[turn - 1].content if turn else "", reference.content, *calls]))
 
 
-def near_copies(
-    train: Mapping[str, Sequence[int]], validation: Mapping[str, Sequence[int]]
-) -> list[tuple[str, str, float]]:
+def near_copies(train: Iterable[Sketched], validation: Iterable[Sketched]) -> list[tuple[str, str, float]]:
     """Find validation records that a training record nearly repeats: `(validation id, train id, similarity)`.
 
-    Args:
-        train, validation: record id -> sketch.
+    The training records are looked at one by one, and only the sketches of the validation records are kept.
     """
-    holders: dict[int, list[str]] = defaultdict(list)
-    for name, hashes in train.items():
-        for value in hashes:
-            holders[value].append(name)
-    copies: list[tuple[str, str, float]] = []
-    for name, hashes in validation.items():
-        shared = Counter(holder for value in hashes for holder in holders.get(value, ()))
-        candidates = [h for h, count in shared.items() if count >= NEAR * len(hashes) / 2]
-        scored = [(similarity(hashes, train[h]), h) for h in candidates]
-        best: tuple[float, Any] = max(scored, default=(0.0, ""))
-        if best[0] >= NEAR:
-            copies.append((name, best[1], round(best[0], 3)))
-    return copies
+    names: list[str] = []
+    sketches: list[npt.NDArray[np.uint32]] = []
+    for name, hashes in validation:
+        names.append(name)
+        sketches.append(np.asarray(hashes, dtype=np.uint32))
+    sizes = np.array([len(s) for s in sketches], dtype=np.int64)
+    if not sizes.sum():
+        return []
+    every, holder = np.concatenate(sketches), np.repeat(np.arange(len(sketches)), sizes)
+    order = np.argsort(every, kind="stable")
+    every, holder = every[order], holder[order]
+    best: dict[int, tuple[float, str]] = {}
+    for name, hashes in train:
+        asked = np.asarray(hashes, dtype=np.uint32)
+        begins, ends = np.searchsorted(every, asked, "left"), np.searchsorted(every, asked, "right")
+        some = begins < ends
+        if not some.any():
+            continue
+        found = np.concatenate([holder[a:b] for a, b in zip(begins[some], ends[some], strict=True)])
+        shared = Counter(found.tolist())
+        for place, count in shared.items():
+            if count >= NEAR * sizes[place] / 2:
+                score = similarity(sketches[place].tolist(), asked.tolist())
+                best[place] = max(best.get(place, (0.0, "")), (score, name))
+    near = sorted((place, *one) for place, one in best.items() if one[0] >= NEAR)
+    return [(names[place], name, round(score, 3)) for place, score, name in near]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +12,17 @@ from sdft_cli import __version__
 from sdft_cli.config import PrepareConfig
 from sdft_cli.errors import DataError
 from sdft_cli.preparation.coverage import Coverage, coverages, summary
-from sdft_cli.preparation.duplicates import first_of_each, joined_groups, near_copies
+from sdft_cli.preparation.gathered import choose, gather
+from sdft_cli.preparation.job import Job
 from sdft_cli.preparation.split import split_keys, validation_groups
 from sdft_cli.preparation.system import system_summary
-from sdft_cli.preparation.turns import SessionTurns
-from sdft_cli.preparation.workers import Job, OnProgress, map_sessions
+from sdft_cli.preparation.workers import OnProgress, map_sessions
 from sdft_cli.prompts.chat import ChatPrompts, template_facts
 from sdft_cli.records import RecordRow, Rejection, Session, write_dataset
+from sdft_cli.records.on_disk import Changed, OnDisk
 from sdft_cli.records.reasons import REASON_OF_CAP, TEMPLATE_ERROR, TEMPLATE_LOSES, UNREADABLE_CALL, advice_of
-from sdft_cli.records.types import record_id_of
 from sdft_cli.traces.source import Source, read_source
-from sdft_cli.traces.tools import with_tools
+from sdft_cli.traces.tools import OfferedTools
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 
@@ -65,7 +65,7 @@ class Funnel:
 
 @dataclass(frozen=True)
 class Prepared:
-    """The result in memory, before it is written.
+    """The result before it is written; what grows with the text or the records lies on disk.
 
     `held_out` are the sessions of validation; `near` the validation records that a training record nearly repeats;
     `redacted` the replacements by kind, None if redaction was off; `local_template` says whether counts were sums.
@@ -105,33 +105,6 @@ def read(config: PrepareConfig, source: Source, progress: OnProgress) -> FileSes
     return sessions
 
 
-def _outcomes(turns: Sequence[SessionTurns], lost: Sequence[Rejection]) -> tuple[list[RecordRow], list[Rejection]]:
-    """Return the records, each once, and every rejection."""
-    outcomes = [o for t in turns for o in t.outcomes]
-    hash_of = {
-        record_id_of(t.session.session_id, i): (t.session.tools, value) for t in turns for i, value in t.hashes.items()
-    }
-    rows, copies = first_of_each((o for o in outcomes if isinstance(o, RecordRow)), hash_of)
-    return rows, [*lost, *(o for o in outcomes if isinstance(o, Rejection)), *copies]
-
-
-def _near(
-    turns: Sequence[SessionTurns], rows: Sequence[RecordRow], held_out_sessions: set[str]
-) -> list[tuple[str, str, float]]:
-    sketches: tuple[dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]] = ({}, {})
-    sketch_of = {t.session.session_id: t.sketches for t in turns}
-    for row in rows:
-        sketches[row.session_id in held_out_sessions][row.record_id] = sketch_of[row.session_id][row.turn_index]
-    return near_copies(*sketches)
-
-
-def _judged(turns: Sequence[SessionTurns], most: int) -> tuple[list[SessionTurns], list[Coverage]]:
-    """Reject the turns whose context is far from what the model saw; return what each session lacks, too."""
-    found = coverages((t.usage for t in turns), most)
-    refused = {c.session_id: c.refused for c in found if c.refused}
-    return [t.refusing(refused.get(t.session.session_id, {})) for t in turns], found
-
-
 def _nothing_kept(source: Source, rejected: Sequence[Rejection]) -> DataError:
     counts = Counter(r.reason for r in rejected).most_common()
     reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
@@ -152,56 +125,55 @@ def refusals(rejected: Sequence[Rejection]) -> list[tuple[str, int]]:
 
 def make_records(source: Source, read_sessions: FileSessions, job: Job, progress: OnProgress) -> Prepared:
     """Make a record or a rejection of every assistant turn; raises `DataError` if no turn can be kept."""
-    config, report = job.config, read_sessions.report
-    offered = with_tools(read_sessions.sessions, every_builtin=config.tools == "all")
-    turns, coverage = _judged(list(map_sessions(job, offered, progress)), config.max_unseen_tokens)
-    groups = joined_groups([t.session for t in turns], [t.hashes for t in turns])
-    sessions = [replace(t.session, group=group) for t, group in zip(turns, groups, strict=True)]
-    rows, rejected = _outcomes(turns, report.lost_turns)
-    keys = split_keys(sessions, config.split_by)
-    held_out = validation_groups((keys[r.session_id] for r in rows), config.validation_fraction, config.seed)
-    held_out_sessions = {s.session_id for s in sessions if keys[s.session_id] in held_out}
-    near = _near(turns, rows, held_out_sessions)
+    config, report, sessions = job.config, read_sessions.report, read_sessions.sessions
+    tools = OfferedTools(sessions, every_builtin=config.tools == "all")
+    offered = Changed(sessions, lambda _, session: tools.given_to(session))
+    found = gather(map_sessions(job, offered, progress))
+    coverage = OnDisk(coverages(found.usages, config.max_unseen_tokens))
+    refused = {c.session_id: c.refused for c in coverage if c.refused}
+    chosen = choose(found, refused, report.lost_turns)
+    keys = split_keys(found.heads, config.split_by)
+    held_out = validation_groups((keys[r.session_id] for r in chosen.rows), config.validation_fraction, config.seed)
+    held_out_sessions = {s.session_id for s in found.heads if keys[s.session_id] in held_out}
+    near = chosen.near_copies(held_out_sessions)
 
-    validation = sum(r.session_id in held_out_sessions for r in rows)
+    validation = sum(r.session_id in held_out_sessions for r in chosen.rows)
     funnel = Funnel(
-        sessions=len(sessions),
-        turns=len(report.lost_turns) + sum(len(s.assistant_turns()) for s in sessions),
-        rejected=Counter(str(r.reason) for r in rejected),
-        train=len(rows) - validation,
+        sessions=len(found.heads),
+        turns=len(report.lost_turns) + found.turns,
+        rejected=Counter(str(r.reason) for r in chosen.rejected),
+        train=len(chosen.rows) - validation,
         validation=validation,
         validation_sessions=len(held_out_sessions),
-        notes=sum((t.counts for t in turns), report.notes.copy()),
+        notes=report.notes + found.notes,
         lines=report.lines,
     )
     funnel.notes["files_ignored"] += len(source.ignored)
-    funnel.notes["sessions_rendered_turn_by_turn"] += sum(t.in_full for t in turns)
+    funnel.notes["sessions_rendered_turn_by_turn"] += found.in_full
     funnel.notes["near_copies_across_split"] += len(near)
     funnel.notes["context_gaps"] += sum(len(c.off) for c in coverage)
     funnel.notes["silent_compactions"] += sum(c.drops for c in coverage)
     funnel.check()
-    if not rows:
-        raise _nothing_kept(source, rejected)
-    redacted = sum((t.redacted for t in turns), Counter[str]()) if job.redact is not None else None
-    system_tokens = {t.session.session_id: t.system_tokens for t in turns if t.system_tokens is not None}
+    if not chosen.rows:
+        raise _nothing_kept(source, chosen.rejected)
     return Prepared(
-        sessions,
-        rows,
-        rejected,
+        found.sessions,
+        chosen.rows,
+        chosen.rejected,
         held_out_sessions,
         near,
-        redacted,
+        found.redacted if job.redact is not None else None,
         job.counter.local,
         funnel,
         report,
         coverage,
-        system_tokens,
+        found.system_tokens,
     )
 
 
 def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, prepared: Prepared) -> dict[str, Any]:
     """Return the manifest: all that is needed to make the dataset again. It holds no time and no local path."""
-    settings = config.model_dump(mode="json", exclude={"source", "revision", "workers"})
+    settings = config.model_dump(mode="json", exclude={"source", "revision", "workers", "engine", "ray_address"})
     settings["model"] = Path(config.model).name if Path(config.model).exists() else config.model
     for file in ("chat_template", "teacher_template"):
         if settings[file] is not None:
@@ -250,7 +222,9 @@ UNKNOWN_LISTED, UNKNOWN_CHARACTERS = 50, 80
 
 def write(prepared: Prepared, manifest: dict[str, Any], out: Path, card: str, overwrite: bool = False) -> Path:
     """Write the dataset folder, all of it or nothing; raises what `write_dataset` raises."""
-    splits: dict[str, list[RecordRow]] = {"train": [], "validation": []}
-    for row in prepared.rows:
-        splits["validation" if row.session_id in prepared.held_out else "train"].append(row)
+    held_out = prepared.held_out
+    splits = {
+        "train": (row for row in prepared.rows if row.session_id not in held_out),
+        "validation": (row for row in prepared.rows if row.session_id in held_out),
+    }
     return write_dataset(out, prepared.sessions, splits, prepared.rejected, manifest, {"README.md": card}, overwrite)

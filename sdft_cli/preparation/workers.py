@@ -6,45 +6,18 @@ import multiprocessing
 import pickle
 import signal
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from sdft_cli.config import PrepareConfig
-from sdft_cli.preparation.turns import Redact, SessionTurns, turns_of
-from sdft_cli.prompts.chat import ChatPrompts
-from sdft_cli.prompts.incremental import TokenCounter
+from sdft_cli.preparation.job import IN_FLIGHT, Job, in_order
+from sdft_cli.preparation.on_ray import on_ray
+from sdft_cli.preparation.turns import SessionTurns
 from sdft_cli.records import Session
 
 OnProgress = Callable[[str, int, int], None]
 """Called with what is being done, how much is done, and how much there is."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """What every session goes through. Pickled once for all worker processes.
-
-    Raises ValueError if `config.redact` asks for redaction and `redact` is missing, or the other way round.
-    """
-
-    config: PrepareConfig
-    prompts: ChatPrompts
-    redact: Redact | None
-
-    def __post_init__(self) -> None:
-        if self.config.redact != (self.redact is not None):
-            raise ValueError("config.redact and redact disagree")
-
-    @cached_property
-    def counter(self) -> TokenCounter:
-        return TokenCounter(self.prompts)
-
-    def run(self, session: Session) -> SessionTurns:
-        """Strip and redact one session, and count the tokens of its turns."""
-        return turns_of(session, self.counter, self.config, self.redact)
 
 
 _job: Job | None = None
@@ -73,36 +46,38 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _in_processes(
-    pool: ProcessPoolExecutor, sessions: Sequence[Session], progress: OnProgress
-) -> Iterator[SessionTurns]:
-    try:
-        with _interrupts_held_back():
-            results = pool.map(_run_in_worker, sessions)
-        for number, turns in enumerate(results):
-            progress("Counting tokens", number, len(sessions))
-            yield turns
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+def _in_processes(job: Job, sessions: Sequence[Session], workers: int) -> Iterator[SessionTurns]:
+    context = multiprocessing.get_context("spawn")  # tokenizers' threads do not survive a fork
+    with TemporaryDirectory(prefix="sdft-") as folder:
+        path = Path(folder) / "job"
+        path.write_bytes(pickle.dumps(job))
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (str(path),))
+
+        def submit(session: Session) -> Future[SessionTurns]:
+            with _interrupts_held_back():
+                return pool.submit(_run_in_worker, session)
+
+        try:
+            for future in in_order(submit, sessions, IN_FLIGHT * workers):
+                yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def map_sessions(job: Job, sessions: Sequence[Session], progress: OnProgress) -> Iterator[SessionTurns]:
     """Yield the turns of each session, in the order of the sessions.
 
-    With `config.workers` > 1 processes share the work, one session at a time.
+    With `config.workers` > 1 processes share the work, with `config.engine` "ray" the nodes of a cluster, a few
+    sessions at a time.
     """
-    total = len(sessions)
-    if job.config.workers == 1 or total < 2:
-        for number, session in enumerate(sessions):
-            progress("Counting tokens", number, total)
-            yield job.run(session)
+    total, config = len(sessions), job.config
+    if config.engine == "ray":
+        results = on_ray(job, sessions)
+    elif config.workers == 1 or total < 2:
+        results = map(job.run, sessions)
     else:
-        context = multiprocessing.get_context("spawn")  # tokenizers' threads do not survive a fork
-        workers = min(job.config.workers, total)
-        with TemporaryDirectory(prefix="sdft-") as folder:
-            path = Path(folder) / "job"
-            path.write_bytes(pickle.dumps(job))
-            yield from _in_processes(
-                ProcessPoolExecutor(workers, context, _start_worker, (str(path),)), sessions, progress
-            )
-    progress("Counting tokens", total, total)
+        results = _in_processes(job, sessions, min(config.workers, total))
+    progress("Counting tokens", 0, total)
+    for number, turns in enumerate(results, start=1):
+        yield turns
+        progress("Counting tokens", number, total)

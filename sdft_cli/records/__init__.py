@@ -6,6 +6,7 @@ dataset     the dataset folder, written and read
 lazy        the dataset folder, read piece by piece
 export      self-contained rows for other trainers
 folders     folders and files, whole or not at all
+on_disk     sequences in a temporary file, for what may be larger than memory
 json_files  JSON documents, whole or not at all
 """
 

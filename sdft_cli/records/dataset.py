@@ -152,8 +152,8 @@ def sha256_of(path: Path) -> str:
 def write_dataset(
     target: Path,
     sessions: Iterable[Session],
-    splits: Mapping[str, Sequence[RecordRow]],
-    rejected: Sequence[Rejection],
+    splits: Mapping[str, Iterable[RecordRow]],
+    rejected: Iterable[Rejection],
     manifest: Mapping[str, Any],
     extra_files: Mapping[str, str] | None = None,
     overwrite: bool = False,

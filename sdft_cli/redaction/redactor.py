@@ -12,7 +12,7 @@ import hmac
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 from kingfisher_sdk import Scanner
@@ -32,7 +32,8 @@ from sdft_cli.redaction.rules import (
 )
 
 _NAMES = ("user_name", "person_name")
-_CACHED_STRINGS = 16_384
+CACHED_CHARACTERS = 16 << 20
+"""What was found is remembered for so much text; a session that is longer forgets it on the way."""
 
 
 class _Found(NamedTuple):
@@ -63,7 +64,8 @@ class Redactor:
         self._key = key
         self._given = {kind: tuple(values) for kind, values in (known or {}).items()}
         self._known = _exact((kind, v.encode()) for kind, values in self._given.items() for v in values)
-        self._find = lru_cache(_CACHED_STRINGS)(self._search)
+        self._remembered: dict[tuple[str, str], tuple[_Found, ...]] = {}
+        self._characters = 0
 
     def __reduce__(self) -> tuple[type[Redactor], tuple[bytes, Mapping[str, Sequence[str]]]]:
         return Redactor, (self._key, self._given)
@@ -112,6 +114,17 @@ class Redactor:
                 at = item.end
                 counts[item.kind] += 1
             text = b"".join([*parts, data[at:]]).decode("utf-8", "surrogatepass")
+
+    def _find(self, text: str, name: str) -> tuple[_Found, ...]:
+        """Return what `_search` finds, which is asked at least twice for each string of a session."""
+        found = self._remembered.get((text, name))
+        if found is None:
+            if self._characters > CACHED_CHARACTERS:
+                self._remembered.clear()
+                self._characters = 0
+            found = self._remembered[text, name] = self._search(text, name)
+            self._characters += len(text)
+        return found
 
     def _search(self, text: str, name: str) -> tuple[_Found, ...]:
         """Find everything in one string; `name` is the key under which the string is the value, if it has one."""

@@ -49,6 +49,8 @@ def step_line(metrics: Mapping[str, Any]) -> str:
         parts.append("no update")
     if "sampler_gap" in metrics:
         parts.append(f"sampler gap {metrics['sampler_gap']:.1e}")
+    if metrics.get("rollout_staleness"):
+        parts.append(f"stale {metrics['rollout_staleness']}")
     return "  ".join(parts)
 
 

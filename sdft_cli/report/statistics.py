@@ -6,11 +6,14 @@ Every number is computed here, once; the terminal, the HTML page, the data card 
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from sdft_cli.errors import DataError
 from sdft_cli.records import Dataset, RecordRow, Rejection, Session
@@ -24,6 +27,8 @@ LENGTHS: tuple[tuple[str, str, str | None], ...] = (
     ("sequence_tokens", "teacher prompt + turn", "max_seq_tokens"),
 )
 """name, what it is, and the cap on it."""
+LENGTH_OF_CAP = {cap: name for name, _, cap in LENGTHS if cap}
+Numbers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -103,23 +108,22 @@ class Statistics:
         return asdict(self)
 
 
-def summary_of(values: Iterable[int]) -> Summary | None:
-    """Return the order statistics of some numbers, or None if there are none."""
-    ordered = sorted(values)
-    if not ordered:
+def summary_of(values: npt.ArrayLike) -> Summary | None:
+    """Return the order statistics of some whole numbers, or None if there are none."""
+    ordered = np.sort(np.asarray(values, dtype=np.int64))
+    if not len(ordered):
         return None
-    rank = lambda share: ordered[max(0, math.ceil(share * len(ordered)) - 1)]  # noqa: E731
-    return Summary(len(ordered), ordered[0], rank(0.5), rank(0.9), ordered[-1])
+    rank = lambda share: int(ordered[max(0, math.ceil(share * len(ordered)) - 1)])  # noqa: E731
+    return Summary(len(ordered), int(ordered[0]), rank(0.5), rank(0.9), int(ordered[-1]))
 
 
-def histogram_of(kept: Sequence[int], over_cap: Sequence[int], cap: int | None) -> Histogram:
+def histogram_of(kept: npt.ArrayLike, over_cap: npt.ArrayLike, cap: int | None) -> Histogram:
     """Count numbers in bins between powers of two, from the smallest number to the largest (or to the cap)."""
-    values = [*kept, *over_cap, *([cap] if cap else [])]
-    if not values:
+    counts = [_bins(kept), _bins(over_cap)]
+    bins = {*counts[0], *counts[1], *([_bin(cap)] if cap else [])}
+    if not bins:
         return Histogram((), (), ())
-    bins = [_bin(value) for value in values]
     first, last = min(bins), max(bins)
-    counts = [Counter(map(_bin, kept)), Counter(map(_bin, over_cap))]
     edges = [0 if exponent < 0 else 2**exponent for exponent in range(first - 1, last + 1)]
     inside = range(first, last + 1)
     return Histogram(tuple(edges), tuple(counts[0][b] for b in inside), tuple(counts[1][b] for b in inside))
@@ -130,9 +134,36 @@ def _bin(value: int) -> int:
     return max(0, value - 1).bit_length()
 
 
-def _over_cap(rejected: Iterable[Rejection]) -> list[RecordRow]:
-    """Return the turns that a cap rejected as the records that a higher one would make of them."""
-    rows = []
+def _bins(values: npt.ArrayLike) -> Counter[int]:
+    found, counts = np.unique(np.asarray(values, dtype=np.int64), return_counts=True)
+    bins = Counter[int]()
+    for value, count in zip(found.tolist(), counts.tolist(), strict=True):
+        bins[_bin(value)] += count
+    return bins
+
+
+@dataclass(frozen=True)
+class Tokenised:
+    """The turns whose lengths are known: records, and turns that a cap rejected; an array for each of `LENGTHS`."""
+
+    of: Mapping[str, Numbers]
+    kept: npt.NDArray[np.bool_]
+    """Which of them are records."""
+    longest: Mapping[str, int]
+    """Session id -> the student's prompt and the expert's turn of its longest turn, in tokens."""
+
+
+def tokenised(rows: Iterable[RecordRow], rejected: Iterable[Rejection]) -> Tokenised:
+    """Look at each turn once; raises `DataError` where a cap rejected a turn whose lengths are not known."""
+    numbers, longest = array("q"), dict[str, int]()
+
+    def count(session: str, prompt: int, teacher: int, reference: int) -> None:
+        numbers.extend((prompt, teacher, reference))
+        longest[session] = max(prompt + reference, longest.get(session, 0))
+
+    for row in rows:
+        count(row.session_id, row.prompt_tokens, row.teacher_prompt_tokens, row.reference_tokens)
+    records = len(numbers) // 3
     for turn in rejected:
         if turn.reason in REASON_OF_CAP.values():
             lengths = (turn.prompt_tokens, turn.teacher_prompt_tokens, turn.reference_tokens)
@@ -140,42 +171,61 @@ def _over_cap(rejected: Iterable[Rejection]) -> list[RecordRow]:
                 raise DataError(
                     f"{turn.record_id} was rejected by a cap without its lengths: run `sdft prepare` again."
                 )
-            rows.append(RecordRow(turn.record_id, turn.session_id, -1, *lengths, False))  # type: ignore[arg-type]
-    return rows
+            count(turn.session_id, *lengths)  # type: ignore[arg-type]
+    table = np.array(numbers, dtype=np.int64).reshape(-1, 3)
+    of = dict(zip((name for name, _, _ in LENGTHS), (*table.T, table[:, 1] + table[:, 2]), strict=True))
+    return Tokenised(of, np.arange(len(table)) < records, longest)
+
+
+def _within(turns: Tokenised, caps: Mapping[str, int], names: Iterable[str]) -> npt.NDArray[np.bool_]:
+    """Say of each turn whether it is within those caps."""
+    fits = np.ones(len(turns.kept), dtype=bool)
+    for name in names:
+        fits &= _under(turns, name) <= caps[name]
+    return fits
+
+
+def _under(turns: Tokenised, cap_name: str) -> Numbers:
+    return turns.of[LENGTH_OF_CAP[cap_name]]
 
 
 def _length_of(turn: RecordRow, cap_name: str) -> int:
-    return int(getattr(turn, next(name for name, _, cap in LENGTHS if cap == cap_name)))
+    return int(getattr(turn, LENGTH_OF_CAP[cap_name]))
 
 
-def cap_choices(turns: Sequence[RecordRow], caps: Mapping[str, int], name: str) -> tuple[CapChoice, ...]:
+def cap_choices(turns: Tokenised, caps: Mapping[str, int], name: str) -> tuple[CapChoice, ...]:
     """Return candidate values of one cap, and how many of the tokenised turns each would keep.
 
     Candidates are the cap halved and doubled twice and the longest length there is; those that `sdft prepare` refuses
     (a prompt cap above the sequence cap) and those above the longest length are left out.
     """
-    cap = caps[name]
-    longest = max((_length_of(turn, name) for turn in turns), default=0)
+    cap, every = caps[name], _under(turns, name)
+    longest = int(every.max(initial=0))
     values = {cap, longest, *(cap * 2**power // 4 for power in range(5) if cap * 2**power // 4 <= longest)} - {0}
     if name == "max_prompt_tokens":
         values = {value for value in values if value <= caps["max_seq_tokens"]}
     if name == "max_seq_tokens":
         values = {value for value in values if value >= caps["max_prompt_tokens"]}
-    others = [other for other in CAPS if other != name]
-    lengths = sorted(_length_of(t, name) for t in turns if all(_length_of(t, other) <= caps[other] for other in others))
-    return tuple(CapChoice(value, bisect_right(lengths, value), value == cap) for value in sorted(values))
+    lengths = every[_within(turns, caps, [other for other in CAPS if other != name])]
+    return tuple(CapChoice(value, int((lengths <= value).sum()), value == cap) for value in sorted(values))
 
 
-def _tools(sessions: Iterable[Session], rows: Iterable[RecordRow]) -> tuple[ToolUse, ...]:
-    targets = {(row.session_id, row.turn_index) for row in rows}
-    calls, in_records = Counter[str](), Counter[str]()
+def _tools(sessions: Iterable[Session], rows: Iterable[RecordRow]) -> tuple[tuple[ToolUse, ...], list[int]]:
+    """Return the use of each tool, the most frequent first; and the turns of each session."""
+    targets: dict[str, array[int]] = {}
+    for row in rows:
+        targets.setdefault(row.session_id, array("q")).append(row.turn_index)
+    calls, in_records, turns = Counter[str](), Counter[str](), []
     for session in sessions:
-        for turn in session.assistant_turns():
+        records, own = set(targets.get(session.session_id, ())), session.assistant_turns()
+        turns.append(len(own))
+        for turn in own:
             names = Counter(call.name for call in session.messages[turn].tool_calls)
             calls.update(names)
-            if (session.session_id, turn) in targets:
+            if turn in records:
                 in_records.update(names)
-    return tuple(ToolUse(name, calls[name], in_records[name]) for name in sorted(calls, key=lambda n: (-calls[n], n)))
+    ordered = sorted(calls, key=lambda name: (-calls[name], name))
+    return tuple(ToolUse(name, calls[name], in_records[name]) for name in ordered), turns
 
 
 def _caps_of(manifest: Mapping[str, Any]) -> dict[str, int]:
@@ -194,28 +244,23 @@ def statistics_of(
 ) -> Statistics:
     """Compute the statistics of records that need not be on disk yet; raises `DataError` if the manifest has no caps.
 
-    `sessions`, `rows`, `rejected`: every record and dropped turn, and every session that one of them points into. The
-    manifest's `config` holds the three caps.
+    `sessions`, `rows`, `rejected`: every record and dropped turn, and every session that one of them points into; they
+    may be larger than memory. The manifest's `config` holds the three caps.
     """
     caps = _caps_of(manifest)
-    sessions = list(sessions)
-    rejected_rows = _over_cap(rejected)
-    turns = [*rows, *rejected_rows]
+    turns = tokenised(rows, rejected)
     lengths = []
     for name, what, cap_name in LENGTHS:
-        kept, over_cap = ([getattr(turn, name) for turn in some] for some in (rows, rejected_rows))
+        kept, over_cap = turns.of[name][turns.kept], turns.of[name][~turns.kept]
         cap = caps[cap_name] if cap_name else None
         lengths.append(Length(name, what, cap_name, cap, summary_of(kept), histogram_of(kept, over_cap, cap)))
-    session_tokens: dict[str, int] = {}
-    for turn in turns:
-        tokens = turn.prompt_tokens + turn.reference_tokens
-        session_tokens[turn.session_id] = max(tokens, session_tokens.get(turn.session_id, 0))
+    tools, session_turns = _tools(sessions, rows)
     return Statistics(
-        measured=len(turns),
+        measured=len(turns.kept),
         lengths=tuple(lengths),
-        session_turns=summary_of(len(session.assistant_turns()) for session in sessions),
-        session_tokens=summary_of(session_tokens.values()),
-        tools=_tools(sessions, rows),
+        session_turns=summary_of(session_turns),
+        session_tokens=summary_of(list(turns.longest.values())),
+        tools=tools,
         caps={name: cap_choices(turns, caps, name) for name in CAPS},
     )
 

@@ -188,29 +188,38 @@ def gate_table(result: Mapping[str, Any]) -> RenderableType:
 
 
 def ranking_table(ranked: Sequence[Mapping[str, Any]]) -> Table:
-    """Show wordings and divergences, the best first: where the objective points, and what the teacher does."""
+    """Show wordings and divergences, the best first: what the teacher does, and where the objective points."""
 
     def conduct(one: Mapping[str, Any], name: str) -> str:
         found = [one["gate"]["conduct"].get(f"{kind}.{name}") for kind in ("tool", "prose")]
-        return " / ".join(f"{x['value']:.2f}" if x else "-" for x in found)
+        return "/".join(f"{100 * x['value']:.0f}" if x else "-" for x in found)
 
+    divergences = list(dict.fromkeys(one["divergence"] for one in ranked))
     rows = []
     for one in ranked:
-        told = one["alignment"]
-        interval = "-" if told["low"] is None else f"{told['low']:.2f} to {told['high']:.2f}"
+        summary = one["gate"]["summary"]
         rows.append(
             (
                 one["template"],
-                one["divergence"],
+                *([one["divergence"]] if len(divergences) > 1 else []),
                 "passes" if one["gate"]["passed"] else "FAILS",
-                f"{told['value']:.3f}",
-                interval,
+                f"{summary['nll_with']:.3f}" if summary else "-",
+                f"{one['alignment']['value']:.3f}",
                 *(conduct(one, name) for name in ("first_token", "copied", "begins_with_block")),
             )
         )
-    columns = ["wording", "divergence", "gate", "alignment", "interval", "first token", "copied", "begins with block"]
-    caption = "alignment: cosine of the objective's gradient and that of the expert's likelihood; shares: tool / prose"
-    return table("Wordings and divergences, the best first", columns, rows, caption, texts=3)
+    texts = ["wording", *(["divergence"] if len(divergences) > 1 else []), "gate"]
+    columns = [*texts, "NLL", "align", "first", "copied", "block"]
+    caption = (
+        "NLL: of the expert's turns under the teacher, nats per token; align: cosine of the objective's gradient and "
+        "that of the expert's likelihood; first: probability of the expert's first token; copied whole; begins with "
+        "the block's text: % of tool turns/prose"
+    )
+    what = "Wordings and divergences" if len(divergences) > 1 else f"Wordings, {divergences[0]}"
+    built = table(f"{what}, the best first", columns, rows, caption, texts=len(texts))
+    for column in built.columns[: len(texts) - 1]:
+        column.overflow = "fold"
+    return built
 
 
 def _criterion(found: Mapping[str, Any]) -> tuple[str, ...]:

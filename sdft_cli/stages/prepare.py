@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from sdft_cli.notices import say, some
-from sdft_cli.places import DATA_ROOT
+from sdft_cli.places import DATA_ROOT, DATASET
+from sdft_cli.remote import check_target, fetch, is_address, put
 
 if TYPE_CHECKING:
     from sdft_cli.config import PrepareConfig
@@ -38,25 +41,58 @@ def dataset_folder(source: str) -> Path:
     return DATA_ROOT / (path.resolve().stem if path.exists() else source.rstrip("/").split("/")[-1])
 
 
-def run_preparation(config: PrepareConfig, target: Path, overwrite: bool = False) -> tuple[dict[str, Any], Statistics]:
-    """Read the source, measure every turn, write the dataset; return its manifest and its statistics."""
+def run_preparation(
+    config: PrepareConfig, target: Path | str, overwrite: bool = False
+) -> tuple[dict[str, Any], Statistics]:
+    """Read the source, measure every turn, write the dataset; return its manifest and its statistics.
+
+    Source and target may be addresses (`s3://...`): then they are copied from there, and to there, by way of a
+    temporary folder.
+    """
+    from sdft_cli.preparation.on_ray import check_cluster
+    from sdft_cli.records.folders import check_output_folder
+    from sdft_cli.report.progress import progress_reporter
+    from sdft_cli.traces.rows import SUFFIXES, suffix_of
+
+    with ExitStack() as temporary:
+
+        def folder() -> Path:
+            return Path(temporary.enter_context(TemporaryDirectory(prefix="sdft-")))
+
+        address = str(target) if is_address(str(target)) else None
+        if address:
+            check_target(address, DATASET, overwrite)
+        local = Path(target) if address is None else folder() / "dataset"
+        check_output_folder(local, DATASET, overwrite)
+        if config.engine == "ray":
+            check_cluster(config)
+        path = config.source
+        if is_address(path):
+            with progress_reporter() as progress:
+                path = str(fetch(path, folder(), lambda file: suffix_of(file) in SUFFIXES, progress))
+        found = _prepared(config, path, local, overwrite)
+        if address:
+            put(local, address, DATASET)
+        return found
+
+
+def _prepared(config: PrepareConfig, path: str, target: Path, overwrite: bool) -> tuple[dict[str, Any], Statistics]:
+    """Prepare what lies at `path`, which is the source or a copy of it."""
     from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.preparation.job import Job
     from sdft_cli.preparation.pipeline import make_records, manifest_of, read, write
-    from sdft_cli.preparation.workers import Job
     from sdft_cli.prompts.chat import prompts_for
     from sdft_cli.prompts.teacher import load_teacher_template
     from sdft_cli.prompts.template import load_chat_template
-    from sdft_cli.records.folders import check_output_folder
     from sdft_cli.report.cards import dataset_card
     from sdft_cli.report.progress import progress_reporter
     from sdft_cli.report.statistics import statistics_of
     from sdft_cli.traces.data_cards import load_data_card
     from sdft_cli.traces.source import resolve_source
 
-    check_output_folder(target, "manifest.json", overwrite)
-    source = resolve_source(config.source, config.revision)
+    source = resolve_source(path, config.revision)
     card = load_data_card(source.name) if source.kind == "hub" else None
-    source = replace(source, format=card.reader if card else None)
+    source = replace(source, name=config.source, format=card.reader if card else None)
     load_teacher_template(config.teacher_template)  # bad names are told before anything is read or downloaded
     if config.chat_template:
         load_chat_template(config.chat_template)

@@ -10,6 +10,7 @@ from typing import Any
 
 from sdft_cli.errors import DataError, MachineError, SdftError, UsageError, did_you_mean
 from sdft_cli.records import Session
+from sdft_cli.records.on_disk import Changed, OnDisk
 from sdft_cli.traces.claude_code.seen import SeenLines
 from sdft_cli.traces.readers import reader_for
 from sdft_cli.traces.rows import SUFFIXES, is_one_object, suffix_of
@@ -141,7 +142,7 @@ def read_source(
     """Read the sessions of a source, file by file in the order of their names, subagents' files last.
 
     A session that was resumed in a second file is in the group of the first, and its repeated turns count once. At
-    most `limit` sessions are returned; with `every_branch`, branches that were given up are sessions too;
+    most `limit` sessions are returned, on disk; with `every_branch`, branches that were given up are sessions too;
     `progress` is called with each file before it is read. A file that cannot be read at all is counted and named;
     if nothing else can be read, its error is raised. A JSON object beside the sessions that no reader takes
     (settings, metadata) is counted and named as ignored.
@@ -152,7 +153,7 @@ def read_source(
     """
     report, taken, seen = ReadReport(), set[str](), SeenLines(source.files, every_branch)
     failures: list[SdftError] = []
-    sessions: list[Session] = []
+    sessions = OnDisk[Session]()
     unread = sorted(source.files, key=lambda p: p.name.startswith("agent-"))
     while unread and (limit is None or len(sessions) < limit):
         path = unread.pop(0)
@@ -173,12 +174,13 @@ def read_source(
             report.broken.append(path.name)
             continue
         report.merge(read.report)
-        sessions.extend(_unique(read.sessions, taken, report))
-    sessions = [replace(s, group=seen.root(s.group)) for s in sessions]
+        for session in _unique(read.sessions, taken, report):
+            if limit is None or len(sessions) < limit:
+                sessions.append(session)
+            else:
+                report.notes["sessions_over_limit"] += 1
     if limit is not None:
-        report.notes["sessions_over_limit"] += max(0, len(sessions) - limit)
         report.notes["files_not_read"] += len(unread)
-        sessions = sessions[:limit]
     if not sessions and failures:
         raise failures[0]
     if not sessions:
@@ -187,4 +189,4 @@ def read_source(
             f"No session with an assistant turn in {source.name} ({len(source.files)} file(s) read): "
             f'give Claude Code JSONL, or lines of {{"messages": [...]}}.{first}'
         )
-    return FileSessions(sessions, report)
+    return FileSessions(Changed(sessions, lambda _, s: replace(s, group=seen.root(s.group))), report)

@@ -37,36 +37,44 @@ def _type_name(value: Any) -> str:
     return _JSON_TYPES.get(type(value), "null")
 
 
+class _Inferred:
+    """The schema of a tool from its calls, which are looked at one by one and not kept."""
+
+    def __init__(self) -> None:
+        self._types: dict[str, set[str]] = {}
+        self._required: set[str] | None = None
+
+    def add(self, call: ToolCall) -> None:
+        arguments = call.parsed_arguments()
+        self._required = set(arguments) if self._required is None else self._required & set(arguments)
+        for key, value in arguments.items():
+            self._types.setdefault(key, set()).add(_type_name(value))
+
+    def schema(self, name: str) -> ToolSchema:
+        properties = {}
+        for key, seen in sorted(self._types.items()):
+            names = sorted(n for n in seen if not (n == "integer" and "number" in seen))
+            properties[key] = {"type": names[0] if len(names) == 1 else names}
+        parameters: dict[str, Any] = {"type": "object", "properties": properties}
+        if self._required:
+            parameters["required"] = sorted(self._required)
+        return ToolSchema(name, "", json.dumps(parameters, ensure_ascii=False), "inferred")
+
+
 def infer_schema(name: str, calls: Iterable[ToolCall]) -> ToolSchema:
     """Infer the schema of a tool from its calls.
 
     A parameter's type is every type that was seen; a parameter is required if every call has it. `1` and `1.5` seen
     together are a `number`.
     """
-    types: dict[str, list[str]] = {}
-    required: set[str] | None = None
+    inferred = _Inferred()
     for call in calls:
-        arguments = call.parsed_arguments()
-        required = set(arguments) if required is None else required & set(arguments)
-        for key, value in arguments.items():
-            seen = types.setdefault(key, [])
-            if _type_name(value) not in seen:
-                seen.append(_type_name(value))
-    properties = {}
-    for key, seen in sorted(types.items()):
-        names = [n for n in seen if not (n == "integer" and "number" in seen)]
-        properties[key] = {"type": names[0] if len(names) == 1 else sorted(names)}
-    parameters: dict[str, Any] = {"type": "object", "properties": properties}
-    if required:
-        parameters["required"] = sorted(required)
-    return ToolSchema(name, "", json.dumps(parameters, ensure_ascii=False), "inferred")
+        inferred.add(call)
+    return inferred.schema(name)
 
 
-def _calls_by_name(sessions: Iterable[Session]) -> dict[str, list[ToolCall]]:
-    calls: dict[str, list[ToolCall]] = {}
-    for call in (call for session in sessions for message in session.messages for call in message.tool_calls):
-        calls.setdefault(call.name, []).append(call)
-    return calls
+def _calls(session: Session) -> Iterable[ToolCall]:
+    return (call for message in session.messages for call in message.tool_calls)
 
 
 def _agent(session: Session) -> str:
@@ -75,41 +83,65 @@ def _agent(session: Session) -> str:
     return _CLAUDE_CODE if name in _CLAUDE_CODE_FORMATS else name
 
 
-def with_tools(sessions: Sequence[Session], every_builtin: bool = False) -> list[Session]:
-    """Give each session that records no tools the ones that it may have had.
+class OfferedTools:
+    """The tools that the sessions of a source may have had; all of them are looked at once, and none is kept.
 
     Where names are recorded (`metadata["offered_tools"]`, as stream-json has them), these are offered and no others.
     Else built-in tools: those that any session of the same agent in the source calls (or all, with `every_builtin`), so
     that a prompt does not give away which tools its own session will use. Other tools (MCP) are a session's own: those
     that its group calls. Schemas are declared for Claude Code's built-in tools, else inferred from all calls.
     """
-    groups: dict[str, set[str]] = {}
-    for session in sessions:
-        groups.setdefault(session.group, set()).update(_calls_by_name([session]))
-    offers = {
-        agent: _offer([s for s in sessions if _agent(s) == agent and not s.tools], agent, every_builtin)
-        for agent in {_agent(s) for s in sessions}
-    }
-    calls = _calls_by_name(s for s in sessions if OFFERED in s.metadata)
 
-    def offered(session: Session) -> tuple[ToolSchema, ...]:
+    def __init__(self, sessions: Iterable[Session], every_builtin: bool = False) -> None:
+        self._every_builtin, self._declared = every_builtin, declared_tools()
+        self._groups: dict[str, set[str]] = {}
+        self._called: dict[str, dict[str, _Inferred]] = {}
+        self._named: dict[str, _Inferred] = {}
+        for session in sessions:
+            self._look_at(session)
+        self._offers = {agent: self._offer(agent) for agent in self._called}
+
+    def _look_at(self, session: Session) -> None:
+        agent = _agent(session)
+        of_group, of_agent = self._groups.setdefault(session.group, set()), self._called.setdefault(agent, {})
+        declared = self._declared_for(agent)
+        for call in _calls(session):
+            of_group.add(call.name)
+            if OFFERED in session.metadata:
+                self._named.setdefault(call.name, _Inferred()).add(call)
+            if not session.tools:
+                inferred = of_agent.setdefault(call.name, _Inferred())
+                if call.name not in declared:
+                    inferred.add(call)
+
+    def _declared_for(self, agent: str) -> dict[str, ToolSchema]:
+        return self._declared if agent == _CLAUDE_CODE else {}
+
+    def _offer(self, agent: str) -> tuple[list[ToolSchema], list[ToolSchema]]:
+        """Return the tools that all sessions of one agent are offered, and those for the groups that call them."""
+        calls, declared = self._called[agent], self._declared_for(agent)
+        inferred = [some.schema(name) for name, some in sorted(calls.items()) if name not in declared]
+        if agent == _CLAUDE_CODE:
+            return [tool for name, tool in declared.items() if self._every_builtin or name in calls], inferred
+        # Its built-in tools are not known, but MCP tools carry their server's name.
+        builtin = [tool for tool in inferred if not tool.name.startswith("mcp")]
+        return builtin, [tool for tool in inferred if tool not in builtin]
+
+    def given_to(self, session: Session) -> Session:
+        """Return one of the sessions with the tools that it may have had; one that records its tools as it is."""
+        return session if session.tools else replace(session, tools=self._offered_to(session))
+
+    def _offered_to(self, session: Session) -> tuple[ToolSchema, ...]:
+        agent = _agent(session)
         if OFFERED in session.metadata:
-            declared = declared_tools() if _agent(session) == _CLAUDE_CODE else {}
+            declared = self._declared_for(agent)
             names = dict.fromkeys(session.metadata[OFFERED])
-            return tuple(declared.get(name) or infer_schema(name, calls.get(name, ())) for name in names)
-        builtin, others = offers[_agent(session)]
-        return (*builtin, *(tool for tool in others if tool.name in groups[session.group]))
-
-    return [s if s.tools else replace(s, tools=offered(s)) for s in sessions]
+            return tuple(declared.get(name) or self._named.get(name, _Inferred()).schema(name) for name in names)
+        builtin, others = self._offers[agent]
+        return (*builtin, *(tool for tool in others if tool.name in self._groups[session.group]))
 
 
-def _offer(sessions: Sequence[Session], agent: str, every_builtin: bool) -> tuple[list[ToolSchema], list[ToolSchema]]:
-    """Return the tools that all sessions of one agent are offered, and those for the groups that call them."""
-    calls = _calls_by_name(sessions)
-    declared = declared_tools() if agent == _CLAUDE_CODE else {}
-    inferred = [infer_schema(name, some) for name, some in sorted(calls.items()) if name not in declared]
-    if agent == _CLAUDE_CODE:
-        return [tool for name, tool in declared.items() if every_builtin or name in calls], inferred
-    # Its built-in tools are not known, but MCP tools carry their server's name.
-    builtin = [tool for tool in inferred if not tool.name.startswith("mcp")]
-    return builtin, [tool for tool in inferred if tool not in builtin]
+def with_tools(sessions: Sequence[Session], every_builtin: bool = False) -> list[Session]:
+    """Give each session that records no tools the ones that it may have had; see `OfferedTools`."""
+    offered = OfferedTools(sessions, every_builtin)
+    return [offered.given_to(session) for session in sessions]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sdft_cli.records import Rejection, Session
@@ -41,7 +42,7 @@ class ReadReport:
 
 @dataclass
 class FileSessions:
-    """The sessions of one file and the account of its lines."""
+    """The sessions of one file, or of a whole source, and the account of its lines."""
 
-    sessions: list[Session]
+    sessions: Sequence[Session]
     report: ReadReport

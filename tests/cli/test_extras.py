@@ -47,6 +47,7 @@ NEEDS = {
     "run sessions --profile cpu-demo --out whole": ("sdft run", "train"),
     "demo": ("sdft demo", "demo"),
     "prepare codex.jsonl --model {model}": ("A session of Codex", "traces"),
+    "prepare sessions --engine ray --out on-ray --model {model}": ("--engine ray", "ray"),
 }
 
 

@@ -26,6 +26,8 @@ OF_TRAINING = {
         "--init-adapter": "init_adapter",
         "--gate": "gate.action",
         "--track": "trackers",
+        "--rollouts": "rollout.source",
+        "--vllm-url": "rollout.vllm_url",
     },
     "gate": {"--model": "model", "--records": "gate.records"},
     "plan": {"--model": "model", "--backend": "backend"},
@@ -33,7 +35,7 @@ OF_TRAINING = {
 """Options that give a setting of training. Those of `prepare` and `eval` have their settings' names."""
 NULL = {"revision": "the main branch", "limit_sessions": "all", "limit": "all"}
 NULL |= {"chat_template": "the model's own", "template_date": "today's"}
-NULL |= {"init_adapter": "a fresh adapter"}
+NULL |= {"init_adapter": "a fresh adapter", "rollout.vllm_url": "there is none"}
 NULL |= {"license": "that of the source's data card, if it has one"}
 NULL |= {"lm_eval_path": "none", "lm_eval_limit": "all"}
 """What null means, of settings whose default it is."""
@@ -131,7 +133,7 @@ def test_the_shared_options_come_out_as_settings() -> None:
     given = {
         "train": (
             "--model m --backend unsloth --objective sft --max-steps 7 --seed 3 --gate warn --track wandb "
-            "--track trackio",
+            "--track trackio --rollouts vllm --vllm-url http://there:8000",
             {
                 "model": "m",
                 "backend": "unsloth",
@@ -140,6 +142,8 @@ def test_the_shared_options_come_out_as_settings() -> None:
                 "seed": 3,
                 "gate.action": "warn",
                 "trackers": ["wandb", "trackio"],
+                "rollout.source": "vllm",
+                "rollout.vllm_url": "http://there:8000",
             },
         ),
         "gate": ("--model m --records 5", {"model": "m", "gate.records": 5}),

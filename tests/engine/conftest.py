@@ -13,8 +13,8 @@ from sdft_cli.records import Dataset, read_dataset
 def tiny_data(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """Six example sessions; one is held out."""
     from sdft_cli.config import PrepareConfig
+    from sdft_cli.preparation.job import Job
     from sdft_cli.preparation.pipeline import manifest_of, prepare, write
-    from sdft_cli.preparation.workers import Job
     from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
     from sdft_cli.prompts.teacher import load_teacher_template
     from sdft_cli.traces.examples import write_examples

@@ -9,8 +9,8 @@ from sdft_cli.config import PrepareConfig, load_train_config
 from sdft_cli.engine.models.adapters import lora_layers
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.load import load_backend
+from sdft_cli.preparation.job import Job
 from sdft_cli.preparation.pipeline import manifest_of, prepare, write
-from sdft_cli.preparation.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Dataset, read_dataset

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import functools
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -50,9 +52,17 @@ class FakeHub:
         return 200, {}
 
 
+@functools.cache
+def url() -> str:
+    """Return where hubs are served: always the same, since a Hub's client reads that once, when it is imported."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
 @contextmanager
 def serving(hub: FakeHub) -> Iterator[FakeHub]:
-    """Serve a hub on a free port of this machine."""
+    """Serve a hub on this machine, at `url()`."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -84,8 +94,8 @@ def serving(hub: FakeHub) -> Iterator[FakeHub]:
         def log_message(self, format: str, *args: Any) -> None:
             """Nothing on the terminal."""
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.url = url()
+    server = ThreadingHTTPServer(("127.0.0.1", int(hub.url.rsplit(":", 1)[1])), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield hub

@@ -6,7 +6,7 @@ import inspect
 import json
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ from sdft_cli.run_folder import read_run  # noqa: E402
 from sdft_cli.stages.merge import run_merge  # noqa: E402
 from sdft_cli.stages.model_card import evaluated_card, is_own_card, name_in_card, write_model_card  # noqa: E402
 from sdft_cli.stages.push import check_no_secrets, push  # noqa: E402
+from tests.fork_server import ForkServer  # noqa: E402
 from tests.merging.conftest import make_run  # noqa: E402
-from tests.merging.fake_hub import FakeHub, serving  # noqa: E402
+from tests.merging.fake_hub import FakeHub, serving, url  # noqa: E402
 
 Sdft = Callable[..., subprocess.CompletedProcess[str]]
 TOKEN = "hf_" + "aZ3kQ9xL2mN8vB4cR7tY1wE5uI0oP6sD"[:30]
@@ -43,18 +44,34 @@ def ready(merged_run: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def pushed(sdft: Sdft, hub: FakeHub, *arguments: object, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
-    environment = {"HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token, "HF_HUB_DISABLE_TELEMETRY": "1"}
-    done = sdft("merge", *arguments, **environment, HF_HOME="hf", no_proxy="127.0.0.1")
-    assert "Traceback" not in done.stderr + done.stdout
-    assert TOKEN not in done.stderr + done.stdout
-    return done
+@pytest.fixture(scope="module")
+def online() -> Iterator[ForkServer]:
+    """Commands that know the fake Hub and no other."""
+    endpoint = {"HF_ENDPOINT": url(), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    server = ForkServer(**endpoint, HF_HOME="hf", no_proxy="127.0.0.1")
+    yield server
+    server.close()
 
 
-def test_exactly_the_certified_files_arrive_in_a_private_repository(sdft: Sdft, ready: Path) -> None:
+@pytest.fixture
+def pushed(sdft: Sdft, online: ForkServer) -> Sdft:
+    """Run `sdft merge` with a token, which nothing may tell."""
+
+    def run(*arguments: object, token: str = TOKEN) -> subprocess.CompletedProcess[str]:
+        environment = {**online.environment, "HF_TOKEN": token}
+        assert online.serves(environment)
+        done = sdft("merge", *arguments, server=online, **environment)
+        assert "Traceback" not in done.stderr + done.stdout
+        assert TOKEN not in done.stderr + done.stdout
+        return done
+
+    return run
+
+
+def test_exactly_the_certified_files_arrive_in_a_private_repository(pushed: Sdft, ready: Path) -> None:
     (ready / "merged" / ".DS_Store").write_text("hidden")
     with serving(FakeHub()) as hub:
-        done = pushed(sdft, hub, ready, "--push", "me/model")
+        done = pushed(ready, "--push", "me/model")
         assert done.returncode == 0, done.stderr
         assert "it is not merged again" in done.stderr
         assert "not searched: model.safetensors" in done.stderr
@@ -66,43 +83,43 @@ def test_exactly_the_certified_files_arrive_in_a_private_repository(sdft: Sdft, 
         assert b'model_id = "me/model"' in hub.files["README.md"]
         assert hub.tokens == {f"Bearer {TOKEN}"}
         # Again, into the repository that is there now.
-        again = pushed(sdft, hub, ready, "--push", "me/model", "--bf16")
+        again = pushed(ready, "--push", "me/model", "--bf16")
         assert again.returncode == 0, again.stderr
         assert hub.files == on_disk
 
 
-def test_a_public_repository_is_asked_for_by_name(sdft: Sdft, ready: Path) -> None:
+def test_a_public_repository_is_asked_for_by_name(pushed: Sdft, ready: Path) -> None:
     with serving(FakeHub(exists=True, private=False)) as hub:
-        done = pushed(sdft, hub, ready, "--push", "me/model")
+        done = pushed(ready, "--push", "me/model")
         assert done.returncode == 2
         assert "me/model exists and is public: add --public" in done.stderr
         assert not hub.files
-        done = pushed(sdft, hub, ready, "--push", "me/model", "--public")
+        done = pushed(ready, "--push", "me/model", "--public")
         assert done.returncode == 0, done.stderr
         assert "(public)" in done.stderr
         hub.files["old.safetensors"] = b""
-        done = pushed(sdft, hub, ready, "--push", "me/model", "--public")
+        done = pushed(ready, "--push", "me/model", "--public")
         assert done.returncode == 2
         assert "me/model holds files of another checkpoint (old.safetensors)" in done.stderr
     with serving(FakeHub()) as hub:
-        pushed(sdft, hub, ready, "--push", "me/model", "--public")
+        pushed(ready, "--push", "me/model", "--public")
         assert not hub.private
 
 
-def test_files_of_another_checkpoint_in_the_repository_are_listed(sdft: Sdft, ready: Path) -> None:
+def test_files_of_another_checkpoint_in_the_repository_are_listed(pushed: Sdft, ready: Path) -> None:
     stale = ("adapter_config.json", "additional_chat_templates/rag.jinja", "pytorch_model.bin", "tokenizer.model")
     harmless = (".gitattributes", "LICENSE", "plots/loss.png", "logs/config.json")
     with serving(FakeHub(exists=True)) as hub:
         hub.files = dict.fromkeys((*stale, *harmless), b"")
-        done = pushed(sdft, hub, ready, "--push", "me/model")
+        done = pushed(ready, "--push", "me/model")
         assert done.returncode == 2
         assert f"holds files of another checkpoint ({', '.join(stale)}): delete them there" in done.stderr
         assert hub.files == dict.fromkeys((*stale, *harmless), b"")
         hub.files = dict.fromkeys(harmless, b"")
-        assert pushed(sdft, hub, ready, "--push", "me/model").returncode == 0
+        assert pushed(ready, "--push", "me/model").returncode == 0
 
 
-def test_a_further_template_is_sent_in_its_folder(sdft: Sdft, tiny_model: Path, tmp_path: Path) -> None:
+def test_a_further_template_is_sent_in_its_folder(pushed: Sdft, tiny_model: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_model, base)
     (base / "additional_chat_templates").mkdir()
@@ -110,11 +127,11 @@ def test_a_further_template_is_sent_in_its_folder(sdft: Sdft, tiny_model: Path, 
     run = make_run(tmp_path / "run", base)
     run_merge(read_run(run), run / "merged")
     with serving(FakeHub()) as hub:
-        done = pushed(sdft, hub, run, "--push", "me/model")
+        done = pushed(run, "--push", "me/model")
         assert done.returncode == 0, done.stderr
         assert hub.files["additional_chat_templates/rag.jinja"] == b"{{ 1 }}"
         (run / "merged" / "additional_chat_templates" / "rag.jinja").write_text("{{ 2 }}")
-        done = pushed(sdft, hub, run, "--push", "me/model")
+        done = pushed(run, "--push", "me/model")
         assert done.returncode == 4
         assert "additional_chat_templates/rag.jinja was changed" in done.stderr
 
@@ -237,18 +254,18 @@ def test_a_scanner_that_fails_stops_the_push(ready: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("refusal", ["a secret in the card", "weights that were changed"])
-def test_the_command_refuses_with_its_exit_code(sdft: Sdft, ready: Path, refusal: str) -> None:
+def test_the_command_refuses_with_its_exit_code(pushed: Sdft, ready: Path, refusal: str) -> None:
     change, why = REFUSALS[refusal]
     change(ready / "merged")
     with serving(FakeHub()) as hub:
-        done = pushed(sdft, hub, ready, "--push", "me/model")
+        done = pushed(ready, "--push", "me/model")
     assert done.returncode == 4, done.stderr
     assert why in done.stderr
     assert SECRET not in done.stderr + done.stdout
     assert hub.calls == []
 
 
-def test_a_fresh_merge_that_fails_is_not_sent(sdft: Sdft, ready: Path) -> None:
+def test_a_fresh_merge_that_fails_is_not_sent(pushed: Sdft, ready: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     file = ready / "adapter" / "adapter_model.safetensors"
@@ -256,22 +273,22 @@ def test_a_fresh_merge_that_fails_is_not_sent(sdft: Sdft, ready: Path) -> None:
     tensors["base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"].mul_(1e-9)
     save_file(tensors, file, metadata={"format": "pt"})
     with serving(FakeHub()) as hub:
-        assert pushed(sdft, hub, ready, "--push", "me/model").returncode == 4  # the one there is of the old adapter
-        done = pushed(sdft, hub, ready, "--push", "me/model", "--bf16", "--overwrite")
+        assert pushed(ready, "--push", "me/model").returncode == 4  # the one there is of the old adapter
+        done = pushed(ready, "--push", "me/model", "--bf16", "--overwrite")
         assert done.returncode == 4
         assert "its update vanishes" in done.stderr
         assert hub.calls == []
 
 
-def test_no_token_no_network_and_a_hub_that_refuses_are_one_sentence(sdft: Sdft, ready: Path) -> None:
+def test_no_token_no_network_and_a_hub_that_refuses_are_one_sentence(sdft: Sdft, pushed: Sdft, ready: Path) -> None:
     with serving(FakeHub(refuse=403)) as hub:
-        done = pushed(sdft, hub, ready, "--push", "me/model", token="")
+        done = pushed(ready, "--push", "me/model", token="")
         assert (done.returncode, hub.calls) == (1, [])
         assert "sdft: There is no Hub token on this machine" in done.stderr
-        done = pushed(sdft, hub, ready, "--push", "me/model")
+        done = pushed(ready, "--push", "me/model")
         assert done.returncode == 1
         assert "sdft: The Hub refused me/model (HTTP 403): check" in done.stderr
-    done = pushed(sdft, hub, ready, "--push", "me/model")  # nobody listens there any more
+    done = pushed(ready, "--push", "me/model")  # nobody listens there any more
     assert done.returncode == 1
     assert "sdft: The Hub could not be reached (ConnectError): check the network" in done.stderr
     done = sdft("merge", ready, "--push", "me/model", HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1")

@@ -26,8 +26,8 @@ from sdft_cli.preparation.coverage import (
     summary,
     weighted_median,
 )
+from sdft_cli.preparation.job import Job
 from sdft_cli.preparation.pipeline import Prepared, prepare
-from sdft_cli.preparation.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import read_dataset
@@ -135,14 +135,14 @@ def test_a_session_that_lacks_too_much_from_its_start_is_refused() -> None:
 def test_what_was_dropped_on_purpose_is_not_missed() -> None:
     found = coverage_of(steady("s", 70_000, dropped=10_000), 1.2)
     assert found.start == round(70_000 - 0.2 * 3_000) - 12_000
-    assert coverages([steady("s", 70_000, dropped=10_000)], MOST)[0].refused == {}
-    assert coverages([steady("s", 70_001, dropped=10_000)], MOST)[0].refused != {}
+    assert next(coverages([steady("s", 70_000, dropped=10_000)], MOST)).refused == {}
+    assert next(coverages([steady("s", 70_001, dropped=10_000)], MOST)).refused != {}
 
 
 def test_a_source_whose_sessions_all_have_many_tools_is_not_refused() -> None:
     heavy = [steady(str(i), 90_000 + i) for i in range(8)]
     assert not any(c.refused for c in coverages(heavy, MOST))
-    found = coverages([*heavy, steady("cut", 110_003)], MOST)
+    found = list(coverages([*heavy, steady("cut", 110_003)], MOST))
     assert [c.session_id for c in found if c.refused] == ["cut"]
     assert start_bound([90_000] * 3, MOST) == MOST  # too few to say what is usual
     assert start_bound([10_000, 90_000, 90_000, 90_000], MOST) == MOST
@@ -154,10 +154,10 @@ def test_a_source_whose_sessions_all_have_many_tools_is_not_refused() -> None:
 def test_a_short_session_takes_the_scale_of_its_source() -> None:
     long = session("long", *((30_000 + 1_200 * i, 1_000 * i) for i in range(20)))
     short = session("short", (20_000 + 1_200, 1_000), (20_000 + 2_400, 2_000))
-    found = coverages([short, long, Usage("none", ())], MOST)
+    found = list(coverages([short, long, Usage("none", ())], MOST))
     assert [(c.session_id, c.scale) for c in found] == [("short", 1.2), ("long", 1.2)]
     assert found[0].unseen == {1: 20_000, 3: 20_000}
-    assert coverages([short], MOST)[0].scale == 1.0
+    assert next(coverages([short], MOST)).scale == 1.0
 
 
 def test_what_the_manifest_says() -> None:
@@ -184,7 +184,7 @@ SESSIONS = st.lists(st.tuples(COUNTS, COUNTS), max_size=12)
 @settings(deadline=None)
 @given(st.lists(SESSIONS, max_size=6), st.integers(1, 10**6))
 def test_any_counts_are_judged(sessions: list[list[tuple[int, int]]], most: int) -> None:
-    found = coverages([session(str(i), *pairs) for i, pairs in enumerate(sessions)], most)
+    found = list(coverages([session(str(i), *pairs) for i, pairs in enumerate(sessions)], most))
     assert [c.session_id for c in found] == [str(i) for i, pairs in enumerate(sessions) if pairs]
     for one in found:
         pairs = sessions[int(one.session_id)]

@@ -9,22 +9,20 @@ from sdft_cli.preparation.duplicates import (
     first_of_each,
     joined_groups,
     near_copies,
+    record_key,
     similarity,
     sketch,
+    tools_hash,
     turn_hashes,
     turn_sketch,
 )
 from sdft_cli.preparation.split import split_keys, validation_groups
-from sdft_cli.records import Message, RecordRow, Session, ToolCall
+from sdft_cli.records import Message, Session, ToolCall, ToolSchema
 
 
 def session(name: str, *texts: str, group: str = "", project: str | None = None) -> Session:
     messages = tuple(Message("user" if i % 2 == 0 else "assistant", text) for i, text in enumerate(texts))
     return Session(name, messages, group=group or name, metadata={"project": project} if project else {})
-
-
-def row(session_id: str, turn: int) -> RecordRow:
-    return RecordRow(f"{session_id}/{turn}", session_id, turn, 1, 2, 3, False)
 
 
 def test_hashes_are_equal_for_equal_contexts_and_turns_only() -> None:
@@ -48,12 +46,19 @@ def test_text_cannot_move_between_messages_unseen(a: list[str], b: list[str]) ->
 
 
 def test_the_first_of_equal_records_is_kept_and_named() -> None:
-    rows = [row("a", 1), row("b", 1), row("b", 3)]
-    kept, copies = first_of_each(rows, {"a/1": "h", "b/1": "h", "b/3": "i"})
-    assert [r.record_id for r in kept] == ["a/1", "b/3"]
-    assert [(c.record_id, c.reason, c.detail, c.reference_tokens) for c in copies] == [
-        ("b/1", "duplicate", "the same as a/1", 3)
-    ]
+    a, b = session("a", "q", "x"), session("b", "q", "x", "r", "y")
+    hashes = [turn_hashes(a)[1], turn_hashes(b)[1], turn_hashes(b)[3], turn_hashes(a)[1]]
+    tools = tools_hash(a)
+    assert first_of_each(b"".join(record_key(tools, h) for h in hashes)).tolist() == [0, 0, 2, 0]
+    other = tools_hash(replace(a, tools=(ToolSchema("f", "", "{}"),)))
+    assert first_of_each(record_key(tools, hashes[0]) + record_key(other, hashes[0])).tolist() == [0, 1]
+    assert first_of_each(b"").tolist() == []
+
+
+@given(st.lists(st.binary(min_size=2, max_size=2), max_size=40))
+def test_the_first_of_any_keys_is_found(ends: list[bytes]) -> None:
+    keys = [b"\0" * 7 + end[:1] + b"\0" * 7 + end[1:] for end in ends]
+    assert first_of_each(b"".join(keys)).tolist() == [keys.index(key) for key in keys]
 
 
 def test_sessions_with_the_same_beginning_are_one_group() -> None:
@@ -64,9 +69,11 @@ def test_sessions_with_the_same_beginning_are_one_group() -> None:
         session("f", "u", "v", group="d"),  # a subagent of d
         session("g", "w"),  # no turn at all
     ]
-    assert joined_groups(sessions, [turn_hashes(s) for s in sessions]) == ["c", "c", "e", "c", "g"]
+    groups = joined_groups((s.group, next(iter(turn_hashes(s).values()), None)) for s in sessions)
+    assert groups == ["c", "c", "e", "c", "g"]
     backwards = sessions[::-1]
-    assert joined_groups(backwards, [turn_hashes(s) for s in backwards]) == ["g", "c", "e", "c", "c"]
+    groups = joined_groups((s.group, next(iter(turn_hashes(s).values()), None)) for s in backwards)
+    assert groups == ["g", "c", "e", "c", "c"]
 
 
 def test_projects_join_groups_and_groups_join_projects() -> None:
@@ -115,8 +122,9 @@ def test_near_copies_across_the_split_are_reported() -> None:
     b = session("b", LONG.replace("word59", "changed"), "the answer")
     c = session("c", " ".join(f"else{i}" for i in range(60)), "the answer")
     sketches = {s.session_id: turn_sketch(s, 1) for s in (a, b, c)}
-    train = {"c/1": sketches["c"], "a/1": sketches["a"]}
-    (found,) = near_copies(train, {"b/1": sketches["b"]})
+    train = [("c/1", sketches["c"]), ("a/1", sketches["a"])]
+    (found,) = near_copies(train, [("b/1", sketches["b"])])
     assert found[:2] == ("b/1", "a/1")
     assert 0.8 <= found[2] < 1
-    assert near_copies({"c/1": sketches["c"]}, {"b/1": sketches["b"]}) == []
+    assert near_copies(train[:1], [("b/1", sketches["b"]), ("none", ())]) == []
+    assert near_copies(train, []) == []

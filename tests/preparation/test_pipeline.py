@@ -9,10 +9,10 @@ import pytest
 
 from sdft_cli.config import PrepareConfig
 from sdft_cli.errors import DataError
+from sdft_cli.preparation.job import Job
 from sdft_cli.preparation.pipeline import _unknown, manifest_of, prepare, write
 from sdft_cli.preparation.reasoning import strip_message, strip_session
 from sdft_cli.preparation.split import validation_groups
-from sdft_cli.preparation.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Message, Session, ToolCall, read_dataset

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from sdft_cli.config import PrepareConfig
+from sdft_cli.preparation.job import Job
 from sdft_cli.preparation.pipeline import manifest_of, prepare
 from sdft_cli.preparation.system import kept_without, leading, system_summary, without
-from sdft_cli.preparation.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Message, Rejection, Session

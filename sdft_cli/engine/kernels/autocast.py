@@ -16,16 +16,17 @@ def needs_autocast(dtype: torch.dtype, device: torch.device) -> bool:
     return device.type != "cpu" and dtype in (torch.bfloat16, torch.float16)
 
 
-def autocast_passes(model: Any, dtype: torch.dtype) -> None:
+def autocast_passes(model: Any, dtype: torch.dtype, device: torch.device | None = None) -> None:
     """Let all forward passes of a Hugging Face model, or of its trunk alone, run under autocast to a 16-bit type.
 
     Whoever runs the model: teacher, student, `generate`, evaluation and the certificate compute the same. The passes
     that gradient checkpointing repeats are under it too. No cast of an adapter's weight is kept beyond its use: a pass
-    uses each once, and a kept one would be that of an older step, or without gradient.
+    uses each once, and a kept one would be that of an older step, or without gradient. `device`: where they will run;
+    None: where the model is.
     """
     modules = {id(module): module for module in (model, model.base_model)}
     for module in modules.values():
-        autocast = torch.autocast(model.device.type, dtype=dtype, cache_enabled=False)
+        autocast = torch.autocast((device or model.device).type, dtype=dtype, cache_enabled=False)
         module.forward = autocast(module.forward)
 
 

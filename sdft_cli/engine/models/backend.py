@@ -29,7 +29,8 @@ class Backend(ABC):
     `sharing` says how common prefixes are computed (`engine/passes/executors.py`), `segment_tokens` how many tokens a
     depth-first pass has; `own_attention`, why nothing of ours goes into the library's attention (None: it does);
     `takes_cache`, whether its `generate` takes a cache of ours; `mergeable`, whether the adapter can be added to the
-    base weights (not to 4-bit ones); `left_pads`, whether prompts of several lengths may be decoded together;
+    base weights (not to 4-bit ones); `sharded`, whether this process holds a part of each layer of the base, which is
+    whole only while it runs (FSDP2); `left_pads`, whether prompts of several lengths may be decoded together;
     `plain_head`, whether the model leaves out the scale and the cap that its config names (`head_check.py`); `decoder`,
     what decodes (`engine/passes/decode_steps.py`); `packed_steps`, whether steps over a growing cache have packed
     weights; `products`, of what kind those of training steps are (`engine/kernels/products.py`); `block_masks`, whether
@@ -49,6 +50,7 @@ class Backend(ABC):
     own_attention: str | None = None
     takes_cache: bool = True
     mergeable: bool = True
+    sharded: bool = False
     left_pads: bool = True
     plain_head: bool = False
     decoder: Decoder = "generate"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,9 @@ from sdft_cli.engine.models.modes import switch_off_dropout, train_adapter_only
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.engine.models.targets import hits, target_names, target_pattern
 from sdft_cli.errors import MachineError, UsageError
+
+Shard = Callable[[Any, torch.device], object]
+"""Takes a peft model from the CPU to a device, its layers in shards."""
 
 
 def model_class(config: Any) -> Any:
@@ -60,7 +63,12 @@ def empty_model(model_config: Any, cls: Any = None) -> Any:
 
 
 def load_model(
-    model: str, dtype: torch.dtype, device: torch.device, revision: str | None = None, cls: Any = None
+    model: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    revision: str | None = None,
+    cls: Any = None,
+    stays: bool = False,
 ) -> Any:
     """Load a model for inference, in eval mode, frozen and without dropout, from safetensors; no remote code.
 
@@ -72,6 +80,7 @@ def load_model(
         device: where it goes.
         revision: of a Hub id.
         cls: an auto class; left out, the one that keeps all of the checkpoint.
+        stays: leave it on the CPU, for somebody who takes it to the device part by part.
     """
     quiet_libraries()
     leave_cudnn_attention()
@@ -80,9 +89,9 @@ def load_model(
     config = AutoConfig.from_pretrained(model, revision=revision or "main")
     loaded = (cls or model_class(config)).from_pretrained(model, dtype=dtype, revision=revision or "main")
     switch_off_dropout(loaded)
-    loaded = loaded.to(device).eval().requires_grad_(False)
+    loaded = (loaded if stays else loaded.to(device)).eval().requires_grad_(False)
     if needs_autocast(dtype, device):
-        autocast_passes(loaded, dtype)
+        autocast_passes(loaded, dtype, device)
     return loaded
 
 
@@ -127,8 +136,13 @@ class TransformersBackend(Backend):
     @classmethod
     def load(cls, config: TrainConfig, model: str) -> TransformersBackend:
         """Load base and fresh adapter; the adapter's initialisation depends on `config.seed` only."""
+        return cls.load_in_parts(config, model)
+
+    @classmethod
+    def load_in_parts(cls, config: TrainConfig, model: str, shard: Shard | None = None) -> TransformersBackend:
+        """As `load`; `shard` takes the model from the CPU to the device, where it may be too large for one."""
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        base = load_model(model, getattr(torch, config.dtype), device, config.revision)
+        base = load_model(model, getattr(torch, config.dtype), device, config.revision, stays=shard is not None)
         torch.manual_seed(config.seed)
         peft_model = attach_lora(base, config)
         if needs_autocast(base.dtype, device):
@@ -137,7 +151,11 @@ class TransformersBackend(Backend):
             peft_model.enable_input_require_grads()
             base.gradient_checkpointing_enable({"use_reentrant": False})
         train_adapter_only(peft_model)
-        return cls(peft_model, device)
+        found = cls(peft_model, device)
+        if shard is not None:
+            shard(peft_model, device)
+            found.sharded = True
+        return found
 
     def save_adapter(self, folder: Path) -> None:
         self.model.save_pretrained(folder, safe_serialization=True)

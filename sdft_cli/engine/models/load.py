@@ -15,7 +15,7 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.engine.kernels.autocast import leave_inputs, needs_autocast
 from sdft_cli.engine.kernels.check import check_kernels
 from sdft_cli.engine.models.backend import Backend
-from sdft_cli.engine.models.backend_transformers import PlainModel, TransformersBackend, load_model
+from sdft_cli.engine.models.backend_transformers import PlainModel, Shard, TransformersBackend, load_model
 from sdft_cli.engine.models.head_check import check_head
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.errors import MachineError, UsageError
@@ -142,8 +142,10 @@ def check_machine(config: TrainConfig) -> None:
         )
 
 
-def load_backend(config: TrainConfig, name: str, model: str) -> Backend:
+def load_backend(config: TrainConfig, name: str, model: str, shard: Shard | None = None) -> Backend:
     """Load the model (a folder or Hub id, already resolved) with a fresh adapter into the named backend.
+
+    `shard`: cuts its layers into shards over several processes; transformers only.
 
     Raises:
         MachineError: as `check_machine` and `check_kernels`, or the backend does not do what the configuration asks
@@ -158,7 +160,7 @@ def load_backend(config: TrainConfig, name: str, model: str) -> Backend:
             raise UsageError(
                 f"The {name} backend has no {what}: use --backend {able}, or leave {option} out (--set {option}=false)."
             )
-    loaded = backend.load(config, model)
+    loaded = TransformersBackend.load_in_parts(config, model, shard) if shard else backend.load(config, model)
     loaded.kernels = check_kernels(loaded.base, loaded.device)
     check_head(loaded)
     return loaded

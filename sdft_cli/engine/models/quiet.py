@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-
 from sdft_cli.notices import loudness
 
 
 def quiet_libraries() -> None:
-    """Silence notices that say nothing about the user's work; call it before models are loaded.
+    """Silence transformers where it says nothing about the user's work; call it before models are loaded.
 
-    With `--verbose` they are shown.
+    With `--verbose` it is heard. What libraries say when they are imported, `sdft_cli/engine/__init__.py` silences.
     """
     from transformers.utils import logging as transformers_logging
 
     if loudness() == "verbose":
         transformers_logging.set_verbosity_info()
         return
-    for name in ("torchao", "torch.utils._pytree", "bitsandbytes"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"torchao\..*")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -16,10 +16,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
+from torch.distributed.device_mesh import DeviceMesh
 
 from sdft_cli.engine.models.interrupts import Interrupted
 from sdft_cli.engine.parallel.launch import launched
+from sdft_cli.engine.parallel.layers import Layers, blocks_of, shard_blocks
 from sdft_cli.engine.parallel.peers import Peers
+from sdft_cli.engine.parallel.sharding import Sharding
 from sdft_cli.engine.parallel.share import Rows, shares
 from sdft_cli.errors import InterruptedBySignal, MachineError, SdftError
 from sdft_cli.notices import set_rank
@@ -99,6 +102,15 @@ class Processes:
             self.wait()
         return done
 
+    def shard(self, model: Any, device: torch.device, sharding: Sharding) -> Layers:
+        """Cut the layers of a peft model on the CPU into shards, one for each process; move the rest to the device.
+
+        Raises:
+            UsageError: as `blocks_of`.
+            ValueError: there is one process only.
+        """
+        raise ValueError("one process has nobody to share a model with")
+
     def agree(self, what: str, value: object) -> None:
         """Refuse to go on if the processes have other values of something that has to be one.
 
@@ -125,6 +137,7 @@ class Several(Processes):
         """Take the peers, and the groups in which values are told and tensors are added up."""
         self.rank, self.count = peers.rank, peers.count
         self._peers, self._talk, self._adding = peers, talk, adding
+        self._layers: Layers | None = None
 
     @contextmanager
     def _together(self) -> Iterator[None]:
@@ -134,15 +147,42 @@ class Several(Processes):
             self._peers.explain(error)
             raise
 
+    @contextmanager
+    def _all_here(self) -> Iterator[None]:
+        """What all processes do together once each of them has come to it, and needs no layer any more."""
+        if self._layers:
+            self._layers.serve()
+        with self._together():
+            yield
+
+    def shard(self, model: Any, device: torch.device, sharding: Sharding) -> Layers:
+        blocks = blocks_of(model.get_base_model(), sharding)
+
+        def receive(tensor: Tensor) -> None:
+            if sharding.one_reads:
+                dist.broadcast(tensor, src=0, group=self._adding)
+
+        with self._together():
+            mesh = DeviceMesh.from_group(self._adding, device.type)
+            shard_blocks(model, blocks, device, mesh, receive)
+        self._layers = Layers(blocks, self._least, self._together)
+        return self._layers
+
+    def _least(self, number: int) -> int:
+        least = torch.tensor(number)
+        with self._together():
+            dist.all_reduce(least, dist.ReduceOp.MIN, group=self._talk)
+        return int(least)
+
     def same(self, value: T) -> T:
         told = [value]
-        with self._together():
+        with self._all_here():
             dist.broadcast_object_list(told, src=0, group=self._talk)
         return told[0]
 
     def gather(self, value: T) -> list[T]:
         found: list[Any] = [None] * self.count
-        with self._together():
+        with self._all_here():
             dist.all_gather_object(found, value, group=self._talk)
         return found
 
@@ -158,13 +198,13 @@ class Several(Processes):
 
     def _sum(self, tensors: Sequence[Tensor]) -> None:
         flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in tensors])
-        with self._together():
+        with self._all_here():
             dist.all_reduce(flat, group=self._adding)
         for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
     def wait(self) -> None:
-        with self._together():
+        with self._all_here():
             dist.barrier(group=self._talk)
 
     def check(self) -> None:

@@ -31,12 +31,13 @@ class Rollout:
     """Sampled token ids, the token that ends the turn included if it was sampled within the cap.
 
     `log_probs`, where they were recorded: log p of each id in nats, as the sampler's forward pass had it, at
-    temperature 1 and over the whole vocabulary.
+    temperature 1 and over the whole vocabulary. `staleness`: updates of the student that its sampler had not seen.
     """
 
     ids: list[int]
     finished: bool
     log_probs: list[float] | None = None
+    staleness: int = 0
 
 
 def stop_tokens(backend: Backend, turn_end_ids: Iterable[int]) -> list[int]:

@@ -115,6 +115,8 @@ class _Walker:
             roots += [(x, g) for x, g in zip(self.path.states(), after.gradients, strict=True) if g is not None]
         if hidden:
             roots.append(hidden)
+        if self.backend.sharded:  # a layer is put together where a gradient reaches its output, not its keys
+            roots.append((found.hidden, torch.zeros_like(found.hidden)))
         roots = [(x, g) for x, g in roots if x.requires_grad and len(x)]
         if roots:  # none where the adapter is above all keys and values
             with self.phases("backward"):

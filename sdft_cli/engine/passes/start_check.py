@@ -33,6 +33,8 @@ def choose_decoding(backend: Backend, asked: Literal["auto", "off"] = "auto") ->
     if asked == "off":
         return "Decoding: step by step with transformers' generate (rollout.graphs is off)"
     gpu = backend.device.type == "cuda"
+    if gpu and backend.sharded:
+        return "Decoding: step by step with transformers' generate (no graph of the device holds layers in shards)"
     told = None if gpu else _choose_packed(backend)
     trouble = steps_trouble(backend, "fixed" if gpu else "growing")
     if trouble and gpu:
@@ -51,6 +53,8 @@ def _choose_packed(backend: Backend) -> str:
 
     Nothing is timed: a choice by time would differ from run to run, and with it the last bits of what is sampled.
     """
+    if backend.sharded:
+        return "weights as they are (they are in shards)"
     weights = [layer.weight for layer in packable(backend.trunk)] if packs() else []
     if not weights or backend.head.weight.dtype != torch.float32:
         return "weights as they are"

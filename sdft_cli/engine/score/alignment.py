@@ -29,6 +29,7 @@ from sdft_cli.engine.passes.executors import student_passes, teacher_passes
 from sdft_cli.engine.score.scoring import Encoded, group_of
 from sdft_cli.errors import UsageError
 
+Progress = Callable[[str, int, int], None]
 Pair = tuple[str, str]
 """A wording and an objective, by name."""
 
@@ -48,7 +49,7 @@ def alignments(
     objectives: Mapping[str, DistillSettings],
     pad_id: int,
     max_tokens: int,
-    progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+    progress: Progress = lambda what, done, total: None,
 ) -> dict[Pair, Alignment]:
     """Return the alignment of each wording with each objective. No gradient stays behind.
 
@@ -60,7 +61,7 @@ def alignments(
         objectives: name -> settings of the loss; all have the same token weights, and differ in the divergence.
         pad_id: fills rows; masked.
         max_tokens: of a pass.
-        progress: told how many records are done.
+        progress: told of each part of the work, and how many wordings or records of it are done.
 
     Raises:
         ValueError: turns are run depth-first.
@@ -76,12 +77,12 @@ def alignments(
             "No answer of the student has a token with loss: raise gate.max_new_tokens, or set "
             "distill.truncated_rollouts to keep."
         )
+    teacher: dict[str, list[Tensor]] = {}
     with weights(backend.model, "base"):
-        teacher = {
-            name: teacher_passes(backend, [e.teacher for e in found], answers, pad_id, max_tokens)
-            for name, found in encoded.items()
-        }
-    expert = _expert_gradient(backend, rows, pad_id, max_tokens)
+        for name, found in encoded.items():
+            progress("Asking the teachers", len(teacher), len(encoded))
+            teacher[name] = teacher_passes(backend, [e.teacher for e in found], answers, pad_id, max_tokens)
+    expert = _expert_gradient(backend, rows, pad_id, max_tokens, progress)
     totals = {(name, key): _zeros(backend) for name in encoded for key in objectives}
     products: dict[Pair, dict[str, float]] = {pair: {} for pair in totals}
     done = 0
@@ -94,9 +95,10 @@ def alignments(
         for (name, key), total in totals.items():
             q = torch.cat([teacher[name][i] for i in turns])
             loss = distillation_loss(states, q, backend.head, w, objectives[key], chosen).loss
-            found = _gradient(backend, loss)
-            _add(total, found)
-            products[name, key][group] = products[name, key].get(group, 0.0) + _dot(found, expert)
+            gradient = _gradient(backend, loss)
+            _add(total, gradient)
+            products[name, key][group] = products[name, key].get(group, 0.0) + _dot(gradient, expert)
+    progress("Comparing gradients", done, len(rows))
     size = _dot(expert, expert) ** 0.5
     return {pair: _alignment(parts, size * _dot(totals[pair], totals[pair]) ** 0.5) for pair, parts in products.items()}
 
@@ -107,13 +109,17 @@ def _alignment(products: Mapping[str, float], size: float) -> Alignment:
     return Alignment(math.fsum(parts.values()), parts)
 
 
-def _expert_gradient(backend: Backend, rows: Sequence[Encoded], pad_id: int, max_tokens: int) -> list[Tensor]:
+def _expert_gradient(
+    backend: Backend, rows: Sequence[Encoded], pad_id: int, max_tokens: int, progress: Progress
+) -> list[Tensor]:
     """Return the gradient of -log p of the expert's turns, per token."""
     references = [e.reference for e in rows]
-    total, count = _zeros(backend), sum(map(len, references))
+    total, count, done = _zeros(backend), sum(map(len, references)), 0
     for turns, states in student_passes(backend, [e.student for e in rows], references, pad_id, max_tokens):
         targets = torch.tensor([token for i in turns for token in references[i]], device=states.device)
         even = torch.full(targets.shape, 1 / count, device=states.device)
+        progress("Gradient of the expert's turns", done, len(rows))
+        done += len(turns)
         _add(total, _gradient(backend, cross_entropy_loss(states, backend.head, targets, even).loss))
     return total
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,12 @@ class Ranked:
     gate: GateResult
     alignment: Interval
 
+    @property
+    def teacher_nll(self) -> float:
+        """Nats per token of the expert's turns under the teacher; infinite where the gate could not score them."""
+        items = self.gate.items
+        return sum(i.nll_with for i in items) / sum(i.reference_tokens for i in items) if items else math.inf
+
     def to_json(self) -> dict[str, Any]:
         """Return it as a JSON object; the gate's records are left out."""
         gate = self.gate.to_json()
@@ -49,7 +56,9 @@ def rank(
 ) -> list[Ranked]:
     """Return every wording with every divergence, the best first.
 
-    Those whose wording passes the gate come before the others, and then the larger alignment (`alignment.py`).
+    Those whose wording passes the gate come before the others. Then comes the wording whose teacher finds the expert's
+    turns likelier, since a student becomes what its teacher is (`docs/learning.md` compares that with results); of one
+    wording, the divergence of the larger alignment, which looks at first steps only (`alignment.py`).
 
     Args:
         backend: with a fresh adapter; it runs turns padded or packed.
@@ -86,7 +95,7 @@ def rank(
     objectives = {name: config.distill.model_copy(update={"divergence": name}) for name in divergences}
     found = alignments(backend, encoded, rollouts, objectives, any_prompts.turn_end_id, most, progress("all wordings"))
     ranked = [Ranked(name, key, gates[name], _interval(one, config)) for (name, key), one in found.items()]
-    return sorted(ranked, key=lambda one: (not one.gate.passed, -one.alignment.value))
+    return sorted(ranked, key=lambda one: (not one.gate.passed, one.teacher_nll, -one.alignment.value))
 
 
 def _interval(found: Alignment, config: TrainConfig) -> Interval:

@@ -18,6 +18,7 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.device_memory import out_of_memory_explained
 from sdft_cli.engine.models.interrupts import Interrupted, check, watched_signals
 from sdft_cli.engine.objective.batches import Order
+from sdft_cli.engine.remote.client import ServerError
 from sdft_cli.engine.train.autopsy import Autopsy, sample_line
 from sdft_cli.engine.train.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from sdft_cli.engine.train.heldout import HeldOut, metrics_of
@@ -193,6 +194,7 @@ class Loop:
         Raises:
             InterruptedBySignal: SIGINT or SIGTERM; the state after the last whole step is saved.
             VerificationError: a stop rule ended the run; the state is saved.
+            ServerError: the server that samples rollouts failed; the state after the last whole step is saved.
             MachineError: out of memory, or the disk is full.
         """
         if self.processes.first:
@@ -209,6 +211,9 @@ class Loop:
                         f"interrupted after step {self.progress.step} of {self.config.optim.max_steps}, which is "
                         f"saved: go on with `sdft train --resume --out {self.folder}`."
                     ) from None
+                except ServerError:  # before anything of its step was done
+                    self.save()
+                    raise
         finally:
             for file in self.files.values():
                 file.close()
@@ -238,7 +243,8 @@ class Loop:
         autopsy = Autopsy(self.trainer.backend.head, config.distill) if sampled else None
         with out_of_memory_explained(config, f"step {number}"):
             records = [self.records[i] for i in turns.indices]
-            result = self.trainer.step(number, records, turns.first, autopsy.look if autopsy else None)
+            look = autopsy.look if autopsy else None
+            result = self.trainer.step(number, records, turns.first, look, self._coming(number))
         first = self.processes.first
         metrics = self.processes.same(step_metrics(result, config, self.trainer.prompts) if first else {})
         if autopsy:
@@ -249,6 +255,12 @@ class Loop:
         if self.profile:
             self.profile.add(metrics, result.taken)
         self._act(self.rules.after_step(metrics))
+
+    def _coming(self, number: int) -> list[Record]:
+        """Return the records of the step after this one, if their rollouts are sampled meanwhile."""
+        if not self.config.rollout.ahead or number >= self.config.optim.max_steps:
+            return []
+        return [self.records[i] for i in self.order.step(number + 1).indices]
 
     def _tell_step(self, metrics: dict[str, Any], result: StepResult, autopsy: Autopsy | None) -> None:
         self.files["metrics.jsonl"].write(metrics)

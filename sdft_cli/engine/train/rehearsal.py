@@ -43,7 +43,7 @@ def rehearse(trainer: Trainer, records: Sequence[Record]) -> str:
     times = config.rollout.per_record if on_policy else 1
     repeated = [e for e in examples for _ in range(times)]
     with torch.random.fork_rng(), out_of_memory_explained(config, where):
-        if on_policy:
+        if on_policy and trainer.remote is None:
             few = config.rollout.model_copy(update={"max_new_tokens": DECODED_TOKENS})
             prompts = [e.student for e in repeated]
             own = [prompts[i] for i in trainer.processes.mine(prompts, trainer.backend.sharing != "none")]

@@ -7,13 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdft_cli.config import RolloutSettings
+from sdft_cli.config import RolloutSettings, TrainConfig
 from sdft_cli.engine.models.adapters import SamplingWeights, decide_weights, lora_layers, weights
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.device_memory import free_memory
+from sdft_cli.engine.objective.batches import step_seed
+from sdft_cli.engine.objective.schedules import flags_at, rollout_at
+from sdft_cli.engine.parallel.processes import Processes
 from sdft_cli.engine.passes.decode import Rollout, generate
 from sdft_cli.engine.passes.decode_steps import row_seeds
 from sdft_cli.engine.passes.padded import padded_passes
+from sdft_cli.engine.remote.sampler import Wanted
 from sdft_cli.engine.train.vllm_sampler import VllmSampler
 
 ADDABLE = (torch.float32, torch.bfloat16, torch.float16)
@@ -23,14 +27,16 @@ ADDABLE = (torch.float32, torch.bfloat16, torch.float16)
 def choose_sampling_weights(backend: Backend, settings: RolloutSettings) -> tuple[SamplingWeights, str]:
     """Return which case of `adapters.weights` samples, and a sentence that says it and why.
 
-    An engine of the backend takes the adapter. Else `auto` takes the merged copy if it fits in half of the memory that
-    is free now, or leaves the adapter on.
+    An engine of the backend takes the adapter, and so does a base in shards. Else `auto` takes the merged copy if it
+    fits in half of the memory that is free now, or leaves the adapter on.
 
     Raises:
         UsageError: merged was asked for, and a base weight is quantised, so that nothing can be added to it.
     """
     if backend.vllm is not None:
         return "adapter", "Rollouts: sampled by unsloth's vLLM engine, which gets the adapter anew for every step"
+    if backend.sharded:
+        return "adapter", "Rollouts: sampled with the adapter on (the base is in shards, of which no copy is made)"
     size, quantised = merged_copy(backend)
     return decide_weights(settings.weights, size, free_memory(backend.device), quantised)
 
@@ -96,6 +102,45 @@ def sample_rollouts(
             )
             found.update(zip(rows, answers, strict=True))
     return [found[i] for i in range(len(prompts))]
+
+
+def wanted_at(
+    config: TrainConfig, prompts: Sequence[list[int]], step: int, first: int
+) -> tuple[Wanted, list[tuple[int, bool]]]:
+    """Return the rollouts that a step wants, and its trajectories: whose turn each answers, and whether by the student.
+
+    Args:
+        config: the run's.
+        prompts: the student's, of the turns of the step.
+        step: its number, from 1.
+        first: how many turns the steps before had.
+    """
+    settings = rollout_at(config, step)
+    turns = [
+        (i, own)
+        for i, own in enumerate(flags_at(config, step, first, len(prompts)))
+        for _ in range(settings.per_record if own else 1)
+    ]
+    asked = [prompts[i] for i, own in turns if own]
+    return Wanted(step, asked, settings, step_seed(config.seed, step, "rollout")), turns
+
+
+def sample_wanted(
+    backend: Backend,
+    wanted: Wanted,
+    stop_ids: Sequence[int],
+    pad_id: int,
+    case: SamplingWeights,
+    record_log_probs: bool,
+    processes: Processes,
+) -> list[Rollout]:
+    """Sample the rollouts that a step wants here, each of several processes a share; arguments as `sample_rollouts`."""
+    rest = (wanted.settings, stop_ids, pad_id, wanted.seed, case, record_log_probs)
+
+    def share(places: list[int]) -> list[Rollout]:
+        return sample_rollouts(backend, [wanted.prompts[i] for i in places], *rest, places)
+
+    return processes.spread(wanted.prompts, share, backend.sharing != "none")
 
 
 def sampler_gap(sampled: Sequence[Rollout], trainer_log_probs: Tensor) -> dict[str, float]:

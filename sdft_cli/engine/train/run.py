@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from sdft_cli.engine.models.adapters import SamplingWeights
     from sdft_cli.engine.models.backend import Backend
     from sdft_cli.engine.parallel.processes import Processes
+    from sdft_cli.engine.parallel.sharding import Sharding
     from sdft_cli.engine.train.loop import Loop, Observer
     from sdft_cli.engine.train.sdft_step import Trainer
     from sdft_cli.prompts.chat import ChatPrompts
@@ -85,14 +87,17 @@ def start_training(
         say(warning)
     with starting():
         loaded = load(job, say)
-        gate = None if job.resume else pass_gate(job, loaded.trainer, say)
-        if job.config.rehearse:
-            from sdft_cli.engine.train.rehearsal import rehearse
+    with open_server(job, loaded.trainer, say):
+        with starting():
+            gate = None if job.resume else pass_gate(job, loaded.trainer, say)
+            if job.config.rehearse:
+                from sdft_cli.engine.train.rehearsal import rehearse
 
-            say(rehearse(loaded.trainer, job.data.train))
-    if not job.resume and loaded.trainer.processes.first:
-        create_run(job, loaded, gate)
-    return finish_run(job, loaded.trainer, _run(job, loaded, say, observer), say)
+                say(rehearse(loaded.trainer, job.data.train))
+        if not job.resume and loaded.trainer.processes.first:
+            create_run(job, loaded, gate)
+        loop = _run(job, loaded, say, observer)
+    return finish_run(job, loaded.trainer, loop, say)
 
 
 def _run(job: Job, loaded: Loaded, say: Say, observer: Callable[[], AbstractContextManager[Observer]]) -> Loop:
@@ -152,6 +157,7 @@ def load(job: Job, say: Say) -> Loaded:
     config = job.config
     check_machine(config)
     check_trackers(config.trackers)
+    sharding = _sharding_of(job)
     model, name, why = _model_and_library(job, say)
     say(f"Backend: {name} ({why})")
     quiet_libraries()
@@ -166,8 +172,9 @@ def load(job: Job, say: Say) -> Loaded:
     prompts = _prompts_of(job, model, say)
     check_loaded = _check_targets(config, model, say)
     begin = _begin_with(job, say)
+    shard = partial(_shard, processes, sharding, say) if sharding else None
     with out_of_memory_explained(config, "loading the model"):
-        backend = load_backend(config, name, model)
+        backend = load_backend(config, name, model, shard)
     if backend.kernels:
         say(backend.kernels)
     check_loaded()
@@ -204,8 +211,12 @@ def _accelerator(processes: Processes) -> Any:
     import torch
     from accelerate import Accelerator
 
+    from sdft_cli.engine.parallel.sharding import hidden_from_accelerate
+
     # Each process makes every step of the whole run: the schedule is not to count those of the others.
-    found = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="no", step_scheduler_with_optimizer=False)
+    with hidden_from_accelerate():
+        on_cpu = not torch.cuda.is_available()
+        found = Accelerator(cpu=on_cpu, mixed_precision="no", step_scheduler_with_optimizer=False)
     if found.num_processes != processes.count:
         raise UsageError(
             f"{found.num_processes} processes were started, and they can share `sdft train` only: start any other "
@@ -239,13 +250,70 @@ def _choose_ways(job: Job, backend: Backend, processes: Processes, say: Say) -> 
         say(warning)
     found = processes.gather(choose_sampling_weights(backend, config.rollout))
     sampling, sentence = next((each for each in found if each[0] == "adapter"), found[0])  # if any lacks the memory
-    if config.objective == "sdft":
+    if config.objective == "sdft" and config.rollout.source == "local":
         say(sentence)
     return sampling
 
 
-OTHER_PLUGINS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed"}
-"""What `accelerate launch` sets, by the name of what it asks for."""
+def _sharding_of(job: Job) -> Sharding | None:
+    """Return how the base is to be sharded over the processes, None: not.
+
+    Raises:
+        UsageError: something of it is not possible; names the setting.
+    """
+    from sdft_cli.engine.parallel.sharding import asked_sharding
+
+    found = asked_sharding(job.config.dtype)
+    if job.processes is not None:
+        job.processes.agree("configuration of FSDP", found)
+    elif found:
+        raise UsageError("FSDP2 shards a model over several processes, and this is one: start more, or leave FSDP out.")
+    if found and job.config.rollout.weights == "merged":
+        raise UsageError("rollout.weights is merged, but the base is in shards: use --set rollout.weights=adapter.")
+    return found
+
+
+def _shard(processes: Processes, sharding: Sharding, say: Say, model: Any, device: torch.device) -> None:
+    """Cut the layers of a model into shards, and say what each process holds of them."""
+    layers = processes.shard(model, device, sharding)
+    part = layers.bytes / processes.count / 1e9
+    say(
+        f"FSDP2: {len(layers)} layers of {layers.bytes / 1e9:.2f} GB in shards, {part:.2f} GB on each of "
+        f"{processes.count} processes; embeddings, output head and adapter are whole on each"
+    )
+    say(f"{WARNING}FSDP2 is experimental: this project has run it on CPUs only")
+
+
+@contextmanager
+def open_server(job: Job, trainer: Trainer, say: Say) -> Iterator[None]:
+    """Let the trainer have its rollouts from a server meanwhile, if that was asked for: one of the run's model.
+
+    Raises:
+        ServerError: it does not answer, serves something else, or takes no adapter.
+    """
+    config = job.config
+    if config.rollout.source == "local" or config.objective == "sft":
+        yield
+        return
+    from sdft_cli.engine.remote.opening import PROBED, Run, open_sampler
+
+    records = sorted(job.data.train, key=lambda r: (r.row.prompt_tokens, r.record_id))
+    run = Run(
+        config,
+        trainer.backend,
+        trainer.prompts.tokenizer,
+        trainer.stop_ids,
+        trainer.pad_id,
+        prompts=[trainer.example(record).student for record in records[:PROBED]],
+        longest=records[-1].row.prompt_tokens,
+        folder=Path(config.rollout.vllm_folder or job.folder.parent / f".{job.folder.name}.vllm"),
+    )
+    trainer.remote, sentence = open_sampler(run, trainer.processes)
+    say(sentence)
+    try:
+        yield
+    finally:
+        trainer.remote.close()
 
 
 def check_shareable(job: Job) -> None:
@@ -255,9 +323,8 @@ def check_shareable(job: Job) -> None:
         UsageError: names the setting.
     """
     config = job.config
-    asked = [name for key, name in OTHER_PLUGINS.items() if os.environ.get(key, "").lower() in ("1", "true")]
-    if asked:
-        raise UsageError(f"Each process holds the whole model, without {asked[0]}: launch without it.")
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in ("1", "true"):
+        raise UsageError("DeepSpeed is not supported: launch without it, or with FSDP2.")
     if config.backend == "unsloth" or config.fast_inference or config.load_in_4bit:
         raise UsageError("Several processes run the transformers backend only: add --backend transformers.")
     if config.lora.dropout > 0:

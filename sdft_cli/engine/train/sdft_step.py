@@ -30,14 +30,16 @@ from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.interrupts import interruptible
 from sdft_cli.engine.objective.batches import step_seed
 from sdft_cli.engine.objective.formula import token_weights
+from sdft_cli.engine.objective.importance import is_weighed, weighed
 from sdft_cli.engine.objective.loss import LossOutput, cross_entropy_loss, distillation_loss, token_log_likelihood
-from sdft_cli.engine.objective.schedules import adamw, flags_at, objective_at, rollout_at
+from sdft_cli.engine.objective.schedules import adamw, objective_at
 from sdft_cli.engine.objective.weights import Answers
 from sdft_cli.engine.parallel.processes import ALONE, Processes
 from sdft_cli.engine.passes.decode import Rollout, stop_tokens
 from sdft_cli.engine.passes.executors import student_passes, teacher_passes
 from sdft_cli.engine.passes.timing import Phases
-from sdft_cli.engine.train.rollouts import sample_rollouts
+from sdft_cli.engine.remote.sampler import RemoteSampler
+from sdft_cli.engine.train.rollouts import sample_wanted, wanted_at
 from sdft_cli.engine.train.scores import Scored, add_gradients, joined
 from sdft_cli.errors import DataError
 from sdft_cli.prompts.chat import ChatPrompts
@@ -86,7 +88,7 @@ class StepResult:
 class Trainer:
     """Everything that one step needs; `loop.py` is the loop around it.
 
-    `sampling` says which weights rollouts are sampled from: `merged` or `adapter` (`choose_sampling_weights`).
+    `sampling` says which weights sample rollouts here (`choose_sampling_weights`); `remote` samples them elsewhere.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class Trainer:
         self.prompts = prompts
         self.accelerator = accelerator
         self.sampling, self.processes = sampling, processes
+        self.remote: RemoteSampler | None = None
         self.pad_id = prompts.turn_end_id
         self.stop_ids = stop_tokens(backend, prompts.turn_end_ids)
         optimizer, schedule = adamw(backend.parameters(), config.optim)
@@ -111,7 +114,14 @@ class Trainer:
         decay = config.teacher.ema_decay if config.teacher.kind == "ema" else 1.0
         self.ema = adapters.EmaAdapter(backend.model, decay) if keeps else None
 
-    def step(self, number: int, records: Sequence[Record], first: int, watch: Watch | None = None) -> StepResult:
+    def step(
+        self,
+        number: int,
+        records: Sequence[Record],
+        first: int,
+        watch: Watch | None = None,
+        coming: Sequence[Record] = (),
+    ) -> StepResult:
         """Run an optimiser step.
 
         Args:
@@ -119,6 +129,7 @@ class Trainer:
             records: the turns of the step.
             first: how many turns the steps before had.
             watch: told of each pass, after its loss: turns, lengths, tokens, states of student and teacher, losses.
+            coming: the turns of the next step, whose rollouts are sampled elsewhere meanwhile.
         """
         phases, gap_every = Phases(), self.config.rollout.gap_every
         compare_sampler = gap_every is not None and (number - 1) % gap_every == 0
@@ -129,6 +140,9 @@ class Trainer:
         with products(self.backend.products):
             with phases("rollout"):
                 taken = self.sample(examples, number, first, compare_sampler)
+                if self.remote and coming:
+                    prompts = [self.example(record).student for record in coming]
+                    self.remote.begin(wanted_at(self.config, prompts, number + 1, first + len(records))[0], number - 1)
             rest = taken.on_policy, objective, watch
             scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler, *rest)
         if self.processes.count > 1:
@@ -162,19 +176,10 @@ class Trainer:
         self, examples: Sequence[Example], step: int, first: int, record_log_probs: bool = False
     ) -> Trajectories:
         """Return the trajectories of a step: y ~ student(. | x), the expert's turns, or some of each (lambda)."""
-        config = self.config
-        flags = flags_at(config, step, first, len(examples))
-        repeats = [config.rollout.per_record if own else 1 for own in flags]
-        repeated = [e for e, n in zip(examples, repeats, strict=True) for _ in range(n)]
-        on_policy = [own for own, n in zip(flags, repeats, strict=True) for _ in range(n)]
-        prompts = [e.student for e, own in zip(repeated, on_policy, strict=True) if own]
-        settings, seed = rollout_at(config, step), step_seed(config.seed, step, "rollout")
-        rest = (settings, self.stop_ids, self.pad_id, seed, self.sampling, record_log_probs)
-
-        def share(places: list[int]) -> list[Rollout]:
-            return sample_rollouts(self.backend, [prompts[i] for i in places], *rest, places)
-
-        rollouts = iter(self.processes.spread(prompts, share, self.backend.sharing != "none"))
+        wanted, turns = wanted_at(self.config, [e.student for e in examples], step, first)
+        here = (self.backend, wanted, self.stop_ids, self.pad_id, self.sampling, record_log_probs, self.processes)
+        rollouts = iter(self.remote.sample(wanted) if self.remote else sample_wanted(*here))
+        repeated, on_policy = [examples[i] for i, _ in turns], [own for _, own in turns]
         answers = [
             next(rollouts) if own else Rollout(self.prompts.reference_ids(e.record), True)
             for e, own in zip(repeated, on_policy, strict=True)
@@ -201,6 +206,8 @@ class Trainer:
         weights = token_weights(rollouts, self.config.distill)  # w_t: which y_t count, and how much
         # Nothing behind a trajectory's last token with loss is computed.
         answers = [y.ids[: len(w)] for y, w in zip(rollouts, weights, strict=True)]
+        stale = any(is_weighed(y, self.config.rollout) for y in rollouts)
+        want_log_probs = want_log_probs or stale
         scored = Scored(0.0, [[] for _ in answers], [[] for _ in answers] if want_log_probs else None)
         is_sft = (objective or self.config.objective) == "sft"
         rows = [[*e.student, *y] for e, y in zip(examples, answers, strict=True)]
@@ -217,6 +224,9 @@ class Trainer:
                 y, w = (self._joined(rows, turns) for rows in (answers, weights))
                 chosen = Answers(y, [len(answers[i]) for i in turns], [sampled[i] for i in turns])
                 with phases("loss"):
+                    own = self.log_probs(student, y) if want_log_probs else None
+                    if stale and own is not None:
+                        w = weighed(w, own, [rollouts[i] for i in turns], chosen.lengths, self.config.rollout)
                     q = None if teacher is None else torch.cat([teacher[i] for i in turns])
                     output = self.loss(student, q, chosen, w)
                     if watch:
@@ -224,7 +234,6 @@ class Trainer:
                 if output.loss.requires_grad:
                     with phases("backward"):
                         output.loss.backward()  # type: ignore[no-untyped-call]
-                own = self.log_probs(student, y) if want_log_probs else None
                 scored.note(turns, chosen.lengths, output, own)
         return scored
 

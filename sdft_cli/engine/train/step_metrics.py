@@ -11,6 +11,7 @@ import torch
 from sdft_cli.choices import DIVERGENCES
 from sdft_cli.config import TrainConfig
 from sdft_cli.engine.objective.formula import token_weights
+from sdft_cli.engine.objective.importance import importance, is_weighed
 from sdft_cli.engine.passes.decode import Rollout
 from sdft_cli.engine.score.scoring import answer_text
 from sdft_cli.engine.train.rollouts import sampler_gap
@@ -52,7 +53,25 @@ def _rollout_metrics(step: StepResult, config: TrainConfig, prompts: ChatPrompts
     }
     if scored.log_probs is not None and own:
         metrics |= _gap([taken.rollouts[i] for i in own], [scored.log_probs[i] for i in own])
+    if config.rollout.source == "vllm":
+        metrics |= _staleness(step, config, own)
     return metrics
+
+
+def _staleness(step: StepResult, config: TrainConfig, own: Sequence[int]) -> dict[str, Any]:
+    """Return how many updates the sampler had not seen, and what became of the token weights for it."""
+    settings, rollouts = config.rollout, step.taken.rollouts
+    found: dict[str, Any] = {"rollout_staleness": max((rollouts[i].staleness for i in own), default=None)}
+    logs = step.scored.log_probs or []
+    pairs = [(logs[i], rollouts[i].log_probs or []) for i in own if is_weighed(rollouts[i], settings)]
+    weights = [importance(torch.tensor(now), torch.tensor(then[: len(now)]), settings) for now, then in pairs if now]
+    if weights:
+        joined = torch.cat(weights)
+        found |= {
+            "importance_weight": float(joined.mean()),
+            "importance_clipped": float((joined >= settings.importance_clip).double().mean()),
+        }
+    return found
 
 
 def _gap(rollouts: Sequence[Rollout], log_probs: Sequence[list[float]]) -> dict[str, float]:

@@ -58,7 +58,7 @@ class StopRules:
         """Judge a step by `loss`, `grad_norm` and, where it was measured, `sampler_gap` (nats per token)."""
         return self._findings(
             not_finite=_not_finite(metrics, ("loss", "grad_norm")),
-            sampler_gap=self._sampler_gap(metrics.get("sampler_gap")),
+            sampler_gap=self._sampler_gap(metrics.get("sampler_gap"), metrics.get("rollout_staleness")),
         )
 
     def after_evaluation(self, metrics: Metrics) -> list[Finding]:
@@ -79,13 +79,18 @@ class StopRules:
                 found.append(Finding(rule, action, message))
         return found
 
-    def _sampler_gap(self, gap: float | None) -> str | None:
+    def _sampler_gap(self, gap: float | None, staleness: int | None) -> str | None:
         limit = self.settings.max_sampler_gap
         if gap is None or gap <= limit:  # a gap that is NaN is none that is small
             return None
+        advice = "set rollout.weights=adapter, or dtype=float32"
+        if staleness is not None:
+            advice = "serve the run's model in the run's dtype, with --logprobs-mode raw_logprobs"
+        if staleness:
+            advice += f", and hand the adapter over more often (it was {staleness} step(s) old)"
         return (
             f"Sampler and trainer disagree by {gap:.3g} nats per token (limit {limit:g}), so the rollouts are not the "
-            "student's own: set rollout.weights=adapter, or dtype=float32."
+            f"student's own: {advice}."
         )
 
     def _length(self, length: float) -> str | None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import sqlite3
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -16,7 +19,48 @@ from sdft_cli.traces.packed import opened
 from sdft_cli.traces.rows import LOGS, suffix_of
 from sdft_cli.traces.types import ReadReport
 
+CACHE_KB = 32 << 10
+"""Memory that sqlite may take for the lines of a source."""
 _UUID = re.compile(rb'"uuid"\s*:\s*"([^"\\]+)"')
+
+
+class _First:
+    """A dictionary that keeps what came first for each key, in a temporary file of sqlite's: sources have many lines.
+
+    A key is kept as its hash of 64 bits, a group and a place (anything hashable) once each.
+    """
+
+    def __init__(self) -> None:
+        self._things: list[Any] = []
+        self._numbers: dict[Any, int] = {}
+
+    @cached_property
+    def _table(self) -> sqlite3.Connection:
+        table = sqlite3.connect("", isolation_level=None)
+        table.execute(f"PRAGMA cache_size = -{CACHE_KB}")
+        table.execute("PRAGMA journal_mode = OFF")
+        table.execute("CREATE TABLE first (key INTEGER PRIMARY KEY, content INTEGER, grp INTEGER, place INTEGER)")
+        table.execute("BEGIN")
+        return table
+
+    def _number(self, thing: Any) -> int:
+        number = self._numbers.setdefault(thing, len(self._things))
+        if number == len(self._things):
+            self._things.append(thing)
+        return number
+
+    def setdefault(self, key: str | bytes, content: int, group: str, place: Any) -> tuple[int, str, Any]:
+        """Return what was put first under a key, which may be this."""
+        if (found := self.get(key)) is not None:
+            return found
+        row = (hash(key), content, self._number(group), self._number(place))
+        self._table.execute("INSERT INTO first VALUES (?, ?, ?, ?)", row)
+        return content, group, place
+
+    def get(self, key: str | bytes) -> tuple[int, str, Any] | None:
+        """Return what was put first under a key, None if nothing was."""
+        row = self._table.execute("SELECT content, grp, place FROM first WHERE key = ?", (hash(key),)).fetchone()
+        return None if row is None else (row[0], self._things[row[1]], self._things[row[2]])
 
 
 class SeenLines:
@@ -33,10 +77,10 @@ class SeenLines:
 
     def __init__(self, files: Sequence[Path] = (), every_branch: bool = False) -> None:
         self._files, self.every_branch = files, every_branch
-        self._first: dict[str, tuple[int, str, object]] = {}
+        self._first = _First()
         self._joined: dict[str, str] = {}
         self._order: dict[str, int] = {}
-        self._places: dict[bytes, Path] | None = None
+        self._places: _First | None = None
         self._last_read: tuple[Path, list[Line]] | None = None
 
     def root(self, group: str) -> str:
@@ -69,11 +113,11 @@ class SeenLines:
         return found
 
     def _held(self, key: str, content: int, group: str, place: object) -> bool:
-        first = self._first.setdefault(key, (content, group, place))
+        first_content, first_group, first_place = self._first.setdefault(key, content, group, place)
         self._order.setdefault(group, len(self._order))
-        if first[0] != content or first[2] == place:
+        if first_content != content or first_place == place:
             return False
-        self.join(first[1], group)
+        self.join(first_group, group)
         return True
 
     def before(self, uuid: str, path: Path) -> tuple[list[Line], Path, str] | None:
@@ -90,15 +134,16 @@ class SeenLines:
     def _place(self, uuid: str) -> Path | None:
         """Return the first file of the source that has a line with this `uuid`; all are searched once, when asked."""
         if self._places is None:
-            self._places = {}
+            self._places = _First()
             for path in self._files:
                 if suffix_of(path) in LOGS:
                     # `read_source` names a file that cannot be unpacked.
                     with suppress(DataError), opened(path) as file:
                         for line in file:
                             for found in _UUID.finditer(line):
-                                self._places.setdefault(found.group(1), path)
-        return self._places.get(uuid.encode("utf-8", "surrogatepass"))
+                                self._places.setdefault(found.group(1), 0, "", path)
+        first = self._places.get(uuid.encode("utf-8", "surrogatepass"))
+        return first[2] if first else None
 
 
 def up_to(lines: Sequence[Line], end: Line) -> list[Line]:

@@ -1,8 +1,9 @@
 """`python -m tests.engine.parallel.launcher`: starts the processes of a run as `torchrun` does, from one that is warm.
 
 Reads a request per line of JSON: `module` to run with `arguments` in `cwd` by `count` processes, `logs`, the beginning
-of the files of what they print; perhaps `kill`: which `rank`, once `file` has so many `lines`. Answers with the exit
-codes by rank (negative: the signal that ended it), and the seconds from the kill to the end.
+of the files of what they print; perhaps `environment`, variables to set; perhaps `kill`: which `rank`, once `file` has
+so many `lines`. Answers with the exit codes by rank (negative: the signal that ended it), and the seconds from the kill
+to the end.
 
 Unlike `torchrun` it lets the others be when one is gone: they have to see it themselves.
 """
@@ -91,6 +92,7 @@ def become(rank: int, request: dict[str, Any], port: int) -> None:
     """Go on as one process of a run."""
     signal.alarm(LONGEST)
     os.chdir(request["cwd"])
+    os.environ |= request.get("environment", {})
     if request["count"] > 1:
         os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(request["count"])}
         os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}

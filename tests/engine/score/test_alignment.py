@@ -117,7 +117,7 @@ def test_masked_answers_count_for_nothing(backend: Backend, wordings: dict[str, 
         alignments(backend, without, [Rollout(r.ids, False) for r in kept], masked, 0, 4096)
 
 
-def test_wordings_that_pass_come_first_then_the_larger_alignment(
+def test_wordings_that_pass_come_first_then_the_likelier_expert_then_the_larger_alignment(
     backend: Backend, wordings: dict[str, ChatPrompts], data: Dataset
 ) -> None:
     backend.sharing = "packed"
@@ -130,8 +130,9 @@ def test_wordings_that_pass_come_first_then_the_larger_alignment(
 
     ranked = rank(backend, wordings, divergences, data.validation[:8], config, "validation", progress)
     assert {(one.template, one.divergence) for one in ranked} == {(w, d) for w in WORDINGS for d in divergences}
-    keys = [(not one.gate.passed, -one.alignment.value) for one in ranked]
+    keys = [(not one.gate.passed, one.gate.to_json()["summary"]["nll_with"], -one.alignment.value) for one in ranked]
     assert keys == sorted(keys)
+    assert len({one.teacher_nll for one in ranked}) == len(WORDINGS)
     assert set(told) == {*WORDINGS, "all wordings"}
     document = ranked[0].to_json()
     assert document["alignment"]["value"] == ranked[0].alignment.value

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from jsonschema_rs import validator_for
 
 from sdft_cli.config import PrepareConfig
+from sdft_cli.preparation.job import Job
 from sdft_cli.preparation.pipeline import prepare
-from sdft_cli.preparation.workers import Job
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.traces.examples import example_session, write_examples
