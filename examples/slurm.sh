@@ -19,6 +19,10 @@ RESTARTS=${RESTARTS:-3}
 started=${SLURM_RESTART_COUNT:-0}
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | sed -n 1p)
 
+if grep -qs '"status": "finished"' "$RUN/run.json"; then
+  echo "$RUN is finished"
+  exit 0
+fi
 # A run that was begun goes on from its newest checkpoint that verifies, on as many GPUs as there are now.
 if [ -f "$RUN/run.json" ]; then
   what=(--resume --out "$RUN")

@@ -9,6 +9,8 @@ import json
 import os
 import re
 import subprocess
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,19 +130,53 @@ def test_skypilot_starts_and_goes_on(tmp_path: Path, rank: int) -> None:
     assert checked(call)[1] == ["--resume", "--out", str(folder)]
 
 
+def machines(script: str, folder: Path, given: dict[str, str]) -> list[subprocess.Popen[bytes]]:
+    """Start a script as two machines would."""
+    return [
+        subprocess.Popen(
+            ["bash", "-c", script],
+            env={**given, "SKYPILOT_NODE_RANK": str(rank)},
+            stderr=(folder / f"log{rank}").open("w"),
+            stdout=subprocess.DEVNULL,
+            cwd=folder,
+        )
+        for rank in (0, 1)
+    ]
+
+
+def lose(machine: subprocess.Popen[bytes]) -> None:
+    """Kill all that runs on a machine: torchrun starts its processes in sessions of their own."""
+    import psutil
+
+    with suppress(psutil.NoSuchProcess):
+        own = psutil.Process(machine.pid)
+        for process in (own, *own.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def ended(started: list[subprocess.Popen[bytes]]) -> list[int]:
+    """Wait for machines; return their exit codes. Nothing is left behind."""
+    try:
+        return [machine.wait(150) for machine in started]
+    finally:
+        for machine in started:
+            lose(machine)
+
+
 @pytest.mark.slow
-def test_two_machines_of_the_skypilot_task_make_a_run(tmp_path: Path, tiny_model: Path) -> None:
-    """Both on this machine, with the real torchrun: they meet, share a run, and go on with it when started again."""
+def test_a_lost_machine_of_the_skypilot_task(tmp_path: Path, tiny_model: Path) -> None:
+    """Two machines on this one, with the real torchrun: they meet, one is lost, both come again and go on."""
     from tests.engine.parallel.launcher import free_port
     from tests.engine.prepared import prepared
 
-    data, folder, port = prepared(tiny_model, tmp_path, 12, 0.3), tmp_path / "run", free_port()
+    data, folder = prepared(tiny_model, tmp_path, 12, 0.3), tmp_path / "run"
     profile = yaml.safe_load(resource_text("templates", "profiles", "cpu-demo.yaml"))
     profile |= {"model": str(tiny_model), "gate": {"action": "off"}, "heldout": {"every": None}}
-    profile["optim"] |= {"max_steps": 2, "turns_per_step": 4}
+    profile |= {"checkpoint": {"every": 1}, "optim": {**profile["optim"], "max_steps": 12, "turns_per_step": 4}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(profile))
     given = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("SDFT")},
+        **os.environ,
         **SKY_GIVES,
         "DATA": str(data.path),
         "RUN": str(folder),
@@ -149,27 +185,20 @@ def test_two_machines_of_the_skypilot_task_make_a_run(tmp_path: Path, tiny_model
         "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.1",
         "SKYPILOT_NUM_GPUS_PER_NODE": "1",
     }
-    script = SKY["run"].replace("29500", str(port))
-    for _ in range(2):  # again: there is nothing left to do
-        started = [
-            subprocess.Popen(
-                ["bash", "-c", script],
-                env={**given, "SKYPILOT_NODE_RANK": str(rank)},
-                stderr=(tmp_path / f"log{rank}").open("w"),
-                stdout=subprocess.DEVNULL,
-                cwd=tmp_path,
-            )
-            for rank in (1, 0)
-        ]
-        try:
-            codes = [process.wait(300) for process in started]
-        finally:
-            for process in started:
-                process.kill()
-        assert codes == [0, 0], "".join((tmp_path / f"log{rank}").read_text()[-3000:] for rank in (0, 1))
-        assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
-        assert json.loads((folder / "run.json").read_text())["status"] == "finished"
-    assert "processes" in json.loads((folder / "metrics.jsonl").read_text().splitlines()[0])["phase_seconds"]
+    script, steps = SKY["run"].replace("29500", str(free_port())), folder / "metrics.jsonl"
+    started = machines(script, tmp_path, given)
+    while not steps.is_file() or len(steps.read_text().splitlines()) < 2:
+        assert [machine.poll() for machine in started] == [None, None], (tmp_path / "log0").read_text()[-3000:]
+        time.sleep(0.1)
+    lose(started[1])
+    codes = ended(started)
+    assert codes[0] not in (0, None)
+    assert json.loads((folder / "run.json").read_text())["status"] == "running"
+    assert ended(machines(script, tmp_path, given)) == [0, 0], (tmp_path / "log0").read_text()[-3000:]
+    lines = [json.loads(line) for line in steps.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 13))
+    assert all("processes" in line["phase_seconds"] for line in lines)
+    assert run(SKY["run"], tmp_path, **given) == (0, [])  # finished: torchrun is not called
 
 
 def test_launchers_know_the_options_on_the_page() -> None:

@@ -3,10 +3,10 @@
 Data parallel: each card holds the whole model and computes a share of each step's turns (`spread.py`). All wait for the
 largest share twice, behind the rollouts and behind the scoring; then the adapter's fp32 gradients are added up.
 
-FSDP2: each card holds a part of every frozen matrix; the adapter is whole on each. A layer is gathered before it is
-used, and dropped behind it, in every pass and every step of decoding; meanwhile the one before it computes. So a phase
-takes as long as computing or as gathering, whichever is more, and all cards make as many passes as the one with the
-most. Rollouts are sampled with the adapter on, kernel by kernel: a merged copy or a graph would need whole weights.
+FSDP2: each card holds a part of every layer's frozen weights; the adapter is whole on each. A layer is gathered when a
+pass or a step of decoding comes to it, and not ahead of time, so gathering is added to computing; all cards gather as
+often as the one with the most passes. Rollouts are sampled with the adapter on, kernel by kernel: a merged copy or a
+graph would need whole weights.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from sdft_cli.engine.plan.spread import Turn, largest_part, spread
 from sdft_cli.errors import UsageError
 from sdft_cli.records import RecordRow
 
-GATHERED = 2
-"""Layers that are whole at a time: the one that computes, and the next one, which is gathered meanwhile."""
+GATHERED = 3
+"""Layers' worth of whole weights: the layer that runs, and twice that while one arrives and is put together."""
 WORTH = 1.1
 """Several cards are advised where they are at least so many times as fast as one."""
 
@@ -98,7 +98,7 @@ def memory_of(run: Run, sharing: Sharing, count: int, sharded: bool) -> Memory:
 def shard(memory: Memory, shape: Shape, config: TrainConfig, count: int) -> Memory:
     """Return a memory in which frozen weights are sharded, and those whole that are gathered at a time.
 
-    What is no layer (embeddings, head, a vision tower) is one group, which stays gathered for a pass.
+    What is no layer of the trunk is counted as whole: embeddings and head are, a vision tower is not (an upper bound).
     """
     total = weight_bytes(shape, config)
     layers, largest = layer_bytes(shape, config)
@@ -173,9 +173,8 @@ def step_cost(rows: Sequence[RecordRow], run: Run, speed: Speed, sharing: Sharin
         layers = layer_bytes(run.shape, run.config)[0]
         each = sum(b.count for b in run.shape.blocks)
         gathering = each * ring.all_gather(layers / each)
-        often = [max(busy.passes for busy in phase) for phase in phases]
-        network += sum(max(0.0, n * gathering - own) for n, own in zip(often, (sampled, done), strict=True))
-        sent += sum(often) * part * layers
+        often = sum(max(busy.passes for busy in phase) for phase in phases)
+        network, sent = network + often * gathering, sent + often * part * layers
     largest = largest_part(rows, run.rollout, ring.count, shared)
     return Step(sampled, done, network, sent, sum(map(bool, turns)), largest)
 
@@ -189,11 +188,14 @@ def run_cost(run: Run, speed: Speed, sharing: Sharing, ring: Ring, sharded: bool
     return total
 
 
-def rest_seconds(run: Run, speed: Speed, sharing: Sharing, count: int) -> float:
-    """Return all beside the steps: held-out evaluations and the gate shared out, checkpoints and the start by all."""
+def rest_seconds(run: Run, speed: Speed, sharing: Sharing, count: int, slower: float) -> float:
+    """Return all beside the steps: held-out evaluations and the gate shared out, checkpoints and the start by all.
+
+    `slower`: what gathering makes of a second of passes and decoding.
+    """
     beside = beside_seconds(run.rows, run.heldout, speed, sharing, run.rollout)
     part = largest_part(run.heldout or run.rows, run.rollout, count, sharing != "none")
-    return sum(value * (part if name in ("gate", "heldout") else 1) for name, value in beside.items())
+    return sum(value * (part * slower if name in ("gate", "heldout") else 1) for name, value in beside.items())
 
 
 def several(run: Run, possible: Sequence[Sharing], cards: Cards) -> dict[str, Any]:
@@ -252,7 +254,8 @@ def _way(name: str, run: Run, possible: Sequence[Sharing], cards: Cards, sharded
 
 def _costs(run: Run, speed: Speed, sharing: Sharing, ring: Ring, sharded: bool) -> dict[str, Any]:
     steps, total = run.config.optim.max_steps, run_cost(run, speed, sharing, ring, sharded)
-    rest = rest_seconds(run, speed, sharing, ring.count)
+    slower = total.seconds / (total.rollouts + total.scoring) if sharded else 1.0
+    rest = rest_seconds(run, speed, sharing, ring.count, slower)
     seconds = {"rollouts": total.rollouts, "scoring": total.scoring, "network": total.network, "rest": rest}
     hours = {name: value / 3600 for name, value in seconds.items()}
     return {
@@ -308,7 +311,7 @@ def told(cards: Cards, possible: Sequence[Sharing]) -> list[str]:
             f"{network}"
         )
     found.append(
-        f"FSDP2: {GATHERED} layers are whole at a time, and all that is no layer; every pass and every step of "
-        "decoding gathers all layers while others compute; rollouts with the adapter on, kernel by kernel"
+        f"FSDP2: the whole weights of {GATHERED} layers at a time, and of all that is no layer; every pass and every "
+        "step of decoding gathers all layers and waits for them; rollouts with the adapter on, kernel by kernel"
     )
     return found

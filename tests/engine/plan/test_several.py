@@ -160,7 +160,7 @@ def test_memory_of_a_share_and_of_one_card() -> None:
 
 
 def test_sharded_weights_by_hand() -> None:
-    """Qwen3.5-9B over 8 cards: an eighth of everything; embeddings, head and vision whole, and two layers of the 32."""
+    """Qwen3.5-9B over 8 cards: an eighth of everything; embeddings, head and vision whole, and three layers of 32."""
     config = load_train_config("qwen3.5-9b-64k", ["rollout.weights=adapter"])
     rows = [RecordRow("s/0", "s", 0, 21_500, 21_900, 500, False)]
     run = Run(rows, (), nine_shape(), config, Engine(), 500, 0.75)
@@ -170,7 +170,7 @@ def test_sharded_weights_by_hand() -> None:
     assert LINEAR * (sum(a * b for a, b in OF_LINEAR) + decays) + FULL * sum(a * b for a, b in OF_FULL) == MATRICES
     for before, after in zip(whole.phases, sharded.phases, strict=True):
         assert after.parts["frozen weights"] == pytest.approx(2 * PARAMETERS / 8, rel=1e-4)
-        assert after.parts["gathered weights"] == pytest.approx(2 * (PARAMETERS - MATRICES) + 2 * 2 * largest, rel=1e-3)
+        assert after.parts["gathered weights"] == pytest.approx(2 * (PARAMETERS - MATRICES) + 3 * 2 * largest, rel=1e-3)
         rest = {"frozen weights", "gathered weights"}
         assert {k: v for k, v in before.parts.items() if k not in rest} == {
             k: v for k, v in after.parts.items() if k not in rest
@@ -188,12 +188,11 @@ def test_gathering_over_a_slow_link_by_hand() -> None:
     passes = (1 + 6) + 3
     speed = LINK_SHARE * 1e6
     seconds = passes * (3 * HOP + layers / 2 / speed) + 2 * (HOP + gradients / 2 / speed)
-    computing = way["hours"]["rollouts"] + way["hours"]["scoring"]
-    assert way["hours"]["network"] + computing == pytest.approx(3 * seconds / 3600)
-    assert way["hours"]["network"] > 10 * computing
+    assert way["hours"]["network"] == pytest.approx(3 * seconds / 3600)
     assert way["sent_bytes_per_step"] == pytest.approx(passes * layers / 2 + gradients)
     fast = ways_of(run, Cards(2, 1, replace(card, link_gb_per_s=1e9)))[2]
-    assert fast["hours"]["network"] == pytest.approx(3 * 2 * HOP / 3600, rel=1e-3)  # all behind computing
+    assert fast["hours"]["network"] == pytest.approx(3 * (passes * 3 + 2) * HOP / 3600, rel=1e-3)
+    assert fast["hours"]["rollouts"] == way["hours"]["rollouts"]
 
 
 def verdict(one: bool | None, data: bool | None, sharded: bool | None, faster: float | None) -> tuple[str | None, str]:
