@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,8 @@ def make_records(source: Source, read_sessions: FileSessions, job: Job, progress
     config, report, sessions = job.config, read_sessions.report, read_sessions.sessions
     tools = OfferedTools(sessions, every_builtin=config.tools == "all")
     offered = Changed(sessions, lambda _, session: tools.given_to(session))
-    found = gather(map_sessions(job, offered, progress))
+    with closing(map_sessions(job, offered, progress)) as results:  # an interrupt stops workers at once
+        found = gather(results)
     coverage = OnDisk(coverages(found.usages, config.max_unseen_tokens))
     refused = {c.session_id: c.refused for c in coverage if c.refused}
     chosen = choose(found, refused, report.lost_turns)

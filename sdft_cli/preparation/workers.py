@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -64,7 +64,7 @@ def _in_processes(job: Job, sessions: Sequence[Session], workers: int) -> Iterat
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def map_sessions(job: Job, sessions: Sequence[Session], progress: OnProgress) -> Iterator[SessionTurns]:
+def map_sessions(job: Job, sessions: Sequence[Session], progress: OnProgress) -> Generator[SessionTurns, None, None]:
     """Yield the turns of each session, in the order of the sessions.
 
     With `config.workers` > 1 processes share the work, with `config.engine` "ray" the nodes of a cluster, a few
