@@ -52,7 +52,8 @@ def plan(
         ),
     ] = None,
     gpus: Annotated[
-        int | None, option(min=2, metavar="N", help="So many cards together: plan data parallel and FSDP2 too.")
+        int | None,
+        option(min=2, metavar="N", help="So many cards together: plan data parallel and FSDP2 too.", left_out="one"),
     ] = None,
     nodes: Annotated[int, option(min=1, metavar="N", help="Machines that these cards are in.")] = 1,
     network: Annotated[
