@@ -194,9 +194,9 @@ def test_a_server_that_stops_in_the_middle(
 ) -> None:
     """The steps before it are saved; with a server at the same address the run goes on to the same adapter."""
     process.start()
-    whole = sdft(*asked(data, tiny_model, process.url, "whole", optim__max_steps=30))
+    whole = sdft(*asked(data, tiny_model, process.url, "whole", optim__max_steps=20))
     assert whole.returncode == 0, whole.stderr
-    asking = asked(data, tiny_model, process.url, "stopped", optim__max_steps=30)
+    asking = asked(data, tiny_model, process.url, "stopped", optim__max_steps=20)
     training = subprocess.Popen(
         [sys.executable, "-m", "sdft_cli", *asking],
         cwd=tmp_path,
@@ -216,7 +216,7 @@ def test_a_server_that_stops_in_the_middle(
     assert sentence.endswith("a run that had begun goes on with `sdft train --resume`.")
     assert "Traceback" not in said
     done = len(lines(tmp_path / "stopped"))
-    assert 3 <= done < 30
+    assert 3 <= done < 20
     assert (tmp_path / "stopped" / "checkpoints" / f"step-{done:06d}").is_dir()
     refused = sdft("train", "--resume", "--out", "stopped")
     assert refused.returncode == 1
