@@ -44,6 +44,7 @@ class PieceEncoder:
         self._starts = re.compile(f"(?={_any_of(self.boundaries)})")
         self._added = re.compile(f"({_any_of(sorted(self._added_ids, key=len, reverse=True))})")
         self._pieces: dict[str, list[int]] = {}
+        self._one_of_each: dict[int, int] = {}
 
     def forget(self) -> None:
         """Drop the remembered pieces; call it between sessions to bound memory."""
@@ -58,7 +59,8 @@ class PieceEncoder:
             if piece:
                 known = self._pieces.get(piece)
                 if known is None:
-                    known = self._pieces[piece] = self._encode(piece)
+                    # One object per id: a session of many tokens needs 8 bytes for each of them, not 40.
+                    known = self._pieces[piece] = [self._one_of_each.setdefault(i, i) for i in self._encode(piece)]
                 ids.extend(known)
         return ids
 
