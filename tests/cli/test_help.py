@@ -37,6 +37,7 @@ NULL = {"revision": "the main branch", "limit_sessions": "all", "limit": "all"}
 NULL |= {"chat_template": "the model's own", "template_date": "today's"}
 NULL |= {"init_adapter": "a fresh adapter", "rollout.vllm_url": "there is none"}
 NULL |= {"license": "that of the source's data card, if it has one"}
+NULL |= {"ray_address": "one of `workers` processes is started here"}
 NULL |= {"lm_eval_path": "none", "lm_eval_limit": "all"}
 """What null means, of settings whose default it is."""
 ACTIONS = {"--help", "--version", "--install-completion", "--show-completion"}
