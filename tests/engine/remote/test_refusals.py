@@ -14,7 +14,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sdft_cli.config import load_train_config  # noqa: E402
+from sdft_cli.config import load_train_config, resumed_config  # noqa: E402
 from sdft_cli.errors import UsageError  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
 from tests.engine.remote.conftest import Serve  # noqa: E402
@@ -141,3 +141,14 @@ def test_settings_that_do_not_go_together(settings: list[str], sentence: str) ->
 def test_a_url_may_end_as_that_of_an_openai_client() -> None:
     config: Any = load_train_config("cpu-demo", ["rollout.source=vllm", "rollout.vllm_url=http://here:8000/v1/"])
     assert config.rollout.vllm_url == "http://here:8000"
+
+
+def test_a_resumed_run_may_find_the_server_elsewhere() -> None:
+    """But not sample in another way."""
+    config = load_train_config("cpu-demo", ["rollout.source=vllm", "rollout.vllm_url=http://here:8000"])
+    stored = config.model_dump(mode="json")
+    found = resumed_config(stored, ["rollout.vllm_timeout=5"], {"rollout.vllm_url": "http://there:1"})
+    assert (found.rollout.vllm_url, found.rollout.vllm_timeout) == ("http://there:1", 5)
+    for other in ("rollout.ahead=true", "rollout.sync_every=2", "rollout.importance=off"):
+        with pytest.raises(UsageError, match="would make it another run"):
+            resumed_config(stored, [other], {})
