@@ -21,7 +21,7 @@ metrics      every number of an evaluation: how an item counts, its label, unit 
 intervals    confidence intervals over sessions
 notices      what a command tells a person while it works
 places       where datasets and runs are, and which one a wrong name may mean
-remote       sources and targets that are addresses, as fsspec opens them
+addresses    sources and targets that are addresses, as fsspec opens them
 threads      how torch's threads wait for each other
 resources    templates/ and data_cards/, in a wheel or a checkout
 errors       every error is a sentence with the next step and an exit code

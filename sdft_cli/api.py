@@ -189,10 +189,10 @@ def prepare(
         DataError: the source holds no session, or no turn that can be kept.
         MachineError: the Hub cannot be reached, or a package is missing.
     """
+    from sdft_cli.addresses import is_address
     from sdft_cli.config import PrepareConfig, build
     from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
-    from sdft_cli.remote import is_address
     from sdft_cli.stages.prepare import card_defaults, dataset_folder, run_preparation
 
     name = str(_path(source)) if str(source).startswith("~") else str(source)

@@ -14,7 +14,7 @@ import pytest
 from sdft_cli.config import load_train_config, profile_names
 
 ROOT = Path(__file__).resolve().parent.parent
-LEAVES = {"errors", "resources", "intervals", "choices", "metrics", "threads", "notices", "places", "remote"}
+LEAVES = {"errors", "resources", "intervals", "choices", "metrics", "threads", "notices", "places", "addresses"}
 ENGINE = ("kernels", "models", "passes", "parallel", "objective", "remote", "plan", "score", "train", "doctor")
 """The rooms of the engine, each may import those before it."""
 BELOW_ENGINE = {*LEAVES, "config", "records", "run_folder", "prompts"}
@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "resources": {"errors"},
     "notices": {"errors"},
     "places": {"errors"},
-    "remote": {"errors"},
+    "addresses": {"errors"},
     "intervals": set(),
     "choices": set(),
     "threads": set(),

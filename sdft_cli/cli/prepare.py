@@ -6,12 +6,12 @@ from typing import Annotated, Any
 
 import typer
 
+from sdft_cli.addresses import is_address
 from sdft_cli.cli.support import completion
 from sdft_cli.cli.support.common import command, print_json
 from sdft_cli.cli.support.options import AsJson, ProjectFile, given_settings, option, setting
 from sdft_cli.notices import say, some
 from sdft_cli.places import DATA_ROOT
-from sdft_cli.remote import is_address
 from sdft_cli.stages.folders import name_of
 from sdft_cli.stages.prepare import card_defaults, run_preparation
 from sdft_cli.stages.project import read_project

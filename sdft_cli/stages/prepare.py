@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from sdft_cli.addresses import check_target, fetch, is_address, put
 from sdft_cli.notices import say, some
 from sdft_cli.places import DATA_ROOT, DATASET
-from sdft_cli.remote import check_target, fetch, is_address, put
 
 if TYPE_CHECKING:
     from sdft_cli.config import PrepareConfig

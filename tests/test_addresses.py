@@ -13,9 +13,9 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
+from sdft_cli.addresses import check_target, fetch, is_address, put
 from sdft_cli.config import PrepareConfig
 from sdft_cli.errors import MachineError, UsageError
-from sdft_cli.remote import check_target, fetch, is_address, put
 from sdft_cli.stages.prepare import run_preparation
 from sdft_cli.traces.examples import write_examples
 
