@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("study", type=Path)
     options = parser.parse_args()
     ranking = json.loads(options.ranking.read_text())["ranking"]
-    print("The gate's order:", ", ".join(f"{one['template']}, {one['divergence']}" for one in ranking))
+    print("The gate's order:", "; ".join(f"{one['template']}, {one['divergence']}" for one in ranking))
     for key, value in correlations(ranking, json.loads(options.study.read_text())).items():
         print(f"{LEARNED[key]:32} {value:+.2f}")
 
