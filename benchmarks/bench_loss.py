@@ -194,12 +194,12 @@ def peak_over_base(step: Callable[[], Any]) -> float:
 
 
 def child(job: dict[str, Any]) -> None:
-    """Measure one side and print a JSON line."""
-    if job.get("probe"):
-        print(json.dumps(probe(job["side"])))
-        return
-    if job["side"] in ("trl", "unsloth_zoo"):
-        other_loss(job["side"])  # before torch's threads are set, and before it could patch anything in use
+    """Measure one side and print a JSON line: its numbers, or why its library cannot run here."""
+    if job["side"] in OTHERS:  # imported before torch's threads are set, and before it could patch anything in use
+        told = probe(job["side"])
+        if job.get("probe") or told["missing"]:
+            print(json.dumps(told))
+            return
     import torch
 
     torch.set_num_threads(job["threads"])
