@@ -9,6 +9,7 @@ import json
 import os
 import re
 import subprocess
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -178,6 +179,7 @@ def test_a_lost_machine_of_the_skypilot_task(tmp_path: Path, tiny_model: Path) -
     given = {
         **os.environ,
         **SKY_GIVES,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # torchrun is beside it
         "DATA": str(data.path),
         "RUN": str(folder),
         "PROFILE": str(tmp_path / "tiny.yaml"),

@@ -19,7 +19,7 @@ def parse(text: str) -> Project:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("sorce: x", r"^sdft\.yaml: sorce is no setting: did you mean source\?$"),
+        ("sorce: x", r"^sdft\.yaml: sorce is no setting: did you mean source or train\.rollout\.source\?$"),
         ("prepare: {max_seq_token: 3}", r"did you mean prepare\.max_seq_tokens"),
         ("train: {optim: {lr: 1}}", r"^sdft\.yaml: train\.optim\.lr is no setting: did you mean train\.optim\.learn"),
         ("max_steps: 3", r"max_steps is no setting: did you mean train\.optim\.max_steps"),

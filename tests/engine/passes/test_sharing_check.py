@@ -38,8 +38,8 @@ CASES = [
 
 @cache
 def checked(kind: str, layers: int, dtype: str) -> SharingCheck:
-    """A random model, hidden 256, whose floor is measured once, and by no faulty pass."""
-    check = SharingCheck(planted.deep(kind, layers, 256, getattr(torch, dtype)))
+    """A random model, hidden 128, whose floor is measured once, and by no faulty pass."""
+    check = SharingCheck(planted.deep(kind, layers, 128, getattr(torch, dtype)))
     assert set(check.ways) == {"states", "caches", "gradients"}
     return check
 
