@@ -175,7 +175,7 @@ def steps(dataset: Path, count: int) -> None:
     from sdft_cli.config import load_train_config
     from sdft_cli.engine.objective.batches import Order
     from sdft_cli.engine.passes.timing import Phases
-    from sdft_cli.engine.train.run import Job, load
+    from sdft_cli.engine.train.opening import Job, load
     from sdft_cli.records import read_dataset
 
     config, data = load_train_config("cpu-demo", FIRST_DEMO), read_dataset(dataset)

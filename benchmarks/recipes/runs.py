@@ -61,7 +61,7 @@ def train(study: Study, recipe: Recipe, seed: int, datasets: Sequence[Path]) -> 
 @cache
 def records_of(data: Path) -> str:
     """Return the hash of a dataset's training records. Call it once before threads do: they would import at once."""
-    from sdft_cli.engine.train.run import records_hash
+    from sdft_cli.engine.train.opening import records_hash
     from sdft_cli.records import read_dataset
 
     return records_hash(read_dataset(data).train)

@@ -81,7 +81,7 @@ def _existing(checkpoint: Path) -> Path:
 
 
 def _dataset_facts(data: Dataset) -> dict[str, Any]:
-    from sdft_cli.engine.train.run import records_hash
+    from sdft_cli.engine.train.opening import records_hash
 
     return {
         "name": data.path.resolve().name,
@@ -92,7 +92,7 @@ def _dataset_facts(data: Dataset) -> dict[str, Any]:
 
 def _say_whose_records(run: Run, data: Dataset) -> None:
     """Say if nothing keeps these records apart from those that a run was trained on."""
-    from sdft_cli.engine.train.run import records_hash
+    from sdft_cli.engine.train.opening import records_hash
 
     trained = run.info["dataset"]
     if trained["records_hash"] != records_hash(data.train):

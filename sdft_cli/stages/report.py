@@ -118,7 +118,7 @@ def run_parts(folder: Path) -> RunParts:
 
 def _dataset_of(folder: Path, told: Mapping[str, Any], notes: list[str]) -> Dataset | None:
     """Return the dataset that a run was trained on: where it was, or beside the run; None if it is not there."""
-    from sdft_cli.engine.train.run import records_hash
+    from sdft_cli.engine.train.opening import records_hash
     from sdft_cli.records import read_dataset
 
     path = Path(str(told.get("path", "")))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from sdft_cli.config import TrainConfig
     from sdft_cli.engine.parallel.processes import Processes
     from sdft_cli.engine.train.loop import Observer
-    from sdft_cli.engine.train.run import Job
+    from sdft_cli.engine.train.opening import Job
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def joined() -> Iterator[Processes | None]:
 
 def new_job(dataset: Path | None, config: TrainConfig, profile: str, out: Path | None, overwrite: bool) -> Job:
     """Return the job of a new run, in `out` or in a folder under `runs/` named after dataset and profile."""
-    from sdft_cli.engine.train.run import Job
+    from sdft_cli.engine.train.opening import Job
     from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
     from sdft_cli.records.folders import check_output_folder
@@ -74,7 +74,7 @@ def job_to_resume(
     dataset: Path | None, profile: str | None, out: Path | None, overrides: list[str], flags: dict[str, Any]
 ) -> Job:
     from sdft_cli.config import resumed_config
-    from sdft_cli.engine.train.run import Job
+    from sdft_cli.engine.train.opening import Job
     from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
     from sdft_cli.run_folder import read_run_json

@@ -28,7 +28,7 @@ from sdft_cli.stages.run_manifest import RunManifest, digest
 
 if TYPE_CHECKING:
     from sdft_cli.config import EvalConfig, MergeConfig, PrepareConfig, TrainConfig
-    from sdft_cli.engine.train.run import Job
+    from sdft_cli.engine.train.opening import Job
     from sdft_cli.records import Dataset
     from sdft_cli.run_folder import Run
 
@@ -281,7 +281,7 @@ class WholeRun:
 
     def _job(self) -> Job | None:
         """Return the job of a new training, or of one to go on with; None: it is finished."""
-        from sdft_cli.engine.train.run import Job
+        from sdft_cli.engine.train.opening import Job
         from sdft_cli.run_folder import is_run, read_run_json
 
         config, folder = self.settings.train, self.run_folder
@@ -295,7 +295,7 @@ class WholeRun:
 
     def _control(self) -> None:
         """Train the control arm: from the start, as it takes no longer than the half of a run."""
-        from sdft_cli.engine.train.run import Job
+        from sdft_cli.engine.train.opening import Job
         from sdft_cli.stages.train import run_training
 
         config = self.settings.train.model_copy(update={"objective": "sft"})

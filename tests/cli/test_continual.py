@@ -14,7 +14,8 @@ pytest.importorskip("torch")
 from sdft_cli.cli.main import app
 from sdft_cli.config import EvalConfig, load_train_config
 from sdft_cli.engine.train.loop import Silent
-from sdft_cli.engine.train.run import Job, start_training
+from sdft_cli.engine.train.opening import Job
+from sdft_cli.engine.train.run import start_training
 from sdft_cli.records import read_dataset
 from sdft_cli.records.json_files import write_json
 from sdft_cli.stages.evaluate import run_evaluation

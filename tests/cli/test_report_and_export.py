@@ -7,7 +7,7 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-from sdft_cli.engine.train.run import records_hash
+from sdft_cli.engine.train.opening import records_hash
 from tests.cli.test_commands import clean
 from tests.datasets import example_dataset
 from tests.report.hostile import NAMES, hostile_dataset

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("torch")
 
 from sdft_cli.config import EvalConfig, load_train_config
-from sdft_cli.engine.train.run import Job, load
+from sdft_cli.engine.train.opening import Job, load
 from sdft_cli.records import Dataset
 from sdft_cli.report import evaluation, terminal
 from sdft_cli.stages.evaluate import run_evaluation

@@ -7,6 +7,7 @@ autopsy       what student and teacher thought of the tokens of a sample
 rollouts      which weights sample, and whether sampler and trainer agree
 vllm_sampler  rollouts from unsloth's vLLM engine
 run           a configuration and a dataset -> a finished run folder
+opening       everything before the first step: model, tokenizer, trainer, checked and agreed on
 loop          steps, held-out evaluations, checkpoints and reasons to stop
 rehearsal     the longest step once before step 1
 heldout       the evaluation on fixed records while training

@@ -130,7 +130,7 @@ def test_gate_evaluation_and_training_refuse_before_a_weight_is_loaded(
 ) -> None:
     """The folder holds no weights, so that loading would end otherwise."""
     from sdft_cli.config import EvalConfig, load_train_config
-    from sdft_cli.engine.train.run import Job, load
+    from sdft_cli.engine.train.opening import Job, load
     from sdft_cli.stages.evaluate import run_evaluation
     from sdft_cli.stages.gate import measure_gate
 

@@ -29,7 +29,8 @@ import sdft_cli.engine.train.rehearsal
 import sdft_cli.engine.train.trackers  # noqa: F401
 from sdft_cli.config import load_train_config
 from sdft_cli.engine.train.loop import Silent
-from sdft_cli.engine.train.run import Job, start_training
+from sdft_cli.engine.train.opening import Job
+from sdft_cli.engine.train.run import start_training
 from sdft_cli.records import read_dataset
 
 torch.set_num_threads(1)

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.train.loop import Silent  # noqa: E402
+from sdft_cli.engine.train.opening import Job, load  # noqa: E402
 from sdft_cli.engine.train.resume_state import trainable  # noqa: E402
-from sdft_cli.engine.train.run import Job, load, on_its_base, start_training  # noqa: E402
+from sdft_cli.engine.train.run import on_its_base, start_training  # noqa: E402
 from sdft_cli.errors import DataError, UsageError  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
 from sdft_cli.records.json_files import read_json, write_json  # noqa: E402
