@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
+from sdft_cli.records.on_disk import OnDisk
 from sdft_cli.traces.agents.blocks import expanded, system_messages
 from sdft_cli.traces.fields import DOCUMENT, IMAGE
 from sdft_cli.traces.rows import Rows
@@ -117,9 +118,12 @@ def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
 def sessions_of_rows(
     rows: Rows, build: Callable[[dict[str, Any], str, ReadReport], Session | list[Session]]
 ) -> FileSessions:
-    """Turn named rows into sessions, one or more each; a row that is none is counted as broken, with its name."""
+    """Turn named rows into sessions, one or more each; a row that is none is counted as broken, with its name.
+
+    Sessions lie on disk: a file of rows may be larger than memory.
+    """
     report = ReadReport()
-    sessions: list[Session] = []
+    sessions = OnDisk[Session]()
     seen: dict[str, int] = {}
     for name, row in rows:
         try:

@@ -278,7 +278,7 @@ def test_our_own_reader_reads_the_openai_file_back(examples: Dataset, tmp_path: 
             t.name: json.loads(t.parameters) for t in expected.tools
         }
     if suffix == "jsonl":
-        assert read_file(path).sessions == found.sessions
+        assert list(read_file(path).sessions) == list(found.sessions)
 
 
 TEXT = st.text(st.characters(blacklist_categories=("Cs",)), max_size=12)

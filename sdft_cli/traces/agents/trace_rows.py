@@ -14,6 +14,7 @@ from typing import Any
 
 from sdft_cli.errors import DataError, MachineError, SdftError
 from sdft_cli.records import Session
+from sdft_cli.records.on_disk import OnDisk
 from sdft_cli.traces.rows import LOG_LINES, Rows, decode_line
 from sdft_cli.traces.types import FileSessions, ReadReport
 
@@ -69,10 +70,12 @@ def _file_name(row: dict[str, Any], index: int) -> str:
 def read(rows: Rows, read_file: Callable[[Path], FileSessions | None]) -> FileSessions:
     """Read the session of each row with `read_file`; a row that nothing can read is counted as broken, with its name.
 
+    Sessions lie on disk, as in `sessions_of_rows`.
+
     Raises `DataError` or `MachineError` if that is so for all rows.
     """
     report, failures = ReadReport(), list[SdftError]()
-    sessions: list[Session] = []
+    sessions = OnDisk[Session]()
     with tempfile.TemporaryDirectory() as folder:
         for index, (name, row) in enumerate(rows):
             lines = _lines(row) if row else []
@@ -91,7 +94,8 @@ def read(rows: Rows, read_file: Callable[[Path], FileSessions | None]) -> FileSe
                 report.broken.append(f"{name} ({problem})")
             else:
                 report.merge(found.report)
-                sessions += found.sessions
+                for session in found.sessions:
+                    sessions.append(session)
     if not sessions and failures:
         raise failures[0]
     return FileSessions(sessions, report)

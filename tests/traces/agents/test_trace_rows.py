@@ -49,7 +49,7 @@ def test_a_row_is_the_file_that_it_was(column: str, shape: str, write_jsonl: Cal
     expected = read(write_jsonl("s.jsonl", CLAUDE))
     row = {"harness": "claude_code", "session_id": "s", column: SHAPES[shape](CLAUDE), "file_path": "sessions/s.jsonl"}
     found = read(write_jsonl("rows.jsonl", [row]))
-    assert found.sessions == expected.sessions
+    assert list(found.sessions) == list(expected.sessions)
     assert found.report.lines == expected.report.lines
     assert found.report.lost_turns == expected.report.lost_turns
 
