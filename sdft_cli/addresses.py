@@ -107,13 +107,15 @@ def check_target(address: str, marker: str, overwrite: bool) -> None:
 def put(folder: Path, address: str, marker: str) -> None:
     """Copy the files of a local folder to an address, `marker` last: whoever finds it there finds all of the others.
 
-    A `marker` that is there goes first, and so do files of before that are no more. Raises as `_filesystem`.
+    A `marker` that is there goes first, and so do files of before that are no more. Folders below the address stay as
+    they are. Raises as `_filesystem`.
     """
     with _filesystem(address) as (filesystem, path):
-        before = filesystem.find(path) if filesystem.exists(path) else []
+        found = filesystem.find(path, maxdepth=1) if filesystem.exists(path) else []
+        before = {name.rsplit("/", 1)[-1]: name for name in found}
         names = sorted((file.name for file in folder.iterdir()), key=lambda name: (name == marker, name))
-        for name in sorted(before, key=lambda name: not name.endswith(f"/{marker}")):
-            if name.endswith(f"/{marker}") or name.rsplit("/", 1)[-1] not in names:
-                filesystem.rm_file(name)
+        for name in sorted(before, key=lambda name: (name != marker, name)):
+            if name == marker or name not in names:
+                filesystem.rm_file(before[name])
         for name in names:
             filesystem.put_file(str(folder / name), f"{path}/{name}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -122,3 +123,13 @@ def sdft(tmp_path: Path, fork_server: ForkServer) -> Callable[..., subprocess.Co
         )
 
     return run
+
+
+@pytest.fixture
+def no_room() -> Iterator[None]:
+    """No file may become larger than 64 KB."""
+    before, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    signal.signal(signal.SIGXFSZ, handler)

@@ -11,7 +11,7 @@ from sdft_cli.records import Dataset, RecordRow, Rejection, Session, read_datase
 from sdft_cli.records.types import record_id_of
 from sdft_cli.traces.examples import write_examples
 from sdft_cli.traces.source import read_source, resolve_source
-from sdft_cli.traces.tools import with_tools
+from sdft_cli.traces.tools import OfferedTools
 
 
 def row(session: Session, turn: int, prompt: int = 10, teacher: int = 20, reference: int = 5) -> RecordRow:
@@ -59,3 +59,9 @@ def example_dataset(folder: Path, sessions: int = 24) -> Dataset:
     found = with_tools(read_source(resolve_source(str(folder / "sessions"))).sessions, every_builtin=False)
     rows = [[row(session, turn) for turn in session.assistant_turns()] for session in found]
     return store(folder / "data", found, [r for some in rows[:-1] for r in some], rows[-1])
+
+
+def with_tools(sessions: Sequence[Session], every_builtin: bool = False) -> list[Session]:
+    """Give each session the tools that `sdft prepare` offers it."""
+    offered = OfferedTools(sessions, every_builtin)
+    return [offered.given_to(session) for session in sessions]

@@ -85,6 +85,9 @@ def test_the_manifest_comes_last_and_goes_first(tmp_path: Path, bucket: str, mon
     put(tmp_path, f"{bucket}/d", "manifest.json")
     assert sorted(files(f"{bucket}/d")) == ["README.md", "manifest.json", "train.parquet"]
     (tmp_path / "train.parquet").rename(tmp_path / "validation.parquet")
+    below = {f"{bucket}/d/other/{name}": name for name in ("manifest.json", "notes.txt")}
+    for path, text in below.items():
+        MemoryFileSystem().pipe_file(path, text.encode())
     done: list[str] = []
     put_file, rm_file = MemoryFileSystem.put_file, MemoryFileSystem.rm_file
 
@@ -106,6 +109,9 @@ def test_the_manifest_comes_last_and_goes_first(tmp_path: Path, bucket: str, mon
         "put validation.parquet",
         "put manifest.json",
     ]
+    for path, text in below.items():  # of somebody else: another dataset, whole
+        assert MemoryFileSystem().cat_file(path) == text.encode()
+        MemoryFileSystem().rm_file(path)
     assert sorted(files(f"{bucket}/d")) == ["README.md", "manifest.json", "validation.parquet"]
 
     def refused(self: Any, local: str, remote: str, **more: Any) -> None:

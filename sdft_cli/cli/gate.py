@@ -66,8 +66,8 @@ def gate(
 
     The base model scores held-out expert turns without a reference, with the record's own, and with another record's,
     and answers with and without it. Training runs the same gate before its first step. With --templates or
-    --divergences it ranks them: whether each wording passes, and how far the objective's gradient points to the
-    expert's turns.
+    --divergences it ranks them: whether each wording passes, how likely its teacher finds the expert's turns, and how
+    far the objective's gradient points to them.
 
     Example: sdft gate data/my-sessions --profile cpu-demo --templates again,own_turn --divergences forward_kl,jsd
     """

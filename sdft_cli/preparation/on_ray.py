@@ -85,9 +85,11 @@ def _connected(config: PrepareConfig) -> Iterator[Any]:
 def _own_signals() -> Iterator[None]:
     """Give SIGTERM back to the command: Ray takes it over when it connects."""
     before = signal.getsignal(signal.SIGTERM)
-    yield
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, before)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def _first_line(error: BaseException) -> str:

@@ -14,6 +14,11 @@ from sdft_cli.errors import MachineError
 T = TypeVar("T")
 
 
+def no_room(reason: object) -> MachineError:
+    """Return the error of a temporary file that cannot be written."""
+    return MachineError(f"Writing temporary files failed ({reason}): set TMPDIR to a larger disk.")
+
+
 class OnDisk(Sequence[T], Generic[T]):
     """Items in the order in which they were appended, 8 bytes of memory each; reading one makes a new, equal object.
 
@@ -34,8 +39,7 @@ class OnDisk(Sequence[T], Generic[T]):
         try:
             self._file.write(data)
         except OSError as error:
-            reason = error.strerror or error
-            raise MachineError(f"Writing temporary files failed ({reason}): set TMPDIR to a larger disk.") from error
+            raise no_room(error.strerror or error) from error
         self._ends.append(self._ends[-1] + len(data))
 
     def __len__(self) -> int:
@@ -55,7 +59,10 @@ class OnDisk(Sequence[T], Generic[T]):
 
     def _read(self, index: int) -> T:
         if self._written < len(self):
-            self._file.flush()
+            try:
+                self._file.flush()
+            except OSError as error:
+                raise no_room(error.strerror or error) from error
             self._written = len(self)
         start, end = self._ends[index : index + 2]
         item: T = pickle.loads(os.pread(self._file.fileno(), end - start, start))

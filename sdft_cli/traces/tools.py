@@ -7,7 +7,7 @@ call that was made.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -139,9 +139,3 @@ class OfferedTools:
             return tuple(declared.get(name) or self._named.get(name, _Inferred()).schema(name) for name in names)
         builtin, others = self._offers[agent]
         return (*builtin, *(tool for tool in others if tool.name in self._groups[session.group]))
-
-
-def with_tools(sessions: Sequence[Session], every_builtin: bool = False) -> list[Session]:
-    """Give each session that records no tools the ones that it may have had; see `OfferedTools`."""
-    offered = OfferedTools(sessions, every_builtin)
-    return [offered.given_to(session) for session in sessions]

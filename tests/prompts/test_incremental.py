@@ -18,7 +18,7 @@ from sdft_cli.prompts.incremental import SessionCounter, TokenCounter, ids_in_fu
 from sdft_cli.prompts.template import ChatTemplate, TemplateError
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
 from sdft_cli.traces.source import read_source, resolve_source
-from sdft_cli.traces.tools import with_tools
+from tests.datasets import with_tools
 
 TOOLS = (ToolSchema("Run", "Run it.", '{"type": "object", "properties": {"x": {"type": "string"}}}'),)
 

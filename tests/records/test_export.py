@@ -377,7 +377,7 @@ def test_an_empty_split_and_a_format_that_holds_nothing_are_refused(tmp_path: Pa
 
 def test_real_sessions_are_exported_whole_or_counted(shared_sessions: Path) -> None:
     from sdft_cli.traces.source import read_source, resolve_source
-    from sdft_cli.traces.tools import with_tools
+    from tests.datasets import with_tools
 
     found = with_tools(read_source(resolve_source(str(shared_sessions)), limit=8).sessions, every_builtin=False)
     records = [Record(row(s, turn), s) for s in found for turn in s.assistant_turns()][::5]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from sdft_cli.errors import MachineError
 from sdft_cli.records import Message, Session
 from sdft_cli.records.on_disk import Changed, OnDisk
 
@@ -30,3 +31,12 @@ def test_a_changed_sequence_is_changed_at_each_look() -> None:
     assert (list(changed), changed[2], changed[-1], changed[:2], len(changed)) == ([2, 13, 24], 24, 24, [2, 13], 3)
     added = 2
     assert changed[0] == 3
+
+
+@pytest.mark.usefixtures("no_room")
+def test_a_full_disk_is_one_sentence() -> None:
+    with pytest.raises(MachineError, match=r"Writing temporary files failed \(File too large\): set TMPDIR"):
+        OnDisk(["x" * 1_000] * 200)
+    stored = OnDisk(["x" * 1_000] * 66)  # a part of it is still in a buffer
+    with pytest.raises(MachineError, match=r"Writing temporary files failed \(File too large\)"):
+        list(stored)

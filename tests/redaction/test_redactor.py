@@ -26,7 +26,7 @@ from sdft_cli.redaction.known_values import is_unusual, known_values, redaction_
 from sdft_cli.redaction.redactor import Redactor
 from sdft_cli.traces.examples import write_examples
 from sdft_cli.traces.source import read_source, resolve_source
-from sdft_cli.traces.tools import with_tools
+from tests.datasets import with_tools
 
 KEY = bytes(range(32))
 PERSONAL = {"user_name", "person_name", "email", "host_name", "home_folder"}

@@ -13,7 +13,7 @@ from sdft_cli.errors import DataError
 from sdft_cli.records import Message
 from sdft_cli.traces.readers import reader_for
 from sdft_cli.traces.source import read_source, resolve_source
-from sdft_cli.traces.tools import with_tools
+from tests.datasets import with_tools
 
 TOOL_USE: dict[str, Any] = {
     "prompt": "Tools: add(a, b)\nQuestion: 1 + 2?",

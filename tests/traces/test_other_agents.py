@@ -16,9 +16,9 @@ from sdft_cli.records import Message, Session, ToolCall
 from sdft_cli.traces.fields import IMAGE
 from sdft_cli.traces.other_agents import OTHER_AGENTS, detect, read_other_agent
 from sdft_cli.traces.source import read_file, read_source, resolve_source
-from sdft_cli.traces.tools import with_tools
 from sdft_cli.traces.types import FileSessions
 from tests.conftest import SHARED
+from tests.datasets import with_tools
 from tests.traces.agent_sessions import SESSIONS
 
 WriteLines = Callable[..., Path]

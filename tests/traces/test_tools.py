@@ -5,7 +5,8 @@ import json
 import jsonschema_rs
 
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
-from sdft_cli.traces.tools import declared_tools, infer_schema, with_tools
+from sdft_cli.traces.tools import declared_tools, infer_schema
+from tests.datasets import with_tools
 
 
 def session(name: str, *calls: ToolCall, group: str = "", tools: tuple[ToolSchema, ...] = ()) -> Session:

@@ -35,14 +35,16 @@ class Handover:
 
         Args:
             server: the server.
-            folder: where adapters are written; what is in it is deleted. The server sees it by the same path.
+            folder: in which a folder of this run's is made and deleted; whatever else is in it stays. The server sees
+                it by the same path.
             save: writes the adapter as it is now into a folder, in peft's format.
             every: hand over where so many updates were made since.
             processes: those that share the run.
         """
-        self.server, self.folder, self.every, self.processes = server, folder.absolute(), every, processes
+        self._run = f"sdft-{uuid.uuid4().hex[:8]}"
+        self.folder = folder.absolute() / self._run
+        self.server, self.every, self.processes = server, every, processes
         self._save = save
-        self._run = uuid.uuid4().hex[:8]
         self.name: str | None = None
         self.version = 0
 
@@ -63,7 +65,7 @@ class Handover:
         self.version = -self.every
 
     def take_back(self) -> None:
-        """Unload the adapter and delete its folder, whatever the server says."""
+        """Unload the adapter and delete the folder of this run's adapters, whatever the server says."""
         if self.processes.first:
             with suppress(ServerError):
                 self._unload(LAST_WORDS)
@@ -72,7 +74,7 @@ class Handover:
 
     def _bring(self, made: int) -> str:
         self._unload(self.server.timeout)  # first: a server may have room for one
-        name = f"sdft-{self._run}-{made}"
+        name = f"{self._run}-{made}"
         try:
             shutil.rmtree(self.folder, ignore_errors=True)
             self._save(self.folder / name)

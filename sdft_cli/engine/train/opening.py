@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -206,6 +207,10 @@ def open_server(job: Job, trainer: Trainer, say: Say) -> Iterator[None]:
         return
     from sdft_cli.engine.remote.opening import PROBED, Run, open_sampler
 
+    own = job.folder.parent / f".{job.folder.name}.vllm"  # of this run alone: what a killed one left goes first
+    given = config.rollout.vllm_folder
+    if given is None and trainer.processes.first:
+        shutil.rmtree(own, ignore_errors=True)
     records = sorted(job.data.train, key=lambda r: (r.row.prompt_tokens, r.record_id))
     run = Run(
         config,
@@ -215,14 +220,17 @@ def open_server(job: Job, trainer: Trainer, say: Say) -> Iterator[None]:
         trainer.pad_id,
         prompts=[trainer.example(record).student for record in records[:PROBED]],
         longest=records[-1].row.prompt_tokens,
-        folder=Path(config.rollout.vllm_folder or job.folder.parent / f".{job.folder.name}.vllm"),
+        folder=own if given is None else Path(given),
     )
-    trainer.remote, sentence = open_sampler(run, trainer.processes)
-    say(sentence)
     try:
+        trainer.remote, sentence = open_sampler(run, trainer.processes)
+        say(sentence)
         yield
     finally:
-        trainer.remote.close()
+        if trainer.remote:
+            trainer.remote.close()
+        if given is None and trainer.processes.first:
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def check_shareable(job: Job) -> None:

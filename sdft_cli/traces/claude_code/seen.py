@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 
 from sdft_cli.errors import DataError
+from sdft_cli.records.on_disk import no_room
 from sdft_cli.traces.claude_code.lines import Line, group_of, read
 from sdft_cli.traces.fields import object_of, text_of
 from sdft_cli.traces.packed import opened
@@ -49,17 +50,23 @@ class _First:
             self._things.append(thing)
         return number
 
+    def _execute(self, statement: str, values: tuple[int, ...]) -> sqlite3.Cursor:
+        try:
+            return self._table.execute(statement, values)
+        except sqlite3.OperationalError as error:
+            raise no_room(error) from error
+
     def setdefault(self, key: str | bytes, content: int, group: str, place: Any) -> tuple[int, str, Any]:
-        """Return what was put first under a key, which may be this."""
+        """Return what was put first under a key, which may be this. Raises `MachineError` if the disk is full."""
         if (found := self.get(key)) is not None:
             return found
         row = (hash(key), content, self._number(group), self._number(place))
-        self._table.execute("INSERT INTO first VALUES (?, ?, ?, ?)", row)
+        self._execute("INSERT INTO first VALUES (?, ?, ?, ?)", row)
         return content, group, place
 
     def get(self, key: str | bytes) -> tuple[int, str, Any] | None:
         """Return what was put first under a key, None if nothing was."""
-        row = self._table.execute("SELECT content, grp, place FROM first WHERE key = ?", (hash(key),)).fetchone()
+        row = self._execute("SELECT content, grp, place FROM first WHERE key = ?", (hash(key),)).fetchone()
         return None if row is None else (row[0], self._things[row[1]], self._things[row[2]])
 
 

@@ -189,6 +189,21 @@ def process(tiny_model: Path) -> Iterator[Process]:
     found.kill()
 
 
+def started(asking: list[str], run: Path, steps: int) -> subprocess.Popen[str]:
+    """Start a training in a process of its own; return it when so many steps are written."""
+    training = subprocess.Popen(
+        [sys.executable, "-m", "sdft_cli", *asking],
+        cwd=run.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics, end = run / "metrics.jsonl", time.monotonic() + 120
+    while not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= steps) and time.monotonic() < end:
+        time.sleep(0.02)
+    return training
+
+
 def test_a_server_that_stops_in_the_middle(
     sdft: Sdft, data: Dataset, tiny_model: Path, process: Process, tmp_path: Path
 ) -> None:
@@ -196,18 +211,7 @@ def test_a_server_that_stops_in_the_middle(
     process.start()
     whole = sdft(*asked(data, tiny_model, process.url, "whole", optim__max_steps=20))
     assert whole.returncode == 0, whole.stderr
-    asking = asked(data, tiny_model, process.url, "stopped", optim__max_steps=20)
-    training = subprocess.Popen(
-        [sys.executable, "-m", "sdft_cli", *asking],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics = tmp_path / "stopped" / "metrics.jsonl"
-    end = time.monotonic() + 120
-    while not (metrics.is_file() and len(metrics.read_bytes().splitlines()) >= 3) and time.monotonic() < end:
-        time.sleep(0.02)
+    training = started(asked(data, tiny_model, process.url, "stopped", optim__max_steps=20), tmp_path / "stopped", 3)
     process.kill()
     _, said = training.communicate(timeout=60)
     assert training.returncode == 1, said
@@ -234,18 +238,7 @@ def test_a_server_that_stops_in_the_middle(
 def test_a_signal_ends_the_wait_for_rollouts(data: Dataset, tiny_model: Path, serve: Serve, tmp_path: Path) -> None:
     """The server would answer in minutes; the run is saved at once."""
     server = serve(tiny_model, adapters=True)
-    asking = asked(data, tiny_model, server.url, "run", optim__max_steps=200)
-    training = subprocess.Popen(
-        [sys.executable, "-m", "sdft_cli", *asking],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    end = time.monotonic() + 120
-    while not (metrics.is_file() and metrics.read_bytes().count(b"\n") >= 2) and time.monotonic() < end:
-        time.sleep(0.02)
+    training = started(asked(data, tiny_model, server.url, "run", optim__max_steps=200), tmp_path / "run", 2)
     object.__setattr__(server.service.options, "delay", 300.0)
     time.sleep(1)
     training.send_signal(signal.SIGINT)

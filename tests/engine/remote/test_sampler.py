@@ -57,7 +57,10 @@ def client(server: Any) -> Iterator[Server]:
 def test_greedy_ids_are_those_of_local_decoding(client: Server, backend: Backend, tmp_path: Path) -> None:
     """64 prompts, by the base and by an adapter with values; log-probabilities are those of a training pass."""
     prompts = prompts_of(64)
-    handover = Handover(client, tmp_path / "handover", backend.save_adapter, 1)
+    mine = tmp_path / "handover" / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("of somebody else")
+    handover = Handover(client, mine.parent, backend.save_adapter, 1)
     models = {"base": client.get("/v1/models")["data"][0]["id"], "adapter": handover.bring(0)}
     found = {}
     for case, model in models.items():
@@ -77,7 +80,10 @@ def test_greedy_ids_are_those_of_local_decoding(client: Server, backend: Backend
         assert (token_log_likelihood(states, backend.head, tokens) - told).abs().max() < 1e-4
         found[case] = [y.ids for y in remote]
     assert sum(a != b for a, b in zip(*found.values(), strict=True)) > 32  # the adapter was on
+    handover.bring(1)
+    assert len(list(mine.parent.iterdir())) == 2
     handover.take_back()
+    assert list(mine.parent.iterdir()) == [mine]
 
 
 def test_a_step_of_rollouts(client: Server, server: Any, backend: Backend, tmp_path: Path) -> None:
@@ -102,7 +108,7 @@ def test_a_step_of_rollouts(client: Server, server: Any, backend: Backend, tmp_p
     assert sampler.sample(Wanted(5, [], settings, 80)) == []
     sampler.close()
     assert server.service.adapters == {}
-    assert not (tmp_path / "handover").exists()
+    assert list((tmp_path / "handover").iterdir()) == []  # the folder that was named stays, nothing of ours in it
 
 
 def test_requests_ask_for_the_distribution_and_nothing_else(client: Server, server: Any) -> None:

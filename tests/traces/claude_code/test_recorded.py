@@ -12,7 +12,7 @@ import pytest
 from sdft_cli.records import Session
 from sdft_cli.traces.claude_code.attachments import attachment_blocks
 from sdft_cli.traces.claude_code.reader import read_claude_code
-from sdft_cli.traces.tools import with_tools
+from tests.datasets import with_tools
 from tests.traces.lines import call, line, result, text
 
 Write = Callable[..., Path]
