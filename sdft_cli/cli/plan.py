@@ -57,8 +57,14 @@ def plan(
     ] = None,
     nodes: Annotated[int, option(min=1, metavar="N", help="Machines that these cards are in.")] = 1,
     network: Annotated[
-        float, option(min=0.01, metavar="N", help="GB/s of each machine's network, where there are several.")
-    ] = NETWORK,
+        float | None,
+        option(
+            min=0.01,
+            metavar="N",
+            help="GB/s of each machine's network, with --nodes.",
+            left_out=f"{NETWORK:g}",
+        ),
+    ] = None,
     profile: Profile = None,
     model: Model = None,
     backend: Annotated[str | None, setting("train.backend")] = None,
@@ -74,10 +80,12 @@ def plan(
 
     if nodes > 1 and (gpus is None or gpus % nodes):
         raise UsageError(f"--nodes {nodes} needs --gpus with a multiple of {nodes}: all cards of all machines.")
+    if network is not None and nodes == 1:
+        raise UsageError("--network is what several machines are connected by: say how many with --gpus and --nodes.")
     settings = read_project(project)
     config = settings.train_config(profile, overrides or (), given_settings(context))
     data = read_dataset(dataset or newest_dataset())
-    document = make_plan(config, data, gpu, rollout_tokens, utilisation, fused, gpus, nodes, network)
+    document = make_plan(config, data, gpu, rollout_tokens, utilisation, fused, gpus, nodes, network or NETWORK)
     if as_json:
         print_json(document)
     else:

@@ -19,7 +19,7 @@ from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined
 from torch.distributed.device_mesh import DeviceMesh
 
 from sdft_cli.engine.models.interrupts import Interrupted
-from sdft_cli.engine.parallel.launch import launched
+from sdft_cli.engine.parallel.launch import from_launcher, launched
 from sdft_cli.engine.parallel.layers import Layers, blocks_of, shard_blocks
 from sdft_cli.engine.parallel.peers import Peers
 from sdft_cli.engine.parallel.sharding import Sharding
@@ -249,7 +249,7 @@ def join() -> Processes:
     rank, count = launched()
     if count == 1:
         return ALONE
-    local = int(os.environ.get("LOCAL_RANK", "0"))
+    local = from_launcher("LOCAL_RANK")
     if torch.cuda.is_available():
         if local >= torch.cuda.device_count():
             raise MachineError(
@@ -257,7 +257,7 @@ def join() -> Processes:
                 "many processes as there are GPUs."
             )
         torch.cuda.set_device(local)
-    address = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    address = (os.environ["MASTER_ADDR"], from_launcher("MASTER_PORT"))
     life = f"{os.environ.get('TORCHELASTIC_RUN_ID', '')}/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     try:
         # One for each thread: a call that waits holds its store.

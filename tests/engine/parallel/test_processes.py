@@ -13,7 +13,8 @@ from tests.engine.parallel.launcher import Launcher
 torch = pytest.importorskip("torch")
 
 from sdft_cli.engine.parallel.launch import launched  # noqa: E402
-from sdft_cli.engine.parallel.processes import ALONE  # noqa: E402
+from sdft_cli.engine.parallel.processes import ALONE, join  # noqa: E402
+from sdft_cli.errors import UsageError  # noqa: E402
 
 
 def probed(launcher: Launcher, what: str, count: int, folder: Path) -> list[dict[str, Any]]:
@@ -70,5 +71,14 @@ def test_a_single_process_of_a_launcher_is_alone(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WORLD_SIZE", "3")
     monkeypatch.setenv("RANK", "2")
     assert launched() == (2, 3)
+    for name, wrong, said in (("WORLD_SIZE", "two", "'two'"), ("RANK", "-1", "'-1'"), ("RANK", "3", "counted from 0")):
+        with monkeypatch.context() as changed:
+            changed.setenv(name, wrong)
+            with pytest.raises(UsageError, match=said):
+                launched()
+    with monkeypatch.context() as changed:
+        changed.setenv("MASTER_PORT", "here")
+        with pytest.raises(UsageError, match="MASTER_PORT is 'here'"):
+            join()
     monkeypatch.delenv("MASTER_PORT")
     assert launched() == (0, 1)

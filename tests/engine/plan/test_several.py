@@ -264,3 +264,6 @@ def test_the_command_with_and_without(sdft: Callable[..., Any], tiny_model: Path
     wrong = sdft(*arguments, "--gpus", 4, "--nodes", 3)
     assert wrong.returncode == 2
     assert "--nodes 3 needs --gpus with a multiple of 3" in wrong.stderr
+    wrong = sdft(*arguments, "--gpus", 4, "--network", 50)
+    assert wrong.returncode == 2
+    assert "--network is what several machines are connected by" in wrong.stderr
