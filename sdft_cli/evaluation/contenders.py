@@ -8,7 +8,7 @@ from pathlib import Path
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.load import open_for_eval
 from sdft_cli.engine.passes.choose import choose_sharing
-from sdft_cli.engine.passes.start_check import choose_decoding
+from sdft_cli.engine.passes.start_check import answering_weights, choose_decoding
 from sdft_cli.engine.score.scoring import Role
 from sdft_cli.errors import UsageError
 from sdft_cli.evaluation.evaluation import Contender
@@ -58,7 +58,7 @@ def contenders_of(
     backend = _opened(model, run, run.adapter, sharing, say)
     base = Role(backend, "base", "base")
     yield Contender("base", "base", base, base)
-    yield Contender("tuned", "tuned", Role(backend, "adapter", "merged"), base)
+    yield Contender("tuned", "tuned", Role(backend, "adapter", answering_weights(backend)), base)
     if merged:
         alone = _opened(str(merged), run, None, sharing, say)
         yield Contender("merged", "merged", Role(alone, "base", "base"), base)
@@ -66,7 +66,9 @@ def contenders_of(
     del backend, base
     for name, other in zip(names, controls, strict=True):
         backend = _opened(model, run, other.adapter, sharing, say)  # in the run's dtype, as what it is compared with
-        yield Contender(name, "control", Role(backend, "adapter", "merged"), Role(backend, "base", "base"))
+        yield Contender(
+            name, "control", Role(backend, "adapter", answering_weights(backend)), Role(backend, "base", "base")
+        )
         del backend
 
 

@@ -150,3 +150,11 @@ def go_back(passes: Any, loss: Any) -> None:
 
 def error(found: Any, expected: Any) -> float:
     return float((found - expected).norm() / expected.norm())
+
+
+@torch.no_grad()
+def as_stored(backend: Backend) -> None:
+    """Round a base's fp32 weights to what a bfloat16 checkpoint holds."""
+    for name, parameter in backend.model.named_parameters():
+        if ".lora_" not in name:
+            parameter.copy_(parameter.bfloat16())

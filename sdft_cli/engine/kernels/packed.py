@@ -7,7 +7,7 @@ oneDNN's where torch has no MKL. Making it takes as long as a few steps. The sum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from sdft_cli.engine.kernels.halves import Halves
 
 MOST_ROWS = 32
 """Products of more rows are as fast with plain weights."""
@@ -63,20 +65,36 @@ def packable(model: nn.Module) -> list[nn.Linear]:
 
 
 @contextmanager
-def packed_products(model: nn.Module, rows: int) -> Iterator[None]:
+def packed_products(
+    model: nn.Module, rows: int, halves: Halves | None = None, left_alone: Collection[nn.Module] = ()
+) -> Iterator[None]:
     """Linear layers of a model multiply inputs of `rows` rows with packed weights, which are as they are now.
 
     Other inputs, and any with a gradient, have the plain product.
+
+    Args:
+        model: its layers that are `packable` take part.
+        rows: of the inputs.
+        halves: weights that are packed already, in float16.
+        left_alone: layers that take no part.
     """
-    layers = packable(model)
+    layers = [layer for layer in packable(model) if layer not in left_alone]
     try:
         for layer in layers:
-            product = packed_product(layer.weight, rows, None if layer.bias is None else layer.bias.detach())
+            product = _product_of(layer, rows, halves)
             layer.forward = partial(_forward, layer, product, rows)  # type: ignore[method-assign]
         yield
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
+
+
+def _product_of(layer: nn.Linear, rows: int, halves: Halves | None) -> Product:
+    bias = None if layer.bias is None else layer.bias.detach()
+    half = halves.product(layer.weight) if halves else None
+    if half is None:
+        return packed_product(layer.weight, rows, bias)
+    return half if bias is None else lambda x: half(x).add_(bias)
 
 
 def _forward(layer: nn.Linear, product: Product, rows: int, x: Tensor) -> Tensor:

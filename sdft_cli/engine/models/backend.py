@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from sdft_cli.config import TrainConfig
+from sdft_cli.engine.kernels.halves import Halves
 from sdft_cli.engine.kernels.products import Products
 from sdft_cli.engine.models.head import Head, head_of
 from sdft_cli.engine.models.modes import evaluating, forget_positions
@@ -33,10 +34,11 @@ class Backend(ABC):
     whole only while it runs (FSDP2); `left_pads`, whether prompts of several lengths may be decoded together;
     `plain_head`, whether the model leaves out the scale and the cap that its config names (`head_check.py`); `decoder`,
     what decodes (`engine/passes/decode_steps.py`); `packed_steps`, whether steps over a growing cache have packed
-    weights; `products`, of what kind those of training steps are (`engine/kernels/products.py`); `block_masks`, whether
-    packed passes attend by FlexAttention (`engine/passes/tree_attention.py`); `vllm` is an engine that samples
-    rollouts, with a function that hands it the adapter, if the library brings one; `kernels`, a sentence about the
-    kernels that run it, if it has layers that need some (`engine/kernels/check.py`). `package` has to be installed for
+    weights; `halves`, the base's weights in float16, if it holds them and such steps read those; `products`, of what
+    kind those of training steps are (`engine/kernels/products.py`); `block_masks`, whether packed passes attend by
+    FlexAttention (`engine/passes/tree_attention.py`); `vllm` is an engine that samples rollouts, with a function that
+    hands it the adapter, if the library brings one; `kernels`, a sentence about the kernels that run it, if it has
+    layers that need some (`engine/kernels/check.py`). `package` has to be installed for
     it; `features` are settings that it can honour and others cannot.
     """
 
@@ -55,6 +57,7 @@ class Backend(ABC):
     plain_head: bool = False
     decoder: Decoder = "generate"
     packed_steps: bool = False
+    halves: Halves | None = None
     products: Products = "highest"
     block_masks: bool = False
     vllm: tuple[Any, Any] | None = None

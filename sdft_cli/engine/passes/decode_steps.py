@@ -37,6 +37,7 @@ from sdft_cli.engine.passes.decode_cache import RoomyLayer
 from sdft_cli.engine.passes.depth_first import layers_obstacle
 from sdft_cli.engine.passes.executors import decoding_cache, keeps_a_cache
 from sdft_cli.engine.passes.timing import decoded
+from sdft_cli.engine.passes.updates import updates_beside
 from sdft_cli.errors import VerificationError
 
 Runner = Callable[[], Tensor]
@@ -149,9 +150,14 @@ class GrowingStep:
             with products("highest"):
                 yield
             return
-        head = self.backend.head
-        with products("highest"), packed_products(self.backend.trunk, rows):
-            self.head = replace(head, product=packed_product(head.weight, rows))
+        head, halves = self.backend.head, self.backend.halves
+        with (
+            products("highest"),
+            updates_beside(self.backend.trunk, rows, halves) as done,
+            packed_products(self.backend.trunk, rows, halves, done),
+        ):
+            half = halves.product(head.weight) if halves else None
+            self.head = replace(head, product=half or packed_product(head.weight, rows))
             try:
                 yield
             finally:

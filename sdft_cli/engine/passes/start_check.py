@@ -9,7 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from sdft_cli.engine.kernels.halves import pack_halves
 from sdft_cli.engine.kernels.packed import packable, packs
+from sdft_cli.engine.models.adapters import SamplingWeights, lora_layers
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.device_memory import free_memory, is_out_of_memory
 from sdft_cli.engine.models.head_check import runs
@@ -29,7 +31,7 @@ DECODED = 3
 
 def choose_decoding(backend: Backend, asked: Literal["auto", "off"] = "auto") -> str:
     """Set `backend.decoder` and `backend.packed_steps`, how tokens are decoded; return a sentence that says so."""
-    backend.decoder, backend.packed_steps = "generate", False
+    backend.decoder, backend.packed_steps, backend.halves = "generate", False, None
     if asked == "off":
         return "Decoding: step by step with transformers' generate (rollout.graphs is off)"
     gpu = backend.device.type == "cuda"
@@ -40,7 +42,7 @@ def choose_decoding(backend: Backend, asked: Literal["auto", "off"] = "auto") ->
     if trouble and gpu:
         return f"{WARNING}decoding is step by step with transformers' generate, which is slow on a GPU ({trouble})"
     if trouble:
-        backend.packed_steps = False
+        backend.packed_steps, backend.halves = False, None
         return f"Decoding: step by step with transformers' generate ({trouble})"
     backend.decoder = "fixed" if gpu else "growing"
     if gpu:
@@ -49,7 +51,7 @@ def choose_decoding(backend: Backend, asked: Literal["auto", "off"] = "auto") ->
 
 
 def _choose_packed(backend: Backend) -> str:
-    """Set `backend.packed_steps`, whether weights are packed while a CPU decodes; return what they are.
+    """Set `backend.packed_steps` and `backend.halves`, what a CPU reads while it decodes; return what that is.
 
     Nothing is timed: a choice by time would differ from run to run, and with it the last bits of what is sampled.
     """
@@ -62,7 +64,22 @@ def _choose_packed(backend: Backend) -> str:
     if free is None or 2 * size > free:
         return f"weights as they are (a packed copy takes {size / 1e9:.2f} GB, more than half of what is free)"
     backend.packed_steps = True
-    return "weights packed"
+    backend.halves = pack_halves([*frozen_weights(backend), backend.head.weight])
+    return "weights packed" if backend.halves is None else "base weights read as float16, which holds them"
+
+
+def answering_weights(backend: Backend) -> SamplingWeights:
+    """Return which case of `adapters.weights` an adapted model answers with fastest, by `choose_decoding`."""
+    return "merged" if backend.halves is None else "adapter"
+
+
+def frozen_weights(backend: Backend) -> list[Tensor]:
+    """Return the base's weights that can be packed, without the factors of an adapter."""
+    adapted = lora_layers(backend.trunk).values()
+    factors = {inside for layer in adapted for inside in layer.modules()} - {
+        layer.get_base_layer() for layer in adapted
+    }
+    return [layer.weight for layer in packable(backend.trunk) if layer not in factors]
 
 
 def steps_trouble(backend: Backend, decoder: Literal["fixed", "growing"] = "fixed") -> str | None:

@@ -27,8 +27,9 @@ ADDABLE = (torch.float32, torch.bfloat16, torch.float16)
 def choose_sampling_weights(backend: Backend, settings: RolloutSettings) -> tuple[SamplingWeights, str]:
     """Return which case of `adapters.weights` samples, and a sentence that says it and why.
 
-    An engine of the backend takes the adapter, and so does a base in shards. Else `auto` takes the merged copy if it
-    fits in half of the memory that is free now, or leaves the adapter on.
+    An engine of the backend takes the adapter, and so does a base in shards. Else `auto` leaves the adapter on where
+    steps of decoding read the base in float16 (`backend.halves`), or takes the merged copy if it fits in half of the
+    memory that is free now.
 
     Raises:
         UsageError: merged was asked for, and a base weight is quantised, so that nothing can be added to it.
@@ -37,6 +38,8 @@ def choose_sampling_weights(backend: Backend, settings: RolloutSettings) -> tupl
         return "adapter", "Rollouts: sampled by unsloth's vLLM engine, which gets the adapter anew for every step"
     if backend.sharded:
         return "adapter", "Rollouts: sampled with the adapter on (the base is in shards, of which no copy is made)"
+    if backend.halves is not None and settings.weights == "auto":
+        return "adapter", "Rollouts: sampled with the adapter on, beside base weights in float16, which holds them"
     size, quantised = merged_copy(backend)
     return decide_weights(settings.weights, size, free_memory(backend.device), quantised)
 

@@ -8,6 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
+from sdft_cli.engine.kernels.halves import pack_halves, reads_halves  # noqa: E402
 from sdft_cli.engine.kernels.packed import MOST_ROWS  # noqa: E402
 from sdft_cli.engine.models.adapters import weights  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
@@ -23,9 +24,10 @@ from sdft_cli.engine.passes.decode_steps import (  # noqa: E402
     decode_in_steps,
     steps_obstacle,
 )
+from sdft_cli.engine.passes.start_check import frozen_weights  # noqa: E402
 from sdft_cli.errors import VerificationError  # noqa: E402
 from tests.engine.models.families import make_model  # noqa: E402
-from tests.engine.trees import PROMPTS, ids, make  # noqa: E402
+from tests.engine.trees import PROMPTS, as_stored, ids, make  # noqa: E402
 
 WAYS = [
     ("llama", "none"),
@@ -37,17 +39,24 @@ WAYS = [
 GREEDY = Sampling(None, 1.0, (), 0)
 
 
-OURS = ["fixed", "growing", "packed"]
-"""Kinds of step; `packed`: over a growing cache, with packed weights."""
+OURS = ["fixed", "growing", "packed", "halves"]
+"""Kinds of step; `packed`: over a growing cache, with packed weights; `halves`: in float16, which holds them."""
 
 
 def use(backend: Backend, kind: str) -> None:
-    backend.decoder, backend.packed_steps = ("growing", True) if kind == "packed" else (kind, False)  # type: ignore
+    ours = kind in ("packed", "halves")
+    backend.decoder, backend.packed_steps = ("growing", True) if ours else (kind, False)  # type: ignore
+    backend.halves = pack_halves([*frozen_weights(backend), backend.head.weight]) if kind == "halves" else None
+    assert (backend.halves is None) == (kind != "halves")
 
 
 def both(backend: Backend, kind: str, *arguments: Any, **settings: Any) -> tuple[Any, Any]:
     """What `generate` decodes, and what comes of steps of our own."""
     found = []
+    if kind == "halves":
+        if not reads_halves():
+            pytest.skip("this torch has no products with float16 weights")
+        as_stored(backend)
     for decoder in ("generate", kind):
         use(backend, decoder)
         torch.manual_seed(3)
@@ -90,11 +99,16 @@ def test_samples_of_a_seed_are_those_of_generate_with_their_stops_and_padding(ca
     assert freely == free != expected
 
 
-def test_packed_weights_are_those_that_are_on_and_plain_ones_are_back_afterwards() -> None:
+@pytest.mark.parametrize("ours", ["packed", "halves"])
+def test_packed_weights_are_those_that_are_on_and_plain_ones_are_back_afterwards(ours: str) -> None:
     backend = make("llama")
-    use(backend, "packed")
+    if ours == "halves":
+        if not reads_halves():
+            pytest.skip("this torch has no products with float16 weights")
+        as_stored(backend)
+    use(backend, ours)
     found = {}
-    for case in ("base", "merged", "base"):
+    for case in ("base", "merged", "adapter", "base"):
         with weights(backend.model, case):  # type: ignore[arg-type]
             answers = generate(backend, PROMPTS, 20, [], 0, record_log_probs=True)
             for prompt, answer in zip(PROMPTS, answers, strict=True):
@@ -102,6 +116,7 @@ def test_packed_weights_are_those_that_are_on_and_plain_ones_are_back_afterwards
                 assert float((own - plain_log_probs(backend, prompt, answer.ids)).abs().max()) < 1e-5
         found[case] = answers
         assert not any("forward" in vars(module) for module in backend.model.modules())
+    assert [a.ids for a in found["merged"]] == [a.ids for a in found["adapter"]]
     assert found["merged"] != found["base"]
 
 
@@ -110,7 +125,9 @@ def test_few_tokens_and_many_rows_are_not_worth_packing(monkeypatch: pytest.Monk
     use(backend, "packed")
     packed: list[int] = []
     own = decode_steps.packed_products
-    monkeypatch.setattr(decode_steps, "packed_products", lambda model, rows: packed.append(rows) or own(model, rows))
+    monkeypatch.setattr(
+        decode_steps, "packed_products", lambda model, rows, *rest: packed.append(rows) or own(model, rows)
+    )
     for prompts, tokens in (([[5, 6]] * 2, PACKED_FROM - 1), ([[5, 6]] * (MOST_ROWS + 1), 9), ([[5, 6]] * 2, 9)):
         generate(backend, prompts, tokens, [], 0)
     assert packed == [2]
@@ -135,7 +152,7 @@ def test_one_token_prompts_and_one_token_answers(ours: str) -> None:
 
 
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-@pytest.mark.parametrize("ours", OURS)
+@pytest.mark.parametrize("ours", [kind for kind in OURS if kind != "halves"])  # float16 does not hold such a head
 def test_logits_that_are_not_finite_are_one_sentence(ours: str, top_p: float) -> None:
     backend = make("llama")
     backend.head.weight.data[:] = torch.nan
