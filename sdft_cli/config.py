@@ -170,7 +170,9 @@ class RolloutSettings(_Config):
     )
     per_record: int = Field(1, gt=0, description="rollouts of each record of a step")
     weights: Literal["auto", "merged", "adapter"] = Field(
-        "auto", description="sample from a merged second copy of the adapted weights (faster); auto: if memory allows"
+        "auto",
+        description="sample from a merged second copy of the adapted weights (faster); auto: if memory allows, and not "
+        "on a CPU that reads the base as float16 (faster still)",
     )
     graphs: Annotated[Literal["auto", "off"], OFF] = Field(
         "auto", description="auto: decode in steps of our own, on a GPU replayed as CUDA graphs; off: by generate"

@@ -10,6 +10,7 @@ modes                 dropout, training and eval mode, positions: what must not 
 limits                what a model's config and tokenizer rule out, before it is loaded
 load                  which backend a run takes, what the machine must have, and loading
 adapters              LoRA on the language trunk; which weights are on: adapter, base, average, merged
+updates               LoRA updates beside base weights in float16, while a CPU decodes
 disk_names            which tensors on disk hold a parameter; targets that could not be merged are refused
 targets               which modules an adapter sits on, known before weights are loaded
 device_memory         free memory, and what to lower when it ran out

@@ -38,8 +38,8 @@ class Backend(ABC):
     kind those of training steps are (`engine/kernels/products.py`); `block_masks`, whether packed passes attend by
     FlexAttention (`engine/passes/tree_attention.py`); `vllm` is an engine that samples rollouts, with a function that
     hands it the adapter, if the library brings one; `kernels`, a sentence about the kernels that run it, if it has
-    layers that need some (`engine/kernels/check.py`). `package` has to be installed for
-    it; `features` are settings that it can honour and others cannot.
+    layers that need some (`engine/kernels/check.py`). `package` has to be installed for it; `features` are settings
+    that it can honour and others cannot.
     """
 
     name: str

@@ -37,7 +37,7 @@ from sdft_cli.engine.passes.decode_cache import RoomyLayer
 from sdft_cli.engine.passes.depth_first import layers_obstacle
 from sdft_cli.engine.passes.executors import decoding_cache, keeps_a_cache
 from sdft_cli.engine.passes.timing import decoded
-from sdft_cli.engine.passes.updates import updates_beside
+from sdft_cli.engine.models.updates import updates_beside
 from sdft_cli.errors import VerificationError
 
 Runner = Callable[[], Tensor]
