@@ -32,12 +32,12 @@ from sdft_cli.engine.kernels.packed import MOST_ROWS, packed_product, packed_pro
 from sdft_cli.engine.kernels.products import products
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.head import Head
+from sdft_cli.engine.models.updates import updates_beside
 from sdft_cli.engine.passes.attention import SLOTS, slot_attention, takes_kernels
 from sdft_cli.engine.passes.decode_cache import RoomyLayer
 from sdft_cli.engine.passes.depth_first import layers_obstacle
 from sdft_cli.engine.passes.executors import decoding_cache, keeps_a_cache
 from sdft_cli.engine.passes.timing import decoded
-from sdft_cli.engine.models.updates import updates_beside
 from sdft_cli.errors import VerificationError
 
 Runner = Callable[[], Tensor]

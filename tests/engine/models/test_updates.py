@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 
 from sdft_cli.engine.kernels.halves import pack_halves, reads_halves  # noqa: E402
 from sdft_cli.engine.models.adapters import lora_layers, weights  # noqa: E402
-from sdft_cli.engine.passes.start_check import frozen_weights  # noqa: E402
 from sdft_cli.engine.models.updates import updates_beside  # noqa: E402
+from sdft_cli.engine.passes.start_check import frozen_weights  # noqa: E402
 from tests.engine.trees import as_stored, make  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not reads_halves(), reason="this torch has no products with float16 weights")
