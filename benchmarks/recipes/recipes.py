@@ -63,6 +63,7 @@ ADDITIONS = (
     Recipe("steps of one session", settings={"optim.group_by": "session"}),
     Recipe("whole rollouts from the start", settings={"rollout.start_tokens": "null"}),
     Recipe("rate 1e-3", settings={"optim.learning_rate": "1e-3"}),
+    Recipe("rate 3e-3", settings={"optim.learning_rate": "3e-3"}),
 )
 """One addition at a time, on the wording `BASIS` with forward KL."""
 
