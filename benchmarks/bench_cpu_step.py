@@ -17,6 +17,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +41,8 @@ def best(ways: dict[str, Way], rounds: int) -> dict[str, float]:
 
 
 def tell(what: str, seconds: dict[str, float], per: int = 1) -> None:
-    """Print a line: milliseconds of two ways, and how many times as fast the second one is."""
-    (first, before), (second, now) = seconds.items()
+    """Print a line: milliseconds of two ways, the first and the last, and how many times as fast the second one is."""
+    (first, before), *_, (second, now) = seconds.items()
     print(
         f"{what:<44} {first} {1e3 * before / per:8.2f} ms   {second} {1e3 * now / per:8.2f} ms   {before / now:5.2f} x",
         flush=True,
@@ -105,63 +107,70 @@ def draw(rows: int, rounds: int) -> None:
 
     logits = 3 * torch.randn(rows, 49152)
     logits[:, :20] += 12  # most of a trained model's mass is on a few words
-    sampling = Sampling(0.8, 0.95, (), 0)
+    sampling = Sampling(0.8, 0.95, (), 0, list(range(rows)))
+    places = sampling.places(1, logits.device)
+    assert places is not None
 
     def theirs() -> Tensor:
         warped = TopPLogitsWarper(0.95)(None, TemperatureLogitsWarper(0.8)(None, logits))
         return torch.multinomial(warped.softmax(-1), num_samples=1)
 
     tell(
-        f"drawing a token of {rows} rows", best({"all words": theirs, "nucleus": lambda: sampling.draw(logits)}, rounds)
+        f"drawing a token of {rows} rows",
+        best({"all words": theirs, "nucleus": lambda: sampling.draw(logits, places[:, 0])}, rounds),
     )
 
 
 def products(model: Any, rows: int, rounds: int) -> None:
-    """All products of a step of decoding: plain, and with packed weights."""
+    """All products of a step of decoding: plain, with packed weights, and with weights read as float16."""
+    from sdft_cli.engine.kernels.halves import pack_halves
     from sdft_cli.engine.kernels.packed import packable, packed_product
 
     weights = [layer.weight.detach() for layer in packable(model)]
     inputs = {width: torch.randn(rows, width) for width in {w.shape[1] for w in weights}}
+    plain = [(lambda x, w=w: functional.linear(x, w)) for w in weights]
     start = time.perf_counter()
-    packed = [(packed_product(w, rows), inputs[w.shape[1]]) for w in weights]
-    packing = time.perf_counter() - start
+    packed = [packed_product(w, rows) for w in weights]
+    middle = time.perf_counter()
+    halves = pack_halves(weights)
+    print(f"packed in {middle - start:.2f} s, as float16 in {time.perf_counter() - middle:.2f} s")
 
-    def plain() -> None:
-        for weight in weights:
-            functional.linear(inputs[weight.shape[1]], weight)
+    def way(products: list[Any]) -> Way:
+        return lambda: [product(inputs[w.shape[1]]) for product, w in zip(products, weights, strict=True)]
 
-    def fast() -> None:
-        for product, x in packed:
-            product(x)
-
-    size = sum(w.nbytes for w in weights) / 1e9
-    seconds = best({"plain": plain, "packed": fast}, rounds)
-    tell(f"products of {rows} rows with {size:.2f} GB", seconds)
-    rates = " and ".join(f"{size / value:.1f}" for value in seconds.values())
-    print(f"{'':<44} read at {rates} GB/s; packed in {packing:.2f} s")
+    tell(f"products of {rows} rows", best({"plain": way(plain), "packed": way(packed)}, rounds))
+    if halves is not None:
+        read = [halves.product(w) for w in weights]
+        tell(f"products of {rows} rows", best({"plain": way(plain), "as float16": way(read)}, rounds))
 
 
-def decode(backend: Any, rows: int, tokens: int, rounds: int) -> None:
-    """A decoded token of a batch behind prompts of 120 to 190 tokens, prefill and packing left out and told."""
+def made_up(rows: int) -> list[list[int]]:
+    """Prompts of 120 to 190 tokens and more; what follows them has no likely word."""
+    drawn = torch.Generator().manual_seed(0)
+    return [torch.randint(100, 40000, (120 + 10 * i,), generator=drawn).tolist() for i in range(rows)]
+
+
+def decode(backend: Any, prompts: list[list[int]], tokens: int, rounds: int, what: str) -> None:
+    """A decoded token of a batch, prefill and packing left out and told: of a merged copy by `generate`, and as now."""
+    from sdft_cli.engine.models.adapters import weights
     from sdft_cli.engine.passes.decode import generate
-    from sdft_cli.engine.passes.start_check import choose_decoding
+    from sdft_cli.engine.passes.start_check import answering_weights, choose_decoding
 
     print(choose_decoding(backend))
     now = backend.decoder, backend.packed_steps
-    drawn = torch.Generator().manual_seed(0)
-    prompts = [torch.randint(100, 40000, (120 + 10 * i,), generator=drawn).tolist() for i in range(rows)]
 
-    def run(new: int, decoder: str, packed: bool) -> Way:
+    def run(new: int, case: Any, decoder: str, packed: bool) -> Way:
         def way() -> None:
             backend.decoder, backend.packed_steps = decoder, packed
-            generate(backend, prompts, new, [], 0, 0.8, 0.95, record_log_probs=True)
+            with weights(backend.model, case) if hasattr(backend.model, "disable_adapter") else nullcontext():
+                generate(backend, prompts, new, [], 0, 0.8, 0.95, record_log_probs=True)
 
         return way
 
-    both = {"generate": ("generate", False), "steps": now}
+    both = {"generate": ("merged", "generate", False), "now": (answering_weights(backend), *now)}
     short = best({name: run(8, *way) for name, way in both.items()}, rounds)
     long = best({name: run(8 + tokens, *way) for name, way in both.items()}, rounds)
-    tell(f"a decoded token of {rows} rows", {name: long[name] - short[name] for name in both}, tokens)
+    tell(f"a decoded token of {what}", {name: long[name] - short[name] for name in both}, tokens)
     tell(f"{8 + tokens} tokens with prefill and packing", long)
     backend.decoder, backend.packed_steps = now
 
@@ -170,19 +179,25 @@ FIRST_DEMO = ["distill.divergence=reverse_kl", "distill.lambda_on_policy=1", "ro
 """What the profile had at commit b3f7de5, against which steps are timed."""
 
 
-def steps(dataset: Path, count: int) -> None:
-    """Steps of the profile `cpu-demo` by phase, all of it on-policy."""
+def steps(dataset: Path, count: int, chosen: argparse.Namespace) -> None:
+    """Steps of the profile `cpu-demo` by phase, all of it on-policy; a token behind prompts of the dataset before."""
     from sdft_cli.config import load_train_config
     from sdft_cli.engine.objective.batches import Order
     from sdft_cli.engine.passes.timing import Phases
-    from sdft_cli.engine.train.opening import Job, load
     from sdft_cli.records import read_dataset
 
+    where = "opening" if find_spec("sdft_cli.engine.train.opening") else "run"  # as on commits before that module
+    opening = import_module(f"sdft_cli.engine.train.{where}")
     config, data = load_train_config("cpu-demo", FIRST_DEMO), read_dataset(dataset)
+    if hasattr(config.rollout, "start_tokens"):  # every rollout has the same length, as at that commit
+        config = load_train_config("cpu-demo", [*FIRST_DEMO, "rollout.start_tokens=null"])
     with tempfile.TemporaryDirectory() as folder:
-        trainer = load(Job(config, data, Path(folder)), lambda text: print(text)).trainer
+        trainer = opening.load(opening.Job(config, data, Path(folder)), lambda text: print(text)).trainer
         order = Order([record.row for record in data.train], config.optim, 0)
         found: dict[str, float] = {}
+        if not chosen.only_steps:
+            prompts = [trainer.example(record).student for record in data.train[: chosen.rows]]
+            decode(trainer.backend, prompts, chosen.tokens, chosen.rounds, f"{chosen.rows} rows, adapter on")
         for step in range(1, count + 1):
             examples = [trainer.example(data.train[i]) for i in order.step(step).indices]
             with _products(trainer.backend):
@@ -214,7 +229,9 @@ def parts(chosen: argparse.Namespace) -> None:
     draw(chosen.rows, 4 * chosen.rounds)
     backend = open_for_eval(resolve_model(chosen.model), "float32", None, None)
     products(backend.base, chosen.rows, 2 * chosen.rounds)
-    decode(backend, chosen.rows, chosen.tokens, max(1, chosen.rounds // 2))
+    decode(
+        backend, made_up(chosen.rows), chosen.tokens, max(1, chosen.rounds // 2), f"{chosen.rows} rows, made-up text"
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -234,7 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not chosen.only_steps:
         parts(chosen)
     if chosen.dataset:
-        steps(chosen.dataset, chosen.steps)
+        steps(chosen.dataset, chosen.steps, chosen)
 
 
 if __name__ == "__main__":

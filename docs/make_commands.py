@@ -94,7 +94,7 @@ def _first_comment(text: str) -> str:
 
 WORDINGS = {
     "expert_reference": "The target run's: the expert's turn in a block, in a last user message. The default.",
-    "again": "The expert's turn four times in the model's own turns, each asked for again. The demo's.",
+    "again": "The expert's turn five times in the model's own turns, each asked for again. The demo's.",
     "own_turn": "The expert's turn once in the model's own turn, then asked for again.",
     "examples": "Three short examples of repeating, then the expert's turn to be repeated.",
     "repeat": "A block and the order to repeat it. Small models begin their answer with the block's tag.",

@@ -90,7 +90,7 @@ def test_a_whole_run_is_one_folder_with_one_manifest_and_is_not_done_twice(
 
     other = sdft("run", "--resume", "--set", "optim.learning_rate=1e-5")
     assert other.returncode == 2
-    assert "started with optim.learning_rate=0.003" in other.stderr
+    assert "started with optim.learning_rate=0.002" in other.stderr
     project = (tmp_path / "sdft.yaml").read_text()
     (tmp_path / "sdft.yaml").write_text(project.replace("validation_fraction: 0.3", "validation_fraction: 0.5"))
     other = sdft("run", "--resume")

@@ -47,6 +47,8 @@ PACKED_FROM = 8
 """Weights are packed for so many new tokens or more: packing takes as long as some steps save."""
 FIRST = 64
 """Words among which a nucleus is looked for first."""
+SHARES = (0x3F800000 >> 16) + 1
+"""How many leading 16 bits a number from 0 to 1 in fp32 can have."""
 
 
 def steps_obstacle(backend: Backend) -> str | None:
@@ -261,8 +263,8 @@ def first_to_arrive(shares: Tensor, words: Tensor, places: Tensor) -> Tensor:
 def nucleus(shares: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """Return the fewest most likely words whose shares reach `top_p`, at least one, as transformers' TopPLogitsWarper.
 
-    Of the `FIRST` most likely words if they reach it in all rows, else of more: sorting all of a large vocabulary takes
-    longer than a small model's step.
+    Of the `FIRST` most likely words if they reach it in all rows, else of as many as are needed: sorting all of a large
+    vocabulary takes a good part of a small model's step.
 
     Args:
         shares: (B, V), each row adds up to 1.
@@ -270,13 +272,27 @@ def nucleus(shares: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
 
     Returns shares (B, n), 0 behind the last word of a row's nucleus and not normalised, and the words (B, n).
     """
-    count = min(FIRST, shares.shape[-1])
-    while True:
-        found, words = shares.topk(count)
+    every = shares.shape[-1]
+    for count in (min(FIRST, every), None, every):
+        found, words = shares.topk(_needed(shares, top_p) if count is None else count)
         before = found.cumsum(-1) - found
-        if count == shares.shape[-1] or bool((before[:, -1] >= top_p).all()):
-            return found.masked_fill(before >= top_p, 0.0), words
-        count = min(16 * count, shares.shape[-1])
+        if count == every or bool((before[:, -1] >= top_p).all()):
+            break
+    return found.masked_fill(before >= top_p, 0.0), words
+
+
+def _needed(shares: Tensor, top_p: float) -> int:
+    """Return how many of the most likely words reach `top_p` in each row (B, V), and one more; or, by rounding, nearly.
+
+    Words are counted by the leading 16 bits of their shares, which are in the order of positive floats.
+    """
+    shares = shares.float()
+    kinds = (shares.view(torch.int32) >> 16).long()
+    mass = shares.new_zeros((len(shares), SHARES)).scatter_add_(1, kinds, shares)
+    reached = mass.flip(-1).cumsum(-1) < top_p  # from the largest shares on
+    least = (SHARES - 1 - reached.sum(-1, keepdim=True)).clamp(min=0)
+    lowest = (least.int() << 16).view(torch.float32)
+    return min(shares.shape[-1], int((shares >= lowest).sum(-1).max()) + 1)
 
 
 def decode_in_steps(

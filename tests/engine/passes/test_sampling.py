@@ -77,6 +77,19 @@ def test_the_nucleus_is_that_of_transformers(
     assert torch.allclose(found, expected, atol=1e-12)
 
 
+@pytest.mark.parametrize("sharp", [0.0, 0.5, 2.0, 4.0, 30.0])
+def test_as_many_words_are_sorted_as_are_needed_and_no_more(sharp: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At most 1% more than a nucleus has, and the words that are as likely as its last one."""
+    shares = (sharp * torch.randn(4, 30_000, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    sizes: list[int] = []
+    topk = torch.Tensor.topk
+    monkeypatch.setattr(torch.Tensor, "topk", lambda self, count: sizes.append(count) or topk(self, count))
+    found, _ = nucleus(shares, 0.9)
+    most = int((found > 0).sum(-1).max())
+    assert len(sizes) == (1 if most < decode_steps.FIRST else 2)
+    assert sizes[-1] <= (30_000 if sharp == 0 else max(decode_steps.FIRST, 1.01 * most + 2))
+
+
 @pytest.mark.parametrize(("equal", "top_p", "kept"), [(8, 0.49, 4), (8, 0.51, 5), (1000, 0.9501, 951), (3, 0.01, 1)])
 def test_of_words_that_are_equally_likely_as_many_are_kept(equal: int, top_p: float, kept: int) -> None:
     """Which ones is anybody's choice: theirs are others."""
