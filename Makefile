@@ -7,7 +7,7 @@ LOCKS := requirements/cpu.txt requirements/no-deps.txt
 
 .PHONY: demo test check pages docs lock lock-gpu clean
 
-demo: $(STAMP)  ## prepare, train, merge and evaluate on example sessions, 10 to 13 minutes on two cores
+demo: $(STAMP)  ## prepare, train, merge and evaluate on example sessions, 8 to 13 minutes on two cores
 	$(BIN)/sdft demo --out demo --overwrite
 
 test: $(STAMP)  ## lint, types, tests

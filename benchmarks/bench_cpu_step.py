@@ -1,13 +1,13 @@
 """What a step costs on a CPU: attention of packed passes, a decoded token and its parts, and whole steps.
 
     python -m benchmarks.bench_cpu_step [--threads 2] [--model smollm2-135m] [--rows 8] [--tokens 24]
-                                        [--dataset DATASET [--steps 3] [--only-steps]]
+                                        [--dataset DATASET [--steps 3] [--only-steps] [--only-token]]
 
 Each line compares two ways on the same inputs in this process, which take turns; times are the best of some rounds, so
 that other work on the machine counts little. The first way is that of version 0.1: attention behind a dense mask in
 blocks of 512 queries, transformers' `generate`, its warpers over the whole vocabulary. With a dataset of `sdft
 prepare`, steps of the profile `cpu-demo` are timed by phase; the same script runs on older commits for that
-(`--only-steps`).
+(`--only-steps`). `--only-token` times a decoded token behind prompts of the dataset, and nothing else.
 """
 
 from __future__ import annotations
@@ -198,6 +198,8 @@ def steps(dataset: Path, count: int, chosen: argparse.Namespace) -> None:
         if not chosen.only_steps:
             prompts = [trainer.example(record).student for record in data.train[: chosen.rows]]
             decode(trainer.backend, prompts, chosen.tokens, chosen.rounds, f"{chosen.rows} rows, adapter on")
+        if chosen.only_token:
+            return
         for step in range(1, count + 1):
             examples = [trainer.example(data.train[i]) for i in order.step(step).indices]
             with _products(trainer.backend):
@@ -245,10 +247,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--dataset", type=Path)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--only-steps", action="store_true", help="as on commits before these kernels")
+    parser.add_argument("--only-token", action="store_true", help="nothing but a decoded token; needs --dataset")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     print(f"{chosen.threads} threads, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
-    if not chosen.only_steps:
+    if not chosen.only_steps and not chosen.only_token:
         parts(chosen)
     if chosen.dataset:
         steps(chosen.dataset, chosen.steps, chosen)

@@ -55,7 +55,7 @@ def demo(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Prepare, train, merge and evaluate on made-up sessions with SmolLM2-135M; 10 to 13 minutes on two cores.
+    """Prepare, train, merge and evaluate on made-up sessions with SmolLM2-135M; 8 to 13 minutes on two cores.
 
     Example: sdft demo --out demo
     """
