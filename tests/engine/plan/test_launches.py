@@ -89,7 +89,8 @@ def _with_gradient(backend: TransformersBackend, ids: list[int], counter: Launch
 def _decoded(
     backend: TransformersBackend, ids: list[int], config: Any, case: Any, tokens: int, counter: Launches
 ) -> int:
-    settings = config.rollout.model_copy(update={"max_new_tokens": tokens})
+    # The nucleus of a random model holds most words; of a trained one, few, which are found at once.
+    settings = config.rollout.model_copy(update={"max_new_tokens": tokens, "top_p": 0.05})
     return counter.of(lambda: sample_rollouts(backend, [ids], settings, [], 0, 0, case))
 
 

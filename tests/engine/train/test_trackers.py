@@ -33,7 +33,7 @@ def test_nested_numbers_are_flat_and_nothing_else_is_left() -> None:
 
 def test_settings_have_one_level_and_no_lists() -> None:
     found = tracking.settings(load_train_config("cpu-demo", ["lora.target_modules=[q_proj, v_proj]"]))
-    assert found["optim/learning_rate"] == 3e-3
+    assert found["optim/learning_rate"] == 2e-3
     assert found["gradient_checkpointing"] is False
     assert found["lora/target_modules"].startswith("['q_proj', ")
     assert {type(value) for value in found.values()} <= {bool, int, float, str}
