@@ -239,7 +239,7 @@ def parts(chosen: argparse.Namespace) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, help="as torch has them, if it is left out")
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=24)
@@ -249,8 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only-steps", action="store_true", help="as on commits before these kernels")
     parser.add_argument("--only-token", action="store_true", help="nothing but a decoded token; needs --dataset")
     chosen = parser.parse_args(arguments)
-    torch.set_num_threads(chosen.threads)
-    print(f"{chosen.threads} threads, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
+    if chosen.threads:
+        torch.set_num_threads(chosen.threads)
+    print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")
     if not chosen.only_steps and not chosen.only_token:
         parts(chosen)
     if chosen.dataset:
