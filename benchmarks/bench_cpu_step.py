@@ -41,8 +41,8 @@ def best(ways: dict[str, Way], rounds: int) -> dict[str, float]:
 
 
 def tell(what: str, seconds: dict[str, float], per: int = 1) -> None:
-    """Print a line: milliseconds of two ways, the first and the last, and how many times as fast the second one is."""
-    (first, before), *_, (second, now) = seconds.items()
+    """Print a line: milliseconds of two ways, and how many times as fast the second one is."""
+    (first, before), (second, now) = seconds.items()
     print(
         f"{what:<44} {first} {1e3 * before / per:8.2f} ms   {second} {1e3 * now / per:8.2f} ms   {before / now:5.2f} x",
         flush=True,
@@ -249,6 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only-steps", action="store_true", help="as on commits before these kernels")
     parser.add_argument("--only-token", action="store_true", help="nothing but a decoded token; needs --dataset")
     chosen = parser.parse_args(arguments)
+    if chosen.dataset is None and (chosen.only_steps or chosen.only_token):
+        parser.error("--only-steps and --only-token need --dataset")
     if chosen.threads:
         torch.set_num_threads(chosen.threads)
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {torch.backends.cpu.get_cpu_capability()}")

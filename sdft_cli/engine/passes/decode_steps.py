@@ -289,8 +289,8 @@ def _needed(shares: Tensor, top_p: float) -> int:
     shares = shares.float()
     kinds = (shares.view(torch.int32) >> 16).long()
     mass = shares.new_zeros((len(shares), SHARES)).scatter_add_(1, kinds, shares)
-    reached = mass.flip(-1).cumsum(-1) < top_p  # from the largest shares on
-    least = (SHARES - 1 - reached.sum(-1, keepdim=True)).clamp(min=0)
+    short = mass.flip(-1).cumsum(-1) < top_p  # from the largest shares on
+    least = (SHARES - 1 - short.sum(-1, keepdim=True)).clamp(min=0)
     lowest = (least.int() << 16).view(torch.float32)
     return min(shares.shape[-1], int((shares >= lowest).sum(-1).max()) + 1)
 

@@ -13,11 +13,14 @@ torch = pytest.importorskip("torch")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils._pytree import tree_leaves  # noqa: E402
 
+from sdft_cli.config import load_train_config  # noqa: E402
+from sdft_cli.engine.kernels.halves import reads_halves  # noqa: E402
 from sdft_cli.engine.passes.decode import generate, left_padded  # noqa: E402
 from sdft_cli.engine.passes.decode_steps import FixedStep, Sampling, decode_in_steps  # noqa: E402
 from sdft_cli.engine.passes.replay import WARM, Replay, runner_of  # noqa: E402
-from sdft_cli.engine.passes.start_check import choose_decoding, steps_trouble  # noqa: E402
-from tests.engine.trees import PROMPTS, make  # noqa: E402
+from sdft_cli.engine.passes.start_check import answering_weights, choose_decoding, steps_trouble  # noqa: E402
+from sdft_cli.engine.train.rollouts import choose_sampling_weights  # noqa: E402
+from tests.engine.trees import PROMPTS, as_stored, make  # noqa: E402
 
 GREEDY = Sampling(None, 1.0, (), 0)
 
@@ -147,6 +150,24 @@ def test_without_a_gpu_a_step_runs_as_it_is_and_generate_decodes() -> None:
     assert choose_decoding(backend).startswith("Decoding: steps over a growing cache, weights ")
     assert backend.decoder == "growing"
     assert choose_decoding(backend, "off").endswith("generate (rollout.graphs is off)")
+
+
+@pytest.mark.skipif(not reads_halves(), reason="this torch has no products with float16 weights")
+@pytest.mark.parametrize("kind", ["llama", "hybrid"])
+def test_a_base_that_was_stored_in_16_bits_is_read_so_and_keeps_its_adapter_on(kind: str) -> None:
+    """The adapter, which was trained in fp32, has no say in it; a base that was stored in fp32 is packed as it is."""
+    backend, settings = make(kind), load_train_config("cpu-demo").rollout
+    assert choose_decoding(backend).endswith("weights packed (checked on this model)")
+    assert backend.halves is None
+    assert answering_weights(backend) == choose_sampling_weights(backend, settings)[0] == "merged"
+    as_stored(backend)
+    assert "base weights read as float16" in choose_decoding(backend)
+    assert backend.halves is not None
+    assert answering_weights(backend) == choose_sampling_weights(backend, settings)[0] == "adapter"
+    asked = settings.model_copy(update={"weights": "merged"})
+    assert choose_sampling_weights(backend, asked)[0] == "merged"
+    choose_decoding(backend, "off")
+    assert (backend.halves, answering_weights(backend)) == (None, "merged")
 
 
 @pytest.mark.parametrize("kind", ["llama", "hybrid"])
