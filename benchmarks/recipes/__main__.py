@@ -24,6 +24,9 @@ from benchmarks.recipes.runs import Study, evaluate, records_of, train
 from benchmarks.recipes.tables import FORGOTTEN, LEARNED, drift_table, plot, study, table
 from sdft_cli.config import EvalConfig
 
+TOGETHER = 3
+"""Recipes that one process evaluates, beside the base."""
+
 
 def main() -> None:
     """Train, evaluate and print."""
@@ -46,10 +49,13 @@ def main() -> None:
         for one in done:
             one.result()
         parts = range(len(datasets[BASIS]))
-        tried = [(recipe, part, data) for recipe in recipes for part in parts for data in parts]
-        found = [pool.submit(evaluate, work, *one, datasets[BASIS][one[2]]) for one in tried]
+        some = [recipes[i : i + TOGETHER] for i in range(0, len(recipes), TOGETHER)]
+        tried = [(part, data, batch) for part in parts for data in parts for batch in some]
+        found = [pool.submit(evaluate, work, b, part, data, datasets[BASIS][data]) for part, data, b in tried]
         documents = {
-            (recipe.name, part, data): f.result() for (recipe, part, data), f in zip(tried, found, strict=True)
+            (name, part, data): document
+            for (part, data, _), future in zip(tried, found, strict=True)
+            for name, document in future.result().items()
         }
     text = _written(folder, work, recipes, documents, len(parts))
     (folder / "study.md").write_text(text)

@@ -1,8 +1,9 @@
 """The datasets of each setting: one for each wording, since a record's lengths depend on it; the records are the same.
 
 - `examples`: the project's example sessions of few kinds, as those of the demo, half of them held out.
-- `real`: recorded sessions, of which the texts are cut to some characters each, since their prompts are far too long
-  for a very small model on a CPU; of each session the turns whose prompt then fits are left.
+- `real`: recorded sessions, since their prompts are far too long for a very small model on a CPU, in pieces of a few
+  messages, of which the texts are cut to some characters, with the tools that the session calls and one line about
+  each; the turns whose prompt then fits are left. Pieces of one session are on one side of the split.
 - `continual`: two datasets of these sessions, by what their turns call: reading, then the shell and writing
   files. A run on the second goes on from the adapter of one on the first.
 """
@@ -22,6 +23,8 @@ CAPS = {"max_seq_tokens": 1280, "max_prompt_tokens": 1152, "max_rollout_tokens":
 HELD_OUT = 0.5
 CHARACTERS = 240
 """Of a message of a real session."""
+PIECE = 6
+"""Messages of a piece of a real session, after the user's latest one before them."""
 SUBSET: Subset = "few"
 SKILLS = {"a": {"Read"}, "b": {"Bash", "Write"}}
 """Of the continual setting: part -> the tools that its sessions call. Sessions that call none are in both."""
@@ -100,7 +103,7 @@ def _blocks(message: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _real(folder: Path, sessions: int, real: Path | None) -> list[Path]:
-    """Prepare the sessions as they are; write the longest conversation of each, its texts cut, as one session."""
+    """Prepare the sessions as they are; write the longest conversation of each in pieces."""
     if real is None:
         raise SystemExit("the setting real needs sessions: name their folder with --real.")
 
@@ -121,7 +124,7 @@ def _real(folder: Path, sessions: int, real: Path | None) -> list[Path]:
             if known is None or len(record.context) > len(known.context):
                 longest[record.row.session_id] = record
         for session, record in longest.items():
-            _write_lines(target / f"{session}.jsonl", [_cut(openai_row(record))])
+            _write_lines(target / f"{session}.jsonl", _pieces(openai_row(record), session))
 
     known = folder / "real.txt"
     if known.is_file() and known.read_text() != str(real.resolve()):
@@ -131,8 +134,39 @@ def _real(folder: Path, sessions: int, real: Path | None) -> list[Path]:
     return [_once(folder / "sessions" / "real", write)]
 
 
-def _cut(row: dict[str, Any]) -> dict[str, Any]:
-    return {**row, "messages": [{**m, "content": (m["content"] or "")[:CHARACTERS]} for m in row["messages"]]}
+def _pieces(row: dict[str, Any], session: str) -> list[dict[str, Any]]:
+    """Cut a conversation: each assistant turn is in one piece, which begins with the user's latest message."""
+    messages = [{**m, "content": (m["content"] or "")[:CHARACTERS]} for m in row["messages"] if m["role"] != "system"]
+    tools = [_short(tool) for tool in row.get("tools", ()) if tool["function"]["name"] in _called(messages)]
+    pieces: list[list[dict[str, Any]]] = []
+    asked: dict[str, Any] | None = None
+    for message in messages:
+        full = not pieces or len(pieces[-1]) > PIECE
+        if message["role"] == "user":
+            asked = message
+            pieces.append([message])
+        elif full and message["role"] == "assistant" and asked:
+            pieces.append([asked, message])
+        elif pieces:
+            pieces[-1].append(message)
+    return [{"session_id": session, "messages": piece, "tools": tools} for piece in pieces]
+
+
+def _called(messages: Sequence[dict[str, Any]]) -> set[str]:
+    return {call["function"]["name"] for m in messages for call in m.get("tool_calls") or ()}
+
+
+def _short(tool: dict[str, Any]) -> dict[str, Any]:
+    """Keep the first line of a tool's description, and of its parameters names and types."""
+    function = tool["function"]
+    of = function["parameters"]
+    parameters = {
+        "type": "object",
+        "properties": {name: {"type": p.get("type", "string")} for name, p in of.get("properties", {}).items()},
+        "required": of.get("required", []),
+    }
+    line = (function["description"].strip().splitlines() or [""])[0]
+    return {"type": "function", "function": {**function, "description": line, "parameters": parameters}}
 
 
 def _write_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:

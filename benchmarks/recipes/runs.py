@@ -67,20 +67,38 @@ def records_of(data: Path) -> str:
     return records_hash(read_dataset(data).train)
 
 
-def evaluate(study: Study, recipe: Recipe, part: int, data: int, dataset: Path) -> dict[str, Any]:
-    """Evaluate base and runs of a recipe after a part of training; return the document of `sdft eval`."""
-    target = study.evaluation(recipe, part, data)
-    first, *others = [study.run_folder(recipe, seed, part) for seed in study.seeds]
+def evaluate(study: Study, recipes: Sequence[Recipe], part: int, data: int, dataset: Path) -> dict[str, dict[str, Any]]:
+    """Evaluate base and runs of recipes after a part of training, in one process; return each recipe's document.
+
+    A document is that of `sdft eval`, with the contenders that belong to the recipe: the base and a run of each seed.
+    """
     sizes = ("--general", str(study.general), "--questions", str(study.questions))
-    made_of = [(run / MARK).read_text() for run in (first, *others)]
-    written, mark = json.dumps([made_of, *EVALUATION, *sizes, records_of(dataset)]), target.with_suffix(".made")
-    if not (target.is_file() and mark.is_file() and mark.read_text() == written):
-        target.parent.mkdir(parents=True, exist_ok=True)
+    runs = {r.name: [study.run_folder(r, seed, part) for seed in study.seeds] for r in recipes}
+    made_of = {
+        name: json.dumps([[(run / MARK).read_text() for run in some], *EVALUATION, *sizes, records_of(dataset)])
+        for name, some in runs.items()
+    }
+    targets = {r.name: study.evaluation(r, part, data) for r in recipes}
+    missing = [name for name, target in targets.items() if _mark(target) != made_of[name]]
+    if missing:
+        first, *others = [run for name in missing for run in runs[name]]
+        whole = study.folder / "evaluations" / f"whole-{first.name}-on-{data}.json"
+        whole.parent.mkdir(parents=True, exist_ok=True)
         controls = [x for run in others for x in ("--control", str(run))]
-        _sdft(study, "eval", str(first), str(dataset), "--out", str(target), *controls, *EVALUATION, *sizes)
-        mark.write_text(written)
-    found: dict[str, Any] = json.loads(target.read_text())
-    return found
+        _sdft(study, "eval", str(first), str(dataset), "--out", str(whole), *controls, *EVALUATION, *sizes)
+        found = json.loads(whole.read_text())
+        contenders = {first.name: found["contenders"].pop("tuned"), **found["contenders"]}
+        for name in missing:
+            own = {key: contenders[key] for key in ("base", *(run.name for run in runs[name]))}
+            targets[name].write_text(json.dumps({**found, "contenders": own}))
+            targets[name].with_suffix(".made").write_text(made_of[name])
+        whole.unlink()
+    return {name: json.loads(target.read_text()) for name, target in targets.items()}
+
+
+def _mark(target: Path) -> str | None:
+    mark = target.with_suffix(".made")
+    return mark.read_text() if target.is_file() and mark.is_file() else None
 
 
 def _sdft(study: Study, *arguments: str) -> None:

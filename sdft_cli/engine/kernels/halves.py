@@ -10,11 +10,13 @@ The weights are packed once, since nothing changes a frozen base. A LoRA update 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from sdft_cli.engine.kernels.joint import Joint, Product
 
 LARGEST = 65504.0
 """The largest number that float16 has."""
@@ -22,8 +24,6 @@ LOST = 1e-6
 """What a weight may lose, as a share of the largest one of its matrix: numbers near 0 have fewer digits in float16."""
 AT_ONCE = 1 << 20
 """Weights that are compared at once, so that a copy of a large matrix is not made for it."""
-
-Product = Callable[[Tensor], Tensor]
 
 
 def reads_halves() -> bool:
@@ -47,10 +47,14 @@ def held_by_half(weight: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class Half:
-    """A weight (N, K) as it was packed, and x -> x W^T for x (..., K), without gradient. The packed one is a copy."""
+    """A weight (N, K) as it was packed, and x -> x W^T for x (..., K), without gradient. The packed one is a copy.
+
+    `joint`: the product of several weights that this one's is part of, if there is one.
+    """
 
     weight: Tensor
     product: Product
+    joint: Joint | None = None
 
     def is_of(self, weight: Tensor) -> bool:
         """Is this weight the one that was packed, and not another that stands in its place for a while?"""
@@ -65,16 +69,35 @@ class Halves:
 
     def product(self, weight: Tensor) -> Product | None:
         """Return x -> x W^T of a weight that was packed; None of any other."""
+        half = self.find(weight)
+        return half.product if half else None
+
+    def find(self, weight: Tensor) -> Half | None:
+        """Return what was made of a weight that was packed; None of any other."""
         half = self._found.get(weight.data_ptr())
-        return half.product if half and half.is_of(weight) else None
+        return half if half and half.is_of(weight) else None
 
 
-def pack_halves(weights: Iterable[Tensor]) -> Halves | None:
-    """Pack all of these fp32 matrices on a CPU; None if this torch cannot, or float16 does not hold one of them."""
-    matrices = [weight.detach() for weight in weights]
-    if not reads_halves() or not all(map(held_by_half, matrices)):
+def pack_halves(weights: Iterable[Tensor], together: Iterable[Sequence[Tensor]] = ()) -> Halves | None:
+    """Pack all of these fp32 matrices on a CPU; None if this torch cannot, or float16 does not hold one of them.
+
+    Args:
+        weights: (N, K) each.
+        together: groups of two or more of them, of one K, that multiply the same inputs: they are packed as one. A
+            group with a weight of one before it is left out.
+    """
+    matrices = {weight.data_ptr(): weight.detach() for weight in weights}
+    if not reads_halves() or not all(map(held_by_half, matrices.values())):
         return None
-    return Halves(Half(weight, _packed(weight)) for weight in matrices)
+    found = []
+    for group in together:
+        places = {weight.data_ptr() for weight in group}
+        if len(places) < len(group) or not places <= matrices.keys():
+            continue
+        members = [matrices.pop(weight.data_ptr()) for weight in group]
+        joint = Joint(_packed(torch.cat(members)), [len(weight) for weight in members])
+        found += [Half(weight, joint.part(i), joint) for i, weight in enumerate(members)]
+    return Halves([*found, *(Half(weight, _packed(weight)) for weight in matrices.values())])
 
 
 def _packed(weight: Tensor) -> Product:

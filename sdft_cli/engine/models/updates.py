@@ -1,19 +1,22 @@
 """LoRA updates beside base weights in float16, in steps of decoding on a CPU: y = x W^T + (x A^T) (s B)^T.
 
 peft computes the same in half a dozen small operations a layer, each of which costs as much as the update itself.
+Layers whose base weights are multiplied together (`joint.py`) share the product with their A, too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from sdft_cli.engine.kernels.halves import Halves, Product
+from sdft_cli.engine.kernels.halves import Half, Halves
+from sdft_cli.engine.kernels.joint import Joint, Product
 from sdft_cli.engine.kernels.packed import packable
 from sdft_cli.engine.models.adapters import lora_layers
 
@@ -25,26 +28,47 @@ def updates_beside(model: nn.Module, rows: int, halves: Halves | None) -> Iterat
     Only plain LoRA adapters that are on, one a layer, with fp32 factors, in eval mode; other inputs, any with a
     gradient, and other layers run as ever. Yields the linear layers inside of those that take part.
     """
-    found = {} if halves is None else _with_updates(model, halves)
+    found = {} if halves is None else _with_updates(model, rows, halves)
     try:
-        for layer, (product, bias, a, b) in found.items():
-            layer.forward = partial(_forward, layer, product, bias, a, b, rows)
+        for layer, update in found.items():
+            layer.forward = partial(_forward, layer, update, rows)
         yield {inside for layer in found for inside in layer.modules()}
     finally:
         for layer in found:
             vars(layer).pop("forward", None)
 
 
-def _with_updates(model: nn.Module, halves: Halves) -> dict[Any, tuple[Product, Tensor | None, Tensor, Tensor]]:
-    """Return adapted layer -> its product, bias, A^T (K, r) and (s B)^T (r, N)."""
+@dataclass(frozen=True)
+class _Update:
+    """Of an adapted layer: x -> x W^T, the bias of W, x -> x A^T, and (s B)^T (r, N)."""
+
+    product: Product
+    bias: Tensor | None
+    down: Product
+    up: Tensor
+
+
+def _with_updates(model: nn.Module, rows: int, halves: Halves) -> dict[Any, _Update]:
+    """Return the adapted layers that take part, those that share a product behind each other."""
+    factors = {layer: _factors(layer) for layer in lora_layers(model).values()}
+    together: dict[Any, list[tuple[Any, Half]]] = {}
+    for layer, some in factors.items():
+        base = layer.get_base_layer()
+        half = halves.find(base.weight) if some and packable(base) else None
+        if half:
+            together.setdefault(half.joint or layer, []).append((layer, half))
     found = {}
-    for layer in lora_layers(model).values():
-        base, factors = layer.get_base_layer(), _factors(layer)
-        product = halves.product(base.weight) if factors and packable(base) else None
-        if factors and product:
-            bias = None if base.bias is None else base.bias.detach()
-            found[layer] = (product, bias, *factors)
+    for members in together.values():
+        downs, ups = zip(*(factors[layer] for layer, _ in members), strict=True)
+        joint = Joint(partial(_down, torch.cat(downs, 1), rows), [down.shape[1] for down in downs])
+        for index, ((layer, half), up) in enumerate(zip(members, ups, strict=True)):
+            bias = layer.get_base_layer().bias
+            found[layer] = _Update(half.product, None if bias is None else bias.detach(), joint.part(index), up)
     return found
+
+
+def _down(a: Tensor, rows: int, x: Tensor) -> Tensor:
+    return x.reshape(rows, -1) @ a
 
 
 def _factors(layer: Any) -> tuple[Tensor, Tensor] | None:
@@ -65,22 +89,12 @@ def _factors(layer: Any) -> tuple[Tensor, Tensor] | None:
     return a.weight.detach().T.contiguous(), (layer.scaling[name] * b.weight.detach()).T.contiguous()
 
 
-def _forward(
-    layer: Any,
-    product: Product,
-    bias: Tensor | None,
-    a: Tensor,
-    b: Tensor,
-    rows: int,
-    x: Tensor,
-    *rest: Any,
-    **more: Any,
-) -> Tensor:
+def _forward(layer: Any, update: _Update, rows: int, x: Tensor, *rest: Any, **more: Any) -> Tensor:
     if rest or more or x.numel() != rows * x.shape[-1] or torch.is_grad_enabled():
         found: Tensor = type(layer).forward(layer, x, *rest, **more)
         return found
-    y = product(x)
-    if bias is not None:
-        y.add_(bias)
-    y.view(rows, -1).addmm_(x.reshape(rows, -1) @ a, b)
+    y = update.product(x)
+    if update.bias is not None:
+        y.add_(update.bias)
+    y.view(rows, -1).addmm_(update.down(x), update.up)
     return y

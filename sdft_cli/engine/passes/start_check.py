@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from sdft_cli.engine.kernels.halves import pack_halves
+from sdft_cli.engine.kernels.halves import Halves, pack_halves
+from sdft_cli.engine.kernels.joint import reading_together
 from sdft_cli.engine.kernels.packed import packable, packs
 from sdft_cli.engine.models.adapters import SamplingWeights, lora_layers
 from sdft_cli.engine.models.backend import Backend
@@ -64,7 +65,7 @@ def _choose_packed(backend: Backend) -> str:
     if free is None or 2 * size > free:
         return f"weights as they are (a packed copy takes {size / 1e9:.2f} GB, more than half of what is free)"
     backend.packed_steps = True
-    backend.halves = pack_halves([*frozen_weights(backend), backend.head.weight])
+    backend.halves = base_in_halves(backend)
     return "weights packed" if backend.halves is None else "base weights read as float16, which holds them"
 
 
@@ -73,13 +74,22 @@ def answering_weights(backend: Backend) -> SamplingWeights:
     return "merged" if backend.halves is None else "adapter"
 
 
-def frozen_weights(backend: Backend) -> list[Tensor]:
-    """Return the base's weights that can be packed, without the factors of an adapter."""
+def base_in_halves(backend: Backend) -> Halves | None:
+    """Pack the base's weights as float16, those of layers that read the same tensor together; None: it cannot be."""
+    layers = _frozen_layers(backend)
+    with runs(backend):
+        groups = reading_together(layers, lambda: padded_states(backend, made_up_prompts(backend, (4,)), 0))
+    together = [[layer.weight for layer in group] for group in groups]
+    return pack_halves([*(layer.weight for layer in layers), backend.head.weight], together)
+
+
+def _frozen_layers(backend: Backend) -> list[nn.Linear]:
+    """Return the base's layers that can be packed, without the factors of an adapter."""
     adapted = lora_layers(backend.trunk).values()
     factors = {inside for layer in adapted for inside in layer.modules()} - {
         layer.get_base_layer() for layer in adapted
     }
-    return [layer.weight for layer in packable(backend.trunk) if layer not in factors]
+    return [layer for layer in packable(backend.trunk) if layer not in factors]
 
 
 def steps_trouble(backend: Backend, decoder: Literal["fixed", "growing"] = "fixed") -> str | None:

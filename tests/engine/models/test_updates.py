@@ -6,10 +6,10 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from sdft_cli.engine.kernels.halves import pack_halves, reads_halves  # noqa: E402
+from sdft_cli.engine.kernels.halves import reads_halves  # noqa: E402
 from sdft_cli.engine.models.adapters import lora_layers, weights  # noqa: E402
 from sdft_cli.engine.models.updates import updates_beside  # noqa: E402
-from sdft_cli.engine.passes.start_check import frozen_weights  # noqa: E402
+from sdft_cli.engine.passes.start_check import base_in_halves  # noqa: E402
 from tests.engine.trees import as_stored, make  # noqa: E402
 
 pytestmark = pytest.mark.skipif(not reads_halves(), reason="this torch has no products with float16 weights")
@@ -20,7 +20,7 @@ def opened(kind: str = "qwen2") -> tuple[Any, Any]:
     backend = make(kind)
     as_stored(backend)
     backend.model.eval()
-    halves = pack_halves(frozen_weights(backend))
+    halves = base_in_halves(backend)
     assert halves is not None
     return backend, halves
 
@@ -98,3 +98,22 @@ def test_without_halves_nothing_happens() -> None:
     backend, _ = opened()
     with updates_beside(backend.trunk, 2, None) as inside:
         assert inside == set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"), [("qwen2", ("q_proj", "k_proj", "v_proj")), ("hybrid", ("gate_proj", "up_proj"))]
+)
+def test_layers_that_read_one_tensor_share_their_products_and_have_their_own_results(
+    kind: str, names: tuple[str, ...]
+) -> None:
+    backend, halves = opened(kind)
+    layers = [layer for name, layer in lora_layers(backend.model).items() if name.endswith(names)][: len(names)]
+    joints = {halves.find(layer.get_base_layer().weight).joint for layer in layers}
+    assert len(joints) == 1
+    assert None not in joints
+    x = torch.randn(3, 1, layers[0].in_features)
+    with torch.no_grad(), updates_beside(backend.trunk, 3, halves):
+        found = [layer(x) for layer in layers]  # all before any is looked at: none writes into another's
+        for layer, y in zip(layers, found, strict=True):
+            assert torch.allclose(y.double(), by_hand(layer, x), atol=1e-5)
+            assert torch.allclose(layer(x).double(), by_hand(layer, x), atol=1e-5)

@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from sdft_cli.engine.kernels.halves import pack_halves, reads_halves  # noqa: E402
+from sdft_cli.engine.kernels.halves import reads_halves  # noqa: E402
 from sdft_cli.engine.kernels.packed import MOST_ROWS  # noqa: E402
 from sdft_cli.engine.models.adapters import weights  # noqa: E402
 from sdft_cli.engine.models.backend import Backend  # noqa: E402
@@ -24,7 +24,7 @@ from sdft_cli.engine.passes.decode_steps import (  # noqa: E402
     decode_in_steps,
     steps_obstacle,
 )
-from sdft_cli.engine.passes.start_check import frozen_weights  # noqa: E402
+from sdft_cli.engine.passes.start_check import base_in_halves  # noqa: E402
 from sdft_cli.errors import VerificationError  # noqa: E402
 from tests.engine.models.families import make_model  # noqa: E402
 from tests.engine.trees import PROMPTS, as_stored, ids, make  # noqa: E402
@@ -46,7 +46,7 @@ OURS = ["fixed", "growing", "packed", "halves"]
 def use(backend: Backend, kind: str) -> None:
     ours = kind in ("packed", "halves")
     backend.decoder, backend.packed_steps = ("growing", True) if ours else (kind, False)  # type: ignore
-    backend.halves = pack_halves([*frozen_weights(backend), backend.head.weight]) if kind == "halves" else None
+    backend.halves = base_in_halves(backend) if kind == "halves" else None
     assert (backend.halves is None) == (kind != "halves")
 
 
