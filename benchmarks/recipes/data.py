@@ -124,7 +124,7 @@ def _real(folder: Path, sessions: int, real: Path | None) -> list[Path]:
             if known is None or len(record.context) > len(known.context):
                 longest[record.row.session_id] = record
         for session, record in longest.items():
-            _write_lines(target / f"{session}.jsonl", _pieces(openai_row(record), session))
+            _write_lines(target / f"{session}.jsonl", pieces(openai_row(record), session))
 
     known = folder / "real.txt"
     if known.is_file() and known.read_text() != str(real.resolve()):
@@ -134,22 +134,22 @@ def _real(folder: Path, sessions: int, real: Path | None) -> list[Path]:
     return [_once(folder / "sessions" / "real", write)]
 
 
-def _pieces(row: dict[str, Any], session: str) -> list[dict[str, Any]]:
+def pieces(row: dict[str, Any], session: str) -> list[dict[str, Any]]:
     """Cut a conversation: each assistant turn is in one piece, which begins with the user's latest message."""
     messages = [{**m, "content": (m["content"] or "")[:CHARACTERS]} for m in row["messages"] if m["role"] != "system"]
     tools = [_short(tool) for tool in row.get("tools", ()) if tool["function"]["name"] in _called(messages)]
-    pieces: list[list[dict[str, Any]]] = []
+    found: list[list[dict[str, Any]]] = []
     asked: dict[str, Any] | None = None
     for message in messages:
-        full = not pieces or len(pieces[-1]) > PIECE
+        full = not found or len(found[-1]) > PIECE
         if message["role"] == "user":
             asked = message
-            pieces.append([message])
+            found.append([message])
         elif full and message["role"] == "assistant" and asked:
-            pieces.append([asked, message])
-        elif pieces:
-            pieces[-1].append(message)
-    return [{"session_id": session, "messages": piece, "tools": tools} for piece in pieces]
+            found.append([asked, message])
+        elif found:
+            found[-1].append(message)
+    return [{"session_id": session, "messages": piece, "tools": tools} for piece in found]
 
 
 def _called(messages: Sequence[dict[str, Any]]) -> set[str]:

@@ -86,14 +86,26 @@ def evaluate(study: Study, recipes: Sequence[Recipe], part: int, data: int, data
         whole.parent.mkdir(parents=True, exist_ok=True)
         controls = [x for run in others for x in ("--control", str(run))]
         _sdft(study, "eval", str(first), str(dataset), "--out", str(whole), *controls, *EVALUATION, *sizes)
-        found = json.loads(whole.read_text())
-        contenders = {first.name: found["contenders"].pop("tuned"), **found["contenders"]}
-        for name in missing:
-            own = {key: contenders[key] for key in ("base", *(run.name for run in runs[name]))}
-            targets[name].write_text(json.dumps({**found, "contenders": own}))
+        for name, own in parted(json.loads(whole.read_text()), {name: runs[name] for name in missing}).items():
+            targets[name].write_text(json.dumps(own))
             targets[name].with_suffix(".made").write_text(made_of[name])
         whole.unlink()
     return {name: json.loads(target.read_text()) for name, target in targets.items()}
+
+
+def parted(document: dict[str, Any], runs: dict[str, Sequence[Path]]) -> dict[str, dict[str, Any]]:
+    """Part the document of an evaluation: name -> the base and the runs of that name, called as their folders are.
+
+    `sdft eval` calls the first of all runs `tuned`, and the only SFT run among the others `sft`.
+    """
+    found = document["contenders"]
+    called = [run.name for some in runs.values() for run in some]
+    known = {"tuned": called[0], "sft": next((run for run in called[1:] if run not in found), "sft")}
+    contenders = {known.get(name, name): contender for name, contender in found.items()}
+    return {
+        name: {**document, "contenders": {key: contenders[key] for key in ("base", *(run.name for run in some))}}
+        for name, some in runs.items()
+    }
 
 
 def _mark(target: Path) -> str | None:

@@ -8,9 +8,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks.recipes.data import CAPS, CHARACTERS, SKILLS, prepared
+from benchmarks.recipes.data import CAPS, CHARACTERS, PIECE, SKILLS, pieces, prepared
 from benchmarks.recipes.ranking import correlations
 from benchmarks.recipes.recipes import BASIS, COMMON, SETTINGS
+from benchmarks.recipes.runs import parted
 from benchmarks.recipes.tables import (
     FORGOTTEN,
     LEARNED,
@@ -102,6 +103,18 @@ def test_the_skills_of_the_continual_setting_do_not_share_tools(tiny_model: Path
         assert data.manifest["config"]["max_prompt_tokens"] == CAPS["max_prompt_tokens"]
 
 
+@pytest.mark.parametrize("called", [{"tuned": "a-0", "a-1": "a-1", "sft": "b-0"}, {"tuned": "b-0", "b-1": "b-1"}])
+def test_an_evaluation_of_several_recipes_is_parted(called: dict[str, str]) -> None:
+    """As `sdft eval` names them: the first of all is `tuned`, an SFT run alone among the others is `sft`."""
+    document = {"records": 3, "contenders": {"base": "base", **called}}
+    runs: dict[str, list[Path]] = {}
+    for run in called.values():
+        runs.setdefault(run[0], []).append(Path("runs", run))
+    found = parted(document, runs)
+    for name, some in runs.items():
+        assert found[name] == {"records": 3, "contenders": {"base": "base", **{run.name: run.name for run in some}}}
+
+
 def test_real_sessions_are_cut(tmp_path: Path) -> None:
     from sdft_cli.records import read_dataset
     from sdft_cli.traces.examples import write_examples
@@ -110,10 +123,45 @@ def test_real_sessions_are_cut(tmp_path: Path) -> None:
     (folder,) = prepared(tmp_path / "study", "real", BASIS, 12, tmp_path / "mine")
     files = sorted((tmp_path / "study" / "sessions" / "real").iterdir())
     assert len(files) == 12
-    texts = [m["content"] for f in files for m in json.loads(f.read_text())["messages"]]
-    assert max(map(len, texts)) <= CHARACTERS
+    pieces = [[json.loads(line) for line in f.read_text().splitlines()] for f in files]
+    assert max(len(m["content"]) for some in pieces for piece in some for m in piece["messages"]) <= CHARACTERS
+    assert max(map(len, pieces)) > 1
     data = read_dataset(folder)
     assert len(data.train) + len(data.validation) > 12
+    sides = [{record.session.group for record in part} for part in (data.train, data.validation)]
+    assert all(sides)
+    assert not sides[0] & sides[1]
+
+
+def test_each_turn_of_a_conversation_is_in_one_piece_behind_the_latest_user_message() -> None:
+    def tool(name: str) -> dict[str, object]:
+        properties = {"path": {"type": "string", "description": "long"}, "limit": {}}
+        parameters = {"type": "object", "properties": properties, "required": ["path"], "$schema": "x"}
+        return {"type": "function", "function": {"name": name, "description": "One.\nTwo.", "parameters": parameters}}
+
+    def call(number: int) -> dict[str, object]:
+        function = {"name": "Read", "arguments": "{}"}
+        return {"role": "assistant", "content": f"a{number}", "tool_calls": [{"id": str(number), "function": function}]}
+
+    turns = [m for n in range(PIECE) for m in (call(n), {"role": "tool", "content": f"r{n}", "tool_call_id": str(n)})]
+    task, thanks = {"role": "user", "content": "u0"}, {"role": "user", "content": "u1"}
+    messages = [{"role": "system", "content": "s"}, task, *turns, thanks, {"role": "assistant", "content": None}]
+    found = pieces({"messages": messages, "tools": [tool("Read"), tool("Write")]}, "mine")
+    assert {piece["session_id"] for piece in found} == {"mine"}
+    texts = [[m["content"] for m in piece["messages"]] for piece in found]
+    assert texts == [
+        ["u0", "a0", "r0", "a1", "r1", "a2", "r2"],
+        ["u0", "a3", "r3", "a4", "r4", "a5", "r5"],
+        ["u1", ""],
+    ]
+    for piece in found:
+        (only,) = piece["tools"]
+        assert only["function"]["description"] == "One."
+        assert only["function"]["parameters"] == {
+            "type": "object",
+            "properties": {"path": {"type": "string"}, "limit": {"type": "string"}},
+            "required": ["path"],
+        }
 
 
 def test_a_ranking_is_compared_with_results() -> None:
