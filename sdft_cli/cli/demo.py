@@ -33,7 +33,12 @@ SESSIONS = 72
 SUBSET: Subset = "few"
 """Of the kinds of example sessions: what 135M parameters learn in these minutes."""
 QUICK = {"sessions": 12, "steps": 1}
-QUICK_GATE = {"gate.records": 6, "gate.max_new_tokens": 16}
+QUICK_TRAINING = {
+    "gate.records": 6,
+    "gate.max_new_tokens": 16,
+    "optim.turns_per_step": 2,
+    "heldout.records": 2,
+}
 """So few sessions leave the gate undecided."""
 QUICK_EVALUATION = {"max_new_tokens": 16, "general": 4, "questions": 4, "limit": 8}
 
@@ -83,7 +88,9 @@ def _settings(out: Path, steps: int | None, seed: int, control: bool, quick: boo
     from sdft_cli.config import EvalConfig, MergeConfig, PrepareConfig, build, load_train_config
     from sdft_cli.stages.whole_run import WholeSettings
 
-    train = load_train_config("cpu-demo", (), {"optim.max_steps": steps, "seed": seed, **(QUICK_GATE if quick else {})})
+    train = load_train_config(
+        "cpu-demo", (), {"optim.max_steps": steps, "seed": seed} | (QUICK_TRAINING if quick else {})
+    )
     given = {"source": str(out / "sessions"), "model": train.model, "seed": seed}
     evaluate = EVALUATION | {"seed": seed} | (QUICK_EVALUATION if quick else {})
     return WholeSettings(

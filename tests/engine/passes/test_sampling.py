@@ -173,8 +173,8 @@ def test_the_word_that_arrives_first_by_plain_arithmetic(weights: list[int], pla
 
 
 def test_rounding_moves_as_many_draws_as_it_moves_shares() -> None:
-    """10,000 rows of 2,000 words, whose logits differ by 1e-3: a draw differs with a chance of about that."""
-    logits = torch.randn(10_000, 2_000, generator=torch.Generator().manual_seed(4))
+    """10,000 rows of 300 words, whose logits differ by 1e-3: a draw differs with a chance of about that."""
+    logits = torch.randn(10_000, 300, generator=torch.Generator().manual_seed(4))
     other = logits + 1e-3 * torch.randn(logits.shape, generator=torch.Generator().manual_seed(5))
     sampling = Sampling(1.0, 0.95, (), 0, row_seeds(6, range(len(logits))))
     places = sampling.places(1, CPU)[:, 0]

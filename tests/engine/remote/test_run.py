@@ -209,9 +209,9 @@ def test_a_server_that_stops_in_the_middle(
 ) -> None:
     """The steps before it are saved; with a server at the same address the run goes on to the same adapter."""
     process.start()
-    whole = sdft(*asked(data, tiny_model, process.url, "whole", optim__max_steps=20))
+    whole = sdft(*asked(data, tiny_model, process.url, "whole", optim__max_steps=10))
     assert whole.returncode == 0, whole.stderr
-    training = started(asked(data, tiny_model, process.url, "stopped", optim__max_steps=20), tmp_path / "stopped", 3)
+    training = started(asked(data, tiny_model, process.url, "stopped", optim__max_steps=10), tmp_path / "stopped", 3)
     process.kill()
     _, said = training.communicate(timeout=60)
     assert training.returncode == 1, said
@@ -220,7 +220,7 @@ def test_a_server_that_stops_in_the_middle(
     assert sentence.endswith("a run that had begun goes on with `sdft train --resume`.")
     assert "Traceback" not in said
     done = len(lines(tmp_path / "stopped"))
-    assert 3 <= done < 20
+    assert 3 <= done < 10
     assert (tmp_path / "stopped" / "checkpoints" / f"step-{done:06d}").is_dir()
     refused = sdft("train", "--resume", "--out", "stopped")
     assert refused.returncode == 1
