@@ -84,8 +84,8 @@ def planned_weights(config: TrainConfig, shape: Shape, card: Gpu | None) -> tupl
     quantised = "4 bits" if config.load_in_4bit else None
     if config.rollout.weights == "auto" and card is None:
         return "merged", (
-            "Rollouts: sampled from a merged copy (taken to fit, since no card is known); a CPU takes a copy in float16 "
-            "instead, of half the size, where that holds the base"
+            "Rollouts: sampled from a merged copy (taken to fit, since no card is known); a CPU takes one in float16 "
+            "instead, of half the size, where float16 holds the base"
         )
     return decide_weights(config.rollout.weights, size, free, quantised)
 
