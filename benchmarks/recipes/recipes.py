@@ -34,7 +34,7 @@ def _sft(rate: str) -> Recipe:
     return Recipe(f"sft {rate}", BASIS, {"objective": "sft", "optim.learning_rate": rate})
 
 
-OPPONENTS = tuple(_sft(rate) for rate in ("3e-4", "1e-3", "3e-3", "1e-2"))
+OPPONENTS = tuple(_sft(rate) for rate in ("3e-4", "5e-4", "1e-3", "3e-3", "1e-2"))
 """SFT at several learning rates: the same records in the same order, the same optimiser and adapter."""
 
 WORDINGS = tuple(
