@@ -39,7 +39,7 @@ QUICK_TRAINING = {
     "optim.turns_per_step": 2,
     "heldout.records": 2,
 }
-"""So few sessions leave the gate undecided."""
+"""A little of everything; so few sessions may leave the gate undecided."""
 QUICK_EVALUATION = {"max_new_tokens": 16, "general": 4, "questions": 4, "limit": 8}
 
 

@@ -50,12 +50,14 @@ class Joint:
 def reading_together(layers: Sequence[Layer], run: Callable[[], Any]) -> list[list[Layer]]:
     """Return groups of two or more of these layers that a pass, `run`, gives the very same tensor; each is in one.
 
-    A layer that the pass does not run once is in none.
+    A layer that the pass does not run exactly once, or not with its input as the first argument, is in none.
     """
     given: list[tuple[Layer, Tensor]] = []
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, inputs: given.append((module, inputs[0]))) for layer in layers
-    ]
+
+    def note(layer: Layer, inputs: tuple[Any, ...]) -> None:
+        given.extend((layer, x) for x in inputs[:1])
+
+    hooks = [layer.register_forward_pre_hook(note) for layer in layers]
     try:
         with torch.no_grad():
             run()

@@ -7,7 +7,7 @@ oneDNN's where torch has no MKL. Making it takes as long as a few steps. The sum
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -17,11 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sdft_cli.engine.kernels.halves import Halves
+from sdft_cli.engine.kernels.joint import Product
 
 MOST_ROWS = 32
 """Products of more rows are as fast with plain weights."""
-
-Product = Callable[[Tensor], Tensor]
 
 
 def packs() -> bool:

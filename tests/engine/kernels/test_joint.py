@@ -74,16 +74,16 @@ def test_a_tensor_that_was_written_to_is_another_one(inference: bool) -> None:
 
 
 class Reader(torch.nn.Module):
-    """Layers of which a and b read the input, c and d read a's output; e runs twice; f never."""
+    """Layers of which a and b read the input, c and d read a's output; e runs twice; f never; g by keyword."""
 
     def __init__(self) -> None:
         super().__init__()
-        for name in "abcdef":
+        for name in "abcdefg":
             setattr(self, name, torch.nn.Linear(4, 4, bias=False))
 
     def forward(self, x: Any) -> Any:
         y = self.a(x)
-        z = self.b(x) + self.e(x) + self.e(x)
+        z = self.b(x) + self.e(x) + self.e(x) + self.g(input=x)
         return self.c(y) + self.d(y) + self.a.weight.sum() + z
 
 

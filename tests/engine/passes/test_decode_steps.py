@@ -161,6 +161,23 @@ def test_logits_that_are_not_finite_are_one_sentence(ours: str, top_p: float) ->
         generate(backend, PROMPTS, 4, [], 0, 1.0, top_p)
 
 
+@pytest.mark.skipif(not reads_halves(), reason="this torch has no products with float16 weights")
+@pytest.mark.parametrize("case", ["adapter", "base"])
+def test_a_step_has_one_product_for_layers_that_read_one_tensor(case: Any) -> None:
+    """Of a Llama's layer: query, key and value; output; gate and up; down. And one for the head."""
+    backend = make("llama")
+    as_stored(backend)
+    use(backend, "halves")
+    found = {}
+    for tokens in (PACKED_FROM, PACKED_FROM + 4):
+        with weights(backend.model, case), torch.profiler.profile() as profile:
+            generate(backend, PROMPTS, tokens, [], 0)
+        counts = {event.key: event.count for event in profile.key_averages()}
+        found[tokens] = counts["quantized::linear_dynamic_fp16"]
+    layers = backend.base.config.get_text_config().num_hidden_layers
+    assert found[PACKED_FROM + 4] - found[PACKED_FROM] == 4 * (4 * layers + 1)
+
+
 class ReadsNothing(TorchDispatchMode):
     """Refuses what a CUDA graph cannot hold: results on which Python decides, shapes that depend on data."""
 
