@@ -17,8 +17,29 @@ from sdft_cli.errors import EXTRA_OF, MissingPackage, SdftError, UsageError
 from sdft_cli.notices import ERROR, loudness, say, set_loudness, set_rank
 
 
-def _interrupt(signum: int, frame: object) -> None:
-    raise KeyboardInterrupt
+class _Stop(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM.
+
+    A plain `KeyboardInterrupt` that passes through an extension module, e.g. one being imported, makes Python end by
+    the signal whatever exit code follows.
+    """
+
+
+_stopped = False  # whether one came: what fails afterwards failed because of it
+
+
+def _stop(signum: int, frame: object) -> None:
+    global _stopped
+    _stopped = True
+    raise _Stop
+
+
+def _watch_signals() -> None:
+    global _stopped
+    _stopped = False  # one process may run several commands
+    signal.signal(signal.SIGTERM, _stop)
+    if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # as a shell has it for what runs in the background
+        signal.signal(signal.SIGINT, _stop)
 
 
 def exit_of(error: SdftError) -> typer.Exit:
@@ -69,6 +90,25 @@ def check_alone(name: str) -> None:
         )
 
 
+def _end_of(called: str, error: BaseException) -> typer.Exit | None:
+    """Say why a command ended, and return its end; None is a bug.
+
+    A signal in the middle of an import may come out of it as any error: libraries wrap it, and import again what is
+    half there.
+    """
+    if isinstance(error, SdftError):
+        return exit_of(error)
+    if isinstance(error, BrokenPipeError):  # the reader of our output left, e.g. `sdft ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return typer.Exit(1)
+    if _stopped or isinstance(error, KeyboardInterrupt):
+        say(f"{ERROR}interrupted; nothing half-written was left behind.")
+        return typer.Exit(130)
+    if isinstance(error, ModuleNotFoundError) and error.name in EXTRA_OF:
+        return exit_of(MissingPackage(f"sdft {called}", error.name))
+    return None
+
+
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap a command: an `SdftError` is one sentence on stderr and its exit code; Ctrl-C and SIGTERM are 130.
 
@@ -81,23 +121,18 @@ def command(function: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(function)
     def wrapper(*args: Any, quiet: bool = False, verbose: bool = False, **kwargs: Any) -> Any:
-        signal.signal(signal.SIGTERM, _interrupt)
+        _watch_signals()
         try:
             be_loud(quiet, verbose)
             check_alone(called)
             return function(*args, **kwargs)
-        except SdftError as error:
-            raise exit_of(error) from None
-        except ModuleNotFoundError as error:
-            if error.name not in EXTRA_OF:
+        except typer.Exit:
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            end = _end_of(called, error)
+            if end is None:
                 raise
-            raise exit_of(MissingPackage(f"sdft {called}", error.name)) from None
-        except KeyboardInterrupt:
-            say(f"{ERROR}interrupted; nothing half-written was left behind.")
-            raise typer.Exit(130) from None
-        except BrokenPipeError:  # the reader of our output left, e.g. `sdft ... | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
+            raise end from None
 
     both = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=loud[n]) for n in loud]
     wrapper.__signature__ = signature.replace(parameters=[*signature.parameters.values(), *both])  # type: ignore[attr-defined]
