@@ -24,6 +24,7 @@ places       where datasets and runs are, and which one a wrong name may mean
 addresses    sources and targets that are addresses, as fsspec opens them
 threads      how torch's threads wait for each other
 resources    templates/ and data_cards/, in a wheel or a checkout
+texts        files and YAML that people write, and what is wrong with them
 errors       every error is a sentence with the next step and an exit code
 """
 

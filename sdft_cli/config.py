@@ -16,13 +16,13 @@ from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from sdft_cli.choices import BACKENDS, DIVERGENCES, TOKEN_WEIGHTS
 from sdft_cli.errors import UsageError, did_you_mean
 from sdft_cli.resources import resource, resource_text
+from sdft_cli.texts import parse_yaml, read_text
 
 T = TypeVar("T", bound=BaseModel)
 PrefixSharing = Literal["auto", "packed", "depth_first", "none"]
@@ -638,7 +638,10 @@ def _parse_override(text: str) -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UsageError(f"--set {text} is not key=value: write e.g. --set optim.learning_rate=1e-4.")
-    parsed = yaml.safe_load(value)
+    try:
+        parsed = parse_yaml(value)
+    except ValueError as error:
+        raise UsageError(f"--set {key}: the value is not valid YAML ({error}): write it in quotes.") from error
     if isinstance(parsed, str):  # YAML 1.1 reads 1e-4 as text
         with contextlib.suppress(ValueError):
             parsed = float(parsed)
@@ -681,17 +684,15 @@ def load_train_config(
     """
     path = Path(profile)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise UsageError(f"Profile {path} does not exist: check the path.")
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path, "Profile")
     elif profile in profile_names():
         text = resource_text("templates", "profiles", f"{profile}.yaml")
     else:
         raise UsageError(_no_profile(profile))
     try:
-        document = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UsageError(f"Profile {profile} is not valid YAML: {str(error).splitlines()[0]}.") from error
+        document = parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"Profile {profile} is not valid YAML ({error}): correct the file.") from error
     if not isinstance(document, dict):
         raise UsageError(f"Profile {profile} is not a YAML mapping: correct the file.")
     document.setdefault("profile", profile)

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from sdft_cli.errors import UsageError, did_you_mean
 from sdft_cli.resources import resource, resource_text, text_hash
+from sdft_cli.texts import read_text
 
 SLOT = "{reference}"
 _CLOSING = re.compile(r"\s*(</[^<>\s]+>)")
@@ -108,9 +109,7 @@ def load_teacher_template(name: str = DEFAULT) -> TeacherTemplate:
     """Load a teacher template, a name in `templates/teacher/` or the path of a text file; raises `UsageError`."""
     path = Path(name)
     if path.suffix == ".txt":
-        if not path.is_file():
-            raise UsageError(f"Teacher template {path} does not exist: check the path.")
-        return TeacherTemplate(path.stem, path.read_text(encoding="utf-8").strip())
+        return TeacherTemplate(path.stem, read_text(path, "Teacher template").strip())
     if name not in teacher_templates():
         raise UsageError(
             f"Teacher template {name} is no .txt file and none of those that ship with sdft: "

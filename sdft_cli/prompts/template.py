@@ -14,6 +14,7 @@ from typing import Any
 
 from sdft_cli.errors import DataError, UsageError, did_you_mean
 from sdft_cli.resources import resource, resource_text, text_hash
+from sdft_cli.texts import read_text
 
 OWN = "own"
 """The name of the template that a model's tokenizer brings."""
@@ -114,11 +115,9 @@ def load_chat_template(name: str) -> str:
                 f"{did_you_mean(name, chat_templates())}"
             )
         return resource_text("templates", "chat", f"{name}.jinja")
+    text = read_text(path, "Chat template")
     try:
-        text = path.read_text(encoding="utf-8")
         _compile_jinja_template(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"Chat template {path} cannot be read: check the path.") from error
     except TemplateSyntaxError as error:
         raise UsageError(
             f"Chat template {path} is no Jinja (line {error.lineno}: {error.message}): mend it."

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sdft_cli.choices import DEFAULT_PROFILE
 from sdft_cli.errors import UsageError
 from sdft_cli.notices import say
+from sdft_cli.texts import parse_yaml, read_text
 
 if TYPE_CHECKING:
     from sdft_cli.config import MergeConfig, PrepareConfig, TrainConfig
@@ -99,11 +100,7 @@ def read_project(path: Path | None = None) -> Project:
     file = path or Path(NAME)
     if path is None and not file.exists():
         return Project()
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        raise UsageError(f"{file} cannot be read ({reason}): name a project file, as `sdft init` writes it.") from error
+    text = read_text(file, "Project file", "name one as `sdft init` writes it")
     project = parse_project(text, file)
     say(f"Settings: {file}")
     return project
@@ -115,15 +112,10 @@ def parse_project(text: str, file: Path) -> Project:
 
 
 def _document(text: str, file: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        document = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
-        where = getattr(error, "problem_mark", None)
-        line = f"line {where.line + 1}: " if where else ""
-        problem = getattr(error, "problem", None) or "it cannot be parsed"
-        raise UsageError(f"{file} is not valid YAML ({line}{problem}): correct the file.") from error
+        document = parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"{file} is not valid YAML ({error}): correct the file.") from error
     if document is None:
         return {}
     if not isinstance(document, dict):

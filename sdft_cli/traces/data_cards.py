@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from sdft_cli.errors import UsageError
 from sdft_cli.resources import resource, resource_text
+from sdft_cli.texts import parse_yaml
 from sdft_cli.traces.readers import READERS
 
 MIXED = "mixed"
@@ -65,9 +65,11 @@ def parse_card(text: str, dataset: str) -> DataCard:
         UsageError: it is no YAML object, a key is unknown or missing, or it names another dataset.
     """
     try:
-        card = DataCard.model_validate(yaml.safe_load(text))
-    except yaml.YAMLError as error:
-        raise UsageError(f"data_cards: the card of {dataset} is no YAML: correct the file.") from error
+        document = parse_yaml(text)
+    except ValueError as error:
+        raise UsageError(f"data_cards: the card of {dataset} is no YAML ({error}): correct the file.") from error
+    try:
+        card = DataCard.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

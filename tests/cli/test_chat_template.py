@@ -169,7 +169,7 @@ def test_a_template_of_single_calls_is_told_and_parallel_ones_can_be_split(
     ("arguments", "sentence"),
     [
         (["--chat-template", "nope"], "Chat template nope is no .jinja file and none of those that ship"),
-        (["--chat-template", "gone.jinja"], "Chat template gone.jinja cannot be read: check the path."),
+        (["--chat-template", "gone.jinja"], "Chat template gone.jinja cannot be read (no such file or directory)"),
         (["--chat-template", "llama3-hermes"], "the model has no such token"),
         (["--template-date", "tomorrow"], "tomorrow is no date: write it as YYYY-MM-DD"),
         (["--template-date", "2026-02-30"], "2026-02-30 is no date: write it as YYYY-MM-DD"),

@@ -84,7 +84,7 @@ def test_without_a_file_all_is_default_and_one_that_is_named_must_be_there(
     monkeypatch.chdir(tmp_path)
     assert read_project() == Project()
     assert capsys.readouterr().err == ""
-    with pytest.raises(UsageError, match=r"^other\.yaml cannot be read \(No such file"):
+    with pytest.raises(UsageError, match=r"^Project file other\.yaml cannot be read \(no such file"):
         read_project(Path("other.yaml"))
     FILE.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match="no UTF-8 text"):

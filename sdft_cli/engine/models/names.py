@@ -17,6 +17,7 @@ from sdft_cli.errors import MachineError, UsageError, did_you_mean
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import read_json
 from sdft_cli.resources import resource_text, text_hash
+from sdft_cli.texts import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -205,8 +206,6 @@ def identity(folder: Path) -> dict[str, Any]:
 
 def license_of(folder: Path) -> dict[str, str]:
     """Return the Hub's licence keys of a model folder: from the top of its card, else as `sdft` itself noted it."""
-    import yaml
-
     found: object = None
     card, source = folder / "README.md", folder / "sdft-source.json"
     if card.is_file():
@@ -214,8 +213,8 @@ def license_of(folder: Path) -> dict[str, str]:
             r"^---\s*$", card.read_text(encoding="utf-8", errors="replace"), maxsplit=2, flags=re.MULTILINE
         )
         try:
-            found = yaml.safe_load(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
-        except yaml.YAMLError:  # a card that cannot be read states no licence
+            found = parse_yaml(parts[1]) if len(parts) == 3 and not parts[0].strip() else None
+        except ValueError:  # a card that cannot be read states no licence
             found = None
     if not (isinstance(found, dict) and found.get("license")) and source.is_file():
         found = read_json(source, "delete its folder, it is converted again")

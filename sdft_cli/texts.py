@@ -1,0 +1,47 @@
+"""Text that people write, files and YAML: what is wrong with it is told in one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sdft_cli.errors import UsageError
+
+
+def read_text(path: Path, what: str, advice: str = "check the path") -> str:
+    """Return a file's text, without a byte order mark.
+
+    Args:
+        path: the file.
+        what: what it is, as the sentence begins: "Profile".
+        advice: the next step.
+
+    Raises:
+        UsageError: it does not exist, cannot be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        reason = (error.strerror or type(error).__name__).lower()
+    except UnicodeDecodeError:
+        reason = "it is no UTF-8 text"
+    raise UsageError(f"{what} {path} cannot be read ({reason}): {advice}.")
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what a YAML text holds.
+
+    Raises:
+        ValueError: it is no YAML, or a value of it is none, e.g. a date in a 13th month; says where and what.
+    """
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f"line {where.line + 1}: " if where else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "it cannot be parsed"
+        raise ValueError(f"{line}{problem}") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
