@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdft_cli.texts import read_text
+
 if TYPE_CHECKING:
     from sdft_cli.run_folder import Run
 
@@ -137,8 +139,9 @@ def evaluated_card(run: Run, evaluation: dict[str, Any]) -> Path | None:
 
 
 def name_in_card(merged: Path, repo: str) -> None:
-    """Say in the card's code where the checkpoint will be."""
+    """Say in the card's code where the checkpoint will be; raises as `read_text`."""
     from sdft_cli.merging.certificate import CARD
 
-    text = _MODEL_ID.sub(f'model_id = "{repo}"', (merged / CARD).read_text(encoding="utf-8"))
+    card = read_text(merged / CARD, "Model card", "save it as UTF-8")
+    text = _MODEL_ID.sub(f'model_id = "{repo}"', card)
     _write(merged, text, own=is_own_card(merged))

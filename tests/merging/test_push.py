@@ -242,6 +242,13 @@ def test_nothing_is_sent_after(ready: Path, refusal: str, monkeypatch: pytest.Mo
     assert SECRET not in str(caught.value)
 
 
+def test_a_card_of_the_users_that_is_no_utf_8_is_refused(ready: Path) -> None:
+    card = ready / "merged" / "README.md"
+    card.write_bytes(card.read_bytes() + "Für mich\n".encode("latin-1"))
+    with pytest.raises(UsageError, match=r"^Model card .* \(it is no UTF-8 text\): save it as UTF-8"):
+        push(read_run(ready), ready / "merged", "me/model", False)
+
+
 def test_a_scanner_that_fails_stops_the_push(ready: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import sdft_cli.redaction.redactor as redact
 
