@@ -28,6 +28,22 @@ def read_text(path: Path, what: str, advice: str = "check the path") -> str:
     raise UsageError(f"{what} {path} cannot be read ({reason}): {advice}.")
 
 
+def is_unicode(text: str) -> bool:
+    """Say whether UTF-8 can hold a text: bytes of a command line or a pipe that are none become lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def check_unicode(text: str, what: str) -> str:
+    """Return a text; raises `UsageError`, which names it, where it is not `is_unicode`."""
+    if not is_unicode(text):
+        raise UsageError(f"{what} is no UTF-8 text: convert it first.")
+    return text
+
+
 def parse_yaml(text: str) -> Any:
     """Return what a YAML text holds.
 

@@ -26,13 +26,11 @@ class Conversation:
     waiting: list[ToolCall] = field(default_factory=list)
     _calls: int = 0
 
-    def say(self, text: str) -> None:
-        """Add a message of the user; calls that still wait stay without a result."""
-        self.waiting = []
-        self.messages.append(Message("user", text))
-
-    def give_result(self, text: str) -> None:
-        """Add the result of the first call that waits."""
+    def take(self, text: str) -> None:
+        """Add the result of the first call that waits, or where none does a message of the user."""
+        if not self.waiting:
+            self.messages.append(Message("user", text))
+            return
         call = self.waiting.pop(0)
         self.messages.append(Message("tool", text, tool_call_id=call.id, name=call.name))
 

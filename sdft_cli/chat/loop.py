@@ -9,6 +9,7 @@ from sdft_cli.chat.answer import Answer
 from sdft_cli.chat.conversation import Conversation
 from sdft_cli.errors import DataError, InterruptedBySignal, UsageError
 from sdft_cli.notices import visible
+from sdft_cli.texts import check_unicode
 
 HELP = """\
 /tools   the tools that the model is offered
@@ -95,14 +96,10 @@ class Chat:
     def said(self, text: str) -> None:
         """Take a message, or the result of the call that waits, and let the models answer; raises as `typed`."""
         length, waiting = len(self.conversation.messages), list(self.conversation.waiting)
-        if waiting:
-            self.conversation.give_result(text)
-            if self.conversation.waiting:
-                return
-        else:
-            self.conversation.say(text)
         try:
-            self._answer()
+            self.conversation.take(check_unicode(text, "The message"))
+            if not self.conversation.waiting:
+                self._answer()
         except InterruptedBySignal:
             raise
         except KeyboardInterrupt:

@@ -17,6 +17,7 @@ from sdft_cli.cli.support.options import OUTPUT, option
 from sdft_cli.errors import InterruptedBySignal, UsageError
 from sdft_cli.notices import say
 from sdft_cli.stages.folders import newest_run
+from sdft_cli.texts import check_unicode
 
 if TYPE_CHECKING:
     from sdft_cli.chat.loop import Chat
@@ -118,6 +119,7 @@ def chat(
     models = open_models(found, prompts, compare, max_new_tokens, temperature, seed)
     talk = Chat(models, conversation, JsonScreen() if as_json else TextScreen(), stop_at_errors=not typing)
     signal.signal(signal.SIGTERM, _terminated)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in a chat Ctrl-C stops an answer, and nothing has failed
     if piped is not None:
         talk.said(piped)
     elif typing:
@@ -135,7 +137,10 @@ def _called(subject: Subject, compare: bool) -> str:
 
 
 def _piped() -> str:
-    text = sys.stdin.read().strip("\n")
+    try:
+        text = check_unicode(sys.stdin.read(), "What is piped").strip("\n")
+    except UnicodeDecodeError as error:  # where the locale is of UTF-8
+        raise UsageError("What is piped is no UTF-8 text: convert it first.") from error
     if not text.strip():
         raise UsageError("There is nothing on stdin: pipe a message, give --message, or run it in a terminal.")
     return text
@@ -155,6 +160,8 @@ def _typed(talk: Chat) -> Iterator[str]:
             except EOFError:
                 print()
                 return
+            except UnicodeDecodeError:
+                print("(no UTF-8 text: set the terminal's encoding)")
             except InterruptedBySignal:
                 raise
             except KeyboardInterrupt:

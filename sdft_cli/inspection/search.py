@@ -12,6 +12,7 @@ from sdft_cli.inspection.names import short_names
 from sdft_cli.inspection.screen import Screen
 from sdft_cli.records.lazy import LazyDataset, SessionGroup
 from sdft_cli.report.visible import MORE, cut, in_short, visible
+from sdft_cli.texts import is_unicode
 
 AROUND = 200
 """So many characters on each side of a find are kept."""
@@ -36,7 +37,7 @@ class Search:
 
     def __init__(self, data: LazyDataset, text: str, only: set[str] | None = None, limit: int | None = None) -> None:
         """Raises `UsageError` if the text is empty or none that a dataset can hold."""
-        if not text or not _is_unicode(text):
+        if not text or not is_unicode(text):
             raise UsageError("--search needs a text to look for: give one, in quotes if it has spaces.")
         self.data, self.text, self.only, self.limit = data, text, only, limit
         # JSON writes some characters otherwise, and arguments are stored as JSON.
@@ -115,14 +116,6 @@ class Search:
         name = next(iter(self.sessions))
         told = f"{self.hits:,} place(s) in {len(self.sessions):,} session(s)"
         return f"{told}. Look at the first of these sessions: {call(name)}"
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # bytes of the command line that are no UTF-8
-        return False
-    return True
 
 
 def _matches(column: Any, text: str) -> Iterator[tuple[int, str]]:

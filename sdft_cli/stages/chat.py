@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdft_cli.notices import say
+from sdft_cli.texts import check_unicode
 
 if TYPE_CHECKING:
     from sdft_cli.chat.answer import Answer
@@ -217,13 +218,13 @@ def start_conversation(data: Dataset | None, session: str | None, system: str | 
         system: a system message instead of the session's; empty: none.
 
     Raises:
-        UsageError: there is no such session.
+        UsageError: there is no such session, or `system` is none that UTF-8 holds.
         DataError: the dataset has no session.
     """
     from sdft_cli.chat.conversation import Conversation
     from sdft_cli.records import Message
 
-    own = () if not system else (Message("system", system),)
+    own = () if not system else (Message("system", check_unicode(system, "--system")),)
     if data is None:
         return Conversation(own)
     found = _session_of(data, session)

@@ -12,7 +12,7 @@ from sdft_cli.chat.answer import Answer
 from sdft_cli.chat.conversation import Conversation
 from sdft_cli.chat.loop import Chat, Quit, blocks
 from sdft_cli.chat.screen import JsonScreen, TextScreen
-from sdft_cli.errors import DataError, InterruptedBySignal
+from sdft_cli.errors import DataError, InterruptedBySignal, UsageError
 from sdft_cli.prompts.tool_calls import parse_turn
 from sdft_cli.records import Message, ToolSchema
 
@@ -108,6 +108,16 @@ def test_a_result_that_failed_can_be_typed_again() -> None:
         talk.typed(text)
     assert talk.speaker.shown[-1][-1] == ("tool", "two")  # type: ignore[attr-defined]
     assert len(talk.speaker.shown[-1]) == 3  # type: ignore[attr-defined]
+
+
+def test_a_message_that_is_no_utf_8_is_said_and_forgotten() -> None:
+    talk, file = chat(Script("b"))
+    talk.typed("a\udcff")
+    assert "The message is no UTF-8 text" in file.getvalue()
+    talk.typed("a")
+    assert talk.speaker.shown == [[("user", "a")]]  # type: ignore[attr-defined]
+    with pytest.raises(UsageError, match="no UTF-8"):
+        chat(Script(), stop_at_errors=True)[0].typed("a\udcff")
 
 
 def test_errors_and_signals_end_a_chat_that_nobody_watches() -> None:

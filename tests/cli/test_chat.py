@@ -50,13 +50,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def own_signals() -> Iterator[None]:
-    """A command in this process leaves its handler of SIGTERM behind."""
-    before = signal.getsignal(signal.SIGTERM)
+    """A command in this process leaves its handlers behind."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     yield
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def sdft(*arguments: object, stdin: str = "") -> Result:
+def sdft(*arguments: object, stdin: str | bytes = "") -> Result:
     """Run a command in this process; stdin is no terminal."""
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
 
@@ -131,6 +132,8 @@ def test_what_is_refused_says_what_to_do(trained: Path) -> None:
         ((run, "--serve"), "run `sdft merge"),
         ((run, "--serve", "-m", "a"), "--message is for a chat"),
         ((run, "--dry-run"), "add --serve"),
+        ((run, "-m", "a\udcff"), "The message is no UTF-8 text"),
+        ((run, "--system", "a\udcff", "-m", "a"), "--system is no UTF-8 text"),
         ((), "No run under runs/"),
     ]:
         done = sdft("chat", *arguments)
@@ -143,6 +146,8 @@ def test_all_of_a_pipe_is_one_message(trained: Path) -> None:
     assert len(answers(sdft("chat", trained / "run", *FEW, "--json", stdin="two\nlines\n"))) == 1
     empty = sdft("chat", trained / "run", stdin="\n")
     assert (empty.exit_code, "nothing on stdin" in empty.stderr) == (2, True)
+    other = sdft("chat", trained / "run", stdin=b"a\xff")
+    assert (other.exit_code, "What is piped is no UTF-8 text" in other.stderr) == (2, True)
 
 
 @pytest.mark.slow
