@@ -61,7 +61,7 @@ def test_a_card_may_name_any_reader(reader: str) -> None:
         (CARD + "defaults: {seed: 1}\n", "defaults.seed: Extra inputs are not permitted"),
         (CARD + "defaults: {max_seq_tokens: 0}\n", "defaults.max_seq_tokens: Input should be greater than 0"),
         (CARD.replace("me/it", "you/it"), "the card of me/it names you/it: correct the file."),
-        ("a: [", "the card of me/it is no YAML: correct the file."),
+        ("a: [", "the card of me/it is no YAML (line 1: "),
         ("- a", "Input should be a valid dictionary"),
     ],
 )
