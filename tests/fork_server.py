@@ -25,7 +25,7 @@ LONGEST = 600
 """Seconds of a command."""
 READ_LATE = ("COLUMNS", "NO_COLOR", "HF_TOKEN", "SDFT_", "PYTEST_")
 """Beginnings of variables that nothing here reads when it is imported."""
-SET_BY_LIBRARIES = ("_RJEM_", "KMP_", "TORCHINDUCTOR_", "TRL_", "UNSLOTH_", "HF_XET_")
+SET_BY_LIBRARIES = ("_RJEM_", "KMP_", "RAY_", "PYTHONBREAKPOINT", "TORCHINDUCTOR_", "TRL_", "UNSLOTH_", "HF_XET_")
 """Of those that libraries set for themselves in the tests' own process, when they are imported there."""
 
 

@@ -34,13 +34,15 @@ SUBSET: Subset = "few"
 """Of the kinds of example sessions: what 135M parameters learn in these minutes."""
 QUICK = {"sessions": 12, "steps": 1}
 QUICK_TRAINING = {
-    "gate.records": 6,
+    "gate.records": 4,
     "gate.max_new_tokens": 16,
     "optim.turns_per_step": 2,
     "heldout.records": 2,
+    "heldout.max_new_tokens": 16,
 }
 """A little of everything; so few sessions may leave the gate undecided."""
-QUICK_EVALUATION = {"max_new_tokens": 16, "general": 4, "questions": 4, "limit": 8}
+QUICK_EVALUATION = {"max_new_tokens": 16, "general": 2, "questions": 2, "limit": 4}
+QUICK_MERGE = {"prompts": 2}
 
 
 @command
@@ -93,9 +95,8 @@ def _settings(out: Path, steps: int | None, seed: int, control: bool, quick: boo
     )
     given = {"source": str(out / "sessions"), "model": train.model, "seed": seed}
     evaluate = EVALUATION | {"seed": seed} | (QUICK_EVALUATION if quick else {})
-    return WholeSettings(
-        build(PrepareConfig, PREPARATION | given), train, MergeConfig(), build(EvalConfig, evaluate), control
-    )
+    merge = build(MergeConfig, QUICK_MERGE if quick else {})
+    return WholeSettings(build(PrepareConfig, PREPARATION | given), train, merge, build(EvalConfig, evaluate), control)
 
 
 def _write_sessions(out: Path, sessions: int, seed: int, overwrite: bool) -> None:

@@ -27,6 +27,7 @@ SETTINGS = {
     "gate.records": "2",
     "gate.max_new_tokens": "4",
     "gate.resamples": "50",
+    "products": "exact",  # else each run measures them
 }
 EVALUATION = ("--limit", "2", "--general", "2", "--questions", "2", "--max-new-tokens", "4")
 

@@ -35,8 +35,8 @@ CASES = [(model, name) for model in MODELS for name in FAULTS[model[0]]]
 
 @cache
 def checked(kind: str, layers: int, dtype: str) -> SharingCheck:
-    """A random model, hidden 128, whose floor is measured once, and by no faulty pass."""
-    check = SharingCheck(planted.deep(kind, layers, 128, getattr(torch, dtype)))
+    """A random model, hidden 128 or where it is deep 64, whose floor is measured once, and by no faulty pass."""
+    check = SharingCheck(planted.deep(kind, layers, 128 if layers < 32 else 64, getattr(torch, dtype)))
     assert set(check.ways) == {"states", "caches", "gradients"}
     return check
 

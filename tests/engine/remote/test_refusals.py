@@ -20,7 +20,8 @@ from sdft_cli.records import Dataset  # noqa: E402
 from tests.engine.remote.conftest import Serve  # noqa: E402
 
 Sdft = Callable[..., subprocess.CompletedProcess[str]]
-FEW = ["lora.rank=4", "rollout.max_new_tokens=4", "rollout.start_tokens=null", "optim.max_steps=1", "gate.action=off"]
+FEW = ["lora.rank=4", "rollout.max_new_tokens=4", "rollout.start_tokens=null", "optim.max_steps=1"]
+FEW += ["gate.action=off", "products=exact"]
 
 
 def sentence_of(sdft: Sdft, data: Dataset, model: Path, url: str, *settings: str) -> str:

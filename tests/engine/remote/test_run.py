@@ -41,6 +41,7 @@ SETTINGS = {
     "gate.action": "off",
     "samples_every": 1,
     "rehearse": "false",
+    "products": "exact",
     "stop.max_sampler_gap": 5,
 }
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -349,16 +350,17 @@ def test_the_real_small_model_passes_with_its_references_and_fails_with_others_o
     choose_sharing(backend, "auto")
     prompts, (records, _) = open_prompts(str(smollm2), data.manifest), gate_records(data, 6)
     assert len({r.row.session_id for r in records}) == 6
-    found = gate(backend, prompts, records)
+    gate_of = partial(gate, backend, cap=16_384)  # many rows of a real model are decoded as fast as some
+    found = gate_of(prompts, records)
     assert found.passed
     share = {key: x.interval.value for key, x in found.conduct.items()}
     for kind in ("tool", "prose"):
         assert share[f"{kind}.first_token"] >= 0.9  # what it has said twice, it says again
         assert share[f"{kind}.copied"] >= 0.75  # of turns as few as these, all but one
-    assert not gate(backend, prompts, records, shuffle=True).passed
+    assert not gate_of(prompts, records, shuffle=True).passed
     told = ChatPrompts(prompts.tokenizer, load_teacher_template("repeat"))
     texts = [r for r in (*data.train, *data.validation) if not r.row.has_tool_call]
-    found = gate(backend, told, texts[:6])
+    found = gate_of(told, texts[:6])
     assert not found.passed  # it answers turns of text with the tag of its block, and the likelihood rises all the same
     assert found.lifts["likelihood"].passed
     assert not found.conduct["prose.begins_with_block"].passed
