@@ -101,14 +101,13 @@ def _contenders(document: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _text(work: Study, document: dict[str, Any], result: dict[str, Any], part: int, data: int, parts: int) -> str:
+    set_against = f"\n\nMinus SFT at equal drift:\n\n{drift_table(result)}" if result["at equal drift"] else ""
     where = "" if parts == 1 else f"After training on dataset {part + 1}, evaluated on dataset {data + 1}. "
     return (
         f"{where}{document['records']} held-out records of {document['facts']['sessions']} sessions, "
         f"{document['facts']['tool_turns']} tool turns; seeds {list(work.seeds)}. The base's values; below, "
         "differences from it: mean of the seeds [95% interval over sessions or prompts, with these seeds] (smallest to "
-        f"largest of the seeds).\n\n{table(result, LEARNED)}\n\n{table(result, FORGOTTEN)}\n\n"
-        "Minus SFT at equal drift:\n\n"
-        f"{drift_table(result)}\n"
+        f"largest of the seeds).\n\n{table(result, LEARNED)}\n\n{table(result, FORGOTTEN)}{set_against}\n"
     )
 
 

@@ -112,7 +112,7 @@ def at_equal_drift(
 def study(
     found: Mapping[str, Sequence[Contender]], base: Contender, opponents: Sequence[str], config: EvalConfig
 ) -> dict[str, Any]:
-    """Put a setting together: the base, each recipe against it, and each against SFT at equal drift."""
+    """Put a setting together: the base, each recipe against it, and each against SFT, if any, at equal drift."""
     against = {name: found[name] for name in opponents}
     return {
         "base": {key: value_of([base], key) for key in SHOWN},
@@ -120,7 +120,7 @@ def study(
         "at equal drift": {
             name: {key: at_equal_drift(runs, base, against, key, config) for key in LEARNED}
             for name, runs in found.items()
-            if name not in opponents
+            if against and name not in opponents
         },
     }
 

@@ -86,6 +86,7 @@ def test_tables_and_plot_show_every_recipe() -> None:
         assert [line.split("|")[1].strip() for line in lines[2:]] == ["base", "sdft", "slow", "fast"]
         assert {line.count("|") for line in lines} == {len(shown) + 2}
     assert [line.split("|")[1].strip() for line in drift_table(result).splitlines()[2:]] == ["sdft"]
+    assert study({"sdft": SDFT}, BASE, [], CONFIG)["at equal drift"] == {}
     drawn = ElementTree.fromstring(plot(result))
     assert {"sdft", "slow", "fast"} <= {text.strip() for text in drawn.itertext() if text.strip()}
 
