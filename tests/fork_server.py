@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -74,6 +75,7 @@ def serve() -> dict[str, Any] | None:
     for library in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
+    gc.freeze()  # no fork looks through what the libraries made
     for line in sys.stdin:
         child = os.fork()
         if not child:

@@ -7,6 +7,7 @@ on, `--resume` is added. Writes how many there were to `lives`, and exits with t
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib
 import os
 import runpy
@@ -39,6 +40,7 @@ def main() -> int:
     for library in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(library)
+    gc.freeze()  # no fork looks through what the libraries made
     for life in range(MOST):
         child = os.fork()
         if not child:

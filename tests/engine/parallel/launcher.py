@@ -10,6 +10,7 @@ Unlike `torchrun` it lets the others be when one is gone: they have to see it th
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -119,6 +120,7 @@ def lines_of(file: Path) -> int:
 
 def launch(request: dict[str, Any]) -> dict[str, Any] | None:
     """Start the processes and wait for them; None in each of them."""
+    gc.freeze()  # no fork looks through what the libraries made
     port, processes = free_port(), []
     for rank in range(request["count"]):
         child = os.fork()

@@ -8,6 +8,7 @@ moment and on its own.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -49,6 +50,7 @@ def train(folder: Path, dataset: Path, overrides: list[str]) -> None:
 
 
 def main() -> None:
+    gc.freeze()  # no fork looks through what the libraries made
     for line in sys.stdin:
         folder, dataset, *overrides = line.split()
         child = os.fork()
