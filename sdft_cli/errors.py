@@ -49,6 +49,10 @@ class MachineError(SdftError, RuntimeError):
     """This machine lacks something: a GPU, a package, the network, a writable folder."""
 
 
+class LostProcess(MachineError):
+    """Another process of this run failed or is gone, which is why those that started them stopped this one."""
+
+
 class MissingPackage(MachineError):
     """A package of an extra is not installed. `what` needs it, e.g. a command; `module` is a key of `EXTRA_OF`."""
 

@@ -21,11 +21,9 @@ def read_text(path: Path, what: str, advice: str = "check the path") -> str:
     """
     try:
         return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        reason = (error.strerror or type(error).__name__).lower()
-    except UnicodeDecodeError:
-        reason = "it is no UTF-8 text"
-    raise UsageError(f"{what} {path} cannot be read ({reason}): {advice}.")
+    except (OSError, UnicodeDecodeError) as error:
+        told = (error.strerror or type(error).__name__).lower() if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise UsageError(f"{what} {path} cannot be read ({told}): {advice}.") from error
 
 
 def is_unicode(text: str) -> bool:
@@ -61,3 +59,5 @@ def parse_yaml(text: str) -> Any:
         raise ValueError(f"{line}{problem}") from error
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
+    except (AttributeError, LookupError, TypeError) as error:  # `!!bool x`, `!!int ''`: a tag that its value is none of
+        raise ValueError("a value is not what its tag says") from error

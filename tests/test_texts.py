@@ -55,6 +55,12 @@ def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path: Path) -> None:
         ("a: 2026-13-40", "month must be in 1..12"),
         ("a: " + "[" * 20_000, "nested too deep"),
         ("a: !!python/object:os.system x", "could not determine a constructor"),
+        ("a: !!bool x", "a value is not what its tag says"),
+        ("a: !!int ''", "a value is not what its tag says"),
+        ("a: !!float ''", "a value is not what its tag says"),
+        ("a: !!timestamp x", "a value is not what its tag says"),
+        ("a: !!int 0b2", "invalid literal"),
+        ("a: !!binary \u00fc", "failed to convert"),
     ],
 )
 def test_what_is_no_yaml_is_said_with_its_line(text: str, said: str) -> None:
@@ -63,7 +69,22 @@ def test_what_is_no_yaml_is_said_with_its_line(text: str, said: str) -> None:
     assert "\n" not in str(error.value)
 
 
-@given(st.text(st.sampled_from("a1: -[]{},&*!|>'\"#%@`\n\t\r\x00\ud800\u20282026-13-01e.~<<=?"), max_size=40))
+PIECES = [*"a1: -[]{},&*!|>'\"#%@`\n\t\r\x00\ud800\u2028e.~<=?", "2026-13-01", "a: ", "- ", "''"]
+TAGS = [
+    "!!bool ",
+    "!!int ",
+    "!!float ",
+    "!!timestamp ",
+    "!!binary ",
+    "!!set ",
+    "!!omap ",
+    "!!pairs ",
+    "!!map ",
+    "!!null ",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES + TAGS), max_size=30).map("".join))
 @example("? {}: 1")
 @example("{[a]: 1}")
 @example("<<: 1")

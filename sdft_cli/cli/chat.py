@@ -103,6 +103,8 @@ def chat(
         raise UsageError("--dry-run prints the command of a server: add --serve.")
     if session is not None and dataset is None:
         raise UsageError("--session is one of a dataset: name that with --dataset.")
+    for text in message or ():  # before a model is loaded for it
+        check_unicode(text, "--message")
     found = find_subject(subject or str(newest_run()), base, compare)
 
     from sdft_cli.chat.loop import Chat

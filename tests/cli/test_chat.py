@@ -132,13 +132,14 @@ def test_what_is_refused_says_what_to_do(trained: Path) -> None:
         ((run, "--serve"), "run `sdft merge"),
         ((run, "--serve", "-m", "a"), "--message is for a chat"),
         ((run, "--dry-run"), "add --serve"),
-        ((run, "-m", "a\udcff"), "The message is no UTF-8 text"),
+        ((run, "-m", "a\udcff"), "--message is no UTF-8 text"),
         ((run, "--system", "a\udcff", "-m", "a"), "--system is no UTF-8 text"),
         ((), "No run under runs/"),
     ]:
         done = sdft("chat", *arguments)
         assert done.exit_code == 2, done.stderr
         assert words in done.stderr
+        assert "Talking to" not in done.stderr  # nothing was loaded
         assert "Traceback" not in done.stderr
 
 

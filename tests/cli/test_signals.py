@@ -44,6 +44,12 @@ BODIES = {
         KILL
     except KeyboardInterrupt:
         import ray.of_no_such_name""",
+    "wrapped_by_us": """
+    from sdft_cli.errors import MachineError
+    try:
+        KILL
+    except KeyboardInterrupt as error:
+        raise MachineError("unsloth does not import here.") from error""",
     "asked": """
     try:
         KILL
@@ -70,6 +76,20 @@ def test_a_signal_is_130_however_it_comes_out(tmp_path: Path, body: str, name: s
 def test_a_signal_that_changed_nothing_changes_no_exit_code(tmp_path: Path) -> None:
     done = _run(tmp_path, "\n    try:\n        KILL\n    except KeyboardInterrupt:\n        raise typer.Exit(3)")
     assert (done.returncode, done.stderr) == (3, "")
+
+
+def test_what_explains_a_signal_is_said(tmp_path: Path) -> None:
+    done = _run(
+        tmp_path,
+        """
+    from sdft_cli.errors import LostProcess
+    try:
+        KILL
+    except KeyboardInterrupt as error:
+        raise LostProcess("Process 1 was killed.") from error""",
+        "SIGTERM",
+    )
+    assert (done.returncode, done.stderr.strip()) == (1, "sdft: Process 1 was killed.")
 
 
 def test_an_error_without_a_signal_stays_a_bug(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from sdft_cli.cli.support.options import Quiet, Verbose
-from sdft_cli.errors import EXTRA_OF, MissingPackage, SdftError, UsageError
+from sdft_cli.errors import EXTRA_OF, InterruptedBySignal, LostProcess, MissingPackage, SdftError, UsageError
 from sdft_cli.notices import ERROR, loudness, say, set_loudness, set_rank
 
 
@@ -94,9 +94,10 @@ def _end_of(called: str, error: BaseException) -> typer.Exit | None:
     """Say why a command ended, and return its end; None is a bug.
 
     A signal in the middle of an import may come out of it as any error: libraries wrap it, and import again what is
-    half there.
+    half there, and what we make of that is no more true. An error that explains the signal stays.
     """
-    if isinstance(error, SdftError):
+    explains = isinstance(error, InterruptedBySignal | LostProcess)
+    if isinstance(error, SdftError) and (explains or not _stopped):
         return exit_of(error)
     if isinstance(error, BrokenPipeError):  # the reader of our output left, e.g. `sdft ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -50,9 +50,9 @@ def import_unsloth() -> Any:
     try:
         import unsloth
     except Exception as error:  # its import runs probes of the machine that fail in many ways
+        reason = (str(error).splitlines() or [""])[0]
         raise MachineError(
-            f"unsloth is installed and does not import here ({type(error).__name__}: {str(error).splitlines()[0]}): "
-            f"{OTHER_BACKEND}"
+            f"unsloth is installed and does not import here ({type(error).__name__}: {reason}): {OTHER_BACKEND}"
         ) from error
     return unsloth
 

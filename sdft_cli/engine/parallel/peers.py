@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sdft_cli.engine.models.interrupts import Interrupted, check
-from sdft_cli.errors import MachineError
+from sdft_cli.errors import LostProcess, MachineError
 from sdft_cli.notices import ERROR, say, set_rank
 
 EVERY, SILENT, GRACE, HEARD = 1.0, 40, 10.0, 15.0
@@ -132,7 +132,7 @@ class Peers:
 
         Raises:
             Interrupted: a signal asked this process or another one to stop.
-            MachineError: a process failed or is gone.
+            LostProcess: a process failed or is gone.
         """
         end = time.monotonic() + (0.0 if error is None else SILENT + 5.0)
         while (found := self._look()) is None and time.monotonic() < end:
@@ -141,7 +141,7 @@ class Peers:
         if found is None:
             if error is not None:
                 reason = (str(error).splitlines() or [""])[0]
-                raise MachineError(f"The processes lost each other ({reason}): {NEXT_STEP}") from error
+                raise LostProcess(f"The processes lost each other ({reason}): {NEXT_STEP}") from error
             return
         with self._lock:
             self._leaving = True
@@ -150,7 +150,7 @@ class Peers:
         self._explained = found.sentence
         if self._speaks_of(found):
             set_rank(0)
-        raise MachineError(found.sentence) from error
+        raise LostProcess(found.sentence) from error
 
     def leave(self, state: State, reason: str = "") -> None:
         """Tell the others that this process leaves; before the end of the work it waits until it was heard."""

@@ -24,7 +24,7 @@ from sdft_cli.engine.parallel.layers import Layers, blocks_of, shard_blocks
 from sdft_cli.engine.parallel.peers import Peers
 from sdft_cli.engine.parallel.sharding import Sharding
 from sdft_cli.engine.parallel.share import Rows, shares
-from sdft_cli.errors import InterruptedBySignal, MachineError, SdftError
+from sdft_cli.errors import InterruptedBySignal, LostProcess, MachineError, SdftError
 from sdft_cli.notices import set_rank
 
 T = TypeVar("T")
@@ -65,7 +65,7 @@ class Processes:
         """Wait until every process is here."""
 
     def check(self) -> None:
-        """Raise MachineError if a process has failed or is gone; not if one was interrupted."""
+        """Raise LostProcess if a process has failed or is gone; not if one was interrupted."""
 
     def close(self) -> None:
         """End: all work is done."""
@@ -222,7 +222,7 @@ class Several(Processes):
         if isinstance(error, Interrupted | KeyboardInterrupt):
             try:
                 self.check()  # a process that is gone makes those that started it stop the others
-            except MachineError as found:
+            except LostProcess as found:
                 error = found
         if isinstance(error, Interrupted | KeyboardInterrupt):
             self._peers.leave("interrupted")

@@ -52,7 +52,7 @@ def test_what_differs_is_told_by_all(launcher: Launcher, tmp_path: Path) -> None
 def test_the_others_hear_why_one_failed(launcher: Launcher, tmp_path: Path) -> None:
     found = probed(launcher, "failing", 3, tmp_path)
     assert found[2]["raised"] == "DataError: The third page is missing: print it again."
-    said = "MachineError: Process 2 of 3 (counted from 0) failed: The third page is missing: print it again."
+    said = "LostProcess: Process 2 of 3 (counted from 0) failed: The third page is missing: print it again."
     assert [one["raised"] for one in found[:2]] == [said, said]
 
 

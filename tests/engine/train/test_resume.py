@@ -21,7 +21,7 @@ pytest.importorskip("torch")
 from sdft_cli.records import Dataset
 
 ROOT = Path(__file__).resolve().parents[3]
-KILLS = {"base": 20, "ema": 6, "sft": 5, "start": 5}
+KILLS = {"base": 20, "ema": 8, "sft": 8, "start": 6}
 SETTINGS = [
     "rehearse=false",
     "gate.action=off",
