@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -12,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,11 +21,16 @@ from sdft_cli.threads import limit_spinning
 from tests.fork_server import ForkServer
 
 ROOT = Path(__file__).resolve().parent.parent
+VOCABULARY = 8192
+"""Of the tiny model: every process of the tests loads its tokenizer."""
 SHARED = ROOT.parent / "shared"
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and our children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 limit_spinning()
+sys.dont_write_bytecode = False  # hundreds of processes would each compile what they import
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+gc.set_threshold(20_000, 20, 20)  # looking again and again through what the libraries made was a sixth of the time
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["SDFT_CONFIG"] = tempfile.mkdtemp(prefix="sdft-tests-")  # the key of pseudonyms, not the user's own
@@ -49,13 +56,13 @@ def smollm2() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random two-layer Llama with SmolLM2's tokenizer and chat template: fast, and a real model folder."""
+    """A random two-layer Llama with a part of SmolLM2's tokenizer, and its template: fast, and a real model folder."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("models") / "tiny-llama"
     config = LlamaConfig(
-        vocab_size=49_152,
+        vocab_size=VOCABULARY,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -72,9 +79,19 @@ def tiny_model(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = LlamaForCausalLM(config)
     model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=2)
     model.to(torch.bfloat16).save_pretrained(folder)
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(smollm2 / name, folder / name)
+    tokenizer = json.loads((smollm2 / "tokenizer.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps(first_tokens(tokenizer, VOCABULARY)), encoding="utf-8")
     return folder
+
+
+def first_tokens(tokenizer: dict[str, Any], count: int) -> dict[str, Any]:
+    """Keep the first tokens of a byte-level BPE with the same ids: they are made by its first merges."""
+    model = tokenizer["model"]
+    vocab = {token: i for token, i in model["vocab"].items() if i < count}
+    merges = [pair for pair in model["merges"] if "".join(pair) in vocab]
+    return {**tokenizer, "model": {**model, "vocab": vocab, "merges": merges}}
 
 
 @pytest.fixture

@@ -21,7 +21,10 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("typer", "rich.live", "polars", "datasets", "torch", "transformers", "accelerate", "peft", "sklearn")
+LIBRARIES = (
+    *("typer._adapters", "rich.live", "polars", "datasets", "torch", "transformers", "accelerate", "peft", "sklearn"),
+    *("jsonschema_rs", "msgspec", "transformers.models.llama.modeling_llama"),
+)
 LONGEST = 600
 """Seconds of a command."""
 READ_LATE = ("COLUMNS", "NO_COLOR", "HF_TOKEN", "SDFT_", "PYTEST_")

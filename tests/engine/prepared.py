@@ -14,13 +14,15 @@ from sdft_cli.preparation.pipeline import manifest_of, prepare, write
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Dataset, read_dataset
-from sdft_cli.traces.examples import write_examples
+from sdft_cli.traces.examples import Subset, write_examples
 from sdft_cli.traces.source import resolve_source
 
 
-def prepared(model: Path, folder: Path, sessions: int, validation: float, template: str = "repeat") -> Dataset:
+def prepared(
+    model: Path, folder: Path, sessions: int, validation: float, template: str = "repeat", subset: Subset = "all"
+) -> Dataset:
     """Prepare example sessions for a model, as `sdft prepare` does."""
-    write_examples(folder / "sessions", sessions)
+    write_examples(folder / "sessions", sessions, subset=subset)
     source = resolve_source(str(folder / "sessions"))
     config = PrepareConfig(
         source=str(folder / "sessions"),

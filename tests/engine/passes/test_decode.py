@@ -26,6 +26,7 @@ from sdft_cli.engine.train.rollouts import (  # noqa: E402
     sampler_gap,
 )
 from sdft_cli.errors import UsageError  # noqa: E402
+from tests.conftest import VOCABULARY  # noqa: E402
 from tests.engine.models.test_adapters import randomise, tiny_qwen35  # noqa: E402
 
 PROMPTS = [[1, 5, 9, 7, 30, 31], [1, 8], [1, 70, 71, 72]]
@@ -304,13 +305,13 @@ def test_stop_tokens_join_template_and_generation_config(backend: Backend) -> No
         assert stop_tokens(backend, [7]) == expected
 
 
-@pytest.mark.parametrize("outside", [49_152, -1])
+@pytest.mark.parametrize("outside", [VOCABULARY, -1])
 def test_a_stop_token_that_cannot_be_sampled_is_refused(backend: Backend, outside: int) -> None:
     backend.base.generation_config.eos_token_id = [2, outside]
     with pytest.raises(UsageError) as caught:
         stop_tokens(backend, [7])
     assert str(caught.value) == (
-        f"Stop token {outside} is outside the model's vocabulary of 49152 words: correct eos_token_id in its "
+        f"Stop token {outside} is outside the model's vocabulary of {VOCABULARY} words: correct eos_token_id in its "
         "generation_config.json, or use the tokenizer that belongs to the model."
     )
 
@@ -342,7 +343,7 @@ def test_recorded_log_probs_are_of_raw_logits(backend: Backend, sharing: Any) ->
     raw = torch.stack(output.logits, 1).log_softmax(-1)
     for row, rollout in enumerate(found):
         expected = [float(raw[row, t, token]) for t, token in enumerate(rollout.ids)]
-        assert rollout.log_probs == pytest.approx(expected, abs=1e-5)
+        assert rollout.log_probs == pytest.approx(expected, rel=1e-5, abs=1e-5)
     assert generate(backend, PROMPTS, 6, [], 2)[0].log_probs is None
 
 

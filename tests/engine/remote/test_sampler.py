@@ -23,18 +23,19 @@ from sdft_cli.engine.remote.completions import PATH, Decoding, request_for, roll
 from sdft_cli.engine.remote.flight import Flight  # noqa: E402
 from sdft_cli.engine.remote.handover import Handover  # noqa: E402
 from sdft_cli.engine.remote.sampler import RemoteSampler, Wanted  # noqa: E402
+from tests.conftest import VOCABULARY  # noqa: E402
 from tests.engine.prepared import adapted  # noqa: E402
 from tests.engine.remote.conftest import Serve  # noqa: E402
 
 STOPS, PAD = [2], 2
-GREEDY = Decoding(24, 0.0, 1.0, tuple(STOPS), 49_152)
+GREEDY = Decoding(24, 0.0, 1.0, tuple(STOPS), VOCABULARY)
 
 
 def prompts_of(count: int) -> list[list[int]]:
     """Prompts of 1 to 60 tokens, some with a common beginning."""
     draw = random.Random(5)
-    common = [draw.randrange(3, 40_000) for _ in range(30)]
-    return [common[: i % 7 * 5] + [draw.randrange(3, 40_000) for _ in range(1 + i % 30)] for i in range(count)]
+    common = [draw.randrange(3, 8_000) for _ in range(30)]
+    return [common[: i % 7 * 5] + [draw.randrange(3, 8_000) for _ in range(1 + i % 30)] for i in range(count)]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def test_greedy_ids_are_those_of_local_decoding(client: Server, backend: Backend
 
 def test_a_step_of_rollouts(client: Server, server: Any, backend: Backend, tmp_path: Path) -> None:
     handover = Handover(client, tmp_path / "handover", backend.save_adapter, 2)
-    sampler = RemoteSampler(client, handover, STOPS, 49_152)
+    sampler = RemoteSampler(client, handover, STOPS, VOCABULARY)
     settings = RolloutSettings(max_new_tokens=6, temperature=0.9, top_p=0.95)
     prompts = [[5, 9, 11], [5, 9, 11], [7]]
     first = sampler.sample(Wanted(1, prompts, settings, 77))
@@ -113,7 +114,7 @@ def test_a_step_of_rollouts(client: Server, server: Any, backend: Backend, tmp_p
 
 def test_requests_ask_for_the_distribution_and_nothing_else(client: Server, server: Any) -> None:
     """What a request leaves open, a server takes from the model's generation config."""
-    how = Decoding.of(RolloutSettings(max_new_tokens=3, temperature=0.7, top_p=0.9), [2, 7], 49_152)
+    how = Decoding.of(RolloutSettings(max_new_tokens=3, temperature=0.7, top_p=0.9), [2, 7], VOCABULARY)
     client.post(PATH, request_for(server.service.model, [5, 6], 3 << 32, how))
     asked = server.service.asked[-1]
     assert (asked["temperature"], asked["top_p"], asked["max_tokens"], asked["seed"]) == (0.7, 0.9, 3, 3)
@@ -145,7 +146,7 @@ def test_an_answer_of_an_older_server_has_its_ids_in_the_log_probabilities(serve
 
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"prompt_token_ids": [5, 7]}, "read other token ids than it was sent: serve the run's model"),
-    ({"token_ids": [49_152], "logprobs": {"token_logprobs": [-1.0]}}, "answered token 49152, and this model has 49152"),
+    ({"token_ids": [8192], "logprobs": {"token_logprobs": [-1.0]}}, "answered token 8192, and this model has 8192"),
     ({"token_ids": [9], "logprobs": {"token_logprobs": [-1.0]}}, "cut an answer at 1 tokens: serve with a larger"),
     (
         {"token_ids": [9], "logprobs": {"token_logprobs": [-1.0]}, "finish_reason": "stop"},

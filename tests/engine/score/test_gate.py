@@ -345,7 +345,7 @@ def test_the_real_small_model_passes_with_its_references_and_fails_with_others_o
     from sdft_cli.engine.models.load import open_for_eval
     from sdft_cli.engine.passes.choose import choose_sharing
 
-    data = prepared(smollm2, tmp_path, 16, 0.4, "again")
+    data = prepared(smollm2, tmp_path, 16, 0.4, "again", "few")  # as in the demo
     backend = open_for_eval(str(smollm2), "float32", None, None)
     choose_sharing(backend, "auto")
     prompts, (records, _) = open_prompts(str(smollm2), data.manifest), gate_records(data, 6)

@@ -191,7 +191,7 @@ def test_the_averaged_teacher_follows_by_its_decay(tiny_model: Any, tiny_data: D
 
 
 def test_a_step_lowers_the_divergence_on_its_own_rollouts(tiny_model: Any, tiny_data: Dataset) -> None:
-    found = trainer(tiny_model, tiny_data, "optim.warmup_steps=0", "optim.learning_rate=0.01")
+    found = trainer(tiny_model, tiny_data, "optim.warmup_steps=0", "optim.learning_rate=0.01", "optim.max_steps=8")
     step = found.sample([found.example(r) for r in tiny_data.train[:3]], 1, 0)
     losses = []
     for _ in range(8):
