@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,7 @@ def chat_prompts(folder: Path, template: str) -> ChatPrompts:
 
 @pytest.fixture(scope="session")
 def make_prompts(smollm2: Path) -> Callable[[str], ChatPrompts]:
-    return lambda template: chat_prompts(smollm2, template)
+    return cache(lambda template: chat_prompts(smollm2, template))
 
 
 @pytest.fixture(scope="session", params=["smollm2", "qwen3_5_nothink", "qwen3_5_think"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def trl_text(name: str) -> str:
     return (folder / f"{name}.jinja").read_text(encoding="utf-8")
 
 
+@cache
 def prompts_of(model: Path, text: str, date: str | None = DATE, eos: str | None = None) -> ChatPrompts:
     """Return prompts with a template; the control tokens that it writes are added to the tokenizer."""
     tokenizer: Any = load_tokenizer(model)
