@@ -127,8 +127,8 @@ def _is_prompt(line: Line) -> bool:
     return bool(texts) and not texts[0].startswith(("<command-", "<local-command-", "/"))
 
 
-def _number(line: Line) -> int:
-    return line.number
+def _number(found: Line | Node) -> int:
+    return found.number
 
 
 def _ids(line: Line, kinds: Sequence[str], key: str) -> list[str]:
@@ -172,7 +172,8 @@ class Graph:
         self._boundaries = [line.number for line in lines if line.kind == "boundary"]
         self._summary: dict[Node, Node] = {}
         """The first summary behind a boundary."""
-        self._replays: dict[Node, Node] = {}
+        self._written: dict[Node, list[Node]] = {}
+        """A message that was replayed, or a replay -> the message and all its replays, in the order of the file."""
         self._said: dict[Node, set[tuple[str, str]]] = {}
         self._spot: dict[str, Node] = {}
         """Where the chain stands behind a line: at its message, or at what was shown before the message was whole."""
@@ -250,7 +251,8 @@ class Graph:
                 self._messages[key] = node
             else:
                 node.replayed = True
-                self._replays[first] = node
+                self._written[node] = self._written.setdefault(first, [first])
+                self._written[node].append(node)
             self._answers[name] = node
         else:
             node.lines.append(line)
@@ -260,7 +262,7 @@ class Graph:
 
     def _latest_of(self, first: Node | None) -> Node | None:
         """Return the latest replay of a message."""
-        return self._replays.get(first, first) if first is not None else None
+        return self._written.get(first, [first])[-1] if first is not None else None
 
     def _user_line(self, line: Line, owner: dict[str, Node]) -> None:
         results = _ids(line, ("tool_result",), "tool_use_id")
@@ -457,8 +459,9 @@ class Graph:
 
     def _shown(self, node: Node, before: int) -> Node:
         """Return the latest copy or replay of a node, of those that stand before a line of this number."""
-        replay = self._replays.get(node)
-        node = replay if replay is not None and replay.number < before else node
+        written = self._written.get(node, [])
+        earlier = bisect_left(written, before, key=_number)
+        node = written[earlier - 1] if earlier else node
         return self._copy.get(node, node)
 
     def _written_again(self, node: Node, boundary: int) -> bool:
@@ -469,7 +472,8 @@ class Graph:
             places = self._places.get(text_of(line.data, "uuid"), [])
             if bisect_right(places, boundary, key=_number) < bisect_left(places, end, key=_number):
                 return True
-        return node in self._replays and boundary < self._replays[node].number < end
+        written = self._written.get(node, [])
+        return bisect_right(written, boundary, key=_number) < bisect_left(written, end, key=_number)
 
     def _kept(self, metadata: dict[str, object], boundary: Node) -> tuple[list[Node], Node]:
         """Return the nodes that a compaction kept word for word, in order, and the node that they follow."""

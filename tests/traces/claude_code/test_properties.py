@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from sdft_cli.traces.claude_code.reader import read_claude_code
@@ -280,6 +280,7 @@ class Told:
 
 @QUIET
 @given(acts=st.lists(ACTS, max_size=15))
+@example(acts=["talk", "again", "notice", "again", "kept", "talk"])  # a message that stands three times
 def test_a_session_that_was_played_is_read_as_the_model_saw_it(acts: list[str], tmp_path: Path) -> None:
     told = Told()
     for act in acts:
