@@ -56,6 +56,10 @@ ADDITIONS = (
         "lambda 0 to 1",
         settings={"distill.lambda_start": 0.0, "distill.lambda_steps": 30, "distill.lambda_on_policy": 1.0},
     ),
+    Recipe(
+        "late on-policy steps",
+        settings={"distill.lambda_start": 0.0, "distill.lambda_steps": 30, "distill.lambda_on_policy": 0.68},
+    ),
     Recipe("start of 10 SFT steps", settings={"teacher.start": 10}),
     Recipe("ema teacher after the start", settings={"teacher.start": 10, "teacher.kind": "ema"}),
     Recipe("turns by position 0.6", settings={"optim.position_decay": 0.6}),
