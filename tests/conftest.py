@@ -30,7 +30,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 limit_spinning()
 sys.dont_write_bytecode = False  # hundreds of processes would each compile what they import
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-gc.set_threshold(20_000, 20, 20)  # looking again and again through what the libraries made was a sixth of the time
+gc.set_threshold(20_000, 20, 20)  # to look again and again through what the libraries made was a sixth of tests/traces
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ["SDFT_CONFIG"] = tempfile.mkdtemp(prefix="sdft-tests-")  # the key of pseudonyms, not the user's own

@@ -192,7 +192,7 @@ def simulated(kind: str, count: int, random: np.random.Generator) -> tuple[Ratio
 @pytest.mark.parametrize("kind", ["shares", "likelihood", "answers of other lengths"])
 @pytest.mark.parametrize("count", [12, 40])
 def test_intervals_of_95_percent_cover_the_truth_in_93_to_97_percent_of_simulations(kind: str, count: int) -> None:
-    random, covered, simulations = np.random.default_rng(5), 0, 2_000
+    random, covered, simulations = np.random.default_rng(5), 0, 3_000
     for seed in range(simulations):
         a, b, sessions, true = simulated(kind, count, random)
         found = paired_interval(a, b, sessions, resamples=500, seed=seed, yes_or_no=kind == "shares")
