@@ -91,7 +91,7 @@ def run_side(side: str, data_folder: Path, steps: int, records: int, threads: in
     order = Order([r.row for r in data.train], config.optim, config.seed)
     losses, seconds, tokens = [], [], 0
     for number in range(1, steps + 1):
-        examples = [trainer.example(data.train[i]) for i in order.step(number).indices]
+        examples = [trainer.example(data.train[i]) for i in order.step(number)]
         turns = [prompts.reference_ids(e.record) for e in examples]
         rollouts = [Rollout(ids[:ROLLOUT_TOKENS], len(ids) <= ROLLOUT_TOKENS) for ids in turns]
         tokens += sum(len(e.student) + len(e.teacher) + 2 * len(r.ids) for e, r in zip(examples, rollouts, strict=True))

@@ -201,7 +201,8 @@ def steps(dataset: Path, count: int, chosen: argparse.Namespace) -> None:
         if chosen.only_token:
             return
         for step in range(1, count + 1):
-            examples = [trainer.example(data.train[i]) for i in order.step(step).indices]
+            turns: Any = order.step(step)  # older commits have them in an object
+            examples = [trainer.example(data.train[i]) for i in getattr(turns, "indices", turns)]
             with _products(trainer.backend):
                 phases, start = Phases(), time.perf_counter()
                 taken = trainer.sample(examples, step, 0)

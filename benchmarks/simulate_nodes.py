@@ -30,6 +30,7 @@ from sdft_cli.engine.objective.batches import Order
 from sdft_cli.engine.objective.schedules import flags_at
 from sdft_cli.engine.parallel.share import shares, token_costs
 from sdft_cli.engine.passes.padded import padded_passes
+from sdft_cli.engine.train.looks import Looks
 from sdft_cli.records import Record, RecordRow, read_dataset
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -117,12 +118,12 @@ def measured_steps(run: Path, data: Path) -> tuple[list[MeasuredStep], float]:
     if any("processes" in line["phase_seconds"] for line in metrics):
         raise SystemExit(f"{run} is a run of several processes: give one of a single process.")
     order = Order([r.row for r in records], config.optim, config.seed)
+    looks = Looks(config, order)
     seen = [len(line["tokens"]) for line in lines_of(run / "samples.jsonl") if line["on_policy"]]
 
     def of(line: dict[str, Any]) -> MeasuredStep:
-        turns = order.step(line["step"])
-        chosen = [records[i] for i in turns.indices]
-        flags = flags_at(config, line["step"], turns.first, len(chosen))
+        chosen = [records[i] for i in order.step(line["step"])]
+        flags = flags_at(config, line["step"], looks.first(line["step"]), len(chosen))
         return measured(line, chosen, flags, [prompts.student_ids(r) for r in chosen], shared, config, seen)
 
     return [of(line) for line in metrics[1:]], 4.0 * adapter_numbers(run)
@@ -168,7 +169,7 @@ def planned_steps(asked: argparse.Namespace) -> tuple[list[MeasuredStep], float]
     rollout = round(sum(row.reference_tokens for row in rows) / len(rows))
     order = Order(rows, config.optim, config.seed)
     numbers = range(1, min(asked.steps, config.optim.max_steps) + 1)
-    steps = [planned([rows[i] for i in order.step(n).indices], speed, sharing, rollout) for n in numbers]
+    steps = [planned([rows[i] for i in order.step(n)], speed, sharing, rollout) for n in numbers]
     return steps, 4.0 * shape.adapter_parameters
 
 
@@ -186,13 +187,13 @@ def planned(chosen: Sequence[RecordRow], speed: Any, sharing: Any, rollout: int)
     def read(share: Sequence[Turn]) -> int:
         return sum(turn.lengths.student - turn.known for turn in share)
 
-    (prompts,), (turns,) = spread(rows, rollout, 1, shared)
+    (prompts,), (turns,) = spread(rows, lambda _: rollout, 1, shared)
     decode = speed.decode_seconds(*speed.decode_bytes([turn.lengths for turn in prompts]))
     sampled = sampling(prompts, speed, sharing).seconds
     seconds = {"prefill": sampled - decode, "decode": decode, "scoring": scored(turns, speed, sharing).seconds}
 
     def divide(count: int) -> Division:
-        asked, done = spread(rows, rollout, count, shared)
+        asked, done = spread(rows, lambda _: rollout, count, shared)
         return Division(
             parts_of(list(map(read, asked)), read(prompts)),
             parts_of(list(map(decoding, asked)), decoding(prompts)),

@@ -183,7 +183,8 @@ class RolloutSettings(_Config):
     gap_every: int | None = Field(
         10,
         gt=0,
-        description="steps between comparisons of the sampler's log-probabilities with the trainer's; null: never",
+        description="in one step of so many, the sampler's log-probabilities are compared with the trainer's: in the "
+        "first that the student samples in; null: never",
     )
     source: Literal["local", "vllm"] = Field(
         "local", description="who samples: this process, or a vLLM server, which gets the adapter (docs/vllm.md)"
@@ -438,7 +439,9 @@ class TrainConfig(_Config):
         description="a run, or the folder of an adapter, whose weights the adapter begins with: to go on with other "
         "records; the teacher base is still the model without it; null: a fresh adapter",
     )
-    samples_every: int = Field(10, gt=0, description="save sampled rollouts every so many steps")
+    samples_every: int = Field(
+        10, gt=0, description="rollouts of one step of so many are saved, of the first that the student samples in"
+    )
     rehearse: bool = Field(True, description="run the longest step once before step 1, without an update")
     trackers: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(
         (), description="where metrics are logged, besides metrics.jsonl"
@@ -452,6 +455,21 @@ class TrainConfig(_Config):
     heldout: HeldoutSettings = HeldoutSettings()
     stop: StopSettings = StopSettings()
     gate: GateSettings = GateSettings()
+
+    @property
+    def samples(self) -> bool:
+        """Are there turns that the student answers?"""
+        return self.objective == "sdft" and max(self.distill.lambda_on_policy, self.distill.lambda_start or 0) > 0
+
+    @property
+    def trains_on_references(self) -> bool:
+        """Are there turns that are trained on the expert's answer, however long that is?"""
+        shares = (self.distill.lambda_on_policy, self.distill.lambda_start)
+        return self.objective == "sft" or self.teacher.start > 0 or any(s is not None and s < 1 for s in shares)
+
+    def longest_answer(self, reference_tokens: int) -> int:
+        """Return the most tokens of a trajectory of a record: a rollout at its cap, or the expert's turn."""
+        return max(self.rollout.max_new_tokens * self.samples, reference_tokens * self.trains_on_references)
 
     @model_validator(mode="after")
     def _a_rollout_fits(self) -> TrainConfig:

@@ -5,19 +5,10 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 
 from sdft_cli.config import OptimSettings
 from sdft_cli.records import RecordRow
-
-
-@dataclass(frozen=True)
-class Turns:
-    """The turns of a step: indices of their records, and how many turns the steps before had."""
-
-    indices: list[int]
-    first: int
 
 
 class Order:
@@ -44,15 +35,26 @@ class Order:
         self._epoch_number = -1
         self._epoch: list[list[int]] = []
 
-    def step(self, number: int) -> Turns:
-        """Return the turns of optimiser step `number` (from 1)."""
+    def step(self, number: int) -> list[int]:
+        """Return the turns of optimiser step `number` (from 1): indices of their records."""
+        if self.optim.group_by == "none":
+            first, size = self.span(number)
+            count = self._drawn
+            return [self._steps(p // count)[p % count][0] for p in range(first, first + size)]
+        epoch, place = self._place(number)
+        return self._steps(epoch)[place]
+
+    def span(self, number: int) -> tuple[int, int]:
+        """Return how many turns the steps before `number` (from 1) have, and how many it has itself."""
         size, count = self.optim.turns_per_step, len(self.rows)
         if self.optim.group_by == "none":
-            first, count = (number - 1) * size, self._drawn
-            flat = [self._steps(p // count)[p % count][0] for p in range(first, first + size)]
-            return Turns(flat, first)
-        epoch, place = divmod(number - 1, -(-count // size))
-        return Turns(self._steps(epoch)[place], epoch * count + place * size)
+            return (number - 1) * size, size
+        epoch, place = self._place(number)
+        return epoch * count + place * size, min(size, count - place * size)
+
+    def _place(self, number: int) -> tuple[int, int]:
+        """Return the epoch of a step by session, and its place in the epoch."""
+        return divmod(number - 1, -(-len(self.rows) // self.optim.turns_per_step))
 
     def _steps(self, epoch: int) -> list[list[int]]:
         """Return the steps of an epoch; with `group_by: none`, steps of one turn, to be joined."""
@@ -112,7 +114,7 @@ def on_policy_flags(
     Args:
         share: that of each turn.
         seed: of the run.
-        first, size: the stretch; turns before 0 have a share of 0.
+        first, size: the stretch, from turn 0 on.
         start: the share of turn 0, from which it moves linearly to `share`; None: it is constant.
         over: turns until it is `share`.
     """
@@ -123,7 +125,6 @@ def on_policy_flags(
 
 def _sum_of_shares(turns: int, share: float, start: float | None, over: int) -> float:
     """Return the sum of the shares of the first so many turns: of a line, its integral."""
-    turns = max(0, turns)
     if start is None:
         return turns * share
     moved = min(turns, over)

@@ -35,7 +35,7 @@ def objective_at(config: TrainConfig, step: int) -> str:
 
 
 def flags_at(config: TrainConfig, step: int, first: int, size: int) -> list[bool]:
-    """Say which turns of a step (from 1) the student answers itself; the run had `first` turns before it.
+    """Say which turns of a step (from 1) the student answers itself: `size` turns, `first` behind `teacher.start`.
 
     `distill.lambda_steps` are steps of `optim.turns_per_step` turns, from the end of `teacher.start` on. With
     `lambda_by: step` a step is on-policy as a whole or not at all, as in GKD (arXiv 2306.13649, alg. 1): then all of
@@ -48,7 +48,6 @@ def flags_at(config: TrainConfig, step: int, first: int, size: int) -> list[bool
     if distill.lambda_by == "step":
         of_steps = (step - 1 - start, 1, distill.lambda_start, distill.lambda_steps)
         return on_policy_flags(distill.lambda_on_policy, config.seed, *of_steps) * size
-    first -= start * each
     return on_policy_flags(
         distill.lambda_on_policy, config.seed, first, size, distill.lambda_start, distill.lambda_steps * each
     )

@@ -33,6 +33,11 @@ def lengths_of(rows: Sequence[RecordRow], rollout: int) -> list[Lengths]:
     return [Lengths(row.prompt_tokens, row.teacher_prompt_tokens, rollout) for row in rows]
 
 
+def longest_lengths(rows: Sequence[RecordRow], config: TrainConfig) -> list[Lengths]:
+    """Return the records' lengths with the longest trajectory that each may have."""
+    return [Lengths(r.prompt_tokens, r.teacher_prompt_tokens, config.longest_answer(r.reference_tokens)) for r in rows]
+
+
 def step_flops(
     step: Sequence[Lengths], shape: Shape, config: TrainConfig, sharing: Sharing, merged: bool = False
 ) -> StepFlops:
@@ -84,7 +89,7 @@ def run_work(
     flops, read, decoded = StepFlops(), 0.0, 0.0
     seconds = dict.fromkeys(asdict(flops), 0.0)
     for number in range(1, config.optim.max_steps + 1):
-        step = [lengths[i] for i in order.step(number).indices] * config.rollout.per_record
+        step = [lengths[i] for i in order.step(number)] * config.rollout.per_record
         flops += step_flops(step, shape, config, sharing, engine.merged)
         found, of_step = _step_seconds(step, speed, sharing)
         read, decoded = read + of_step[0], decoded + of_step[1]
@@ -178,8 +183,8 @@ def start_seconds(rows: Sequence[RecordRow], speed: Speed, sharing: Sharing) -> 
     checks = CHECKS * speed.pass_seconds(Pass("student", SMALL, SMALL * (SMALL + 1) / 2, True))
     rehearsal = 0.0
     if config.rehearse:
-        longest = max(rows, key=lambda r: r.teacher_prompt_tokens)
-        step = lengths_of([longest] * config.optim.turns_per_step, config.rollout.max_new_tokens)
+        longest = max(rows, key=lambda r: r.teacher_prompt_tokens + config.longest_answer(r.reference_tokens))
+        step = longest_lengths([longest] * config.optim.turns_per_step, config)
         seconds, _ = _step_seconds(step, speed, sharing)
         rehearsal = sum(value for name, value in seconds.items() if name != "decode")
     return weight_bytes(speed.shape, config) / DISK + checks + rehearsal

@@ -375,7 +375,9 @@ def step_memory(
 
 def packed_room(backend: Backend, rows: Sequence[RecordRow], config: TrainConfig) -> str | None:
     """Say why the largest packed pass of these records would not fit into the memory that is free, or None."""
-    longest = max(max(r.prompt_tokens, r.teacher_prompt_tokens) for r in rows) + config.rollout.max_new_tokens
+    longest = max(
+        max(r.prompt_tokens, r.teacher_prompt_tokens) + config.longest_answer(r.reference_tokens) for r in rows
+    )
     several = min(config.optim.turns_per_step, len(rows)) * config.rollout.per_record > 1
     tokens = max(longest, config.optim.max_tokens_per_pass if several else 0)
     try:

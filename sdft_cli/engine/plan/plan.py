@@ -15,7 +15,7 @@ from sdft_cli.config import TrainConfig, with_settings
 from sdft_cli.engine.models.backend import Sharing
 from sdft_cli.engine.plan.assumed import Assumed
 from sdft_cli.engine.plan.cards import RESERVE, Gpu
-from sdft_cli.engine.plan.hours import RunWork, lengths_of, run_work
+from sdft_cli.engine.plan.hours import RunWork, longest_lengths, run_work
 from sdft_cli.engine.plan.memory import Memory, Phase, static_parts, step_memory
 from sdft_cli.engine.plan.model_shape import BYTES, Shape
 from sdft_cli.engine.plan.remedies import remedies
@@ -33,20 +33,21 @@ def longest_step(
     sharing: Sharing,
     fused: bool,
 ) -> Memory:
-    """Return the memory of the step that needs the most; any records may meet in a step, rollouts are at their cap.
+    """Return the memory of the step that needs the most; any records may meet in a step, with their longest answers.
 
     Tried are steps of records next to each other in length: the longest ones, and `WINDOWS` others, since many records
     of middling length with padding can need more than the longest one alone. In every phase the worst one counts.
     """
-    cap = config.rollout.max_new_tokens
     return worst(
-        [step_memory(lengths_of(step, cap), shape, config, sharing, fused) for step in long_steps(rows, config)]
+        [step_memory(longest_lengths(step, config), shape, config, sharing, fused) for step in long_steps(rows, config)]
     )
 
 
 def long_steps(rows: Sequence[RecordRow], config: TrainConfig) -> list[list[RecordRow]]:
     """Return the steps that `longest_step` tries; a record stands there as often as it is sampled."""
-    ordered = sorted(rows, key=lambda row: (row.teacher_prompt_tokens, row.prompt_tokens))
+    ordered = sorted(
+        rows, key=lambda r: (r.teacher_prompt_tokens + config.longest_answer(r.reference_tokens), r.prompt_tokens)
+    )
     count = min(config.optim.turns_per_step, len(ordered))
     last = len(ordered) - count
     starts = sorted({last * i // WINDOWS for i in range(WINDOWS + 1)})
@@ -111,7 +112,7 @@ def plan_of(
         assumed: backend, kernels, sampling weights and decoding.
         gpu: the card, or None: then only the need is reported.
         rollout_tokens: length of a rollout for operations and hours; by default the mean length of the experts' turns,
-            at most the cap. Memory always assumes the cap.
+            at most the cap. Memory always assumes the longest trajectories.
         utilisation: share of the card's peak arithmetic that large products reach.
         heldout: the validation records.
     """
@@ -164,8 +165,11 @@ def plan_of(
 
 def assumptions(shape: Shape, config: TrainConfig, sharing: Sharing, rollout: int, given: bool) -> list[str]:
     """Say what the numbers rest on."""
+    of_rollouts = f"every rollout is as long as its cap, {config.rollout.max_new_tokens} tokens"
+    longest = [of_rollouts] * config.samples
+    longest += ["the expert's turns are as long as they are"] * config.trains_on_references
     found = [
-        f"memory: every rollout is as long as its cap, {config.rollout.max_new_tokens} tokens",
+        f"memory: {', and '.join(longest)}",
         f"operations and hours: {rollout} tokens in a rollout, "
         + ("as given" if given else "the mean of the experts' turns (at most the cap)"),
     ]

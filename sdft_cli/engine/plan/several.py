@@ -81,11 +81,15 @@ def layer_bytes(shape: Shape, config: TrainConfig) -> tuple[int, int]:
 
 def memory_of(run: Run, sharing: Sharing, count: int, sharded: bool) -> Memory:
     """Return what the longest steps take on the card with the most, in each phase."""
-    shape, config, cap = run.shape, run.config, run.config.rollout.max_new_tokens
+    shape, config = run.shape, run.config
     found: dict[tuple[Lengths, ...], Memory] = {}
+
+    def longest(row: RecordRow) -> int:
+        return config.longest_answer(row.reference_tokens)
+
     phases: list[Memory] = []
     for step in long_steps(run.rows, config):
-        prompts, turns = spread(step, cap, count, sharing != "none")
+        prompts, turns = spread(step, longest, count, sharing != "none")
         for some in ([turn.lengths for turn in share] for share in (*prompts, *turns) if share):
             key = tuple(some)
             if key not in found:
@@ -164,7 +168,7 @@ class Step:
 def step_cost(rows: Sequence[RecordRow], run: Run, speed: Speed, sharing: Sharing, ring: Ring, sharded: bool) -> Step:
     """Return what a step of these records takes on the cards of a ring."""
     shared = sharing != "none"
-    prompts, turns = spread(rows, run.rollout, ring.count, shared)
+    prompts, turns = spread(rows, lambda _: run.rollout, ring.count, shared)
     phases = [[sampling(s, speed, sharing) for s in prompts], [scored(s, speed, sharing) for s in turns]]
     sampled, done = (max(busy.seconds for busy in phase) for phase in phases)
     gradients, part = 4 * run.shape.adapter_parameters, (ring.count - 1) / ring.count
@@ -175,7 +179,7 @@ def step_cost(rows: Sequence[RecordRow], run: Run, speed: Speed, sharing: Sharin
         gathering = each * ring.all_gather(layers / each)
         often = sum(max(busy.passes for busy in phase) for phase in phases)
         network, sent = network + often * gathering, sent + often * part * layers
-    largest = largest_part(rows, run.rollout, ring.count, shared)
+    largest = largest_part(rows, lambda _: run.rollout, ring.count, shared)
     return Step(sampled, done, network, sent, sum(map(bool, turns)), largest)
 
 
@@ -183,7 +187,7 @@ def run_cost(run: Run, speed: Speed, sharing: Sharing, ring: Ring, sharded: bool
     """Return the sum over the steps that the run's seed draws."""
     order, total = Order(run.rows, run.config.optim, run.config.seed), Step()
     for number in range(1, run.config.optim.max_steps + 1):
-        rows = [run.rows[i] for i in order.step(number).indices] * run.config.rollout.per_record
+        rows = [run.rows[i] for i in order.step(number)] * run.config.rollout.per_record
         total += step_cost(rows, run, speed, sharing, ring, sharded)
     return total
 
@@ -194,7 +198,7 @@ def rest_seconds(run: Run, speed: Speed, sharing: Sharing, count: int, slower: f
     `slower`: what gathering makes of a second of passes and decoding.
     """
     beside = beside_seconds(run.rows, run.heldout, speed, sharing, run.rollout)
-    part = largest_part(run.heldout or run.rows, run.rollout, count, sharing != "none")
+    part = largest_part(run.heldout or run.rows, lambda _: run.rollout, count, sharing != "none")
     return sum(value * (part * slower if name in ("gate", "heldout") else 1) for name, value in beside.items())
 
 

@@ -6,7 +6,7 @@ other, so that two of them share the shorter one's prompt, and turns of differen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -27,25 +27,29 @@ Shares = list[list[Turn]]
 """The turns of each card."""
 
 
-def spread(rows: Sequence[RecordRow], rollout: int, count: int, shared: bool) -> tuple[Shares, Shares]:
+def spread(
+    rows: Sequence[RecordRow], rollout: Callable[[RecordRow], int], count: int, shared: bool
+) -> tuple[Shares, Shares]:
     """Return the shares of a step's prompts, which are sampled from, and those of its trajectories, which are scored.
 
     Args:
         rows: records of the step; one that comes several times has a rollout of its own each time.
-        rollout: tokens of a rollout.
+        rollout: tokens of a record's rollout.
         count: of cards.
         shared: prefixes are computed once in a share.
     """
     return share_out(rows, rollout, count, shared, answers=False), share_out(rows, rollout, count, shared)
 
 
-def share_out(rows: Sequence[RecordRow], rollout: int, count: int, shared: bool, answers: bool = True) -> Shares:
+def share_out(
+    rows: Sequence[RecordRow], rollout: Callable[[RecordRow], int], count: int, shared: bool, answers: bool = True
+) -> Shares:
     """Return the turns of each card, as `spread`; with `answers` by prompt and answer, else by the prompt alone."""
     order = sorted(rows, key=lambda row: (row.session_id, row.prompt_tokens))
     common = [0, *(_common(a, b) if shared else 0 for a, b in pairwise(order))]
-    whole = [row.prompt_tokens + rollout * answers for row in order]
+    whole = [row.prompt_tokens + rollout(row) * answers for row in order]
     added = [size - known for size, known in zip(whole, common, strict=True)]
-    turns = [Lengths(row.prompt_tokens, row.teacher_prompt_tokens, rollout) for row in order]
+    turns = [Lengths(row.prompt_tokens, row.teacher_prompt_tokens, rollout(row)) for row in order]
     return [
         [Turn(turns[i], common[i] if place else 0) for place, i in enumerate(stretch)]
         for stretch in cut(whole, added, count)
@@ -61,7 +65,7 @@ def tokens_of(share: Sequence[Turn]) -> int:
     return sum(turn.lengths.student - turn.known + turn.lengths.rollout for turn in share)
 
 
-def largest_part(rows: Sequence[RecordRow], rollout: int, count: int, shared: bool) -> float:
+def largest_part(rows: Sequence[RecordRow], rollout: Callable[[RecordRow], int], count: int, shared: bool) -> float:
     """Return the tokens of the largest share, as a part of those that one card would compute for all."""
     if not rows:
         return 1.0

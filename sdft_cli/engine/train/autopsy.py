@@ -1,7 +1,7 @@
 """The token autopsy of a step whose sample is kept: what student and teacher would have written at the worst tokens.
 
-It looks at the first trajectory while the loss is computed, at the hidden states that the loss is of: nothing is run
-again but the output head, on a few rows. Other steps have none of it.
+It looks at one trajectory, the first that the student sampled, while the loss is computed, at the hidden states that
+the loss is of: nothing is run again but the output head, on a few rows. Other steps have none of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Choices = list[tuple[int, float]]
 
 @dataclass
 class Autopsy:
-    """Looks at the first trajectory of a step. `worst`: what was found, in the order of the tokens.
+    """Looks at trajectory `place` of a step. `worst`: what was found, in the order of the tokens.
 
     Distributions are those that the loss compares: at `kl_temperature`, over the whole vocabulary. In the control arm
     there is no teacher, and the student's is at temperature 1.
@@ -39,6 +39,7 @@ class Autopsy:
 
     head: Head
     settings: DistillSettings
+    place: int = 0
     worst: list[dict[str, Any]] = field(default_factory=list)
 
     @torch.no_grad()
@@ -60,10 +61,11 @@ class Autopsy:
             student, teacher: (N, H) hidden states that predict them.
             per_token: (N,) the loss at each, nats.
         """
-        if 0 not in turns:
+        if self.place not in turns:
             return
-        start = sum(lengths[: turns.index(0)])
-        own = slice(start, start + lengths[turns.index(0)])
+        at = turns.index(self.place)
+        start = sum(lengths[:at])
+        own = slice(start, start + lengths[at])
         losses = per_token[own]
         places = losses.topk(min(WORST, int((losses > 0).sum()))).indices.sort().values
         chosen = tokens[own][places]
@@ -75,7 +77,7 @@ class Autopsy:
         ]
 
     def join(self, processes: Processes) -> None:
-        """Take over what the process saw that had the first trajectory."""
+        """Take over what the process saw that had the trajectory."""
         self.worst = next((worst for worst in processes.gather(self.worst) if worst), [])
 
     def _choices(self, states: Tensor, chosen: Tensor, tempered: bool) -> list[dict[str, Any]]:
@@ -89,15 +91,15 @@ class Autopsy:
 
 
 def sample_line(step: StepResult, autopsy: Autopsy, config: TrainConfig, prompts: ChatPrompts) -> dict[str, Any]:
-    """Return the line of `samples.jsonl` of a step: its first trajectory token by token, and sums over all of them."""
-    taken = step.taken
-    rollout, example = taken.rollouts[0], taken.examples[0]
-    pieces, kinds = _pieces_and_kinds(step, 0, prompts)
+    """Return the line of `samples.jsonl` of a step: one trajectory token by token, and sums over all of them."""
+    taken, place = step.taken, autopsy.place
+    rollout, example = taken.rollouts[place], taken.examples[place]
+    pieces, kinds = _pieces_and_kinds(step, place, prompts)
     measure = "nll_per_token" if step.objective == "sft" else DIVERGENCES[config.distill.divergence].metric
     return {
         "step": step.number,
         "record_id": example.record.record_id,
-        "on_policy": taken.on_policy[0],
+        "on_policy": taken.on_policy[place],
         "finished": rollout.finished,
         "rollout": prompts.tokenizer.decode(rollout.ids),
         "reference": prompts.reference_text(example.record.reference),
@@ -105,7 +107,7 @@ def sample_line(step: StepResult, autopsy: Autopsy, config: TrainConfig, prompts
         "tokens": pieces,
         "kinds": kinds,
         "first_with_loss": loss_range(rollout, config.distill).start,
-        "per_token": [round(value, 6) for value in step.scored.per_token[0]],
+        "per_token": [round(value, 6) for value in step.scored.per_token[place]],
         "worst": [_told(place, rollout.ids, prompts) for place in autopsy.worst],
         "sums": _sums(step, config, prompts),
     }

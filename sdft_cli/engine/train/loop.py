@@ -22,6 +22,7 @@ from sdft_cli.engine.remote.client import ServerError
 from sdft_cli.engine.train.autopsy import Autopsy, sample_line
 from sdft_cli.engine.train.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from sdft_cli.engine.train.heldout import HeldOut, metrics_of
+from sdft_cli.engine.train.looks import Looks
 from sdft_cli.engine.train.profile import Profile
 from sdft_cli.engine.train.resume_state import capture, digest, restore
 from sdft_cli.engine.train.sdft_step import StepResult, Trainer
@@ -72,11 +73,19 @@ def check_records(records: Sequence[Record], config: TrainConfig) -> None:
     """Refuse records that do not fit the profile; nothing is truncated.
 
     Raises:
-        DataError: there is no training record, or as `check_lengths`.
+        DataError: there is no training record, one with the expert's turn is longer than a sequence may be where it is
+            trained on, or as `check_lengths`.
     """
     if not records:
         raise DataError("The dataset has no training record: prepare one with more sessions.")
     check_lengths(records, config)
+    over = [r.row.sequence_tokens for r in records if r.row.sequence_tokens > config.max_seq_tokens]
+    if over and config.trains_on_references:
+        raise DataError(
+            f"{len(over)} record(s) have over {config.max_seq_tokens} tokens with the expert's turn, which this run "
+            f"trains on (longest {max(over)}): prepare with --max-seq-tokens {config.max_seq_tokens}, or raise "
+            "max_seq_tokens."
+        )
 
 
 def check_lengths(records: Sequence[Record], config: TrainConfig) -> None:
@@ -122,6 +131,7 @@ class Loop:
         self.config = trainer.config
         self.records = records
         self.order = Order([r.row for r in records], self.config.optim, self.config.seed)
+        self.looks = Looks(self.config, self.order)
         self.heldout = heldout
         self.processes = trainer.processes
         self.observer = observer or Silent()
@@ -238,13 +248,13 @@ class Loop:
 
     def _step(self, number: int) -> None:
         config = self.config
-        turns = self.order.step(number)
-        sampled = number == 1 or number % config.samples_every == 0 or number == config.optim.max_steps
-        autopsy = Autopsy(self.trainer.backend.head, config.distill) if sampled else None
+        head, looks = self.trainer.backend.head, self.looks
+        autopsy = Autopsy(head, config.distill, looks.trajectory(number)) if looks.saves(number) else None
         with out_of_memory_explained(config, f"step {number}"):
-            records = [self.records[i] for i in turns.indices]
+            records = [self.records[i] for i in self.order.step(number)]
             look = autopsy.look if autopsy else None
-            result = self.trainer.step(number, records, turns.first, look, self._coming(number))
+            rest = look, self._coming(number), looks.compares(number)
+            result = self.trainer.step(number, records, looks.first(number), *rest)
         first = self.processes.first
         metrics = self.processes.same(step_metrics(result, config, self.trainer.prompts) if first else {})
         if autopsy:
@@ -260,7 +270,7 @@ class Loop:
         """Return the records of the step after this one, if their rollouts are sampled meanwhile."""
         if not self.config.rollout.ahead or number >= self.config.optim.max_steps:
             return []
-        return [self.records[i] for i in self.order.step(number + 1).indices]
+        return [self.records[i] for i in self.order.step(number + 1)]
 
     def _tell_step(self, metrics: dict[str, Any], result: StepResult, autopsy: Autopsy | None) -> None:
         self.files["metrics.jsonl"].write(metrics)
@@ -292,7 +302,7 @@ class Loop:
         if self.processes.first:
             self.log({"heldout": metrics}, step)
             self.observer.heldout(metrics)
-        self._act(self.rules.after_evaluation(metrics))
+        self._act(self.rules.after_evaluation(metrics, comparable))
 
     def _act(self, findings: Sequence[Finding]) -> None:
         for finding in findings if self.processes.first else ():

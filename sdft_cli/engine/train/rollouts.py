@@ -116,7 +116,7 @@ def wanted_at(
         config: the run's.
         prompts: the student's, of the turns of the step.
         step: its number, from 1.
-        first: how many turns the steps before had.
+        first: how many turns the steps before had, without those of `teacher.start`.
     """
     settings = rollout_at(config, step)
     turns = [

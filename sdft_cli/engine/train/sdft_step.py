@@ -121,18 +121,19 @@ class Trainer:
         first: int,
         watch: Watch | None = None,
         coming: Sequence[Record] = (),
+        compare_sampler: bool = False,
     ) -> StepResult:
         """Run an optimiser step.
 
         Args:
             number: of the step, from 1.
             records: the turns of the step.
-            first: how many turns the steps before had.
+            first: how many turns the steps before had, without those of `teacher.start`.
             watch: told of each pass, after its loss: turns, lengths, tokens, states of student and teacher, losses.
             coming: the turns of the next step, whose rollouts are sampled elsewhere meanwhile.
+            compare_sampler: the student's rollouts have log-probabilities of the sampler and of the trainer.
         """
-        phases, gap_every = Phases(), self.config.rollout.gap_every
-        compare_sampler = gap_every is not None and (number - 1) % gap_every == 0
+        phases = Phases()
         torch.manual_seed(step_seed(self.config.seed, number, "step"))  # for dropout
         with phases("encode"):
             examples = [self.example(record) for record in records]

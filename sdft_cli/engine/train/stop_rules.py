@@ -61,14 +61,17 @@ class StopRules:
             sampler_gap=self._sampler_gap(metrics.get("sampler_gap"), metrics.get("rollout_staleness")),
         )
 
-    def after_evaluation(self, metrics: Metrics) -> list[Finding]:
-        """Judge an evaluation by `rollout_length`, `tool_valid_share` (None without tool turns) and `kl_per_token`."""
+    def after_evaluation(self, metrics: Metrics, comparable: bool = True) -> list[Finding]:
+        """Judge an evaluation by `rollout_length`, `tool_valid_share` (None without tool turns) and `kl_per_token`.
+
+        `comparable`: the divergence is of the teacher that later evaluations have too; another is not remembered.
+        """
         broken = _not_finite(metrics, ("kl_per_token", "expert_nll_per_token"))
         return self._findings(
             not_finite=broken,
             length_collapse=self._length(metrics["rollout_length"]),
             validity_collapse=self._validity(metrics["tool_valid_share"]),
-            kl_rising=None if broken else self._kl(metrics["kl_per_token"]),
+            kl_rising=None if broken or not comparable else self._kl(metrics["kl_per_token"]),
         )
 
     def _findings(self, **messages: str | None) -> list[Finding]:

@@ -24,7 +24,7 @@ def order(turns: list[int], seed: int = 0, **settings: object) -> Order:
 
 
 def drawn(found: Order, steps: int) -> list[list[int]]:
-    return [found.step(number).indices for number in range(1, steps + 1)]
+    return [found.step(number) for number in range(1, steps + 1)]
 
 
 def test_without_groups_an_epoch_is_a_permutation_that_depends_on_the_seed() -> None:
@@ -33,7 +33,7 @@ def test_without_groups_an_epoch_is_a_permutation_that_depends_on_the_seed() -> 
     assert flat[:10] != flat[10:]
     assert flat == list(chain(*drawn(order([10], turns_per_step=4), 5)))  # the size of a step does not change the order
     assert flat != list(chain(*drawn(order([10], seed=1), 20)))
-    assert order([10], turns_per_step=4).step(3).first == 8
+    assert order([10], turns_per_step=4).span(3) == (8, 4)
 
 
 SESSIONS = st.lists(st.integers(1, 12), min_size=1, max_size=6)
@@ -44,11 +44,11 @@ def test_by_session_each_epoch_has_each_turn_once(turns: list[int], size: int, s
     found = order(turns, seed, turns_per_step=size, group_by="session", session_turns=how)
     per_epoch = -(-sum(turns) // size)
     steps = drawn(found, 2 * per_epoch)
-    firsts = [found.step(number).first for number in range(1, 2 * per_epoch + 1)]
+    spans = [found.span(number) for number in range(1, 2 * per_epoch + 1)]
     for epoch in (steps[:per_epoch], steps[per_epoch:]):
         assert sorted(chain(*epoch)) == list(range(sum(turns)))
         assert [len(step) for step in epoch[:-1]] == [size] * (per_epoch - 1)
-    assert firsts == [sum(map(len, steps[:i])) for i in range(len(steps))]
+    assert spans == [(sum(map(len, steps[:i])), len(steps[i])) for i in range(len(steps))]
     whole = [step for step in steps if len({found.rows[i].session_id for i in step}) == 1 and len(step) == size]
     assert len(whole) >= 2 * sum(count // size for count in turns)
 
@@ -110,9 +110,9 @@ def test_early_turns_come_in_proportion_to_the_decay() -> None:
     for turn, share in enumerate((8, 4, 2, 1)):
         assert turns.count(turn) / len(turns) == pytest.approx(share / 15, abs=0.03)
     again = order([4, 1, 4], turns_per_step=3, position_decay=0.5)
-    assert [again.step(n).indices for n in (9, 2, 9)] == [steps[8], steps[1], steps[8]]
+    assert [again.step(n) for n in (9, 2, 9)] == [steps[8], steps[1], steps[8]]
     assert drawn(order([4, 1, 4], seed=1, turns_per_step=3, position_decay=0.5), 20) != steps[:20]
-    assert found.step(5).first == 12
+    assert found.span(5) == (12, 3)
     assert set(chain(*drawn(order([9, 9], position_decay=1e-9), 40))) == {0, 9}
 
 

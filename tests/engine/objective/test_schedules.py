@@ -40,7 +40,7 @@ def test_the_cap_of_rollouts_grows_and_then_stays() -> None:
 
 
 def shares(found: TrainConfig, steps: range) -> list[float]:
-    return [sum(flags_at(found, step, 4 * (step - 1), 4)) / 4 for step in steps]
+    return [sum(flags_at(found, step, 4 * (step - 1 - found.teacher.start), 4)) / 4 for step in steps]
 
 
 def test_the_share_of_own_rollouts_moves_with_the_step() -> None:

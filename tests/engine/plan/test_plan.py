@@ -262,6 +262,26 @@ def test_the_longest_step_is_no_smaller_than_any_step() -> None:
             assert worst.peak.total >= found.peak.total * 0.999
 
 
+def test_the_expert_s_turns_count_where_they_are_trained_on() -> None:
+    """As long as they are, beside rollouts at their cap."""
+    rows, cap = rows_of((100, 110, 5), (40, 60, 900)), "rollout.max_new_tokens=20"
+
+    def peak(*settings: str) -> int:
+        config = config_of("optim.turns_per_step=1", *settings)
+        return longest_step(rows, shape_of(llama(), config), config, "none", fused=True).peak.total
+
+    def of(student: int, teacher: int, answer: int, *settings: str) -> int:
+        config = config_of("optim.turns_per_step=1", *settings)
+        lengths = [Lengths(student, teacher, answer)]
+        return step_memory(lengths, shape_of(llama(), config), config, "none").peak.total
+
+    on, mixed = ("distill.lambda_on_policy=1", cap), ("distill.lambda_on_policy=0.5", cap)
+    assert peak(*on) == of(100, 110, 20, *on)
+    assert peak(*mixed) == of(40, 60, 900, *mixed) > peak(*on)
+    assert peak(*on, "teacher.start=1") > peak(*mixed)  # a teacher of its own, too
+    assert peak(*on, "distill.lambda_start=0") == peak(*mixed)
+
+
 def plan_with(rows: Sequence[RecordRow], gigabytes: float, *overrides: str) -> dict[str, Any]:
     config = config_of("optim.max_steps=3", "optim.turns_per_step=2", *overrides)
     shape = shape_of(llama(), config)

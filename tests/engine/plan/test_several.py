@@ -55,7 +55,7 @@ def test_shares_by_length_are_those_of_the_rule_on_token_ids(
     turns: list[tuple[int, int]], count: int, shared: bool
 ) -> None:
     rows = rows_of(*turns)
-    prompts, trajectories = spread(rows, 3, count, shared)
+    prompts, trajectories = spread(rows, lambda _: 3, count, shared)
     for found, rollout in ((prompts, 0), (trajectories, 3)):
         ids = [token_ids(row, rollout, i) for i, row in enumerate(rows)]
         own = [[ids[i] for i in share] for share in shares(ids, count, shared)]
@@ -67,13 +67,13 @@ def test_shares_by_length_are_those_of_the_rule_on_token_ids(
 
 def test_a_session_stays_together() -> None:
     rows = rows_of((0, 40), (1, 50), (0, 70), (1, 90), (0, 100), (1, 100))
-    _, (one, other) = spread(rows, 10, 2, True)
+    _, (one, other) = spread(rows, lambda _: 10, 2, True)
     assert [(t.lengths.student, t.known) for t in one] == [(40, 0), (70, 40), (100, 70)]
     assert tokens_of(one) == 100 + 3 * 10
     assert [t.lengths.student for t in other] == [50, 90, 100]
-    assert largest_part(rows, 10, 2, True) == 130 / 260
-    assert largest_part(rows, 10, 8, True) < 0.5
-    assert largest_part(rows_of((0, 40), (1, 40)), 10, 2, False) == 0.5
+    assert largest_part(rows, lambda _: 10, 2, True) == 130 / 260
+    assert largest_part(rows, lambda _: 10, 8, True) < 0.5
+    assert largest_part(rows_of((0, 40), (1, 40)), lambda _: 10, 2, False) == 0.5
 
 
 def test_a_ring_by_hand() -> None:

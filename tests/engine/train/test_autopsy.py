@@ -76,22 +76,23 @@ def test_watching_changes_no_bit_and_the_control_arm_has_no_teacher(tiny_model: 
     )
 
 
+@pytest.mark.parametrize("which", [0, 1])
 def test_a_line_of_samples_says_what_kind_of_trajectory_and_adds_up_the_step(
-    tiny_model: Any, tiny_data: Dataset
+    tiny_model: Any, tiny_data: Dataset, which: int
 ) -> None:
     """The second record is the expert's turn; the first token of each trajectory has no loss."""
     settings = ["distill.lambda_on_policy=0.5", "distill.lambda_by=turn", "distill.skip_first_tokens=1"]
     found = moved(trainer(tiny_model, tiny_data, *settings))
-    autopsy = Autopsy(found.backend.head, found.config.distill)
+    autopsy = Autopsy(found.backend.head, found.config.distill, which)
     result = found.step(1, tiny_data.train[:4], 0, autopsy.look)
     line = sample_line(result, autopsy, found.config, found.prompts)
-    assert line["on_policy"] is result.taken.on_policy[0]
+    assert line["on_policy"] is result.taken.on_policy[which]
     assert line["measure"] == "kl_per_token"
     assert line["first_with_loss"] == 1
-    assert len(line["tokens"]) == len(line["kinds"]) == len(result.taken.rollouts[0].ids)
+    assert len(line["tokens"]) == len(line["kinds"]) == len(result.taken.rollouts[which].ids)
     assert "".join(line["tokens"]) == line["rollout"]
     for place in line["worst"]:
-        assert place["token"] == result.taken.rollouts[0].ids[place["at"]]
+        assert place["token"] == result.taken.rollouts[which].ids[place["at"]]
         assert all(isinstance(text, str) for _, text, _ in place["teacher"]["choices"])
     assert set(line["sums"]) == {"rollouts", "expert"}
     for name, own in (("rollouts", True), ("expert", False)):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 def test_a_run_writes_what_it_promises(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:
     watching = Watching()
-    settings = ["samples_every=3", "optim.learning_rate=1e-3", "optim.warmup_steps=5"]
+    settings = ["samples_every=3", "distill.lambda_on_policy=1", "optim.learning_rate=1e-3", "optim.warmup_steps=5"]
     loop(tiny_model, tiny_data, tmp_path / "r", *settings, watching=watching).run()
     metrics = lines(tmp_path / "r" / "metrics.jsonl")
     assert watching.steps == [x["step"] for x in metrics] == [1, 2, 3, 4]
@@ -188,3 +189,10 @@ def test_records_that_do_not_fit_are_refused(tiny_data: Dataset) -> None:
         check_records([], load_train_config("cpu-demo"))
     with pytest.raises(DataError, match="over 10 tokens"):
         check_records(tiny_data.train, load_train_config("cpu-demo", ["max_prompt_tokens=10"]))
+    long = [replace(r, row=replace(r.row, reference_tokens=2000)) for r in tiny_data.train[:2]]
+    short = ("max_seq_tokens=1024", "max_prompt_tokens=896", "distill.lambda_on_policy=1")
+    check_records(long, load_train_config("cpu-demo", short))  # nothing is trained on the experts' turns
+    for setting in ("distill.lambda_on_policy=0.9", "objective=sft", "teacher.start=1", "distill.lambda_start=0"):
+        config = load_train_config("cpu-demo", [*short, setting])
+        with pytest.raises(DataError, match=r"2 record\(s\) have over 1024 tokens with the expert's turn"):
+            check_records(long, config)

@@ -13,10 +13,12 @@ from sdft_cli.config import load_train_config  # noqa: E402
 from sdft_cli.engine.models.device_memory import out_of_memory_explained, what_to_lower  # noqa: E402
 from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.train.rehearsal import longest_step, rehearse  # noqa: E402
-from sdft_cli.engine.train.sdft_step import Trainer  # noqa: E402
+from sdft_cli.engine.train.sdft_step import Example, Trainer  # noqa: E402
 from sdft_cli.errors import MachineError  # noqa: E402
 from sdft_cli.prompts.chat import open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
+
+OWN = "distill.lambda_on_policy=1"
 
 
 def test_the_longest_step_holds_the_longest_prompts(tiny_data: Dataset) -> None:
@@ -24,9 +26,47 @@ def test_the_longest_step_holds_the_longest_prompts(tiny_data: Dataset) -> None:
         replace(r, row=replace(r.row, teacher_prompt_tokens=100 + i % 4, prompt_tokens=i))
         for i, r in enumerate(tiny_data.train)
     ]
-    found = [(r.row.teacher_prompt_tokens, r.row.prompt_tokens) for r in longest_step(records, 3)]
+    of_three, of_five = (load_train_config("cpu-demo", [f"optim.turns_per_step={n}", OWN]) for n in (3, 5))
+    found = [(r.row.teacher_prompt_tokens, r.row.prompt_tokens) for r in longest_step(records, of_three)]
     assert found == sorted(((100 + i % 4, i) for i in range(len(records))), reverse=True)[:3]
-    assert len(longest_step(records[:2], 5)) == 5  # a dataset that is smaller than a step repeats
+    assert len(longest_step(records[:2], of_five)) == 5  # a dataset that is smaller than a step repeats
+
+
+@pytest.mark.parametrize(
+    ("settings", "answers"),
+    [
+        ([OWN], [4, 4]),  # rollouts at their cap
+        ([], [9, 7]),  # some steps are off-policy
+        ([OWN, "teacher.start=5"], [9, 7]),
+        ([OWN, "distill.lambda_start=0.5"], [9, 7]),
+        (["objective=sft"], [9, 7]),
+        (["rollout.max_new_tokens=8"], [9, 8]),
+        (["rollout.max_new_tokens=8", "objective=sft"], [9, 7]),
+        (["rollout.max_new_tokens=8", "distill.lambda_on_policy=0"], [9, 7]),
+    ],
+)
+def test_answers_are_as_long_as_they_may_become(
+    settings: list[str], answers: list[int], tiny_model: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Turns of the expert may be longer than the cap on rollouts, and with them another record is the longest."""
+    config = load_train_config(
+        "cpu-demo", ["lora.rank=4", "rollout.max_new_tokens=4", "optim.turns_per_step=2", *settings]
+    )
+    trainer = Trainer(
+        config,
+        load_backend(config, "transformers", str(tiny_model)),
+        open_prompts(str(tiny_model), tiny_data.manifest),
+        Accelerator(cpu=True),
+    )
+    alike = [r for r in tiny_data.train if len(trainer.prompts.reference_ids(r)) > 3][:2]
+    records = [replace(r, row=replace(r.row, reference_tokens=n)) for r, n in zip(alike, (7, 9), strict=True)]
+    seen: list[int] = []
+    monkeypatch.setattr(trainer, "example", lambda r: Example(r, [1] * 20, [1] * 30))
+    monkeypatch.setattr(trainer, "backward", lambda _, rollouts, __: seen.extend(len(y.ids) for y in rollouts))
+    for record in records:
+        object.__setattr__(record.row, "teacher_prompt_tokens", 30)
+    rehearse(trainer, records)
+    assert sorted(seen, reverse=True) == answers
 
 
 @pytest.mark.parametrize("settings", [[], ["objective=sft"], ["rollout.per_record=2"], ["teacher.kind=ema"]])

@@ -87,6 +87,10 @@ def test_kl_has_to_rise_so_many_times_in_a_row() -> None:
         ["kl_rising"],
         [],
     ]
+    started = StopRules(StopSettings(kl_rising_evaluations=2))  # of another teacher: 0.1, 0.2; of the next: 0.3, 0.4
+    values = [(0.1, False), (0.2, False), (0.3, True), (0.4, True), (0.5, True)]
+    broken = [[f.rule for f in started.after_evaluation(evaluation(kl=x), same)] for x, same in values]
+    assert broken == [[], [], [], [], ["kl_rising"]]
     one = StopRules(StopSettings(kl_rising_evaluations=1))
     assert found(one, *(evaluation(kl=x) for x in (0.1, 0.2, 0.1))) == [[], ["kl_rising"], []]
 
