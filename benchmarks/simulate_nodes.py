@@ -27,10 +27,10 @@ from typing import Any
 from benchmarks.nodes import DIVISION, Cluster, Division, MeasuredStep, scale, sentence, table
 from sdft_cli.config import TrainConfig, load_train_config
 from sdft_cli.engine.objective.batches import Order
+from sdft_cli.engine.objective.looks import Looks
 from sdft_cli.engine.objective.schedules import flags_at
 from sdft_cli.engine.parallel.share import shares, token_costs
 from sdft_cli.engine.passes.padded import padded_passes
-from sdft_cli.engine.train.looks import Looks
 from sdft_cli.records import Record, RecordRow, read_dataset
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)

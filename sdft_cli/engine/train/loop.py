@@ -18,11 +18,11 @@ from sdft_cli.config import TrainConfig
 from sdft_cli.engine.models.device_memory import out_of_memory_explained
 from sdft_cli.engine.models.interrupts import Interrupted, check, watched_signals
 from sdft_cli.engine.objective.batches import Order
+from sdft_cli.engine.objective.looks import Looks
 from sdft_cli.engine.remote.client import ServerError
 from sdft_cli.engine.train.autopsy import Autopsy, sample_line
 from sdft_cli.engine.train.checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from sdft_cli.engine.train.heldout import HeldOut, metrics_of
-from sdft_cli.engine.train.looks import Looks
 from sdft_cli.engine.train.profile import Profile
 from sdft_cli.engine.train.resume_state import capture, digest, restore
 from sdft_cli.engine.train.sdft_step import StepResult, Trainer

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from sdft_cli.config import TrainConfig, load_train_config
 from sdft_cli.engine.objective.batches import Order
+from sdft_cli.engine.objective.looks import Looks
 from sdft_cli.engine.objective.schedules import flags_at
-from sdft_cli.engine.train.looks import Looks
 from sdft_cli.records import RecordRow
 
 
