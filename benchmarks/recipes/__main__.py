@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.recipes.data import prepared
 from benchmarks.recipes.recipes import BASIS, SETTINGS, Recipe
-from benchmarks.recipes.runs import Study, evaluate, records_of, train
+from benchmarks.recipes.runs import Study, contents_of, evaluate, train
 from benchmarks.recipes.tables import FORGOTTEN, LEARNED, drift_table, plot, study, table
 from sdft_cli.config import EvalConfig
 
@@ -42,7 +42,7 @@ def main() -> None:
         for wording in dict.fromkeys([BASIS, *(r.wording for r in recipes)])
     }
     for dataset in (one for found in datasets.values() for one in found):
-        records_of(dataset)
+        contents_of(dataset)
     jobs = [(recipe, seed) for seed in work.seeds for recipe in recipes]
     with ThreadPoolExecutor(options.jobs) as pool:
         done = [pool.submit(train, work, recipe, seed, datasets[recipe.wording]) for recipe, seed in jobs]

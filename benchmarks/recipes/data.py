@@ -45,9 +45,14 @@ def prepared(folder: Path, setting: str, wording: str, sessions: int, real: Path
 
 def _dataset(source: Path, target: Path, wording: str) -> Path:
     from sdft_cli.config import PrepareConfig, build
+    from sdft_cli.prompts.teacher import load_teacher_template
     from sdft_cli.stages.prepare import run_preparation
 
-    if not (target / "manifest.json").is_file():
+    if (target / "manifest.json").is_file():
+        made_with = json.loads((target / "manifest.json").read_text(encoding="utf-8"))["teacher_text"]
+        if made_with != load_teacher_template(wording).text:
+            raise SystemExit(f"{target} was made with another text of {wording}: choose another --out.")
+    else:
         settings = {
             "source": str(source),
             "model": "smollm2-135m",
@@ -68,14 +73,21 @@ def _examples(folder: Path, sessions: int, real: Path | None) -> list[Path]:
 
 
 def _once(target: Path, write: Callable[[Path], Any]) -> Path:
-    """Return a folder of sessions, written whole or not at all."""
+    """Return a folder of sessions, written whole or not at all; what stands there has to be what would be written."""
+    scratch = target.with_name(f"{target.name}.part")
+    rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    write(scratch)
     if not target.is_dir():
-        scratch = target.with_name(f"{target.name}.part")
-        rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
-        write(scratch)
         scratch.rename(target)
+    elif _texts(scratch) != _texts(target):
+        raise SystemExit(f"{target} holds sessions of an earlier version: choose another --out.")
+    rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _texts(folder: Path) -> dict[str, str]:
+    return {path.name: path.read_text(encoding="utf-8") for path in folder.iterdir()}
 
 
 def _continual(folder: Path, sessions: int, real: Path | None) -> list[Path]:

@@ -47,7 +47,7 @@ def train(study: Study, recipe: Recipe, seed: int, datasets: Sequence[Path]) -> 
         target = study.run_folder(recipe, seed, part)
         settings = COMMON | study.overrides | recipe.settings | {"seed": seed}
         before = (runs[-1] / MARK).read_text() if runs else None
-        written = json.dumps({"settings": settings, "records": records_of(data), "after": before}, sort_keys=True)
+        written = json.dumps({"config": resolved(settings), "data": contents_of(data), "after": before}, sort_keys=True)
         mark = target / MARK
         if not mark.is_file() or mark.read_text() != written:
             options = [x for key, value in settings.items() for x in ("--set", f"{key}={value}")]
@@ -58,13 +58,21 @@ def train(study: Study, recipe: Recipe, seed: int, datasets: Sequence[Path]) -> 
     return runs
 
 
+def resolved(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return all settings of a run, those of the profile too: it may have changed since a run was made."""
+    from sdft_cli.config import load_train_config
+
+    return load_train_config("cpu-demo", [f"{key}={value}" for key, value in settings.items()]).model_dump(mode="json")
+
+
 @cache
-def records_of(data: Path) -> str:
-    """Return the hash of a dataset's training records. Call it once before threads do: they would import at once."""
+def contents_of(data: Path) -> str:
+    """Return the hash of a dataset's records and wording. Call it once before threads do: they would import at once."""
     from sdft_cli.engine.train.opening import records_hash
     from sdft_cli.records import read_dataset
 
-    return records_hash(read_dataset(data).train)
+    found = read_dataset(data)
+    return f"{records_hash([*found.train, *found.validation])} {found.manifest['teacher_text']}"
 
 
 def evaluate(study: Study, recipes: Sequence[Recipe], part: int, data: int, dataset: Path) -> dict[str, dict[str, Any]]:
@@ -75,7 +83,7 @@ def evaluate(study: Study, recipes: Sequence[Recipe], part: int, data: int, data
     sizes = ("--general", str(study.general), "--questions", str(study.questions))
     runs = {r.name: [study.run_folder(r, seed, part) for seed in study.seeds] for r in recipes}
     made_of = {
-        name: json.dumps([[(run / MARK).read_text() for run in some], *EVALUATION, *sizes, records_of(dataset)])
+        name: json.dumps([[(run / MARK).read_text() for run in some], *EVALUATION, *sizes, contents_of(dataset)])
         for name, some in runs.items()
     }
     targets = {r.name: study.evaluation(r, part, data) for r in recipes}

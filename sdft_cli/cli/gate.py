@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -157,7 +157,6 @@ def _show_ranking(
     best = ranked[0]
     if not best.gate.passed:
         raise VerificationError(best.gate.verdict)
-    say(
-        f"The best of {len(ranked)}: prepare with --teacher-template {best.template}, and train with "
-        f"--set distill.divergence={best.divergence}."
-    )
+    given = [name for name in templates if name == best.template or PurePath(name).stem == best.template]
+    wording = f"prepare with --teacher-template {given[0]}" if given else "keep the dataset's wording"
+    say(f"The best of {len(ranked)}: {wording}, and train with --set distill.divergence={best.divergence}.")

@@ -140,7 +140,7 @@ def model_card(
         dataset={"funnel": None, "caps": None, "redaction": None, **run["dataset"]},
         teacher=_teacher(config["teacher"]),
         divergence=dict(zip(("short", "long"), _divergence(config["distill"]), strict=True)),
-        share=_share(config["distill"]),
+        share=_share(config["distill"], config["teacher"].get("start", 0)),
         best_note=f"; of the adapter that was best on held-out records, after step {run.get('best_step')}"
         if best
         else "",
@@ -258,7 +258,13 @@ def _teacher(teacher: Mapping[str, Any]) -> str:
     return _TEACHERS[teacher["kind"]]
 
 
-def _share(distill: Mapping[str, Any]) -> str:
+def _share(distill: Mapping[str, Any], steps: int) -> str:
+    """Say whose answers were trained on; `steps` of cross-entropy came before."""
+    before = f"behind {steps} steps of cross-entropy on the expert's turns, " if steps else ""
+    return before + _share_of_own(distill)
+
+
+def _share_of_own(distill: Mapping[str, Any]) -> str:
     on_policy, start = distill["lambda_on_policy"], distill.get("lambda_start")
     if start is not None:
         return (

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdft_cli import __version__
 from sdft_cli.choices import DEFAULT_PROFILE
-from sdft_cli.stages.project import fitting
+from sdft_cli.stages.project import FOR_OWN_SESSIONS, fitting
 
 if TYPE_CHECKING:
     from sdft_cli.engine.plan.cards import Gpu
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SMALL_PROFILE = "cpu-demo"
 FEW_SESSIONS = 100
 """With fewer sessions than these, more of them are held out: a twentieth of them would be hardly any."""
-ON_A_CPU: dict[str, Any] = {"max_new_tokens": 128, "general": 60, "drift_tokens": 16, "questions": 60}
+ON_A_CPU: dict[str, Any] = {"max_new_tokens": 256, "general": 60, "drift_tokens": 16, "questions": 60}
 """Settings of `eval` that take minutes on a CPU, as in `sdft demo`."""
 
 
@@ -42,12 +42,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A profile with its model, and why; `prepare` and `eval` hold the settings that go with it."""
+    """A profile with its model, and why; `prepare`, `train` (by section) and `eval` hold settings that go with it."""
 
     profile: str
     model: str
     why: str
     prepare: Mapping[str, Any]
+    train: Mapping[str, Mapping[str, Any]]
     eval: Mapping[str, Any]
 
 
@@ -64,7 +65,8 @@ def propose(machine: Machine, sessions: int, profile: str | None = None) -> Prop
     settings = {key: value for key, value in fitting(config).items() if key != "model"}
     if sessions < FEW_SESSIONS:
         settings["validation_fraction"] = 0.2
-    return Proposal(chosen, config.model, why, settings, ON_A_CPU if chosen == SMALL_PROFILE else {})
+    evaluation = ON_A_CPU if chosen == SMALL_PROFILE else {}
+    return Proposal(chosen, config.model, why, settings, FOR_OWN_SESSIONS.get(chosen, {}), evaluation)
 
 
 def _of(machine: Machine) -> tuple[str, str]:
@@ -112,6 +114,7 @@ def project_text(proposal: Proposal, source: str, model: str, license_id: str | 
         "train:",
         f"  # Chosen since {_one_line(proposal.why)}.",
         f"  profile: {_scalar(proposal.profile)}",
+        *(line for name, section in proposal.train.items() for line in _section(name, section)),
         "  # Any setting of training may follow, in its section, as",
         "  # optim:",
         "  #   max_steps: 100",
@@ -124,6 +127,10 @@ def project_text(proposal: Proposal, source: str, model: str, license_id: str | 
         *([] if proposal.eval else ["#   general: 60"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _section(name: str, settings: Mapping[str, Any]) -> list[str]:
+    return [f"  {name}:", *(f"    {key}: {_scalar(value)}" for key, value in settings.items())]
 
 
 def _setting(key: str, value: Any, section: str = "prepare") -> list[str]:

@@ -11,7 +11,7 @@ pytest.importorskip("torch")
 from benchmarks.recipes.data import CAPS, CHARACTERS, PIECE, SKILLS, pieces, prepared
 from benchmarks.recipes.ranking import correlations
 from benchmarks.recipes.recipes import BASIS, COMMON, SETTINGS
-from benchmarks.recipes.runs import parted
+from benchmarks.recipes.runs import contents_of, parted, resolved
 from benchmarks.recipes.tables import (
     FORGOTTEN,
     LEARNED,
@@ -102,6 +102,29 @@ def test_the_skills_of_the_continual_setting_do_not_share_tools(tiny_model: Path
         assert called
         assert called <= tools
         assert data.manifest["config"]["max_prompt_tokens"] == CAPS["max_prompt_tokens"]
+
+
+def test_what_was_made_by_another_version_is_not_taken(tmp_path: Path) -> None:
+    (folder,) = prepared(tmp_path, "examples", BASIS, 12, None)
+    assert prepared(tmp_path, "examples", BASIS, 12, None) == [folder]
+    assert sorted(path.name for path in (tmp_path / "sessions").iterdir()) == ["examples-12"]
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "teacher_text": "another {reference}"}))
+    with pytest.raises(SystemExit, match=f"another text of {BASIS}"):
+        prepared(tmp_path, "examples", BASIS, 12, None)
+    next((tmp_path / "sessions" / "examples-12").iterdir()).write_text("{}\n")
+    with pytest.raises(SystemExit, match="sessions of an earlier version"):
+        prepared(tmp_path, "examples", BASIS, 12, None)
+
+
+def test_a_run_is_known_by_all_its_settings_and_by_its_wording(tmp_path: Path) -> None:
+    """Those of the profile too, which may change."""
+    found = resolved({**COMMON, "seed": 3})
+    assert (found["seed"], found["heldout"]["every"], found["gate"]["action"]) == (3, None, "off")
+    assert found["optim"]["learning_rate"] == load_train_config("cpu-demo").optim.learning_rate
+    contents = {contents_of(prepared(tmp_path, "examples", wording, 12, None)[0]) for wording in (BASIS, "own_turn")}
+    assert len(contents) == 2
+    assert any(load_teacher_template(BASIS).text in text for text in contents)
 
 
 @pytest.mark.parametrize("called", [{"tuned": "a-0", "a-1": "a-1", "sft": "b-0"}, {"tuned": "b-0", "b-1": "b-1"}])

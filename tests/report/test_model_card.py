@@ -157,6 +157,7 @@ def test_the_settings_are_those_of_the_run() -> None:
     begun = {**RUN, "init_adapter": {"name": "before", "sha256": "ab" * 32}}
     card = model_card(load_train_config("qwen3.5-9b-64k", other).model_dump(mode="json"), begun, CERTIFICATE)
     for text in (
+        "behind 20 steps of cross-entropy on the expert's turns, the share of records that were trained on the",
         "| begins with the adapter | `before`, sha256 abababababab |",
         "(weight of the forward one 0.75) over the whole vocabulary",
         "| distillation loss | mixed KL |",

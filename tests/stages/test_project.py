@@ -100,7 +100,7 @@ def test_a_preparation_fits_its_training() -> None:
         "model": "m",
         "max_seq_tokens": 8192,
         "max_prompt_tokens": 7168,
-        "max_rollout_tokens": 512,
+        "max_rollout_tokens": 256,
         "teacher_template": "again",
     }
     assert fitting(Project().train_config(None, (), {}))["max_rollout_tokens"] == 8192

@@ -15,7 +15,7 @@ def test_the_machine_decides_on_profile_and_caps() -> None:
     cpu = propose(Machine(), 16)
     assert (cpu.profile, cpu.model) == ("cpu-demo", "smollm2-135m")
     caps = [cpu.prepare[f"max_{name}_tokens"] for name in ("seq", "prompt", "rollout")]
-    assert caps == [8192, 7168, 512]
+    assert caps == [8192, 7168, 256]
     assert (cpu.prepare["teacher_template"], cpu.prepare["validation_fraction"]) == ("again", 0.2)
     big = propose(BIG, 400)
     assert (big.profile, big.model) == ("qwen3.5-9b-64k", "unsloth/Qwen3.5-9B")
@@ -39,6 +39,11 @@ def test_what_is_written_is_read_back_whatever_the_names_are(machine: Machine, h
     assert read.source == hostile
     config = read.train_config(None, (), {})
     assert (config.model, config.profile) == (hostile, proposal.profile)
+    if not machine.gpu:  # whole turns of the expert can be sampled, and are evaluated whole
+        caps = (config.rollout, config.heldout, config.gate)
+        assert {*(x.max_new_tokens for x in caps), read.of("eval")["max_new_tokens"]} == {
+            proposal.prepare["max_rollout_tokens"]
+        }
     prepare = read.prepare_config(None, {}, {})
     assert prepare.license == "mit"
     assert {key: getattr(prepare, key) for key in proposal.prepare} == proposal.prepare

@@ -15,7 +15,6 @@ from sdft_cli.config import GateSettings
 from sdft_cli.errors import VerificationError
 from sdft_cli.intervals import FEW, Interval, session_interval
 
-REMEDY = "use another teacher template or a larger model, or set gate.action=warn to train all the same"
 KINDS = ("tool", "prose")
 """Kinds of turns, judged apart: a wording can be right for calls and wrong for text."""
 
@@ -137,7 +136,7 @@ def judge(
     }
     passed = all(criterion.passed for criterion in (*lifts.values(), *conduct.values()))
     verdict = _verdict(passed, lifts, conduct, len(items), split, shuffled)
-    notes = (*_notes(split, len({i.group for i in items})), *_notes_on_calls(items))
+    notes = (*_notes(split, len({i.group for i in items})), *_notes_on_kinds(items), *_notes_on_calls(items))
     return GateResult(passed, verdict, notes, lifts, tuple(items), settings, split, shuffled, seed, conduct)
 
 
@@ -265,10 +264,29 @@ def _verdict(
         if not x.passed:
             did = _CONDUCT[what].format(value=x.interval.value)
             faults.append(f"on {kind} turns the teacher {did} ({bounds(x)}; must be {x.rule} {x.bound:g})")
-    remedy = REMEDY
-    if any(name.endswith("begins_with_block") and not x.passed for name, x in conduct.items()):
-        remedy = f"prepare with --teacher-template again, which has no block; or {REMEDY}"
-    return f"The teacher-lift gate fails: {where} {'; '.join(faults)}: {remedy}."
+    broken = {name.rpartition(".")[2]: x.bound for name, x in conduct.items() if not x.passed}
+    return f"The teacher-lift gate fails: {where} {'; '.join(faults)}: {_remedy(broken)}."
+
+
+def _remedy(broken: dict[str, float]) -> str:
+    """Say what to do about the criteria of conduct that are broken, which have these bounds."""
+    ways = ["prepare with another --teacher-template (`sdft gate --templates own_turn,again,examples` ranks some)"]
+    if "begins_with_block" in broken:
+        ways = ["prepare with --teacher-template own_turn or again, which have no block"]
+    ways.append("use a larger model")
+    ways += [f"lower gate.{name} (now {broken[name]:g})" for name in ("first_token", "copied") if name in broken]
+    return f"{', '.join(ways)}, or set gate.action=warn to train all the same"
+
+
+def _notes_on_kinds(items: Sequence[GateItem]) -> list[str]:
+    """Name the kinds of turns that are there and were not judged."""
+    of_kinds = {kind: [i for i in items if i.kind == kind] for kind in KINDS}
+    return [
+        f"{kind.capitalize()} turns were not judged apart: {len(some)} record(s) of one session allow no interval; "
+        "raise gate.records, or hold out more sessions."
+        for kind, some in of_kinds.items()
+        if some and not _decides(some)
+    ]
 
 
 def _notes(split: str, sessions: int) -> tuple[str, ...]:

@@ -287,6 +287,19 @@ def base_identity(config: TrainConfig) -> dict[str, Any] | None:
     return identity(base) if base else None
 
 
+def cut_warning(records: Sequence[Record], config: TrainConfig) -> str | None:
+    """Warn where the cap on rollouts is below the length of more than a tenth of the expert's turns."""
+    cap = config.rollout.max_new_tokens
+    longer = sum(record.row.reference_tokens > cap for record in records)
+    if not config.samples or longer <= len(records) / 10:
+        return None
+    return (
+        f"{WARNING}{longer} of {len(records)} turns of the expert are longer than rollout.max_new_tokens ({cap}), and "
+        "rollouts as long as these are cut: raise it, and heldout.max_new_tokens with it, or prepare with "
+        f"--max-rollout-tokens {cap}"
+    )
+
+
 def _prompts_of(job: Job, model: str, say: Say) -> ChatPrompts:
     """Return the prompts of the dataset, after looking whether this model can take its records."""
     from sdft_cli.engine.models.limits import check_limits
@@ -298,8 +311,9 @@ def _prompts_of(job: Job, model: str, say: Say) -> ChatPrompts:
     check_records(job.data.train, config)
     check_lengths(job.data.validation, config)
     check_limits(model, config.revision, [r.row for r in records], config.rollout.max_new_tokens, prompts)
-    if warning := prompts.calls_warning(records):
-        say(warning)
+    for warning in (prompts.calls_warning(records), cut_warning(job.data.train, config)):
+        if warning:
+            say(warning)
     return prompts
 
 

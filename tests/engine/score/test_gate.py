@@ -158,7 +158,10 @@ def test_what_the_teacher_does_is_judged_by_kind(
     assert said in found.verdict
     if failed:
         assert f"on {kind} turns the teacher" in found.verdict
-        assert ("--teacher-template again" in found.verdict) == (failed == "begins_with_block")
+        assert ("own_turn or again, which have no block" in found.verdict) == (failed == "begins_with_block")
+        assert ("sdft gate --templates" in found.verdict) == (failed != "begins_with_block")
+        for name, bound in (("first_token", 0.1), ("copied", 0.0)):
+            assert (f"lower gate.{name} (now {bound:g})" in found.verdict) == (failed == name)
     if change.get("begins_with_block", 0) is None:
         assert f"{kind}.begins_with_block" not in found.conduct
 
@@ -192,6 +195,10 @@ def test_a_kind_of_one_session_is_not_judged() -> None:
     found = judge([replace(items[0], is_tool_turn=False, first_with=0.0), *items[1:]], GateSettings(), seed=0)
     assert found.passed
     assert {name.partition(".")[0] for name in found.conduct} == {"tool"}
+    assert found.notes == (
+        "Prose turns were not judged apart: 1 record(s) of one session allow no interval; raise gate.records, or hold "
+        "out more sessions.",
+    )
 
 
 def test_few_sessions_and_training_records_are_said() -> None:
@@ -365,7 +372,7 @@ def test_the_real_small_model_passes_with_its_references_and_fails_with_others_o
     assert found.lifts["likelihood"].passed
     assert not found.conduct["prose.begins_with_block"].passed
     assert "begins" in found.verdict
-    assert "--teacher-template again" in found.verdict
+    assert "--teacher-template own_turn or again" in found.verdict
 
 
 def test_agreement_is_of_the_records_whose_calls_can_be_scored() -> None:
