@@ -93,8 +93,21 @@ def at_equal_drift(
     """Return a recipe minus SFT that has drifted as far, on a metric; None if no opponent has.
 
     SFT's curve goes from the base (no drift) through its learning rates in the order of their drift, straight between
-    them; a point on it is the mean of two neighbours, weighted, item by item. Weights are taken as known.
+    them; a point on it is the mean of two neighbours, weighted, item by item. Weights are taken as known. `seeds`: the
+    same of each seed of the recipe alone, at its own drift.
     """
+    mean = _at_equal_drift(runs, base, opponents, key, config)
+    seeds = [_at_equal_drift([run], base, opponents, key, config) for run in runs]
+    return mean and {**mean, "seeds": [seed["value"] for seed in seeds if seed]}
+
+
+def _at_equal_drift(
+    runs: Sequence[Contender],
+    base: Contender,
+    opponents: Mapping[str, Sequence[Contender]],
+    key: str,
+    config: EvalConfig,
+) -> dict[str, Any] | None:
     metric, drift = METRICS[key], value_of(runs, DRIFT)
     curve = sorted(
         [(0.0, [base]), *((value_of(found, DRIFT), found) for found in opponents.values())], key=lambda p: p[0]
@@ -138,7 +151,7 @@ def drift_table(result: Mapping[str, Any]) -> str:
     """Return each recipe minus SFT at equal drift as Markdown."""
     lines = ["| | " + " | ".join(LEARNED.values()) + " |", "| --- |" + " ---: |" * len(LEARNED)]
     for name, gaps in result["at equal drift"].items():
-        cells = ("SFT did not drift so far" if gaps[key] is None else _interval(gaps[key]) for key in LEARNED)
+        cells = ("SFT did not drift so far" if gaps[key] is None else _cell(gaps[key]) for key in LEARNED)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -149,8 +162,8 @@ def _interval(one: Mapping[str, Any]) -> str:
 
 
 def _cell(one: Mapping[str, Any]) -> str:
-    low, high = min(one["seeds"]), max(one["seeds"])
-    return _interval(one) if len(one["seeds"]) == 1 else f"{_interval(one)} ({low:+.3f} to {high:+.3f})"
+    seeds = one["seeds"]
+    return _interval(one) if len(seeds) < 2 else f"{_interval(one)} ({min(seeds):+.3f} to {max(seeds):+.3f})"
 
 
 def plot(result: Mapping[str, Any], skill: str = SKILL, forgetting: str = DRIFT) -> str:

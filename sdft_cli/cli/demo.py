@@ -55,7 +55,8 @@ def demo(
     ] = None,
     seed: Annotated[int, option(help="Seed of everything.")] = 0,
     control: Annotated[
-        bool, option("--control", help="Train the control arm (--objective sft) too, and compare the two.")
+        bool,
+        option("--control", help="Train the control arm (--objective sft) too, at the same rate, and compare the two."),
     ] = False,
     quick: Annotated[
         bool, option("--quick", help="One step on 12 sessions and a small evaluation: does all of it run here?")

@@ -70,6 +70,9 @@ def test_at_equal_drift_sft_is_the_mean_of_its_neighbours() -> None:
     found = at_equal_drift(SDFT, BASE, SFT, key, CONFIG)
     assert found is not None
     assert found["value"] == pytest.approx(value_of(SDFT, key) - expected)
+    alone = [at_equal_drift([run], BASE, SFT, key, CONFIG) for run in SDFT]
+    assert found["seeds"] == [one["value"] for one in alone if one]
+    assert len({*found["seeds"]}) == 2
     below = at_equal_drift(SDFT, BASE, {"fast": SFT["fast"]}, key, CONFIG)  # from the base, which has no drift
     share = drifts["sdft"] / drifts["fast"]
     expected = (1 - share) * value_of([BASE], key) + share * value_of(SFT["fast"], key)
