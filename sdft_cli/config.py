@@ -507,6 +507,9 @@ class MergeConfig(_Config):
         None, description="weights to write; null: `sdft merge` asks for --bf16 or --dtype, `sdft run` writes bfloat16"
     )
     best: bool = Field(False, description="take the adapter that was best on held-out records, not the last one")
+    base: str | None = Field(
+        None, description="the model to merge into: the 16-bit form of one in 4 bits; null: the base of the run"
+    )
     prompts: int = Field(8, ge=1, le=8, description="check prompts of the run to compare on")
 
 

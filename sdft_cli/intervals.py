@@ -7,12 +7,13 @@ correction of the standard error and the width of Student's t. Two things a boot
 
 - It has never seen what did not happen: if an event is rare, or happens always, all draws are alike and the interval
   shrinks to a point. So yes-or-no items get what Agresti and Min (2005, Simple improved confidence intervals for
-  comparing matched proportions) add to a table of pairs: half an item for each outcome.
+  comparing matched proportions) add to a table of pairs: half an observation for each outcome. Where the records of a
+  session are alike, an observation is as many records as a session has; `_design_effect` says how alike they are.
 - It never leaves the range of the sessions at hand. Below `FEW` sessions that is too narrow at any level, and the
   interval is at least Student's.
 
 `tests/test_intervals.py` simulates coverage: 93% to 97% for 95% from 12 sessions on, and at least 92% where
-events are rare or certain. If values are heavily skewed it is 90% to 93%.
+events are rare or certain, 91% with up to 60 records a session. If values are heavily skewed it is 90% to 93%.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ POWER = 0.8
 FEW = 8
 """Sessions from which on resampling alone gives the interval."""
 _OUTCOMES = ((1.0, 0.0, 1.0, 0.0), (1.0,) * 4, (0.0, 1.0, 1.0, 0.0), (1.0,) * 4)
-"""Half an item for each outcome of a pair: top and bottom of the one side, top and bottom of the other."""
+"""Half an observation for each outcome of a pair: top and bottom of the one side, top and bottom of the other."""
 _BLOCK = 1 << 22
 """Draws of sessions held at once."""
 _KEPT = 1 << 20
@@ -144,13 +145,31 @@ def _bootstrap(
     if count < 2:
         return Interval(value, None, None, count, degenerate=same)
     if yes_or_no:
-        sums = [np.append(x, extra) for x, extra in zip(sums, _OUTCOMES, strict=True)]
+        records = _design_effect(sides, member)
+        sums = [np.append(x, [records * part for part in extra]) for x, extra in zip(sums, _OUTCOMES, strict=True)]
         weights = np.append(weights, [0.5] * 4)
     found = _resampled(sums, weights, resamples, seed)
     if float(np.ptp(found)) <= 1e-12 * max(1.0, abs(value)):
         return Interval(value, value, value, count, degenerate=True)
-    low, high, detectable = _bounds(found, value, round(float(weights.sum())), confidence, yes_or_no)
+    low, high, detectable = _bounds(
+        found, value, round(float(weights.sum())), confidence, count < FEW and not yes_or_no
+    )
     return Interval(value, low, high, count, degenerate=same, detectable=detectable)
+
+
+def _design_effect(sides: Sequence[tuple[NDArray[Any], NDArray[Any]]], member: NDArray[Any]) -> float:
+    """Return how many records tell as much as one of independent records would: from 1 to a session's mean number.
+
+    It is the variance of sessions' sums over that of as many independent records (Kish 1965), of the differences of the
+    two sides. With one more record's variance, of sessions whose records are all alike, on top: what never varied tells
+    nothing about that, and rare events little.
+    """
+    (a, _), (b, _) = sides
+    gaps = a - b
+    rest = gaps - gaps.mean()
+    most = len(gaps) / (int(member.max()) + 1)
+    of_sessions, of_records = float((np.bincount(member, rest) ** 2).sum()), float((rest**2).sum())
+    return min(most, max(1.0, (of_sessions + most) / (of_records + 1.0)))
 
 
 def _estimates(draws: NDArray[Any], sums: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -179,9 +198,7 @@ def _kept_draws(weights: tuple[float, ...], count: int, seed: int) -> NDArray[An
     return _draws(np.random.default_rng(seed), np.asarray(weights), count)
 
 
-def _bounds(
-    found: NDArray[Any], value: float, count: int, confidence: float, yes_or_no: bool
-) -> tuple[float, float, float]:
+def _bounds(found: NDArray[Any], value: float, count: int, confidence: float, few: bool) -> tuple[float, float, float]:
     """Return low, high and the detectable size from resampled estimates of `count` draws each."""
     tail = (1 - confidence) / 2
     wider = sqrt(count / (count - 1))
@@ -189,6 +206,6 @@ def _bounds(
     low, high = (float(bound) for bound in np.quantile(found, [level, 1 - level]))
     error = wider * float(found.std())
     width = float(stdtrit(count - 1, 1 - tail)) * error
-    if count < FEW and not yes_or_no:
+    if few:
         low, high = min(low, value - width), max(high, value + width)
     return min(low, value), max(high, value), width + float(stdtrit(count - 1, POWER)) * error

@@ -18,6 +18,7 @@ my-run/
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -103,6 +104,22 @@ def read_run(folder: Path, best: bool = False) -> Run:
     if not adapter.is_dir():
         raise UsageError(f"{folder} has no adapter that was better than its last one: leave --best out.")
     return Run(folder, info, stored_config(config), adapter)
+
+
+def is_current(folder: Path, adapter: object) -> bool:
+    """Say whether an adapter that was evaluated or merged is still that of a run: after more steps it is another.
+
+    Args:
+        folder: of the run.
+        adapter: what an evaluation or a certificate says of it, `name` and `sha256`; what says nothing is current.
+    """
+    if not isinstance(adapter, Mapping) or not isinstance(adapter.get("sha256"), str):
+        return True
+    weights = folder / str(adapter.get("name", "adapter")) / "adapter_model.safetensors"
+    if not weights.is_file():  # where even the last one is gone, there is nothing to compare with
+        return not (folder / "adapter" / weights.name).is_file()
+    with weights.open("rb") as file:
+        return bool(hashlib.file_digest(file, "sha256").hexdigest() == adapter["sha256"])
 
 
 @dataclass(frozen=True)

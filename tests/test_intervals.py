@@ -222,6 +222,30 @@ def test_intervals_of_rare_and_of_certain_events_cover_the_truth(
     assert covered / simulations >= 0.92
 
 
+@pytest.mark.parametrize("shares", [(0.06, 0.0), (0.02, 0.0), (0.94, 0.0), (0.9, 0.85), (0.45, 0.3)])
+@pytest.mark.parametrize(("count", "most"), [(5, 60), (12, 60)])
+def test_intervals_of_long_sessions_cover_the_truth(count: int, most: int, shares: tuple[float, float]) -> None:
+    """With half a record for each outcome it was 77% to 92% with 12 sessions."""
+    random, covered, simulations = np.random.default_rng(7), 0, 400
+    for seed in range(simulations):
+        found = paired_interval(*flags(random, count, most, shares), resamples=300, seed=seed, yes_or_no=True)
+        covered += found.low <= shares[0] - shares[1] <= found.high  # type: ignore[operator]
+    assert covered / simulations >= 0.91
+
+
+@pytest.mark.parametrize("records", [1, 2, 40])
+@pytest.mark.parametrize(("a", "b"), [(0.0, 0.0), (1.0, 1.0), (1.0, 0.0)])
+def test_what_is_alike_in_all_records_of_a_session_is_one_observation(records: int, a: float, b: float) -> None:
+    """More records of the same sessions make nothing surer."""
+    sessions = [str(i) for i in range(12)] * records
+    ones = [1.0] * len(sessions)
+    found = paired_interval(
+        Ratio([a * x for x in ones], ones), Ratio([b * x for x in ones], ones), sessions, yes_or_no=True
+    )
+    one = paired_interval(Ratio([a] * 12, ones[:12]), Ratio([b] * 12, ones[:12]), sessions[:12], yes_or_no=True)
+    assert (found.low, found.high) == pytest.approx((one.low, one.high))
+
+
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_intervals_of_few_sessions_are_not_too_narrow(count: int) -> None:
     random, covered, simulations = np.random.default_rng(11), 0, 1_000

@@ -99,12 +99,12 @@ def evaluate(
         print_json(evaluation.summaries(result))
     else:
         terminal.stdout().print(evaluation.report(result, details))
-    say(f"Every answer and number: {target}; next: {_next(Path(chosen), of_run, merged)}")
+    say(f"Every answer and number: {target}; next: {_next(Path(chosen), target, of_run, merged)}")
 
 
-def _next(subject: Path, of_run: bool, merged: bool) -> str:
+def _next(subject: Path, target: Path, of_run: bool, merged: bool) -> str:
     if not of_run:
-        return f"beside a run, sdft eval RUN on the same dataset, then sdft compare RUN eval-{subject.name}.json"
+        return f"as a page, sdft report {target}"
     if (subject / "merged").is_dir() or merged:
         return f"beside another run, sdft compare {subject} OTHER_RUN"
     return f"sdft merge {subject} --bf16"

@@ -107,6 +107,7 @@ def merge(
     if alone:
         _check_alone(folder, best, push, base)
     source: Run | Path = folder if alone else read_run(folder, best)
+    base = base or settings.base
     target = out or (folder.resolve().with_name(f"{folder.resolve().name}-merged") if alone else folder / "merged")
     if gguf and target.resolve() in (gguf.resolve(), *gguf.resolve().parents):
         raise UsageError(f"{gguf} would be a file of the checkpoint {target}: name one outside of it.")

@@ -17,9 +17,12 @@ from sdft_cli.run_folder import Run
 Say = Callable[[str], None]
 
 
-def _opened(model: str, run: Run | None, adapter: Path | None, sharing: str, say: Say) -> Backend:
+def _opened(
+    model: str, run: Run | None, adapter: Path | None, sharing: str, say: Say, dtype: str | None = None
+) -> Backend:
     config = run.config if run else None
-    backend = open_for_eval(model, config.dtype if config else None, run.revision if run else None, adapter)
+    dtype = dtype or (config.dtype if config else None)
+    backend = open_for_eval(model, dtype, run.revision if run else None, adapter)
     if backend.kernels:
         say(backend.kernels)
     say(choose_decoding(backend, config.rollout.graphs if config else "auto"))
@@ -34,7 +37,13 @@ def single_model(model: str, sharing: str, say: Say) -> Iterator[Contender]:
 
 
 def contenders_of(
-    run: Run, model: str, merged: Path | None, controls: Sequence[Run], sharing: str, say: Say
+    run: Run,
+    model: str,
+    merged: Path | None,
+    controls: Sequence[Run],
+    sharing: str,
+    say: Say,
+    exact: bool = False,
 ) -> Iterator[Contender]:
     """Yield base and tuned model of a run, then its merged checkpoint and the tuned models of other runs.
 
@@ -44,6 +53,7 @@ def contenders_of(
         merged: folder of the run's merged checkpoint.
         controls: runs from the same base, such as one with `--objective sft`.
         sharing: `prefix_sharing`.
+        exact: the merged checkpoint is in float32, and runs so; the others run in the run's dtype.
 
     Raises:
         UsageError: a control was trained from another base, or two models have one name; nothing was loaded yet.
@@ -60,7 +70,7 @@ def contenders_of(
     yield Contender("base", "base", base, base)
     yield Contender("tuned", "tuned", Role(backend, "adapter", answering_weights(backend)), base)
     if merged:
-        alone = _opened(str(merged), run, None, sharing, say)
+        alone = _opened(str(merged), run, None, sharing, say, "float32" if exact else None)
         yield Contender("merged", "merged", Role(alone, "base", "base"), base)
         del alone
     del backend, base

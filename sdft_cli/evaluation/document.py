@@ -10,7 +10,7 @@ from sdft_cli.errors import DataError, UsageError
 from sdft_cli.metrics import by_group, summary
 from sdft_cli.places import EVALUATED_RUN, RUNS_ROOT, meant_folder
 from sdft_cli.records.json_files import read_json
-from sdft_cli.run_folder import is_run
+from sdft_cli.run_folder import is_current, is_run
 
 FORMAT = 3
 Document = dict[str, Any]
@@ -57,6 +57,9 @@ def read_evaluation(path: Path) -> tuple[str, Document]:
     document = read_json(file, advice="run `sdft eval` again")
     if document.get("format") != FORMAT or not {"contenders", "dataset", "config"} <= document.keys():
         raise DataError(f"{file} was not written by this version of `sdft eval`: run it again.")
+    run = next((place for place in (file.parent, file.parent / "run") if is_run(place)), None)
+    if run and not is_current(run, document.get("adapter")):
+        raise DataError(f"{file} is of an earlier adapter of this run: run `sdft eval` again.")
     if path.is_dir():
         return path.resolve().name, document
     folder = file.resolve().parent.name

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from sdft_cli.engine.models.disk_names import DiskNames, unloaded
-from sdft_cli.engine.models.names import FAILED, identity, known_as, license_of, local_folder
+from sdft_cli.engine.models.names import FAILED, check_base, known_as, license_of, local_folder
 from sdft_cli.errors import DataError, UsageError, VerificationError
 from sdft_cli.merging.adapter import Adapter
 from sdft_cli.merging.behaviour_check import compare_models, failures, fixed_prompts
@@ -78,7 +78,8 @@ def merge_run(
     check_target(target, run, str(base))
     check_not_quantised(base)
     items = read_check_prompts(run.path / "check_prompts.jsonl", prompts)
-    compared_in = getattr(torch, run.config.dtype)
+    # In bfloat16 a float32 checkpoint would be compared as what a bfloat16 one is.
+    compared_in = torch.float32 if dtype == torch.float32 else getattr(torch, run.config.dtype)
     name = other_base or run.config.model
     other = (run.info["dataset"].get("chat_template") or {}).get("text")
     source = Source(run.adapter, base, name, revision, DiskNames(base), items, compared_in, chat_template=other)
@@ -194,19 +195,8 @@ def _found_base(run: Run, model: str, own: bool) -> tuple[Path, str | None]:
         _check_other_base(base, run)
         return base, None
     base = local_folder(model, run.revision)
-    _check_own_base(base, run.info.get("base") or {}, run)
+    check_base(base, run.info.get("base"), run.path, "restore that one, or name this one with --base")
     return base, run.revision
-
-
-def _check_own_base(base: Path, stored: dict[str, Any], run: Run) -> None:
-    """Refuse a base that has changed since the run was trained; an old run does not say what it was."""
-    found = identity(base) if stored else {}
-    differing = sorted(key for key in stored.keys() | found.keys() if stored.get(key) != found.get(key))
-    if differing:
-        raise VerificationError(
-            f"{base} is not the base that {run.path} was trained on (another {', '.join(differing)}): restore that "
-            "one, or name this one with --base."
-        )
 
 
 def _check_other_base(base: Path, run: Run) -> None:

@@ -51,7 +51,7 @@ def find_subject(named: str, base: str | None, compare: bool) -> Subject:
         UsageError: there is none, an adapter folder came without its base, or a model alone has nothing to compare.
         DataError: the run is damaged or not finished.
     """
-    from sdft_cli.engine.models.names import resolve_model
+    from sdft_cli.engine.models.names import check_base, loaded_folder, resolve_model
     from sdft_cli.engine.models.quiet import quiet_libraries
     from sdft_cli.errors import UsageError
     from sdft_cli.run_folder import is_run, read_run
@@ -64,7 +64,10 @@ def find_subject(named: str, base: str | None, compare: bool) -> Subject:
             raise UsageError(f"{named} is a run and knows its base: leave --base out.")
         if not compare and (merged := _merged_of(run)):
             return Subject("merged", str(merged), None, run)
-        return Subject("tuned", resolve_model(run.config.model, say), run.adapter, run)
+        model = resolve_model(run.config.model, say)
+        if found := loaded_folder(model, run.revision):
+            check_base(found, run.info.get("base"), run.path)
+        return Subject("tuned", model, run.adapter, run)
     if (folder / "adapter_config.json").is_file():
         if base is None:
             raise UsageError(f"{named} is an adapter: name the model that it was trained on with --base.")

@@ -24,7 +24,7 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """Evaluate a run or a model."""
     from sdft_cli.engine.models.limits import check_limits
-    from sdft_cli.engine.models.names import known_as, resolve_model
+    from sdft_cli.engine.models.names import check_base, known_as, loaded_folder, resolve_model
     from sdft_cli.engine.score.scoring import choose_records
     from sdft_cli.errors import DataError, UsageError
     from sdft_cli.evaluation.contenders import contenders_of, control_names, single_model
@@ -50,10 +50,14 @@ def run_evaluation(
     if warning := prompts.calls_warning(chosen):
         say(warning)
     if found:
+        if folder := loaded_folder(model, revision):
+            for one in [found, *others]:
+                check_base(folder, one.info.get("base"), one.path)
         certificate = check_certified(checkpoint, found.adapter) if checkpoint else None
         for one in [found, *others]:
             _say_whose_records(one, data)
-        models = contenders_of(found, model, checkpoint, others, config.prefix_sharing, say)
+        exact = certificate is not None and certificate["dtype"] == "float32"
+        models = contenders_of(found, model, checkpoint, others, config.prefix_sharing, say, exact)
     else:
         models, config = single_model(model, config.prefix_sharing, say), config.model_copy(update={"general": 0})
     harness = open_harness(config, prompts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -108,12 +108,17 @@ def run_parts(folder: Path) -> RunParts:
     """
     from sdft_cli.records.json_files import read_json
     from sdft_cli.report.run.parts import mapping, read_parts
+    from sdft_cli.run_folder import is_current
 
     notes: list[str] = []
     info = read_json(folder / RUN, "the run is not whole, run `sdft train` again")
     dataset = _dataset_of(folder, mapping(info.get("dataset")), notes)
     evaluations = _evaluations_of(folder, dataset, notes)
-    return read_parts(folder, dataset, evaluations, notes)
+    found = read_parts(folder, dataset, evaluations, notes)
+    if found.certificate and not is_current(folder, found.certificate.get("adapter")):
+        stale = "merged/ is of an earlier adapter of this run: merge again with --overwrite."
+        return replace(found, certificate=None, notes=[*found.notes, stale])
+    return found
 
 
 def _dataset_of(folder: Path, told: Mapping[str, Any], notes: list[str]) -> Dataset | None:

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sdft_cli.addresses import is_address
 from sdft_cli.errors import WARNING, MachineError, SdftError, UsageError
 from sdft_cli.notices import say
 from sdft_cli.places import WHOLE_RUN
@@ -94,11 +95,14 @@ class WholeRun:
         Raises:
             SdftError: a stage says stop; the manifest holds why, and the exit code is the stage's own.
         """
-        from sdft_cli.engine.models.load import check_machine
+        from sdft_cli.engine.models.load import check_machine, check_merged_later
         from sdft_cli.engine.models.quiet import quiet_libraries
+        from sdft_cli.run_folder import is_run
 
         quiet_libraries()
         check_machine(self.settings.train)  # before the minutes that a dataset takes
+        if not is_run(self.run_folder):
+            check_merged_later(self.settings.train, self.settings.merge.base)
         self._refuse_another_run()
         self.manifest.take(self.settings.as_json())
         self._prepare()
@@ -155,11 +159,13 @@ class WholeRun:
             return
         prepared = self.manifest.stage("prepare") or {"inputs": {}}
         again = "start a new run with another --out, or this one again with --overwrite"
-        if prepared["inputs"].get("settings") != self._prepare_inputs()["settings"]:
-            raise UsageError(
-                f"The settings of prepare are others than those that {self.folder} was started with, and it is trained "
-                f"on its records already: {again}."
-            )
+        before, now = prepared["inputs"], self._prepare_inputs()
+        for key, what in (("settings", "settings of prepare"), ("texts", "texts of its templates")):
+            if before.get(key, None if key == "settings" else now[key]) != now[key]:  # an old manifest has no texts
+                raise UsageError(
+                    f"The {what} are others than those that {self.folder} was started with, and it is trained on its "
+                    f"records already: {again}."
+                )
         check_resumable(stored_config(read_run_json(self.run_folder, "config.json")), self.settings.train)
 
     # prepare
@@ -167,7 +173,11 @@ class WholeRun:
     def _prepare_inputs(self) -> dict[str, str]:
         settings = self.settings.prepare
         without = settings.model_dump(mode="json", exclude={"workers"})
-        return {"settings": digest(without), "source": source_digest(settings.source)}
+        return {
+            "settings": digest(without),
+            "source": source_digest(settings.source),
+            "texts": digest(_texts(settings)),
+        }
 
     def _prepare(self) -> None:
         from sdft_cli.run_folder import is_run
@@ -320,6 +330,7 @@ class WholeRun:
         return self.settings.merge.best and (self.run_folder / "adapter-best").is_dir()
 
     def _merge(self) -> None:
+        from sdft_cli.merging.certificate import CERTIFICATE
         from sdft_cli.report import terminal
         from sdft_cli.stages.merge import run_merge
 
@@ -327,9 +338,9 @@ class WholeRun:
 
         def merge() -> list[Path]:
             dtype = settings.dtype or "bfloat16"
-            found = run_merge(self._trained(), target, settings.prompts, target.exists(), dtype)
+            found = run_merge(self._trained(), target, settings.prompts, target.exists(), dtype, settings.base)
             self._show(terminal.merge_table(found))
-            return [target / "config.json"]
+            return [target / name for name in (CERTIFICATE, *found["sha256"])]
 
         inputs = {"settings": digest(settings.model_dump(mode="json")), **self.manifest.outputs("train")}
         self._stage("merge", settings.dtype or "bfloat16", inputs, merge)
@@ -356,7 +367,7 @@ class WholeRun:
             return [path]
 
         made_of = [self.manifest.outputs(name) for name in ("prepare", "train", "control")]
-        inputs = {"settings": digest(config.model_dump(mode="json"))}
+        inputs = {"settings": digest([config.model_dump(mode="json"), self._takes_best])}
         for hashes in made_of:
             inputs |= hashes
         self._stage("eval", "base and tuned on held-out records", inputs, evaluate)
@@ -376,6 +387,15 @@ class Skipped(Exception):
 
 def _adapter(run: Path) -> Path:
     return run / "adapter" / "adapter_model.safetensors"
+
+
+def _texts(settings: PrepareConfig) -> list[str | None]:
+    """Return the texts of the templates that a dataset is made with: files may change under their names."""
+    from sdft_cli.prompts.teacher import load_teacher_template
+    from sdft_cli.prompts.template import load_chat_template
+
+    chat = load_chat_template(settings.chat_template) if settings.chat_template else None
+    return [load_teacher_template(settings.teacher_template).text, chat]
 
 
 def source_digest(source: str) -> str:
@@ -424,6 +444,24 @@ class Given:
         return WholeSettings(prepare, train, project.merge_config(), evaluate, ignore_plan=self.ignore_plan)
 
 
+def check_before(settings: WholeSettings) -> None:
+    """Look at what can be wrong before anything of an earlier run is deleted.
+
+    Raises:
+        UsageError: a template or the sessions are not there, or the model could not be merged.
+        DataError: there is no session.
+        MachineError: the machine is not what the profile needs.
+    """
+    from sdft_cli.engine.models.load import check_machine, check_merged_later
+    from sdft_cli.traces.source import resolve_source
+
+    check_machine(settings.train)
+    check_merged_later(settings.train, settings.merge.base)
+    _texts(settings.prepare)
+    if not is_address(source := settings.prepare.source):
+        resolve_source(source, settings.prepare.revision)
+
+
 def start(folder: Path, given: Given, project: Project, overwrite: bool) -> WholeRun:
     """Make the folder of a new whole run.
 
@@ -440,6 +478,7 @@ def start(folder: Path, given: Given, project: Project, overwrite: bool) -> Whol
         )
     check_output_folder(folder, WHOLE_RUN, overwrite)
     if folder.exists():
+        check_before(settings)
         remove_folder(folder)
     folder.mkdir(parents=True)
     return WholeRun(RunManifest.new(folder, asdict(given)), settings)

@@ -77,6 +77,10 @@ def test_a_whole_run_is_one_folder_with_one_manifest_and_is_not_done_twice(
     again = sdft("run")
     assert again.returncode == 2
     assert "--resume" in again.stderr
+    wrong = sdft("run", "session", "--out", folder, "--overwrite")
+    assert wrong.returncode == 2
+    assert "did you mean sessions?" in wrong.stderr
+    assert (folder / ADAPTER).is_file()  # nothing was deleted for a run that cannot begin
     written = {path: path.stat().st_mtime_ns for path in (folder / ADAPTER, folder / "eval.json", folder / "data")}
     (folder / "report.html").unlink()
     done = sdft("run", "--resume", "--json")  # --max-steps is remembered
@@ -101,10 +105,14 @@ def test_a_whole_run_is_one_folder_with_one_manifest_and_is_not_done_twice(
     done = sdft("run", "--resume", "--max-steps", "4")
     assert done.returncode == 2  # the profile's rate falls to 0 behind the last step
     assert "optim.max_steps" in done.stderr
+    merged = folder / "run" / "merged" / "model.safetensors"
+    weights = file_digest(merged)
+    merged.unlink()
     done = sdft("run", "--resume")
     assert done.returncode == 0, done.stderr
     assert "The sessions have changed since" in done.stderr
-    assert done.stderr.count("done before") == 5
+    assert done.stderr.count("done before") == 4  # the checkpoint lacked a file, so it was made again
+    assert file_digest(merged) == weights
     assert json.loads((folder / "eval.json").read_text())["config"]["questions"] == 1
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,23 @@ def test_files_and_folders_are_read(tmp_path: Path) -> None:
     (tmp_path / "list.json").write_text("[]")
     with pytest.raises(DataError, match=r"no JSON object: run `sdft eval` again\.$"):
         read_evaluation(tmp_path / "list.json")
+
+
+def test_an_evaluation_of_an_earlier_adapter_is_refused(tmp_path: Path) -> None:
+    run = tmp_path / "whole" / "run"
+    (run / "adapter").mkdir(parents=True)
+    (run / "run.json").write_text("{}")
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"weights")
+    found = {**document(tuned=("tuned", 0.2)), "adapter": {"name": "adapter", "sha256": sha256(b"weights").hexdigest()}}
+    for place in (run, run.parent):
+        (place / "eval.json").write_text(json.dumps(found))
+        read_evaluation(place)
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"trained on")
+    for place in (run, run.parent):
+        with pytest.raises(DataError, match=r"is of an earlier adapter of this run: run `sdft eval` again\.$"):
+            read_evaluation(place)
+    (run.parent.parent / "elsewhere.json").write_text(json.dumps(found))
+    read_evaluation(run.parent.parent / "elsewhere.json")
 
 
 def test_single_tokens_of_the_drift_are_not_kept() -> None:

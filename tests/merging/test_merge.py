@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from sdft_cli.engine.models.names import identity, resolve_model  # noqa: E402
+from sdft_cli.engine.models.names import differences, identity, resolve_model  # noqa: E402
 from sdft_cli.errors import DataError, UsageError, VerificationError  # noqa: E402
 from sdft_cli.merging.adapter import Adapter  # noqa: E402
 from sdft_cli.merging.certificate import check_certified  # noqa: E402
@@ -25,7 +25,9 @@ from sdft_cli.merging.weights import base_shards, copy_companions  # noqa: E402
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer  # noqa: E402
 from sdft_cli.prompts.teacher import load_teacher_template  # noqa: E402
 from sdft_cli.run_folder import read_run  # noqa: E402
+from sdft_cli.stages.chat import find_subject  # noqa: E402
 from sdft_cli.stages.merge import run_merge  # noqa: E402
+from tests.merging.conftest import make_run  # noqa: E402
 
 
 def test_every_tensor_is_the_fp32_sum_cast_once_or_untouched(run: Path, tiny_model: Path, tmp_path: Path) -> None:
@@ -210,6 +212,14 @@ def test_float32_keeps_every_element_of_the_update(run: Path, tiny_model: Path, 
     assert {tensor["surviving_share"] > 0.999 for tensor in found["adapted"]} == {True}
 
 
+def test_float32_is_compared_in_float32_whatever_the_run_was_in(tiny_model: Path, tmp_path: Path) -> None:
+    """In bfloat16 the merge would be what the one in bfloat16 is, whose rounding it does not have."""
+    run = make_run(tmp_path / "bf16", tiny_model, overrides=["dtype=bfloat16"])
+    found = merge_run(read_run(run), str(tiny_model), tmp_path / "merged", dtype=torch.float32)
+    rounded = merge_run(read_run(run), str(tiny_model), tmp_path / "rounded")
+    assert found["behaviour"]["mean_kl"] < 1e-9 < 1e-6 < rounded["behaviour"]["mean_kl"]
+
+
 def test_an_update_that_vanishes_is_said(run: Path, tiny_model: Path, tmp_path: Path) -> None:
     tensors = load_file(run / "adapter" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.0.mlp.up_proj.lora_B.weight"
@@ -383,6 +393,27 @@ def test_a_base_that_has_changed_since_the_run_is_refused(
         run_merge(read_run(run), tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
     run_merge(read_run(run), tmp_path / "merged", base=str(base))  # asked for by name
+
+
+def test_a_base_with_other_weights_of_the_same_size_is_another(run: Path, tiny_model: Path, tmp_path: Path) -> None:
+    """As that of a run which was trained on a merged checkpoint, and merged again from another adapter."""
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    edited(run / "config.json", model=str(base))
+    before = identity(base)
+    with_info(run, base=before)
+    old = {name: (base / name).stat().st_size if name.endswith(".safetensors") else x for name, x in before.items()}
+
+    def changed(tensors: dict[str, Any]) -> None:
+        tensors["model.layers.1.mlp.up_proj.weight"].add_(1)
+
+    tensors_edited(base, changed)
+    assert differences(base, before) == ["model.safetensors"]
+    assert differences(base, old) == []  # an earlier version noted sizes
+    assert differences(base, {}) == []
+    for refuse in (lambda: run_merge(read_run(run), tmp_path / "merged"), lambda: find_subject(str(run), None, True)):
+        with pytest.raises(VerificationError, match=r"\(another model\.safetensors\): restore that one"):
+            refuse()
 
 
 def test_the_base_of_a_run_on_the_hub_is_its_commit(run: Path, tiny_model: Path, tmp_path: Path) -> None:

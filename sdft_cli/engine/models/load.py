@@ -17,6 +17,7 @@ from sdft_cli.engine.kernels.check import check_kernels
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.backend_transformers import PlainModel, Shard, TransformersBackend, load_model
 from sdft_cli.engine.models.head_check import check_head
+from sdft_cli.engine.models.names import resolve_model
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.errors import MachineError, UsageError
 
@@ -139,6 +140,21 @@ def check_machine(config: TrainConfig) -> None:
         raise MachineError(
             f"Profile {config.profile} needs a CUDA GPU{need} and this one has {memory:.0f} GB: use a larger card, or "
             "lower max_seq_tokens and set min_gpu_gb in a profile of your own."
+        )
+
+
+def check_merged_later(config: TrainConfig, merged_into: str | None) -> None:
+    """Refuse to train on a base into which nothing can be merged, where no other one is named for that.
+
+    Raises:
+        UsageError: it is quantised on disk.
+        MachineError: its config cannot be had.
+    """
+    found = config_of(resolve_model(config.model), config.revision)
+    if merged_into is None and any(getattr(c, "quantization_config", None) for c in (found, found.get_text_config())):
+        raise UsageError(
+            f"{config.model} is quantised, and an adapter cannot be merged into it: name its 16-bit form in sdft.yaml, "
+            "merge: {base: MODEL}, or train that one."
         )
 
 

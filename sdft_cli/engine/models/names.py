@@ -7,13 +7,13 @@ import importlib.util
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdft_cli.engine.models.quiet import quiet_libraries
-from sdft_cli.errors import MachineError, UsageError, did_you_mean
+from sdft_cli.errors import MachineError, UsageError, VerificationError, did_you_mean
 from sdft_cli.records.folders import new_folder
 from sdft_cli.records.json_files import read_json
 from sdft_cli.resources import resource_text, text_hash
@@ -192,16 +192,69 @@ def loaded_folder(model: str, revision: str | None = None) -> Path | None:
     return Path(found).parent if isinstance(found, str) else None
 
 
+BLOCK = 4096
+"""Bytes of a tensor that are looked at, at its beginning, in its middle and at its end."""
+
+
 def identity(folder: Path) -> dict[str, Any]:
     """Return what tells a model folder from others: the commit of a Hub snapshot, as the cache names its folder.
 
-    Of other folders: the sha256 of configuration and index, and the bytes of each weight file.
+    Of other folders: the sha256 of configuration and index, and of each weight file that of its header and of three
+    blocks of every tensor, so that it takes no time to read; a merge of another adapter changes some in any case.
     """
     if folder.parent.name == "snapshots":
         return {"commit": folder.name}
     texts = (folder / "config.json", folder / "model.safetensors.index.json")
     found: dict[str, Any] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in texts if p.is_file()}
-    return found | {path.name: path.stat().st_size for path in sorted(folder.glob("*.safetensors"))}
+    return found | {path.name: _blocks_digest(path) for path in sorted(folder.glob("*.safetensors"))}
+
+
+def _blocks_digest(path: Path) -> str:
+    """Return a hash of a safetensors file's size, header and some of its tensors; of another file, of all of it."""
+    with path.open("rb") as file:
+        start = file.read(8)
+        header = file.read(min(int.from_bytes(start, "little"), path.stat().st_size))
+        try:
+            spans = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
+            places = {p for a, b in spans for p in (a, (a + b) // 2, max(a, b - BLOCK))}
+        except (ValueError, KeyError, TypeError, AttributeError):  # it is damaged, as loading it will say
+            file.seek(0)
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        found = hashlib.sha256(header)
+        for place in sorted(places):
+            file.seek(8 + len(header) + place)
+            found.update(file.read(BLOCK))
+    return f"{path.stat().st_size}:{found.hexdigest()}"
+
+
+def differences(folder: Path, stored: Mapping[str, Any]) -> list[str]:
+    """Return what of a model folder differs from an `identity` that was noted earlier.
+
+    Earlier versions noted of a weight file its bytes alone, which is all that is compared then.
+    """
+    if not stored:
+        return []
+    found = identity(folder)
+    sizes = {name: (folder / name).stat().st_size for name in found if isinstance(stored.get(name), int)}
+    found |= sizes
+    return sorted(key for key in stored.keys() | found.keys() if stored.get(key) != found.get(key))
+
+
+def check_base(base: Path, stored: Mapping[str, Any] | None, run: Path, remedy: str = "restore that one") -> None:
+    """Refuse a base that is another than the one that a run was trained on; an old run does not say what it was.
+
+    Args:
+        base: the folder of the base.
+        stored: `base` of the run's `run.json`.
+        run, remedy: for the message.
+
+    Raises:
+        VerificationError: says what differs.
+    """
+    if differing := differences(base, stored or {}):
+        raise VerificationError(
+            f"{base} is not the base that {run} was trained on (another {', '.join(differing)}): {remedy}."
+        )
 
 
 def license_of(folder: Path) -> dict[str, str]:

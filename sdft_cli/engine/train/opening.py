@@ -260,6 +260,7 @@ def _begin_with(job: Job, say: Say) -> Callable[[Backend], dict[str, Any] | None
     a checkpoint has its own, and the other adapter need not be there any more.
     """
     from sdft_cli.engine.models.adapters import check_adapter_fits, take_weights
+    from sdft_cli.engine.models.names import differences
 
     config = job.config
     if config.init_adapter is None or (job.resume and any((job.folder / "checkpoints").glob("step-*"))):
@@ -268,7 +269,8 @@ def _begin_with(job: Job, say: Say) -> Callable[[Backend], dict[str, Any] | None
     check_adapter_fits(found, config)
 
     def begin(backend: Backend) -> dict[str, Any]:
-        if found.run.get("base") not in (None, base_identity(config)):
+        base = base_folder(config)
+        if base and differences(base, found.run.get("base") or {}):
             raise UsageError(f"{found.name} was trained on other weights of {config.model}: begin with one of these.")
         told = {"name": found.name, "sha256": take_weights(backend.model, found)}
         if job.resume and read_run_json(job.folder).get("init_adapter") != told:
@@ -279,11 +281,18 @@ def _begin_with(job: Job, say: Say) -> Callable[[Backend], dict[str, Any] | None
     return begin
 
 
+def base_folder(config: TrainConfig) -> Path | None:
+    """Return the folder of the base that is loaded; None: the Hub's library does not say where it is."""
+    from sdft_cli.engine.models.names import loaded_folder, resolve_model
+
+    return loaded_folder(resolve_model(config.model), config.revision)
+
+
 def base_identity(config: TrainConfig) -> dict[str, Any] | None:
     """Return what tells the loaded base from others; None: the Hub's library does not say where it is."""
-    from sdft_cli.engine.models.names import identity, loaded_folder, resolve_model
+    from sdft_cli.engine.models.names import identity
 
-    base = loaded_folder(resolve_model(config.model), config.revision)
+    base = base_folder(config)
     return identity(base) if base else None
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sdft_cli.config import TrainConfig
-from sdft_cli.engine.train.opening import Job, Loaded, Say, base_identity, load, open_server, records_hash
+from sdft_cli.engine.train.opening import Job, Loaded, Say, base_folder, base_identity, load, open_server, records_hash
 from sdft_cli.errors import WARNING, DataError, MachineError, VerificationError
 from sdft_cli.notices import progress
 from sdft_cli.records import Dataset
-from sdft_cli.records.folders import new_folder, replacing_folder
+from sdft_cli.records.folders import new_folder, remove_folder, replacing_folder
 from sdft_cli.records.json_files import read_json, write_json
 from sdft_cli.run_folder import FORMAT, base_revision, read_run_json, write_check_prompts
 
@@ -45,6 +45,7 @@ def start_training(
     """
     if job.resume:
         check_same_records(job)
+        check_same_base(job)
         job = on_its_base(job)
     for warning in warnings_of(job.config):
         say(warning)
@@ -158,6 +159,14 @@ def check_same_records(job: Job) -> None:
         raise DataError(f"{job.data.path} is not the dataset that {job.folder} was started with: name that one.")
 
 
+def check_same_base(job: Job) -> None:
+    """Refuse to go on with another base than the run was started with; raises VerificationError."""
+    from sdft_cli.engine.models.names import check_base
+
+    if base := base_folder(job.config):
+        check_base(base, read_run_json(job.folder).get("base"), job.folder)
+
+
 def on_its_base(job: Job) -> Job:
     """Let a resumed run go on with the commit of its base that it was started with."""
     revision = base_revision(read_run_json(job.folder), job.config)
@@ -250,6 +259,8 @@ def _save_best(job: Job, trainer: Trainer, loop: Loop, say: Say) -> None:
     from sdft_cli.engine.train.resume_state import trainable
 
     progress, target = loop.progress, job.folder / "adapter-best"
+    if target.exists():  # of an earlier end of this run
+        remove_folder(target)
     if progress.best_step is None or progress.best_step == progress.step:
         return
     numbers = (
