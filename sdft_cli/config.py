@@ -481,6 +481,12 @@ class TrainConfig(_Config):
         return self
 
     @model_validator(mode="after")
+    def _stale_rollouts_have_no_dropout(self) -> TrainConfig:
+        if self.rollout.source == "vllm" and self.lora.dropout > 0:
+            raise ValueError("rollout.source=vllm weighs rollouts by the student's probabilities: set lora.dropout=0")
+        return self
+
+    @model_validator(mode="after")
     def _the_start_ends(self) -> TrainConfig:
         if self.objective == "sdft" and self.teacher.start >= self.optim.max_steps:
             raise ValueError(
@@ -751,10 +757,15 @@ RESUMABLE = (
     *("rollout.vllm_url", "rollout.vllm_timeout", "rollout.vllm_folder"),
 )
 """Sections and values of a training configuration that may change when a run is resumed: no weight depends on them."""
+FOR_MEMORY = (
+    *("optim.max_tokens_per_pass", "segment_tokens", "gradient_checkpointing", "prefix_sharing", "min_gpu_gb"),
+    *("rollout.weights", "rollout.max_tokens_per_pass", "distill.chunk_rows"),
+)
+"""Values that may change then, too: the run is the same up to rounding, in less memory."""
 
 
 def resumed_config(stored: Mapping[str, Any], overrides: Sequence[str], flags: Mapping[str, Any]) -> TrainConfig:
-    """Return a run's own configuration with what may change on the way: see `RESUMABLE`, and more steps.
+    """Return a run's own configuration with what may change on the way: `RESUMABLE`, `FOR_MEMORY`, and more steps.
 
     Raises:
         UsageError: another value is to change; the message names it.
@@ -767,10 +778,16 @@ def resumed_config(stored: Mapping[str, Any], overrides: Sequence[str], flags: M
     return after
 
 
+def changed_for_memory(stored: Mapping[str, Any], now: TrainConfig) -> list[str]:
+    """Return which of `FOR_MEMORY` a run's configuration has otherwise than it was stored."""
+    old, new = (leaves(c.model_dump(mode="json")) for c in (stored_config(stored), now))
+    return [key for key in FOR_MEMORY if old[key] != new[key]]
+
+
 def check_resumable(before: TrainConfig, after: TrainConfig) -> None:
     """Refuse to go on with another configuration, but for what may change; raises `UsageError`, which names it."""
     old, new = leaves(before.model_dump(mode="json")), leaves(after.model_dump(mode="json"))
-    free = {*RESUMABLE, *(("optim.max_steps",) if after.optim.schedule == "constant" else ())}
+    free = {*RESUMABLE, *FOR_MEMORY, *(("optim.max_steps",) if after.optim.schedule == "constant" else ())}
     for key in old:
         if old[key] != new[key] and key not in free and key.split(".")[0] not in free:
             raise UsageError(

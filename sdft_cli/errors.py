@@ -49,6 +49,10 @@ class MachineError(SdftError, RuntimeError):
     """This machine lacks something: a GPU, a package, the network, a writable folder."""
 
 
+class OutOfMemory(MachineError):
+    """Memory did not suffice; the message says for what, and what to lower."""
+
+
 class LostProcess(MachineError):
     """Another process of this run failed or is gone, which is why those that started them stopped this one."""
 

@@ -73,7 +73,7 @@ def new_job(dataset: Path | None, config: TrainConfig, profile: str, out: Path |
 def job_to_resume(
     dataset: Path | None, profile: str | None, out: Path | None, overrides: list[str], flags: dict[str, Any]
 ) -> Job:
-    from sdft_cli.config import resumed_config
+    from sdft_cli.config import changed_for_memory, resumed_config
     from sdft_cli.engine.train.opening import Job
     from sdft_cli.errors import UsageError
     from sdft_cli.records import read_dataset
@@ -86,7 +86,10 @@ def job_to_resume(
         near = meant_folder(target, RUN, RUNS_ROOT, "name the folder of one with --out.")
         raise UsageError(f"{target} is no run: {near}")
     info = read_run_json(target)
-    config = resumed_config(read_run_json(target, "config.json"), overrides, flags)
+    stored = read_run_json(target, "config.json")
+    config = resumed_config(stored, overrides, flags)
+    if changed := changed_for_memory(stored, config):
+        say(f"Note: {', '.join(changed)} changed, so the run goes on equal up to rounding.")
     done = (info.get("last_step") or {}).get("step", 0)
     if info.get("status") == "finished" and done >= config.optim.max_steps:
         raise UsageError(f"{target} is finished (step {done}): add --max-steps to go on, or start a new run.")

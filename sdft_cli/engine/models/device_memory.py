@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from sdft_cli.config import TrainConfig
-from sdft_cli.errors import MachineError
+from sdft_cli.errors import OutOfMemory
 
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 
@@ -74,10 +74,10 @@ def what_to_lower(config: TrainConfig) -> str:
 
 @contextmanager
 def out_of_memory_explained(config: TrainConfig, where: str) -> Iterator[None]:
-    """Turn an allocation failure into a `MachineError` of one sentence; other errors pass."""
+    """Turn an allocation failure into an `OutOfMemory` of one sentence; other errors pass."""
     try:
         yield
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise MachineError(f"Out of memory in {where}: {what_to_lower(config)}.") from error
+        raise OutOfMemory(f"Out of memory in {where}: {what_to_lower(config)}.") from error

@@ -61,6 +61,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def without_dropout(model: nn.Module) -> Iterator[None]:
+    """The adapter's own dropout off, as in inference, and every other mode as it is."""
+    dropouts = [module for module in model.modules() if isinstance(module, _DropoutNd) and module.training]
+    try:
+        for module in dropouts:
+            module.training = False
+        yield
+    finally:
+        for module in dropouts:
+            module.training = True
+
+
 def forget_positions(model: Any) -> None:
     """Drop the offsets of positions that Qwen-VL and its kin keep from the batch before."""
     for module in (model, model.base_model):

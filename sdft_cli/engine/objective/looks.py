@@ -26,7 +26,7 @@ class Looks:
     def compares(self, number: int) -> bool:
         """Is the sampler compared with the trainer in this step (from 1)? One of `rollout.gap_every`."""
         every = self.config.rollout.gap_every
-        if every is None:
+        if every is None or self.config.lora.dropout > 0:  # whose noise would be taken for a gap
             return False
         due = number - (number - 1) % every
         return number == self._take(due, due + every)

@@ -8,7 +8,8 @@ seconds without a sign of life.
 
 The thread of the work hears of it where it waits for the others (`explain`), and leaves in its own way. If it does not
 come there within `GRACE` seconds, the watching thread says the sentence and ends the process. Nothing is saved then: a
-checkpoint is written whole or not at all, so the last one stays as it is.
+checkpoint is written whole or not at all, so the last one stays as it is. While one is written nobody is ended, and
+those that leave wait for it: what started them ends the others soon after the first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import socket
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,9 +30,9 @@ from sdft_cli.engine.models.interrupts import Interrupted, check
 from sdft_cli.errors import LostProcess, MachineError
 from sdft_cli.notices import ERROR, say, set_rank
 
-EVERY, SILENT, GRACE, HEARD = 1.0, 40, 10.0, 15.0
+EVERY, SILENT, GRACE, HEARD, WRITTEN = 1.0, 40, 10.0, 15.0, 600.0
 """Seconds between two signs of life; signs that are missed until a process counts as gone; seconds until the watching
-thread ends the process; most seconds that one that leaves early waits until it was heard."""
+thread ends the process; most seconds that one that leaves early waits until it was heard, and for a checkpoint."""
 NEXT_STEP = "the last checkpoint is whole: go on with `sdft train --resume`, with as many processes or others."
 State = Literal["at work", "done", "failed", "interrupted"]
 
@@ -39,7 +41,8 @@ State = Literal["at work", "done", "failed", "interrupted"]
 class Sign:
     """What a process tells of itself: where it runs, its id and start there, how it is, and how often it told so.
 
-    `passed_on`: it leaves since another one did, and its reason is the sentence about that one.
+    `passed_on`: it leaves since another one did, and its reason is the sentence about that one. `writes`: a checkpoint,
+    so that it has to be waited for.
     """
 
     machine: str
@@ -49,6 +52,7 @@ class Sign:
     reason: str = ""
     passed_on: bool = False
     beat: int = 0
+    writes: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,8 +156,23 @@ class Peers:
             set_rank(0)
         raise LostProcess(found.sentence) from error
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """This process writes what must not be lost: it is not ended meanwhile, and others that leave wait for it."""
+        self._set_writes(True)
+        try:
+            yield
+        finally:
+            self._set_writes(False)
+
+    def _set_writes(self, writes: bool) -> None:
+        with self._lock:
+            self._own = replace(self._own, writes=writes)
+        self._tell()
+
     def leave(self, state: State, reason: str = "") -> None:
-        """Tell the others that this process leaves; before the end of the work it waits until it was heard."""
+        """Tell the others that this process leaves; before the end of the work it waits until it was heard, and until
+        the first one has written what it writes."""
         with self._lock:
             self._leaving = True
             self._own = replace(self._own, state=state, reason=reason, passed_on=reason == self._explained)
@@ -162,6 +181,17 @@ class Peers:
             end = time.monotonic() + HEARD
             while time.monotonic() < end and not self._heard():
                 time.sleep(EVERY / 10)
+            begun = time.monotonic() + (2 * GRACE if state == "interrupted" else 0.0)  # the first one was, too
+            while time.monotonic() < end + WRITTEN and self._is_waited_for(time.monotonic() < begun):
+                time.sleep(EVERY / 4)
+
+    def _is_waited_for(self, about_to: bool) -> bool:
+        """Say whether the first process writes, or is at work and may be `about_to`."""
+        self._look()
+        first = self._others.get(0)
+        if first is None or first.state != "at work" or self._is_gone(first):
+            return False
+        return first.writes or about_to
 
     def _heard(self) -> bool:
         """Say whether the first process knows that this one leaves; of the first, which may hold the store, all others.
@@ -183,10 +213,12 @@ class Peers:
             with self._lock:
                 if self._leaving:
                     return
-                self._own = replace(self._own, beat=self._own.beat + 1)
-            self._tell()
+            self._beat()
             found = self._look()
         time.sleep(2 * GRACE if found.state == "interrupted" else GRACE)
+        while self._own.writes:
+            self._beat()
+            time.sleep(EVERY)
         with self._lock:
             if self._leaving:
                 return
@@ -196,6 +228,11 @@ class Peers:
                     sys.stderr.write("\x1b[?25h")  # a live view may have hidden the cursor
                 say(f"{ERROR}{found.sentence}")
             os._exit(130 if found.state == "interrupted" else 1)
+
+    def _beat(self) -> None:
+        with self._lock:
+            self._own = replace(self._own, beat=self._own.beat + 1)
+        self._tell()
 
     def _tell(self) -> None:
         with suppress(Exception):  # the store goes with the process that holds it: the others see that, too

@@ -67,6 +67,11 @@ class Processes:
     def check(self) -> None:
         """Raise LostProcess if a process has failed or is gone; not if one was interrupted."""
 
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """What the others have to wait for, though this process does not look at them meanwhile: a checkpoint."""
+        yield
+
     def close(self) -> None:
         """End: all work is done."""
 
@@ -210,6 +215,11 @@ class Several(Processes):
     def check(self) -> None:
         with suppress(Interrupted):
             self._peers.explain()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        with self._peers.writing():
+            yield
 
     def close(self) -> None:
         self.wait()  # an exit code of 0 says that the first one has written everything

@@ -126,6 +126,8 @@ def use_tree_attention(config: Any) -> None:
         config._attn_implementation = TREE
 
 
+ALIGNED = 8
+"""Numbers at whose multiples a mask's rows begin."""
 PATH_BLOCK = 128
 """Queries of a block behind a path: what kernels and masks take grows with block x path."""
 MASK_STEP = 512
@@ -136,10 +138,13 @@ MASK_STEP = 512
 def _causal_mask(queries: int, keys: int, groups: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return (queries * groups, keys) to add to scores: the last `groups` rows see all keys, those before one less.
 
-    One tensor serves all layers of a pass, and all shorter ones: fewer queries or keys are its lower right part.
+    One tensor serves all layers of a pass, and all shorter ones: fewer queries or keys are its lower right part. Fused
+    kernels of a GPU want each row to begin at a multiple of 16 bytes, so rows are `ALIGNED` numbers apart, and a part
+    has to begin at a multiple of as many.
     """
-    mask = torch.full((queries, keys), -torch.inf, dtype=dtype, device=device).triu_(keys - queries + 1)
-    return mask.repeat_interleave(groups, 0)
+    wide = -(-keys // ALIGNED) * ALIGNED
+    mask = torch.full((queries, wide), -torch.inf, dtype=dtype, device=device).triu_(keys - queries + 1)
+    return mask.repeat_interleave(groups, 0)[:, :keys]
 
 
 def attend_along_path(
@@ -197,11 +202,12 @@ def attend_behind(query: Tensor, key: Tensor, value: Tensor, scale: float | None
     """
     (_, heads, queries, size), (_, kv_heads, keys, _) = query.shape, key.shape
     groups, path = heads // kv_heads, keys - queries
-    mask = _causal_mask(PATH_BLOCK, -(-keys // MASK_STEP) * MASK_STEP, groups, query.dtype, query.device)
+    most = -(-keys // MASK_STEP) * MASK_STEP
     parts = []
     for start in range(0, queries, PATH_BLOCK):
         stop = min(start + PATH_BLOCK, queries)
         rows, seen = (stop - start) * groups, path + stop
+        mask = _causal_mask(PATH_BLOCK, most + seen % ALIGNED, groups, query.dtype, query.device)
         folded = query[:, :, start:stop].reshape(1, kv_heads, groups, stop - start, size).transpose(2, 3)
         part = functional.scaled_dot_product_attention(
             folded.reshape(1, kv_heads, rows, size),

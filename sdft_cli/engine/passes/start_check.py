@@ -16,6 +16,7 @@ from sdft_cli.engine.models.adapters import SamplingWeights, lora_layers
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.device_memory import free_memory, is_out_of_memory
 from sdft_cli.engine.models.head_check import runs
+from sdft_cli.engine.models.modes import without_dropout
 from sdft_cli.engine.passes.decode import generate
 from sdft_cli.engine.passes.decode_steps import PACKED_FROM, steps_obstacle
 from sdft_cli.engine.passes.padded import padded_states
@@ -162,7 +163,8 @@ def decoding_gaps(backend: Backend, prompts: Sequence[list[int]], tokens: int = 
     decoded = generate(backend, prompts, tokens, (), 0, record_log_probs=True)
     gaps = []
     for prompt, rollout in zip(prompts, decoded, strict=True):
-        states = padded_states(backend, [[*prompt, *rollout.ids]], 0)[0][len(prompt) - 1 : -1]
+        with without_dropout(backend.model):
+            states = padded_states(backend, [[*prompt, *rollout.ids]], 0)[0][len(prompt) - 1 : -1]
         chosen = torch.tensor(rollout.ids, device=states.device)[:, None]
         scored = backend.head.logits(states).log_softmax(-1).gather(-1, chosen)[:, 0]
         gaps.append((scored.cpu() - torch.tensor(rollout.log_probs)).abs())

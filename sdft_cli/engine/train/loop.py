@@ -28,7 +28,7 @@ from sdft_cli.engine.train.resume_state import capture, digest, restore
 from sdft_cli.engine.train.sdft_step import StepResult, Trainer
 from sdft_cli.engine.train.step_metrics import step_metrics
 from sdft_cli.engine.train.stop_rules import Finding, StopRules
-from sdft_cli.errors import DataError, InterruptedBySignal, VerificationError
+from sdft_cli.errors import DataError, InterruptedBySignal, LostProcess, OutOfMemory, VerificationError
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.records import Record
 from sdft_cli.run_folder import CheckPrompt, JsonLines
@@ -59,7 +59,7 @@ class Silent:
 
 @dataclass
 class Progress:
-    """Where a run is. Everything here goes into its checkpoints."""
+    """Where a run is. Everything here goes into its checkpoints. `measured_by`: settings of the evaluations so far."""
 
     step: int = 0
     evaluated: int = -1
@@ -67,6 +67,7 @@ class Progress:
     best_kl: float | None = None
     metrics: dict[str, Any] = field(default_factory=dict)
     heldout: dict[str, Any] = field(default_factory=dict)
+    measured_by: dict[str, Any] = field(default_factory=dict)
 
 
 def check_records(records: Sequence[Record], config: TrainConfig) -> None:
@@ -158,6 +159,8 @@ class Loop:
             DataError: every checkpoint is damaged, or the newest belongs to another run.
         """
         own = self.checkpoints.newest(self.observer.notice) if self.processes.first else None
+        if own and own.state["progress"]["best_step"] == own.step:  # it may have been killed before it said so
+            self.checkpoints.mark_best(own.step)
         step = self.processes.same(own.step if own else None)
         found = own if own or step is None else read_checkpoint(self.folder, step)
         offsets: Mapping[str, int] = self._restore(found) if found else {}
@@ -169,9 +172,17 @@ class Loop:
         trainer = self.trainer
         restore(found, trainer.backend.model, trainer.optimizer, trainer.schedule, trainer.ema)
         self.progress = Progress(**found.state["progress"])
-        self.rules.restore(found.state["stop_rules"])
+        if self.progress.measured_by in ({}, self._measures_by()):  # an old checkpoint does not say it
+            self.rules.restore(found.state["stop_rules"])
+        else:
+            self.progress.best_step = self.progress.best_kl = None
+            self.observer.notice("Held-out evaluations are others than before: the best step is looked for anew.")
         offsets: Mapping[str, int] = found.state["offsets"]
         return offsets
+
+    def _measures_by(self) -> dict[str, Any]:
+        """Return the settings without which held-out evaluations are not comparable."""
+        return self.config.heldout.model_dump(mode="json", exclude={"every"})
 
     def save(self) -> None:
         """Write a checkpoint of the state after the last whole step, and remember the best one.
@@ -193,10 +204,11 @@ class Loop:
             "stop_rules": self.rules.state(),
             "offsets": {name: file.sync() for name, file in self.files.items()},
         }
-        self.checkpoints.save(progress.step, tensors, state)
-        self.saved = progress.step
-        if progress.best_step == progress.step:
-            self.checkpoints.mark_best(progress.step)
+        with self.processes.writing():
+            self.checkpoints.save(progress.step, tensors, state)
+            self.saved = progress.step
+            if progress.best_step == progress.step:
+                self.checkpoints.mark_best(progress.step)
 
     def run(self) -> Progress:
         """Train until `optim.max_steps`; every line of every file is flushed as it is written.
@@ -205,7 +217,9 @@ class Loop:
             InterruptedBySignal: SIGINT or SIGTERM; the state after the last whole step is saved.
             VerificationError: a stop rule ended the run; the state is saved.
             ServerError: the server that samples rollouts failed; the state after the last whole step is saved.
-            MachineError: out of memory, or the disk is full.
+            OutOfMemory, LostProcess: memory did not suffice, or another process is gone; the state after the last whole
+                step is saved, unless it came while weights moved.
+            MachineError: the disk is full.
         """
         if self.processes.first:
             self.files = {name: JsonLines(self.folder / name) for name in LOGS}
@@ -221,8 +235,10 @@ class Loop:
                         f"interrupted after step {self.progress.step} of {self.config.optim.max_steps}, which is "
                         f"saved: go on with `sdft train --resume --out {self.folder}`."
                     ) from None
-                except ServerError:  # before anything of its step was done
-                    self.save()
+                except (ServerError, OutOfMemory, LostProcess):
+                    if not self.trainer.moved:  # nothing of its step is in the adapter
+                        self.trainer.optimizer.zero_grad(set_to_none=True)
+                        self.save()
                     raise
         finally:
             for file in self.files.values():
@@ -260,6 +276,7 @@ class Loop:
         if autopsy:
             autopsy.join(self.processes)
         self.progress.step, self.progress.metrics = number, metrics
+        self.trainer.moved = False
         if first:
             self._tell_step(metrics, result, autopsy)
         if self.profile:
@@ -295,6 +312,7 @@ class Loop:
             answers = self.heldout.answers(items, with_reference=progress.evaluated < 0)
             self.files["heldout_answers.jsonl"].write({"step": step, "answers": answers})
         progress.evaluated, progress.heldout, self.saved = step, metrics, -1
+        progress.measured_by = self._measures_by()
         # Before the end of a start there was another teacher: its divergences are not comparable with later ones.
         comparable = self.config.objective == "sft" or step >= self.config.teacher.start
         if comparable and (progress.best_kl is None or metrics["kl_per_token"] < progress.best_kl):

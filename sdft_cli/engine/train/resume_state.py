@@ -83,7 +83,6 @@ def restore(checkpoint: Checkpoint, model: Any, optimizer: Any, schedule: Any, e
     _check(checkpoint, "ema", averaged, ema.tensors if ema is not None else {})
     _check(checkpoint, "optimizer", moments, _expected_moments(parameters, moments))
     _check_rates(checkpoint, unwrapped(schedule))
-    _check_devices(checkpoint)
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(adapter[name])
@@ -228,17 +227,8 @@ def set_random_state(state: Mapping[str, Any]) -> None:
     key = _decode(state["numpy"]["state"]["key"], np.uint32)
     np.random.set_state({**state["numpy"], "state": {**state["numpy"]["state"], "key": key}})
     torch.set_rng_state(torch.from_numpy(_decode(state["torch"], np.uint8)))
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([torch.from_numpy(_decode(x, np.uint8)) for x in state["cuda"]])
-
-
-def _check_devices(checkpoint: Checkpoint) -> None:
-    then, now = len(checkpoint.state["random"]["cuda"]), len(_gpu_states())
-    if then != now:
-        raise DataError(
-            f"{_where(checkpoint)} has random generators of {then} GPU(s) and this machine has {now}: "
-            "resume on a machine with as many."
-        )
+    for device, _ in zip(range(len(state["cuda"])), _gpu_states(), strict=False):
+        torch.cuda.set_rng_state(torch.from_numpy(_decode(state["cuda"][device], np.uint8)), device)
 
 
 def _encode(array: np.ndarray[Any, Any]) -> str:

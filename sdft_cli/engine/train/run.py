@@ -107,6 +107,8 @@ def warnings_of(config: TrainConfig) -> list[str]:
     found = []
     if config.objective == "sdft" and config.teacher.kind == "live":
         found.append(f"{WARNING}runs with a live teacher, which follows its student, collapse: use base or ema")
+    if config.lora.dropout > 0 and config.samples and config.rollout.gap_every:
+        found.append(f"{WARNING}with lora.dropout the sampler is not compared with the trainer, which has its noise")
     if config.optim.learning_rate > 1e-3:
         found.append(f"{WARNING}the learning rate {config.optim.learning_rate:g} is above those of LoRA runs (to 1e-3)")
     return found
@@ -267,6 +269,9 @@ def _save_best(job: Job, trainer: Trainer, loop: Loop, say: Say) -> None:
         f"{progress.best_kl:.4f} after step {progress.best_step}, {progress.heldout['kl_per_token']:.4f} at the end"
     )
     best = loop.checkpoints.best() if progress.best_step else None
+    if best and best.step != progress.best_step:
+        say(f"{WARNING}the checkpoint of step {progress.best_step}, the best one, is not there: no adapter-best")
+        return
     if best is None:
         say(f"The held-out divergence never fell below that before step 1 ({numbers})")
         return

@@ -7,7 +7,6 @@
     backward, clip, AdamW                                                            Trainer.update
 
 With several processes, each samples and scores a share of the turns; numbers and gradient are joined (`scores.py`).
-
 The control arm (`objective: sft`) puts the expert's turn in the place of y, and cross-entropy in the place of D; so do
 the first steps with `teacher.start`, behind which the adapter is copied: the copy is the teacher's from then on.
 """
@@ -28,6 +27,7 @@ from sdft_cli.engine.kernels.products import products
 from sdft_cli.engine.models import adapters
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.interrupts import interruptible
+from sdft_cli.engine.models.modes import without_dropout
 from sdft_cli.engine.objective.batches import step_seed
 from sdft_cli.engine.objective.formula import token_weights
 from sdft_cli.engine.objective.importance import is_weighed, weighed
@@ -106,13 +106,12 @@ class Trainer:
         self.accelerator = accelerator
         self.sampling, self.processes = sampling, processes
         self.remote: RemoteSampler | None = None
-        self.pad_id = prompts.turn_end_id
-        self.stop_ids = stop_tokens(backend, prompts.turn_end_ids)
-        optimizer, schedule = adamw(backend.parameters(), config.optim)
-        self.optimizer, self.schedule = accelerator.prepare(optimizer, schedule)
+        self.pad_id, self.stop_ids = prompts.turn_end_id, stop_tokens(backend, prompts.turn_end_ids)
+        self.optimizer, self.schedule = accelerator.prepare(*adamw(backend.parameters(), config.optim))
         keeps = config.teacher.keeps_adapter and config.objective == "sdft"
         decay = config.teacher.ema_decay if config.teacher.kind == "ema" else 1.0
         self.ema = adapters.EmaAdapter(backend.model, decay) if keeps else None
+        self.moved = False  # weights did, in a step that is not over yet
 
     def step(
         self,
@@ -144,8 +143,8 @@ class Trainer:
                 if self.remote and coming:
                     prompts = [self.example(record).student for record in coming]
                     self.remote.begin(wanted_at(self.config, prompts, number + 1, first + len(records))[0], number - 1)
-            rest = taken.on_policy, objective, watch
-            scored = self.backward(taken.examples, taken.rollouts, phases, compare_sampler, *rest)
+            how = phases, compare_sampler, taken.on_policy, objective, watch
+            scored = self.backward(taken.examples, taken.rollouts, *how)
         if self.processes.count > 1:
             with phases("processes"):
                 scored = joined(scored, self.processes)
@@ -244,7 +243,8 @@ class Trainer:
         """Return the teacher's hidden states (|y_i|, H) that predict each answer."""
         case = teacher_weights(self.config.teacher)
         prompts, most = [e.teacher for e in examples], self.config.optim.max_tokens_per_pass
-        with phases("teacher"), adapters.weights(self.backend.model, case, self.ema), interruptible():
+        on = adapters.weights(self.backend.model, case, self.ema), without_dropout(self.backend.model)
+        with phases("teacher"), on[0], on[1], interruptible():
             return teacher_passes(self.backend, prompts, answers, self.pad_id, most)
 
     def loss(self, student: Tensor, teacher: Tensor | None, answers: Answers, token_weights: Tensor) -> LossOutput:
@@ -266,8 +266,8 @@ class Trainer:
         """
         limit = self.config.optim.max_grad_norm
         norm = float(self.accelerator.clip_grad_norm_(self.backend.parameters(), limit if limit else float("inf")))
-        any_gradient = any(p.grad is not None for p in self.backend.parameters())
-        updated = any_gradient and math.isfinite(loss) and math.isfinite(norm)
+        updated = math.isfinite(loss + norm) and any(p.grad is not None for p in self.backend.parameters())
+        self.moved = True
         if updated:
             self.optimizer.step()
             if self.ema:

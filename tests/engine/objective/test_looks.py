@@ -43,6 +43,7 @@ def test_every_tenth_step_and_the_last_where_all_are_on_policy() -> None:
     assert chosen() == ([1, 11, 21, 31, 41, 51], [1, 10, 20, 30, 40, 50, 60])
     assert chosen("rollout.gap_every=25", "samples_every=25") == ([1, 26, 51], [1, 25, 50, 60])
     assert chosen("rollout.gap_every=null", "samples_every=1")[0] == []
+    assert chosen("lora.dropout=0.1")[0] == []  # its noise would be taken for a gap
     assert chosen("rollout.gap_every=1", "samples_every=1") == ([*range(1, 61)], [*range(1, 61)])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any
@@ -108,6 +109,34 @@ def test_a_process_that_does_not_come(other: subprocess.Popen[bytes]) -> None:
     told(store, 0, replace(sign_of(other), started="1"))
     with pytest.raises(MachineError, match="Process 0 of 3"):
         own.explain()
+
+
+def test_who_writes_is_not_ended_and_is_waited_for(
+    other: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one fails while this one writes: its watching thread waits; and one that leaves waits for the first."""
+    monkeypatch.setattr(peers, "EVERY", 0.01)
+    monkeypatch.setattr(peers, "GRACE", 0.02)
+    ended: list[int] = []
+    monkeypatch.setattr(peers.os, "_exit", ended.append)
+    store = dist.HashStore()
+    own = Peers(store, 0, 2)
+    told(store, 1, sign_of(other))
+    own.watch()
+    with own.writing():
+        told(store, 1, replace(sign_of(other), state="failed", reason="Disk."))
+        peers.time.sleep(0.4)
+        assert ended == []
+        assert Sign(**json.loads(store.get("0"))).writes
+        leaver = Peers(store, 1, 2)
+        gone = threading.Thread(target=leaver.leave, args=("failed", "Disk."))
+        gone.start()
+        gone.join(0.3)
+        assert gone.is_alive()
+    gone.join(5)
+    assert not gone.is_alive()
+    peers.time.sleep(0.3)
+    assert ended == [1]  # nothing is written any more, and this one did not leave by itself
 
 
 def test_the_first_that_is_there_speaks(other: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,6 +95,30 @@ def test_attention_behind_a_path_at_the_sizes_of_models(
         assert distance < (1e-5 if dtype == torch.float32 else 1.5e-2), name
 
 
+@pytest.mark.parametrize(("path", "queries"), [(19, 12), (37, 20), (130, 300), (511, 129), (8, 8)])
+def test_masks_lie_where_fused_kernels_of_a_gpu_take_them(
+    path: int, queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They want 16 bytes, also of numbers of two bytes; at any number of keys, and behind any path."""
+    seen = []
+
+    def attend(query: Any, key: Any, value: Any, attn_mask: Any, scale: float) -> Any:
+        seen.append((attn_mask.data_ptr() % 16, attn_mask.stride(-2) * attn_mask.element_size() % 16))
+        return query
+
+    monkeypatch.setattr(module.functional, "scaled_dot_product_attention", attend)
+    for dtype in (torch.float32, torch.bfloat16):
+        module.attend_behind(*(x.detach().to(dtype) for x in behind(path, queries)), 0.25)
+    module.forget_masks()
+    assert {*seen} == {(0, 0)}
+    assert len(seen) == 2 * -(-queries // module.PATH_BLOCK)
+
+
+def behind(path: int, queries: int) -> tuple[Any, Any, Any]:
+    query, key, value = inputs(path + queries, (4, 2), 16)
+    return query[:, :, path:], key, value
+
+
 def distances_behind(path: int, tensors: list[Any], scale: float, monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """One call that is causal from the lower right, and blocks, against plain arithmetic: values and all gradients.
 

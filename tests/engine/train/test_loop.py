@@ -17,7 +17,7 @@ from sdft_cli.engine.models.load import load_backend  # noqa: E402
 from sdft_cli.engine.train.heldout import HeldOut  # noqa: E402
 from sdft_cli.engine.train.loop import Loop, check_records  # noqa: E402
 from sdft_cli.engine.train.sdft_step import Trainer  # noqa: E402
-from sdft_cli.errors import DataError, VerificationError  # noqa: E402
+from sdft_cli.errors import DataError, OutOfMemory, VerificationError  # noqa: E402
 from sdft_cli.prompts.chat import open_prompts  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
 
@@ -130,6 +130,68 @@ def test_a_resumed_run_writes_the_same_samples_and_answers(
     again.run()
     for name in ("samples.jsonl", "heldout_answers.jsonl"):
         assert (tmp_path / "r" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(("moved", "saved"), [(False, ["step-000002", "step-000003"]), (True, ["step-000002"])])
+def test_out_of_memory_loses_no_whole_step(
+    tiny_model: Path, tiny_data: Dataset, tmp_path: Path, moved: bool, saved: list[str]
+) -> None:
+    """In step 4, before its update: step 3 is saved. Within the update the adapter may be neither: it is not."""
+    whole = loop(tiny_model, tiny_data, tmp_path / "whole", "heldout.every=null")
+    whole.run()
+
+    def fail(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError
+
+    run = loop(tiny_model, tiny_data, tmp_path / "r", "heldout.every=null")
+    part = run.trainer.optimizer if moved else run.trainer
+
+    def at(step: int) -> None:
+        if step == 3:
+            setattr(part, "step" if moved else "backward", fail)
+
+    run.observer = Watching(at)
+    with pytest.raises(OutOfMemory, match=r"^Out of memory in step 4: lower or set"):
+        run.run()
+    assert sorted(p.name for p in (tmp_path / "r" / "checkpoints").iterdir() if p.is_dir()) == saved
+    again = loop(tiny_model, tiny_data, tmp_path / "r", "heldout.every=null", "optim.max_tokens_per_pass=300")
+    assert again.resume() == (2 if moved else 3)
+    again.run()
+    ends = [list(run.trainer.backend.parameters()) for run in (whole, again)]
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*ends, strict=True))
+
+
+def test_other_evaluations_begin_the_search_for_the_best_step_anew(
+    tiny_model: Path, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    first = loop(tiny_model, tiny_data, tmp_path / "r", "optim.max_steps=2")
+    assert first.run().best_kl is not None
+    same, other = Watching(), Watching()
+    again = loop(tiny_model, tiny_data, tmp_path / "r", "heldout.every=1", watching=same)
+    again.resume()
+    assert (again.progress.best_kl, same.notices) == (first.progress.best_kl, [])
+    assert again.rules.state() == first.rules.state()
+    again = loop(tiny_model, tiny_data, tmp_path / "r", "heldout.max_new_tokens=1", watching=other)
+    again.resume()
+    assert (again.progress.best_step, again.progress.best_kl) == (None, None)
+    assert again.rules.first_length is None
+    assert "the best step is looked for anew" in other.notices[0]
+    assert again.run().best_step in (3, 4)
+
+
+def test_a_best_step_that_was_not_marked_before_a_kill_is_marked(
+    tiny_model: Path, tiny_data: Dataset, tmp_path: Path
+) -> None:
+    run = loop(tiny_model, tiny_data, tmp_path / "r", "optim.learning_rate=1e-3", "optim.max_steps=2")
+    if run.run().best_step != 2:
+        run.progress.best_step = 2
+        run.save()
+    (tmp_path / "r" / "checkpoints" / "best.json").unlink()
+    again = loop(tiny_model, tiny_data, tmp_path / "r", "optim.learning_rate=1e-3")
+    again.resume()
+    best = again.checkpoints.best()
+    assert best is not None
+    assert best.step == 2
 
 
 def test_the_best_step_is_one_with_the_last_teacher(tiny_model: Path, tiny_data: Dataset, tmp_path: Path) -> None:

@@ -350,13 +350,13 @@ def test_moments_that_do_not_fit_are_refused_by_name(tmp_path: Path, spoil: str)
         load(Run(0), checkpoints)
 
 
-def test_a_gpu_run_is_not_resumed_without_its_gpus(tmp_path: Path) -> None:
+def test_a_run_goes_on_with_other_gpus(tmp_path: Path) -> None:
+    """Every step seeds all generators anew, so those of GPUs that are not here are not missed."""
     tensors, state = capture(**Run(0).parts())
     state["random"]["cuda"] = [*state["random"]["cuda"], ""]
     checkpoints = Checkpoints(tmp_path, 1)
     checkpoints.save(1, tensors, state)
-    with pytest.raises(DataError, match=r"generators of \d+ GPU\(s\) and this machine has \d+"):
-        load(Run(0), checkpoints)
+    load(Run(0), checkpoints)
 
 
 def test_what_cannot_be_captured_whole_is_refused() -> None:

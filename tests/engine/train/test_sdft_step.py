@@ -265,6 +265,22 @@ def test_after_a_start_on_the_experts_turns_the_adapter_as_it_was_then_teaches(
         assert torch.equal(ours, expected)
 
 
+def test_the_teacher_has_no_dropout(tiny_model: Any, tiny_data: Dataset) -> None:
+    """Scored twice it says the same; the student, which has it, does not. Modes are as before."""
+    found = trainer(tiny_model, tiny_data, "lora.dropout=0.3", "teacher.kind=live")
+    for p in found.backend.parameters():
+        p.data.add_(torch.randn_like(p) * 0.1)
+    examples = [found.example(record) for record in tiny_data.train[:2]]
+    answers = [[7, 8, 9], [10, 11]]
+    modes = [module.training for module in found.backend.model.modules()]
+    twice = [found.teacher_states(examples, answers, Phases()) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*twice, strict=True))
+    assert [module.training for module in found.backend.model.modules()] == modes
+    rollouts = [Rollout(ids, False) for ids in answers]
+    once, again = (found.backward(examples, rollouts, Phases()).loss for _ in range(2))
+    assert once != again
+
+
 def test_an_averaged_teacher_starts_from_the_end_of_the_start(tiny_model: Any, tiny_data: Dataset) -> None:
     settings = ["teacher.kind=ema", "teacher.ema_decay=0.75", "teacher.start=1", "optim.warmup_steps=0"]
     found = trainer(tiny_model, tiny_data, *settings)
