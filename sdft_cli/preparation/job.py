@@ -6,16 +6,27 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sdft_cli.config import PrepareConfig
-from sdft_cli.preparation.turns import Redact, SessionTurns, turns_of
+from sdft_cli.preparation.turns import Redact, Revealed, SessionTurns, turns_of
 from sdft_cli.prompts.chat import ChatPrompts
 from sdft_cli.prompts.incremental import TokenCounter
 from sdft_cli.records import Session
 
 Item = TypeVar("Item")
 Pending = TypeVar("Pending")
+
+
+class Given(NamedTuple):
+    """A session on its way. `revealed`: what the sessions of its group give away; None: it is not known."""
+
+    session: Session
+    revealed: Revealed | None = None
+
+
+Each = Callable[[str, Iterable[Given]], Iterator[Any]]
+"""Calls a method of `Job`, by its name, for sessions; yields what it returns, in their order."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +48,13 @@ class Job:
     def counter(self) -> TokenCounter:
         return TokenCounter(self.prompts)
 
-    def run(self, session: Session) -> SessionTurns:
+    def run(self, given: Given) -> SessionTurns:
         """Strip and redact one session, and count the tokens of its turns."""
-        return turns_of(session, self.counter, self.config, self.redact)
+        return turns_of(given.session, self.counter, self.config, self.redact, given.revealed)
+
+    def search(self, given: Given) -> tuple[str, Revealed]:
+        """Return the group of a session, and what the session gives away."""
+        return given.session.group, self.redact.revealed(given.session) if self.redact is not None else {}
 
 
 IN_FLIGHT = 4

@@ -15,9 +15,7 @@ from typing import Any
 from sdft_cli import __version__
 from sdft_cli.config import PrepareConfig
 from sdft_cli.errors import MachineError, MissingPackage, SdftError, UsageError
-from sdft_cli.preparation.job import IN_FLIGHT, Job, in_order
-from sdft_cli.preparation.turns import SessionTurns
-from sdft_cli.records import Session
+from sdft_cli.preparation.job import IN_FLIGHT, Each, Given, Job, in_order
 
 BATCH_CHARACTERS = 1_000_000
 """A task is sessions of about so much text: it takes about a second, and Ray needs a millisecond for it."""
@@ -96,13 +94,14 @@ def _first_line(error: BaseException) -> str:
     return next((line.strip().rstrip(".") for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
-def batches(sessions: Iterable[Session], most: int) -> Iterator[list[Session]]:
+def batches(items: Iterable[Given], most: int) -> Iterator[list[Given]]:
     """Cut sessions into batches, in their order, each closed at `most` characters of text."""
-    batch: list[Session] = []
+    batch: list[Given] = []
     size = 0
-    for session in sessions:
-        batch.append(session)
-        size += sum(len(m.content) + sum(len(call.arguments) for call in m.tool_calls) for m in session.messages)
+    for given in items:
+        batch.append(given)
+        texts = given.session.messages
+        size += sum(len(m.content) + sum(len(call.arguments) for call in m.tool_calls) for m in texts)
         if size >= most:
             yield batch
             batch, size = [], 0
@@ -113,8 +112,11 @@ def batches(sessions: Iterable[Session], most: int) -> Iterator[list[Session]]:
 _jobs: dict[bytes, Job] = {}
 
 
-def _run(stored: list[Any], version: str, batch: list[Session]) -> list[SessionTurns]:
-    """Run in a process of the cluster. `stored` is a list, so that Ray does not fetch the job for every task."""
+def _run(stored: list[Any], version: str, what: str, batch: list[Given]) -> list[Any]:
+    """Run a method of the job in a process of the cluster.
+
+    `stored` is a list, so that Ray does not fetch the job for every task.
+    """
     if version != __version__:
         raise MachineError(
             f"A node of the Ray cluster has sdft-cli {__version__}, not {version}: install this one on every node."
@@ -125,11 +127,12 @@ def _run(stored: list[Any], version: str, batch: list[Session]) -> list[SessionT
     if name not in _jobs:
         _jobs.clear()
         _jobs[name] = pickle.loads(ray.get(stored[0]))  # written by the process that asks
-    return [_jobs[name].run(session) for session in batch]
+    return [getattr(_jobs[name], what)(given) for given in batch]
 
 
-def on_ray(job: Job, sessions: Iterable[Session]) -> Iterator[SessionTurns]:
-    """Yield the turns of each session, in the order of the sessions, while the cluster measures those that follow.
+@contextmanager
+def on_ray(job: Job) -> Iterator[Each]:
+    """Let a cluster do the work: while a result is used, it goes on with the sessions that follow.
 
     Tasks whose node is lost run again. `IN_FLIGHT` batches per CPU are on their way at a time.
 
@@ -143,16 +146,20 @@ def on_ray(job: Job, sessions: Iterable[Session]) -> Iterator[SessionTurns]:
             raise MachineError("The Ray cluster has no CPU: add a node to it, or use --engine local.")
         stored = ray.put(pickle.dumps(job))
         task = ray.remote(num_cpus=1, max_retries=TRIES_AGAIN)(_run)
-        made = batches(sessions, BATCH_CHARACTERS)
-        for ref in in_order(lambda batch: task.remote([stored], __version__, batch), made, IN_FLIGHT * cpus):
-            yield from _result(ray, ref)
+
+        def each(what: str, items: Iterable[Given]) -> Iterator[Any]:
+            made = batches(items, BATCH_CHARACTERS)
+            for ref in in_order(lambda batch: task.remote([stored], __version__, what, batch), made, IN_FLIGHT * cpus):
+                yield from _result(ray, ref)
+
+        yield each
 
 
 def _cpus(ray: Any) -> float:
     return float(ray.cluster_resources().get("CPU", 0))
 
 
-def _result(ray: Any, ref: Any) -> list[SessionTurns]:
+def _result(ray: Any, ref: Any) -> list[Any]:
     """Wait for a task, but not for ever: a task that no node can take would never fail."""
     without = 0
     while not ray.wait([ref], timeout=10)[0]:
@@ -161,7 +168,7 @@ def _result(ray: Any, ref: Any) -> list[SessionTurns]:
             raise MachineError(
                 "All nodes of the Ray cluster with a CPU are gone: start the cluster, and prepare again."
             )
-    found: list[SessionTurns] = ray.get(ref)
+    found: list[Any] = ray.get(ref)
     return found
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from sdft_cli.preparation.gathered import choose, gather
 from sdft_cli.preparation.job import Job
 from sdft_cli.preparation.split import split_keys, validation_groups
 from sdft_cli.preparation.system import system_summary
+from sdft_cli.preparation.turns import Redact
 from sdft_cli.preparation.workers import OnProgress, map_sessions
 from sdft_cli.prompts.chat import ChatPrompts, template_facts
 from sdft_cli.records import RecordRow, Rejection, Session, write_dataset
@@ -84,6 +85,8 @@ class Prepared:
     report: ReadReport
     coverage: Sequence[Coverage] = ()
     system_tokens: Mapping[str, int] = field(default_factory=dict)
+    redact: Redact | None = None
+    """Redacts what the manifest says beside the sessions."""
 
 
 def prepare(source: Source, job: Job) -> Prepared:
@@ -170,6 +173,7 @@ def make_records(source: Source, read_sessions: FileSessions, job: Job, progress
         report,
         coverage,
         found.system_tokens,
+        job.redact,
     )
 
 
@@ -180,10 +184,15 @@ def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, pre
     for file in ("chat_template", "teacher_template"):
         if settings[file] is not None:
             settings[file] = Path(settings[file]).name
-    redacted = prepared.redacted
+    counts = Counter(prepared.redacted or {})
+    public = _public(prepared.redact, counts)
+    described, unknown = source.describe(), _unknown(prepared.report.unknown, public)
+    if source.kind != "hub":
+        described["name"] = public(described["name"])
+    broken = [public(line) for line in prepared.report.broken]
     return {
         "sdft_version": __version__,
-        "source": source.describe(),
+        "source": described,
         "config": settings,
         "fingerprint": prompts.fingerprint(),
         "exact_piece_encoding": prompts.encoder.exact_pieces,
@@ -192,14 +201,19 @@ def manifest_of(config: PrepareConfig, source: Source, prompts: ChatPrompts, pre
         "teacher_text": prompts.teacher.text,
         **template_facts(prompts),
         "funnel": prepared.funnel.as_dict(),
-        "redaction": {"enabled": redacted is not None, "counts": dict(sorted((redacted or {}).items()))},
+        "redaction": {"enabled": prepared.redacted is not None, "counts": dict(sorted(counts.items()))},
         "near_copies": [list(pair) for pair in prepared.near[:NEAR_COPIES_LISTED]],
         "refusals": [list(pair) for pair in refusals(prepared.rejected)],
-        "broken_lines": prepared.report.broken,
+        "broken_lines": broken,
         "coverage": summary(prepared.coverage),
         "system_prompt": _system_summary(config, prepared),
-        "unknown": _unknown(prepared.report.unknown),
+        "unknown": unknown,
     }
+
+
+def _public(redact: Redact | None, counts: Counter[str]) -> Callable[[str], str]:
+    """Return what redacts a name that comes from a path or a file, and counts that."""
+    return (lambda name: redact.text(name, counts)) if redact is not None else str
 
 
 def _system_summary(config: PrepareConfig, prepared: Prepared) -> dict[str, Any] | None:
@@ -207,11 +221,11 @@ def _system_summary(config: PrepareConfig, prepared: Prepared) -> dict[str, Any]
     return system_summary(prepared.system_tokens, prepared.rejected, caps, config.system_prompt == "none")
 
 
-def _unknown(found: Counter[str]) -> dict[str, Any]:
+def _unknown(found: Counter[str], public: Callable[[str], str] = str) -> dict[str, Any]:
     """Return what the reader was not tested with: how many kinds and times, and the most frequent ones."""
     named = Counter[str]()
     for name, count in found.items():
-        named["".join(c if c.isprintable() else "?" for c in name[:UNKNOWN_CHARACTERS])] += count
+        named["".join(c if c.isprintable() else "?" for c in public(name)[:UNKNOWN_CHARACTERS])] += count
     most = sorted(named.items(), key=lambda item: (-item[1], item[0]))[:UNKNOWN_LISTED]
     return {"kinds": len(named), "times": sum(named.values()), "named": [list(pair) for pair in most]}
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 from sdft_cli.config import PrepareConfig
 from sdft_cli.preparation.coverage import Turn, Usage
@@ -29,7 +30,16 @@ from sdft_cli.records.reasons import (
 )
 from sdft_cli.records.types import record_id_of
 
-Redact = Callable[[Session, Counter[str]], Session]
+Revealed = dict[bytes, tuple[str, bytes]]
+"""What sessions give away, as `Redact.revealed` returns it."""
+
+
+class Redact(Protocol):
+    """What takes secrets out: a `redaction.redactor.Redactor`."""
+
+    def text(self, text: str, counts: Counter[str], /) -> str: ...
+    def revealed(self, session: Session, /) -> Revealed: ...
+    def session(self, session: Session, counts: Counter[str], revealed: Revealed | None, /) -> Session: ...
 
 
 @dataclass(frozen=True)
@@ -121,19 +131,28 @@ def _outcomes(
     return outcomes, known[-1] if known else None
 
 
-def turns_of(session: Session, counter: TokenCounter, config: PrepareConfig, redact: Redact | None) -> SessionTurns:
+def turns_of(
+    session: Session,
+    counter: TokenCounter,
+    config: PrepareConfig,
+    redact: Redact | None,
+    revealed: Revealed | None = None,
+) -> SessionTurns:
     """Strip and redact one session, and count the tokens of its turns.
 
-    The last counted turn is compared with its full rendering; if it differs, all turns are rendered in full.
+    `revealed`: what the sessions of its group give away; None: it is alone in it, and searched here. The last counted
+    turn is compared with its full rendering; if it differs, all turns are rendered in full.
     """
     counts, redacted = Counter[str](), Counter[str]()
+    if redact is not None and revealed is None:
+        revealed = redact.revealed(session)  # with its reasoning, which may say what a secret is
     dropped = system_tokens(counter.prompts, session) if config.system_prompt == "none" else None
     if config.parallel_calls == "split":
         session = split_parallel(session, counts)
     session, seen = _take_usage(without(session) if config.system_prompt == "none" else session)
     session, reasoning_only = strip_session(session, counts)
     if redact is not None:
-        session = redact(session, redacted)
+        session = redact.session(session, redacted, revealed)
     system = system_tokens(counter.prompts, session) if dropped is None else dropped
     counted = counter.session(session)
     outcomes, last = _outcomes(counted, reasoning_only, config)

@@ -5,15 +5,17 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
-from sdft_cli.preparation.job import IN_FLIGHT, Job, in_order
+from sdft_cli.preparation.job import IN_FLIGHT, Each, Given, Job, in_order
 from sdft_cli.preparation.on_ray import on_ray
-from sdft_cli.preparation.turns import SessionTurns
+from sdft_cli.preparation.turns import Revealed, SessionTurns
 from sdft_cli.records import Session
 
 OnProgress = Callable[[str, int, int], None]
@@ -28,9 +30,9 @@ def _start_worker(path: str) -> None:
     _job = pickle.loads(Path(path).read_bytes())  # written by the parent process
 
 
-def _run_in_worker(session: Session) -> SessionTurns:
+def _run_in_worker(what: str, given: Given) -> Any:
     assert _job is not None
-    return _job.run(session)
+    return getattr(_job, what)(given)
 
 
 @contextmanager
@@ -46,38 +48,68 @@ def _interrupts_held_back() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _in_processes(job: Job, sessions: Sequence[Session], workers: int) -> Iterator[SessionTurns]:
+@contextmanager
+def _here(job: Job) -> Iterator[Each]:
+    yield lambda what, items: map(getattr(job, what), items)
+
+
+@contextmanager
+def _in_processes(job: Job, workers: int) -> Iterator[Each]:
     context = multiprocessing.get_context("spawn")  # tokenizers' threads do not survive a fork
     with TemporaryDirectory(prefix="sdft-") as folder:
         path = Path(folder) / "job"
         path.write_bytes(pickle.dumps(job))
         pool = ProcessPoolExecutor(workers, context, _start_worker, (str(path),))
 
-        def submit(session: Session) -> Future[SessionTurns]:
-            with _interrupts_held_back():
-                return pool.submit(_run_in_worker, session)
+        def each(what: str, items: Iterable[Given]) -> Iterator[Any]:
+            def submit(given: Given) -> Future[Any]:
+                with _interrupts_held_back():
+                    return pool.submit(_run_in_worker, what, given)
+
+            for future in in_order(submit, items, IN_FLIGHT * workers):
+                yield future.result()
 
         try:
-            for future in in_order(submit, sessions, IN_FLIGHT * workers):
-                yield future.result()
+            yield each
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _place(job: Job, sessions: int) -> AbstractContextManager[Each]:
+    """Return where the work is done: here, in processes, or on a cluster."""
+    config = job.config
+    if config.engine == "ray":
+        return on_ray(job)
+    return _here(job) if config.workers == 1 or sessions < 2 else _in_processes(job, min(config.workers, sessions))
+
+
+def _revealed(job: Job, sessions: Sequence[Session], each: Each, progress: OnProgress) -> dict[str, Revealed]:
+    """Return what the sessions of each group give away; a session that is alone in its group is searched later."""
+    if job.redact is None:
+        return {}
+    sizes = Counter(session.group for session in sessions)
+    total = sum(size for size in sizes.values() if size > 1)
+    shared: dict[str, Revealed] = {}
+    found = each("search", (Given(session) for session in sessions if sizes[session.group] > 1))
+    for number, (group, values) in enumerate(found, start=1):
+        of_group = shared.setdefault(group, {})
+        for value, kind in values.items():
+            of_group.setdefault(value, kind)
+        progress("Looking for secrets", number, total)
+    return shared
 
 
 def map_sessions(job: Job, sessions: Sequence[Session], progress: OnProgress) -> Generator[SessionTurns, None, None]:
     """Yield the turns of each session, in the order of the sessions.
 
-    With `config.workers` > 1 processes share the work, with `config.engine` "ray" the nodes of a cluster, a few
-    sessions at a time.
+    What one session of a group gives away leaves all of them, so these are searched before. With `config.workers` > 1
+    processes share the work, with `config.engine` "ray" the nodes of a cluster, a few sessions at a time.
     """
-    total, config = len(sessions), job.config
-    if config.engine == "ray":
-        results = on_ray(job, sessions)
-    elif config.workers == 1 or total < 2:
-        results = map(job.run, sessions)
-    else:
-        results = _in_processes(job, sessions, min(config.workers, total))
-    progress("Counting tokens", 0, total)
-    for number, turns in enumerate(results, start=1):
-        yield turns
-        progress("Counting tokens", number, total)
+    total = len(sessions)
+    with _place(job, total) as each:
+        shared = _revealed(job, sessions, each, progress)
+        progress("Counting tokens", 0, total)
+        given = (Given(session, shared.get(session.group)) for session in sessions)
+        for number, turns in enumerate(each("run", given), start=1):
+            yield turns
+            progress("Counting tokens", number, total)

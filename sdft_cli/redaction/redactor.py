@@ -1,8 +1,9 @@
 """Redaction: secrets and personal names leave a session before its tokens are counted and it is written.
 
 Three finders look at every string: the kingfisher scanner (its rules for several hundred issuers), the context rules of
-`rules`, and exact values known on this machine. What one string gives away is removed from the whole session, so
-the prompt and the reference stay consistent. Pseudonyms are keyed: HMAC-SHA256 (RFC 2104), 8 hexadecimal digits.
+`rules`, and exact values known on this machine. What one string gives away is removed from the whole session and from
+the others of its group, so the prompt and the reference stay consistent. Pseudonyms are keyed: HMAC-SHA256 (RFC 2104),
+8 hexadecimal digits.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class _Found(NamedTuple):
     value: bytes
 
 
-_Values = dict[bytes, tuple[str, bytes]]
+Values = dict[bytes, tuple[str, bytes]]
 """Exact bytes -> kind and the value that the pseudonym is made of."""
 
 
@@ -78,12 +79,17 @@ class Redactor:
         """Count what one text gives away, by kind, and replace nothing; `name`: the key that it is the value of."""
         return Counter(found.kind for found in self._search(text, name))
 
-    def session(self, session: Session, counts: Counter[str]) -> Session:
+    def session(self, session: Session, counts: Counter[str], revealed: Values | None = None) -> Session:
         """Return the session redacted, or the same object if nothing had to change.
 
         Messages (text, reasoning, arguments), tools (descriptions, schemas) and metadata are searched. A secret or an
-        unusual user name found in one of them is replaced in all of them.
+        unusual user name found in one of them is replaced in all of them; so is what `revealed` holds, see there.
         """
+        values = {**self.revealed(session), **(revealed or {})}
+        return rewrite_session(session, lambda text, name: self._replaced(text, name, values, counts))
+
+    def revealed(self, session: Session) -> Values:
+        """Return what must leave every session of a group because this one gives it away."""
         seen: list[tuple[str, str]] = []
 
         def collect(text: str, name: str) -> str:
@@ -91,15 +97,14 @@ class Redactor:
             return text
 
         rewrite_session(session, collect)
-        values = self._values_of(seen)
-        return rewrite_session(session, lambda text, name: self._replaced(text, name, values, counts))
+        return self._values_of(seen)
 
-    def _values_of(self, strings: Iterable[tuple[str, str]]) -> _Values:
+    def _values_of(self, strings: Iterable[tuple[str, str]]) -> Values:
         """Return what must go everywhere because one string gave it away."""
         spans = (f for text, name in strings for f in self._find(text, name))
         return _exact((f.kind, f.value) for f in spans if _spreads(f))
 
-    def _replaced(self, text: str, name: str, values: _Values, counts: Counter[str]) -> str:
+    def _replaced(self, text: str, name: str, values: Values, counts: Counter[str]) -> str:
         """Replace until nothing is found: a replacement can uncover what its neighbour hid. Each round masks more."""
         while True:
             spans = self._find(text, name)
@@ -203,9 +208,9 @@ def _merged(found: Iterable[_Found]) -> Iterator[_Found]:
         yield last
 
 
-def _exact(values: Iterable[tuple[str, bytes]]) -> _Values:
+def _exact(values: Iterable[tuple[str, bytes]]) -> Values:
     """Return the values that may be searched for as they are; a name's dashed form stands for the name."""
-    exact: _Values = {}
+    exact: Values = {}
     for kind, value in values:
         if _is_searchable(kind, value):
             exact.setdefault(value, (kind, value))
@@ -232,7 +237,7 @@ def _spreads(found: _Found) -> bool:
     )
 
 
-def _exact_matches(data: bytes, values: _Values) -> Iterator[_Found]:
+def _exact_matches(data: bytes, values: Values) -> Iterator[_Found]:
     for exact, (kind, value) in values.items():
         at = data.find(exact)
         while at >= 0:

@@ -120,4 +120,4 @@ def redactor(config: PrepareConfig) -> Redact | None:
     from sdft_cli.redaction.known_values import known_values, redaction_key
     from sdft_cli.redaction.redactor import Redactor
 
-    return Redactor(redaction_key(), known_values()).session
+    return Redactor(redaction_key(), known_values())

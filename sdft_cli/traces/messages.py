@@ -13,8 +13,9 @@ from typing import Any
 from sdft_cli.records import Message, Session, ToolCall, ToolSchema
 from sdft_cli.records.on_disk import OnDisk
 from sdft_cli.traces.agents.blocks import expanded, system_messages
-from sdft_cli.traces.fields import DOCUMENT, IMAGE
+from sdft_cli.traces.fields import DOCUMENT, IMAGE, parsed
 from sdft_cli.traces.rows import Rows
+from sdft_cli.traces.tools import none_offered
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "messages"
@@ -33,7 +34,7 @@ def _is_conversation(value: Any) -> bool:
     if not value.lstrip().startswith("["):
         return False
     try:
-        found = json.loads(value)
+        found = parsed(value)
     except (ValueError, RecursionError):
         return False
     return any(isinstance(message, dict) and str(message.get("role")) in _ROLES for message in found)
@@ -41,7 +42,7 @@ def _is_conversation(value: Any) -> bool:
 
 def _loads(value: Any) -> Any:
     """Some exports keep `messages`, `tools` or `arguments` as JSON text."""
-    return json.loads(value) if isinstance(value, str) else value
+    return parsed(value) if isinstance(value, str) else value
 
 
 def _text(content: Any, report: ReadReport) -> str:
@@ -110,9 +111,11 @@ def session_of(row: dict[str, Any], name: str, report: ReadReport) -> Session:
     """Turn a conversation object into a session; raises ValueError, TypeError or KeyError where its shape is wrong."""
     given = [*system_messages(row.get("system")), *expanded(list(_loads(row["messages"])))]
     messages = tuple(_message(raw, i, report) for i, raw in enumerate(given))
-    tools = tuple(_tool(raw) for raw in _loads(row.get("tools")) or ())
+    listed = _loads(row.get("tools"))
+    tools = tuple(_tool(raw) for raw in listed or ())
     session_id = str(row.get("session_id") or row.get("id") or name)
-    return Session(session_id, messages, tools, group=session_id, metadata={"format": FORMAT, "file": name})
+    metadata = {"format": FORMAT, "file": name, **none_offered(listed)}
+    return Session(session_id, messages, tools, group=session_id, metadata=metadata)
 
 
 def sessions_of_rows(

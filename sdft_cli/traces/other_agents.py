@@ -24,6 +24,7 @@ from sdft_cli.records.reasons import ABANDONED_BRANCH, API_ERROR, INTERRUPTED
 from sdft_cli.traces.agents.calls import one_system, pair_calls
 from sdft_cli.traces.agents.teich_lines import HEADERS, AgentLine, cut_contexts, tree_path, without_rolled_back
 from sdft_cli.traces.agents.teich_texts import Vault, as_object, protected_events
+from sdft_cli.traces.fields import name_of
 from sdft_cli.traces.messages import tools_of
 from sdft_cli.traces.rows import Rows
 from sdft_cli.traces.tools import infer_schema
@@ -241,7 +242,7 @@ def _read_unit(agent: str, lines: list[AgentLine], path: Path, report: ReadRepor
     for context in cut_contexts(path_lines, report.notes):
         vault = Vault(report.notes)
         vaults.append(vault)
-        example = _convert(agent, protected_events(context, vault), path.name)
+        example = _convert(agent, protected_events(context, vault), name_of(path))
         base = base or str(example.metadata.get("session_id"))
         messages = _messages(example, agent, vault)
         used |= {id(vault.owners[i]) for i in vault.used}
@@ -258,7 +259,7 @@ def _read_unit(agent: str, lines: list[AgentLine], path: Path, report: ReadRepor
                 tuple(messages),
                 _given_tools(context, messages, report.notes),
                 _group(lines, base),
-                {"format": agent, "file": path.name, "models": models, "context": number},
+                {"format": agent, "file": name_of(path), "models": models, "context": number},
             )
         )
     report.lost_turns += _lost_turns(abandoned, base, agent)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from sdft_cli.errors import DataError
+from sdft_cli.traces.fields import name_of
 
 PACKED = (".gz", ".zst")
 MOST_EXPANSION = 200
@@ -41,12 +42,12 @@ class _Unpacked(io.RawIOBase):
             data = self._stream.read(len(buffer))
         except (EOFError, OSError, ValueError, zlib.error) as error:
             raise DataError(
-                f"{self._path.name} cannot be unpacked ({type(error).__name__}): it is damaged, copy it anew."
+                f"{name_of(self._path)} cannot be unpacked ({type(error).__name__}): it is damaged, copy it anew."
             ) from error
         self._size += len(data)
         if self._size > max(FREE_BYTES, MOST_EXPANSION * self._packed.tell()):
             raise DataError(
-                f"{self._path.name} expands more than {MOST_EXPANSION}-fold: no session does; "
+                f"{name_of(self._path)} expands more than {MOST_EXPANSION}-fold: no session does; "
                 "unpack it yourself if it is one."
             )
         buffer[: len(data)] = data

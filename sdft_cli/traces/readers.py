@@ -16,6 +16,7 @@ from sdft_cli.traces.claude_code.lines import looks_like
 from sdft_cli.traces.claude_code.reader import FORMAT as CLAUDE_CODE
 from sdft_cli.traces.claude_code.reader import read_claude_code
 from sdft_cli.traces.claude_code.seen import SeenLines
+from sdft_cli.traces.fields import name_of
 from sdft_cli.traces.rows import LOGS, SUFFIXES, rows_of, suffix_of
 from sdft_cli.traces.types import FileSessions, ReadReport
 
@@ -104,7 +105,7 @@ def reader_for(path: Path, known_format: str | None = None) -> Reader | None:
     """
     first = [row for _, row in islice(rows_of(path), _SNIFFED_ROWS) if row is not None]
     if agent := unread.agent_of(first):
-        raise DataError(unread.refusal(path.name, agent))
+        raise DataError(unread.refusal(name_of(path), agent))
     suffix = suffix_of(path)
     readers = [reader for reader in READERS if suffix in reader.suffixes]
     recognised = next((reader for reader in readers if reader.looks_like(first)), None)

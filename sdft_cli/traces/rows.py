@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from sdft_cli.errors import DataError
+from sdft_cli.traces.fields import name_of, no_surrogates
 from sdft_cli.traces.packed import PACKED, opened
 
 LOGS = (".jsonl", ".json")
@@ -29,19 +30,6 @@ def suffix_of(path: Path) -> str:
     return inner if inner in LOGS else path.suffix
 
 
-def _no_surrogates(value: Any) -> Any:
-    """Replace lone surrogates, which no UTF-8 file can hold, by U+FFFD in every string of `value`."""
-    if isinstance(value, str):
-        if value.isprintable():  # surrogates are not printable
-            return value
-        return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    if isinstance(value, list):
-        return [_no_surrogates(item) for item in value]
-    if isinstance(value, dict):
-        return {_no_surrogates(key): _no_surrogates(item) for key, item in value.items()}
-    return value
-
-
 def _decode(data: bytes) -> Any:
     """Decode JSON; raises ValueError or RecursionError.
 
@@ -51,7 +39,7 @@ def _decode(data: bytes) -> Any:
     try:
         return msgspec.json.decode(data)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        return _no_surrogates(json.loads(data))
+        return no_surrogates(json.loads(data))
 
 
 def decode_line(line: bytes) -> dict[str, Any] | None:
@@ -116,28 +104,47 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def _table_rows(path: Path) -> Rows:
-    """Rows of a Parquet file, or of an Arrow file as `datasets` saves it."""
-    from datasets import Dataset, disable_progress_bars, enable_progress_bars
+_BATCH_ROWS = 16
+"""Rows that are in memory at a time: each may be a whole session."""
 
-    disable_progress_bars()
+
+def _parquet_rows(path: Path) -> Iterator[Any]:
+    """Rows of a Parquet file, a batch at a time. It is opened here: to many readers a path is a pattern."""
+    from datasets import Features
+    from pyarrow.parquet import ParquetFile
+
+    with path.open("rb") as file:
+        table = ParquetFile(file)
+        features = Features.from_arrow_schema(table.schema_arrow)
+        for batch in table.iter_batches(_BATCH_ROWS):
+            yield from map(features.decode_example, batch.to_pylist())
+
+
+def _arrow_rows(path: Path) -> Iterator[Any]:
+    """Rows of an Arrow file as `datasets` saves it."""
+    from datasets import Dataset
+
+    yield from Dataset.from_file(str(path))
+
+
+def _table_rows(path: Path) -> Rows:
+    """Rows of a table; raises `DataError` where it cannot be read."""
+    rows = _parquet_rows(path) if path.suffix == ".parquet" else _arrow_rows(path)
     try:
-        load = Dataset.from_parquet if path.suffix == ".parquet" else Dataset.from_file
-        rows = load(str(path))
+        for index, row in enumerate(rows):
+            yield f"{name_of(path)}[{index}]", _without_nulls(row)
     except Exception as error:  # datasets wraps pyarrow's errors in several classes of its own
-        raise DataError(f"{path} cannot be read as a table ({type(error).__name__}): check the file.") from error
-    finally:
-        enable_progress_bars()
-    for index, row in enumerate(rows):
-        yield f"{path.name}[{index}]", _without_nulls(row)
+        raise DataError(
+            f"{name_of(path)} cannot be read as a table ({type(error).__name__}): check the file."
+        ) from error
 
 
 def rows_of(path: Path) -> Rows:
     """Yield the named rows of a file, None for what is no JSON object; raises `DataError` for an unreadable file."""
     suffix = suffix_of(path)
     if suffix == ".jsonl":
-        yield from ((f"{path.name}:{number}", row) for number, row in read_lines(path))
+        yield from ((f"{name_of(path)}:{number}", row) for number, row in read_lines(path))
     elif suffix == ".json":
-        yield from ((f"{path.name}[{number - 1}]", row) for number, row in read_lines(path))
+        yield from ((f"{name_of(path)}[{number - 1}]", row) for number, row in read_lines(path))
     else:
         yield from _table_rows(path)

@@ -12,6 +12,7 @@ from sdft_cli.errors import DataError, MachineError, SdftError, UsageError, did_
 from sdft_cli.records import Session
 from sdft_cli.records.on_disk import Changed, OnDisk
 from sdft_cli.traces.claude_code.seen import SeenLines
+from sdft_cli.traces.fields import name_of, no_surrogates
 from sdft_cli.traces.readers import reader_for
 from sdft_cli.traces.rows import SUFFIXES, is_one_object, suffix_of
 from sdft_cli.traces.types import FileSessions, ReadReport
@@ -34,7 +35,7 @@ class Source:
 
     def describe(self) -> dict[str, Any]:
         """Return what the manifest records; no path of this machine is in it."""
-        name = self.name if self.kind == "hub" else self.root.name
+        name = self.name if self.kind == "hub" else name_of(self.root)
         return {"name": name, "kind": self.kind, "revision": self.revision, "files": len(self.files)}
 
 
@@ -73,7 +74,7 @@ def _folder(name: str, kind: str, root: Path) -> Source:
     files = tuple(p for p in every if suffix_of(p) in SUFFIXES and not (p.parent in saved and _bookkeeping(p)))
     if not files:
         raise DataError(f"{name} holds no trace file ({', '.join(SUFFIXES)}): give a folder or dataset with sessions.")
-    ignored = tuple(str(p.relative_to(root)) for p in every if p not in files)
+    ignored = tuple(str(no_surrogates(str(p.relative_to(root)))) for p in every if p not in files)
     return Source(name, kind, root, files, ignored)
 
 
@@ -163,15 +164,15 @@ def read_source(
         except (DataError, MachineError) as error:
             failures.append(error)
             report.notes["unreadable_files"] += 1
-            report.broken.append(f"{path.name} ({error})")
+            report.broken.append(f"{name_of(path)} ({error})")
             continue
         if read is None and source.kind != "file" and is_one_object(path):
             report.notes["files_ignored"] += 1
-            report.ignored.append(path.name)
+            report.ignored.append(name_of(path))
             continue
         if read is None:
             report.notes["unrecognised_files"] += 1
-            report.broken.append(path.name)
+            report.broken.append(name_of(path))
             continue
         report.merge(read.report)
         for session in _unique(read.sessions, taken, report):

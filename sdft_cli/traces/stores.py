@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 
 from sdft_cli.errors import MissingPackage, SdftError
+from sdft_cli.traces.fields import name_of, stem_of
 from sdft_cli.traces.packed import opened
 from sdft_cli.traces.rows import LOGS, rows_of, suffix_of
 from sdft_cli.traces.source import read_file
@@ -174,9 +175,9 @@ def _count_claude_code(contents: Contents, files: Iterable[tuple[float, int, Pat
                         line = decoder.decode(raw)
                     except (ValueError, RecursionError):  # another kind of line, or a damaged one
                         continue
-                    _count_line(contents, line, path.stem, sessions, written)
+                    _count_line(contents, line, stem_of(path), sessions, written)
         except (OSError, SdftError) as error:
-            contents.problem = contents.problem or f"{path.name} ({error})"
+            contents.problem = contents.problem or f"{name_of(path)} ({error})"
     contents.sessions, contents.turns, contents.output_tokens = len(sessions), len(written), sum(written.values())
 
 

@@ -9,17 +9,25 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
 from typing import Any
+
+import jsonschema_rs
 
 from sdft_cli.records import Session, ToolCall, ToolSchema
 from sdft_cli.resources import resource_text
 
-_CLAUDE_CODE = "claude_code"
-_CLAUDE_CODE_FORMATS = ("claude-code", "messages", "")
-"""Formats of sessions that may have had Claude Code's built-in tools; plain conversations count as such."""
+_CLAUDE_CODE, _PLAIN = "claude_code", "messages"
+_AGENTS = {"claude-code": _CLAUDE_CODE, "": _PLAIN}
+"""Format -> whose built-in tools a session may have had, where the format itself does not name it."""
 OFFERED = "offered_tools"
-"""Names the tools of a session in its metadata, where a source records names only."""
+"""Names the tools of a session in its metadata, where a source records names only, or that there were none."""
 _JSON_TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array", dict: "object"}
+
+
+def none_offered(listed: Any) -> dict[str, Any]:
+    """Return what metadata say of a list of tools that is there and empty; nothing of any other."""
+    return {OFFERED: []} if listed == [] else {}
 
 
 def declared_tools(agent: str = _CLAUDE_CODE) -> dict[str, ToolSchema]:
@@ -80,7 +88,27 @@ def _calls(session: Session) -> Iterable[ToolCall]:
 def _agent(session: Session) -> str:
     """Name whose built-in tools a session may have had."""
     name = str(session.metadata.get("format") or "")
-    return _CLAUDE_CODE if name in _CLAUDE_CODE_FORMATS else name
+    return _AGENTS.get(name, name)
+
+
+def _records_names(session: Session) -> bool:
+    """Say whether it is recorded which tools a session had, by name. None at all: not where it calls one."""
+    names = session.metadata.get(OFFERED)
+    return bool(names) or (names is not None and not any(True for _ in _calls(session)))
+
+
+def _fits(call: ToolCall, tool: ToolSchema) -> bool:
+    """Say whether a call has what a schema asks for, and nothing that it does not name."""
+    names, validator = _checked(tool.parameters)
+    arguments = call.parsed_arguments()
+    return arguments.keys() <= names and validator.is_valid(arguments)
+
+
+@cache
+def _checked(parameters: str) -> tuple[frozenset[str], Any]:
+    """Return the names of a declared schema's properties, and what validates arguments."""
+    schema = json.loads(parameters)
+    return frozenset(schema["properties"]), jsonschema_rs.validator_for(schema, offline=True)
 
 
 class OfferedTools:
@@ -90,6 +118,9 @@ class OfferedTools:
     Else built-in tools: those that any session of the same agent in the source calls (or all, with `every_builtin`), so
     that a prompt does not give away which tools its own session will use. Other tools (MCP) are a session's own: those
     that its group calls. Schemas are declared for Claude Code's built-in tools, else inferred from all calls.
+
+    A plain conversation may be Claude Code's: a declared schema is its tool's, if every call of plain conversations
+    fits it.
     """
 
     def __init__(self, sessions: Iterable[Session], every_builtin: bool = False) -> None:
@@ -97,6 +128,8 @@ class OfferedTools:
         self._groups: dict[str, set[str]] = {}
         self._called: dict[str, dict[str, _Inferred]] = {}
         self._named: dict[str, _Inferred] = {}
+        self._others: set[str] = set()
+        """Tools of plain conversations that have a declared name, and other parameters."""
         for session in sessions:
             self._look_at(session)
         self._offers = {agent: self._offer(agent) for agent in self._called}
@@ -111,17 +144,21 @@ class OfferedTools:
                 self._named.setdefault(call.name, _Inferred()).add(call)
             if not session.tools:
                 inferred = of_agent.setdefault(call.name, _Inferred())
-                if call.name not in declared:
+                if agent == _PLAIN and call.name in declared and not _fits(call, declared[call.name]):
+                    self._others.add(call.name)
+                if agent == _PLAIN or call.name not in declared:
                     inferred.add(call)
 
     def _declared_for(self, agent: str) -> dict[str, ToolSchema]:
+        if agent == _PLAIN:
+            return {name: tool for name, tool in self._declared.items() if name not in self._others}
         return self._declared if agent == _CLAUDE_CODE else {}
 
     def _offer(self, agent: str) -> tuple[list[ToolSchema], list[ToolSchema]]:
         """Return the tools that all sessions of one agent are offered, and those for the groups that call them."""
         calls, declared = self._called[agent], self._declared_for(agent)
         inferred = [some.schema(name) for name, some in sorted(calls.items()) if name not in declared]
-        if agent == _CLAUDE_CODE:
+        if agent in (_CLAUDE_CODE, _PLAIN):
             return [tool for name, tool in declared.items() if self._every_builtin or name in calls], inferred
         # Its built-in tools are not known, but MCP tools carry their server's name.
         builtin = [tool for tool in inferred if not tool.name.startswith("mcp")]
@@ -133,7 +170,7 @@ class OfferedTools:
 
     def _offered_to(self, session: Session) -> tuple[ToolSchema, ...]:
         agent = _agent(session)
-        if OFFERED in session.metadata:
+        if _records_names(session):
             declared = self._declared_for(agent)
             names = dict.fromkeys(session.metadata[OFFERED])
             return tuple(declared.get(name) or self._named.get(name, _Inferred()).schema(name) for name in names)

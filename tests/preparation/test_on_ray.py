@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from sdft_cli.config import PrepareConfig, build
 from sdft_cli.errors import MachineError, MissingPackage, UsageError
 from sdft_cli.preparation import on_ray
-from sdft_cli.preparation.job import Job, in_order
+from sdft_cli.preparation.job import Given, Job, in_order
 from sdft_cli.preparation.pipeline import make_records, manifest_of, read, write
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
@@ -25,6 +26,7 @@ from sdft_cli.records import Message, Session
 from sdft_cli.redaction.redactor import Redactor
 from sdft_cli.traces.examples import write_examples
 from sdft_cli.traces.source import resolve_source
+from tests.preparation.shared_secret import SECRET, write_shared_secret
 
 LETTERS = [a + b + c for a in "bdfgklm" for b in "aeiou" for c in "nrst"]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -92,7 +94,7 @@ def test_a_node_that_is_killed_changes_no_byte(
     digests = []
     for engine in ({"engine": "ray", "ray_address": two_nodes.address}, {}):
         config = PrepareConfig.model_validate({"source": source.name, "model": "smollm2-135m", **engine})
-        job = Job(config, prompts, Redactor(b"key").session)
+        job = Job(config, prompts, Redactor(b"key"))
         found = make_records(source, read(config, source, lambda *_: None), job, progress)
         out = write(found, manifest_of(config, source, prompts, found), tmp_path / f"out-{len(digests)}", "card")
         digests.append(digest(out))
@@ -106,10 +108,12 @@ def test_a_node_that_is_killed_changes_no_byte(
 def test_a_cluster_is_started_where_none_is_named(sdft: Run, tmp_path: Path, smollm2: Path) -> None:
     pytest.importorskip("ray")
     write_examples(tmp_path / "sessions", 6)
+    write_shared_secret(tmp_path / "sessions" / "secret.jsonl")
     for name, options in (("one", []), ("ray", ["--engine", "ray", "--workers", 2])):
         done = sdft("prepare", "sessions", "--model", smollm2, "--out", name, "--json", *options)
         assert done.returncode == 0, done.stderr
     assert digest(tmp_path / "one") == digest(tmp_path / "ray")
+    assert SECRET not in pl.read_parquet(tmp_path / "ray" / "sessions.parquet").write_json()
 
 
 def test_what_cannot_work_is_said_before_anything_is_read(
@@ -140,13 +144,17 @@ def test_what_cannot_work_is_said_before_anything_is_read(
 
 def test_a_node_with_another_version_is_refused() -> None:
     with pytest.raises(MachineError, match=r"has sdft-cli .*, not 0\.0\.0: install this one on every node"):
-        on_ray._run([], "0.0.0", [])
+        on_ray._run([], "0.0.0", "run", [])
 
 
 def test_batches_hold_all_sessions_in_their_order() -> None:
     sessions = [Session(f"s{i}", (Message("user", "x" * size),)) for i, size in enumerate((1, 9, 2, 30, 4, 4))]
-    cut = list(on_ray.batches(sessions, 10))
-    assert [[s.session_id for s in batch] for batch in cut] == [["s0", "s1"], ["s2", "s3"], ["s4", "s5"]]
+    cut = list(on_ray.batches(map(Given, sessions), 10))
+    assert [[given.session.session_id for given in some] for some in cut] == [
+        ["s0", "s1"],
+        ["s2", "s3"],
+        ["s4", "s5"],
+    ]
     assert list(on_ray.batches([], 10)) == []
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -16,10 +17,12 @@ from sdft_cli.preparation.split import validation_groups
 from sdft_cli.prompts.chat import ChatPrompts, load_tokenizer
 from sdft_cli.prompts.teacher import load_teacher_template
 from sdft_cli.records import Message, Session, ToolCall, read_dataset
+from sdft_cli.redaction.redactor import Redactor
 from sdft_cli.report.cards import dataset_card
 from sdft_cli.traces.examples import write_examples
 from sdft_cli.traces.examples.sessions import THOUGHTS
 from sdft_cli.traces.source import resolve_source
+from tests.preparation.shared_secret import SECRET, write_shared_secret
 from tests.prompts.texts import student_text, teacher_text
 from tests.traces.lines import call, line, result, text
 
@@ -150,6 +153,70 @@ def test_reasoning_is_stripped_wherever_it_stands() -> None:
     assert only == {1}
     assert counts == {"messages_with_reasoning": 2}
     assert all(not m.reasoning for m in stripped.messages)
+
+
+@pytest.mark.parametrize(
+    ("text", "stripped"),
+    [
+        ("The user wants a sum. 2+2=4.\n</think>\n\n4", "4"),
+        ("It is four.</think>\n\n4", "4"),
+        ("I look at the file.</think>", ""),
+        ("</think>4", "4"),
+        ("<think>cut off", ""),
+        ("<think>a <think>b</think> c</think>d", "d"),
+        ("<think>I write a <think> tag</think>\n\n4", "4"),
+        ("<think>The tag </think> ends it.\n</think>\n\n4", "4"),
+        ("<think>a</think>\n\n<think>b</think>\n4", "4"),
+        ("[THINK]a[/THINK]4", "4"),
+        ("<seed:think>a</seed:think>4", "4"),
+    ],
+)
+def test_thoughts_at_the_beginning_are_stripped(text: str, stripped: str) -> None:
+    assert strip_message(Message("assistant", text)).content == stripped
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Wrap it in `<think>...</think>` tags, then parse.",
+        "Wrap it in <think>...</think> tags, then parse.",
+        "`</think>` ends it.\n\nDone.",
+        "End it with `</think>`\n\nand go on.",
+        "Write </think> behind it.",
+        "The template:\n\n```\n{{ thought }}\n</think>\n\n{{ answer }}\n```\n\nThat is all.",
+        "  with space around  ",
+        "",
+    ],
+)
+def test_prose_about_tags_keeps_its_words(text: str) -> None:
+    message = Message("assistant", text)
+    assert strip_message(message) is message
+
+
+def test_what_one_session_of_a_group_gives_away_leaves_all_of_them(tmp_path: Path, prompts: ChatPrompts) -> None:
+    write_shared_secret(tmp_path / "s.jsonl")
+    settings = config(tmp_path / "s.jsonl", redact=True)
+    found = prepare(resolve_source(str(tmp_path / "s.jsonl")), Job(settings, prompts, Redactor(b"key")))
+    assert [s.session_id for s in found.sessions] == ["s", "s#2", "s/agent-ag"]
+    assert SECRET not in repr(list(found.sessions))
+    assert len(set(re.findall(r"REDACTED_\w+", repr(list(found.sessions))))) == 1
+    assert found.redacted == {"password": 6}
+
+
+def test_names_that_come_from_paths_are_redacted_too(tmp_path: Path, prompts: ChatPrompts) -> None:
+    folder = tmp_path / "-Users-tkowalska87-client"
+    folder.mkdir()
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
+    (folder / "-Users-tkowalska87-a.jsonl").write_text(json.dumps({"messages": turns, "id": "x"}) + "\n{\n")
+    source = resolve_source(str(folder))
+    for redact in (True, False):
+        settings = config(folder, redact=redact)
+        found = prepare(source, Job(settings, prompts, Redactor(b"key") if redact else None))
+        manifest = manifest_of(settings, source, prompts, found)
+        published = json.dumps(manifest) + dataset_card(manifest)
+        assert ("tkowalska87" in published) is not redact
+        assert bool(manifest["redaction"]["counts"].get("user_name")) is redact
+    assert manifest["broken_lines"] == ["-Users-tkowalska87-a.jsonl:2 (not a JSON object)"]
 
 
 def test_split_holds_out_whole_groups_and_does_not_depend_on_order() -> None:

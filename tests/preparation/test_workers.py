@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import polars as pl
 import pytest
 
 from sdft_cli.preparation.workers import _interrupts_held_back
 from sdft_cli.traces.examples import write_examples
+from tests.preparation.shared_secret import SECRET, write_shared_secret
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -25,12 +27,14 @@ def digest(folder: Path) -> dict[str, str]:
 @pytest.mark.slow
 def test_any_number_of_workers_writes_the_same_bytes(sdft: Run, tmp_path: Path, smollm2: Path) -> None:
     write_examples(tmp_path / "sessions", 16)
+    write_shared_secret(tmp_path / "sessions" / "secret.jsonl")
     digests = []
     for name, workers in (("one", 1), ("again", 1), ("three", 3)):
         done = sdft("prepare", "sessions", "--model", smollm2, "--out", name, "--workers", workers, "--json")
         assert done.returncode == 0, done.stderr
         digests.append(digest(tmp_path / name))
     assert digests[0] == digests[1] == digests[2]
+    assert SECRET not in pl.read_parquet(tmp_path / "three" / "sessions.parquet").write_json()
     assert json.loads(done.stdout)["kept"] > 40
 
 

@@ -172,6 +172,15 @@ def test_prompt_and_reference_agree(redactor: Redactor) -> None:
     assert counts == {"password": 5}
 
 
+def test_what_another_session_gave_away_leaves_this_one(redactor: Redactor) -> None:
+    _, secret = made("password")
+    one = Session("s", (Message("user", f"the password is {secret}"),))
+    other = Session("s#2", (Message("user", f"log in with {secret}"),))
+    assert redactor.session(other, Counter()) is other
+    redacted = redactor.session(other, Counter(), redactor.revealed(one))
+    assert redacted.messages[0].content == f"log in with REDACTED_PASSWORD_{digest(secret)}"
+
+
 def test_the_key_of_a_tool_input_is_context_for_its_value(redactor: Redactor) -> None:
     _, secret = made("generic_key")
     call = ToolCall("1", "Bash", json.dumps({"env": {"MY_API_KEY": secret, "N": "4"}}))

@@ -8,8 +8,9 @@ from typing import Any
 import polars as pl
 import pytest
 
-from sdft_cli.records import Message, ToolCall, ToolSchema
+from sdft_cli.records import Message, Session, ToolCall, ToolSchema
 from sdft_cli.traces.source import read_file
+from tests.datasets import with_tools
 
 
 def test_openai_conversations_are_read_with_their_tools(write_jsonl: Callable[..., Path]) -> None:
@@ -76,3 +77,29 @@ def test_rows_that_are_no_conversation_are_named_and_repeated_ids_stay_apart(wri
     assert found.report.lines == {"conversation": 3, "broken": 2}
     assert found.report.notes["contexts_without_turns"] == 1
     assert found.report.broken == ["m.jsonl:4 (role 'robot' is unknown)", "m.jsonl:5 (not a JSON object)"]
+
+
+def test_a_lone_surrogate_in_an_inner_json_text_is_replaced(write_jsonl: Callable[..., Path]) -> None:
+    bad = "bad \ud83d emoji"
+    call = {"id": "c", "function": {"name": "Write", "arguments": json.dumps({"text": bad})}}
+    turns = [{"role": "user", "content": "hi"}, {"role": "assistant", "tool_calls": [call]}]
+    columns = {
+        "messages": json.dumps([{"role": "user", "content": bad}, {"role": "assistant", "content": "x"}]),
+        "tools": json.dumps([{"name": "f", "parameters": {"type": "object", "description": bad}}]),
+    }
+    found = read_file(write_jsonl("m.jsonl", [{"messages": turns}, columns]))
+    assert found is not None
+    one, other = found.sessions
+    assert one.messages[1].tool_calls[0].arguments == '{"text": "bad \ufffd emoji"}'
+    assert other.messages[0].content == "bad \ufffd emoji"
+    assert other.tools[0].parameters == '{"type": "object", "description": "bad \ufffd emoji"}'
+
+
+def test_a_list_of_no_tools_is_recorded(write_jsonl: Callable[..., Path]) -> None:
+    turns = [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    rows = [{"messages": turns, "tools": []}, {"messages": turns, "tools": "[]"}, {"messages": turns, "tools": None}]
+    found = read_file(write_jsonl("m.jsonl", rows))
+    assert found is not None
+    other = Session("x", (Message("assistant", "", (ToolCall("c", "Bash", '{"command": "ls"}'),)),))
+    offered = with_tools([*found.sessions, other])
+    assert [[tool.name for tool in session.tools] for session in offered] == [[], [], ["Bash"], ["Bash"]]

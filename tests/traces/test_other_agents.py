@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from sdft_cli.errors import DataError, MachineError
 from sdft_cli.records import Message, Session, ToolCall
+from sdft_cli.traces.agents.teich_texts import as_object
 from sdft_cli.traces.fields import IMAGE
 from sdft_cli.traces.other_agents import OTHER_AGENTS, detect, read_other_agent
 from sdft_cli.traces.source import read_file, read_source, resolve_source
@@ -385,3 +386,8 @@ def test_a_claude_code_file_with_tool_search_is_read_by_our_own_reader() -> None
     assert session.metadata["format"] == "claude-code"
     assert sum(m.role == "tool" for m in session.messages) == sum(len(m.tool_calls) for m in session.messages) == 13
     assert sum(found.report.lines.values()) == 35
+
+
+def test_arguments_that_spell_a_lone_surrogate_can_be_written() -> None:
+    assert as_object(r'{"a": "\ud83d"}') == {"a": "\ufffd"}
+    assert as_object("[" * 100_000) is None

@@ -1,15 +1,22 @@
 from __future__ import annotations
 
 import json
+import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from datasets import Dataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sdft_cli.errors import DataError
 from sdft_cli.traces.rows import is_one_object, read_lines, rows_of
-from sdft_cli.traces.source import read_file
+from sdft_cli.traces.source import read_file, read_source, resolve_source
 from tests.traces.lines import line
 
 SESSION = [line("1", None, "user", "hi"), line("2", "1", "assistant", "hello")]
@@ -87,3 +94,54 @@ def test_a_document_and_a_log_hold_the_same_rows(rows: list[Any], tmp_path: Path
     log.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     document.write_text(json.dumps(rows))
     assert list(read_lines(log)) == list(read_lines(document))
+
+
+@pytest.mark.parametrize("name", ["[ab]/t.parquet", "q*.parquet", "q?.parquet", "a [v2].parquet", "a::b.parquet"])
+def test_a_parquet_path_is_no_pattern(name: str, tmp_path: Path) -> None:
+    for other, word in (("a/t.parquet", "wrong"), ("qx.parquet", "wrong"), (name, "right")):
+        (tmp_path / other).parent.mkdir(exist_ok=True)
+        pl.DataFrame({"a": [word]}).write_parquet(tmp_path / other)
+    assert [row for _, row in rows_of(tmp_path / name)] == [{"a": "right"}]
+
+
+def test_rows_of_a_parquet_file_are_what_datasets_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    when = datetime(2026, 1, 2, 3, 4, 5, 6000)
+    rows = [
+        {"i": i, "when": when, "messages": [{"role": "user", "content": "hi"}, {"role": None, "content": "é\n"}]}
+        for i in range(40)
+    ]
+    rows[1] = {"i": None, "when": None, "messages": []}
+    Dataset.from_list(rows).to_parquet(tmp_path / "x.parquet")
+    monkeypatch.setattr(Dataset, "from_parquet", None)  # it would leave a copy of the rows in its cache
+    expected = [dict(row) for row in rows]
+    expected[0]["messages"] = [{"role": "user", "content": "hi"}, {"content": "é\n"}]
+    found = [row for _, row in rows_of(tmp_path / "x.parquet")]
+    assert found[0] == expected[0]
+    assert found[1] == {"messages": []}
+    assert [row["i"] for row in found[2:] if row] == list(range(2, 40))
+
+
+def test_objects_that_datasets_stores_as_json_text_are_objects(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"a": pa.array(['{"b": [1, "x"]}', None], pa.json_())}), tmp_path / "x.parquet")
+    assert [row for _, row in rows_of(tmp_path / "x.parquet")] == [{"a": {"b": [1, "x"]}}, {}]
+
+
+def test_a_file_that_is_no_table_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(b"PAR1 no table PAR1")
+    with pytest.raises(DataError, match=r"^x\.parquet cannot be read as a table \(\w+\): check the file\.$"):
+        list(rows_of(tmp_path / "x.parquet"))
+
+
+def test_a_file_name_that_is_no_utf8_can_be_written(tmp_path: Path) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/s\xff.jsonl"))
+    try:
+        path.write_text(json.dumps({"messages": [{"role": "user"}, {"role": "assistant", "content": "x"}]}) + "\n{")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    for lines in (None, [{**item, "sessionId": None} for item in SESSION]):
+        if lines:
+            path.write_text("".join(json.dumps(item) + "\n" for item in lines))
+        found = read_source(resolve_source(str(tmp_path)))
+        said = [*found.report.broken, *(f"{s.session_id} {s.group} {s.metadata}" for s in found.sessions)]
+        assert said
+        assert "s\ufffd" in "".join(said).encode().decode()

@@ -14,6 +14,7 @@ from sdft_cli.records.reasons import SYNTHETIC
 from sdft_cli.traces.agents.calls import json_text, one_system, pair_calls, tool_call
 from sdft_cli.traces.fields import IMAGE, object_of, objects_of, text_of
 from sdft_cli.traces.messages import tools_of
+from sdft_cli.traces.tools import none_offered
 from sdft_cli.traces.types import ReadReport
 
 FORMAT = "atif"
@@ -91,6 +92,7 @@ def _sessions(row: dict[str, Any], name: str, report: ReadReport, group: str, de
     agent = object_of(row, "agent")
     models = sorted({text_of(agent, "model_name"), *(text_of(step, "model_name") for step in steps)} - {""})
     metadata = {"format": FORMAT, "file": name, "models": models, "harness": text_of(agent, "name")}
+    metadata.update(none_offered(agent.get("tool_definitions")))
     tools = tools_of(objects_of(agent, "tool_definitions"))
     sessions = [Session(session_id, tuple(one_system(paired, report.notes)), tools, group or session_id, metadata)]
     if depth < _MOST_DEPTH:

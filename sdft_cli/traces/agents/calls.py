@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from sdft_cli.records import Message, ToolCall
+from sdft_cli.traces.fields import parsed
 
 
 def tool_call(call_id: Any, name: Any, arguments: Any, notes: Counter[str]) -> ToolCall:
@@ -20,7 +21,7 @@ def tool_call(call_id: Any, name: Any, arguments: Any, notes: Counter[str]) -> T
     value = arguments
     if isinstance(value, str) and value.strip():
         try:
-            value = json.loads(value)
+            value = parsed(value)
         except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):

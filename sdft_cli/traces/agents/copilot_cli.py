@@ -15,7 +15,7 @@ from sdft_cli.records import Message, Rejection
 from sdft_cli.records.reasons import ABANDONED_BRANCH, INTERRUPTED
 from sdft_cli.traces.agents.calls import json_text, tool_call
 from sdft_cli.traces.agents.log import Context, numbered_objects, sessions_of
-from sdft_cli.traces.fields import object_of, objects_of, text_of
+from sdft_cli.traces.fields import name_of, object_of, objects_of, stem_of, text_of
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "copilot-cli"
@@ -132,7 +132,7 @@ def read(path: Path) -> FileSessions:
         session_id = session_id or (text_of(data, "sessionId") if event.get("type") == "session.start" else "")
         models.add(text_of(data, "model"))
         session.take(line, event)
-    session_id = session_id or (path.parent.name if path.name.startswith("events.") else path.stem)
+    session_id = session_id or (name_of(path.parent) if path.name.startswith("events.") else stem_of(path))
     for key in session.lost:
         report.lost_turns.append(Rejection(f"{session_id}/abandoned-{key}", session_id, None, ABANDONED_BRANCH.key))
     contexts = [context for chain in session.contexts.values() for context in chain]

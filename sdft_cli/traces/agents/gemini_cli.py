@@ -18,7 +18,7 @@ from sdft_cli.records.reasons import ABANDONED_BRANCH, SYNTHETIC
 from sdft_cli.traces.agents.calls import tool_call
 from sdft_cli.traces.agents.log import Context, numbered_objects, sessions_of
 from sdft_cli.traces.agents.parts import parts_of
-from sdft_cli.traces.fields import object_of, objects_of, text_of
+from sdft_cli.traces.fields import name_of, object_of, objects_of, stem_of, text_of
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "gemini-cli"
@@ -149,9 +149,9 @@ def read(path: Path) -> FileSessions:
         answered: set[str] = set()
         for key, record in window.items():
             contexts[-1].add(record.line, *_messages(record, answered, report), key=key)
-    session_id = text_of(session.header, "sessionId") or path.stem
+    session_id = text_of(session.header, "sessionId") or stem_of(path)
     models = {text_of(record.data, "model") for window in session.windows for record in window.values()}
     for key in session.rewound:
         report.lost_turns.append(Rejection(f"{session_id}/abandoned-{key}", session_id, None, ABANDONED_BRANCH.key))
-    group = path.parent.name if session.header.get("kind") == "subagent" else session_id
+    group = name_of(path.parent) if session.header.get("kind") == "subagent" else session_id
     return sessions_of(contexts, path, report, FORMAT, session_id, group, models)

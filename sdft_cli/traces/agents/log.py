@@ -9,6 +9,7 @@ from typing import Any
 
 from sdft_cli.records import Message, Session
 from sdft_cli.traces.agents.calls import one_system, pair_calls
+from sdft_cli.traces.fields import name_of
 from sdft_cli.traces.rows import read_lines
 from sdft_cli.traces.types import FileSessions, ReadReport
 
@@ -46,7 +47,7 @@ def numbered_objects(path: Path, report: ReadReport) -> Iterator[tuple[int, dict
     for number, data in read_lines(path):
         if data is None:
             report.fates[number] = "broken"
-            report.broken.append(f"{path.name}:{number}")
+            report.broken.append(f"{name_of(path)}:{number}")
         else:
             yield number, data
 
@@ -86,7 +87,7 @@ def sessions_of(
         number = 1 + sum(s.metadata.get("agent", "") == context.agent for s in sessions)
         metadata: dict[str, Any] = {
             "format": name,
-            "file": path.name,
+            "file": name_of(path),
             "models": sorted(models - {""}),
             "context": number,
         }

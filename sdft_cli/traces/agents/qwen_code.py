@@ -15,7 +15,7 @@ from sdft_cli.records import Message, Rejection
 from sdft_cli.records.reasons import ABANDONED_BRANCH
 from sdft_cli.traces.agents.log import Context, numbered_objects, sessions_of
 from sdft_cli.traces.agents.parts import parts_of
-from sdft_cli.traces.fields import object_of, objects_of, text_of
+from sdft_cli.traces.fields import object_of, objects_of, stem_of, text_of
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "qwen-code"
@@ -114,7 +114,7 @@ def read(path: Path) -> FileSessions:
         agent = (text_of(data, "agentId") or "unnamed") if data.get("isSidechain") is True else ""
         chains.setdefault(agent, []).append(_Line(number, data))
     everything = [line for chain in chains.values() for line in chain]
-    session_id = next((name for line in everything if (name := text_of(line.data, "sessionId"))), path.stem)
+    session_id = next((name for line in everything if (name := text_of(line.data, "sessionId"))), stem_of(path))
     contexts: list[Context] = []
     for agent, lines in chains.items():
         kept = _path(lines, report)

@@ -9,7 +9,7 @@ from typing import Any
 from sdft_cli.records import Message
 from sdft_cli.traces.agents.calls import json_text, tool_call
 from sdft_cli.traces.agents.log import Context, numbered_objects, sessions_of
-from sdft_cli.traces.fields import object_of, objects_of, text_of
+from sdft_cli.traces.fields import object_of, objects_of, stem_of, text_of
 from sdft_cli.traces.types import FileSessions, ReadReport
 
 FORMAT = "sts"
@@ -46,5 +46,5 @@ def read(path: Path) -> FileSessions:
         else:
             report.fates[line] = "session" if data.get("type") == "session" else "unknown_type"
             header = header or (data if data.get("type") == "session" else {})
-    session_id = text_of(header, "id") or path.stem
+    session_id = text_of(header, "id") or stem_of(path)
     return sessions_of([context], path, report, FORMAT, session_id, session_id, models)

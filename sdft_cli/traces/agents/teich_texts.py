@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sdft_cli.traces.agents.teich_lines import HEADERS, AgentLine
-from sdft_cli.traces.fields import IMAGE
+from sdft_cli.traces.fields import IMAGE, parsed
 
 _TEXTS = ("text", "thinking", "content", "output", "reasoning_content", "reasoning")
 _IMAGES = ("image", "input_image", "image_url")
@@ -84,8 +84,8 @@ def as_object(value: Any) -> dict[str, Any] | None:
     """Return arguments as a dictionary, also where they are its JSON text; None if they are no object."""
     if isinstance(value, str):
         try:
-            value = json.loads(value)
-        except ValueError:
+            value = parsed(value)
+        except (ValueError, RecursionError):
             return None
     return value if isinstance(value, dict) else None
 

@@ -15,6 +15,7 @@ from typing import Any
 from sdft_cli.errors import DataError, MachineError, SdftError
 from sdft_cli.records import Session
 from sdft_cli.records.on_disk import OnDisk
+from sdft_cli.traces.fields import parsed
 from sdft_cli.traces.rows import LOG_LINES, Rows, decode_line
 from sdft_cli.traces.types import FileSessions, ReadReport
 
@@ -29,7 +30,7 @@ def _lines(row: dict[str, Any]) -> list[dict[str, Any] | None]:
     value = next((row[name] for name in _COLUMNS if row.get(name)), None)
     if isinstance(value, str):
         try:
-            value = json.loads(value)
+            value = parsed(value)
         except (ValueError, RecursionError):
             value = value.split("\n")
     if isinstance(value, dict):

@@ -33,9 +33,11 @@ _HOOKS_SHOWN = ("SessionStart", "UserPromptSubmit")
 
 
 def blocks_of(content: Any) -> list[Block]:
-    """Return content as blocks; a plain string is one text block."""
+    """Return content as blocks; a plain string is one text block, an object one block."""
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
+    if isinstance(content, dict):
+        return [content]
     if not isinstance(content, list):
         return []
     return [{"type": "text", "text": b} if isinstance(b, str) else b for b in content if isinstance(b, dict | str)]

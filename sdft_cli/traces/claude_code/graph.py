@@ -269,6 +269,9 @@ class Graph:
         owned = [r for r in results if r in owner]
         for result in owned:
             owner[result].results.setdefault(result, []).append(line)
+        for refused in line.refused_calls():
+            if refused in owner:
+                owner[refused].interrupted = True
         self.notes["orphan_tool_results"] += len(results) - len(owned)
         self.node_of[line.uuid] = owner[owned[0]] if owned else self._new("user", line)
 

@@ -19,7 +19,7 @@ from sdft_cli.traces.claude_code.attachments import (
     rendered_blocks,
     unreadable_renderings,
 )
-from sdft_cli.traces.fields import object_of, text_of
+from sdft_cli.traces.fields import name_of, object_of, text_of
 from sdft_cli.traces.rows import read_lines
 from sdft_cli.traces.types import ReadReport
 
@@ -27,6 +27,8 @@ CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 """Blocks that are calls of a tool."""
 
 _INTERRUPTS = ("[Request interrupted by user]", "[Request interrupted by user for tool use]")
+_REFUSAL = "The user doesn't want to proceed with this tool use."
+"""How the result of a call begins that the user refused; the user's own words may follow."""
 _KIND_OF_SYSTEM_SUBTYPE = {
     "compact_boundary": "boundary",
     "microcompact_boundary": "microcompact",
@@ -108,10 +110,19 @@ class Line:
         texts = (b.get("content") if b.get("type") == "tool_result" else b.get("text") for b in self.blocks)
         return any(isinstance(t, str) and t.strip() in _INTERRUPTS for t in texts)
 
+    def refused_calls(self) -> list[str]:
+        """Return the ids of the calls that the user refused, by their results."""
+        failed = [b for b in self.blocks if b.get("type") == "tool_result" and b.get("is_error") is True]
+        return [text_of(b, "tool_use_id") for b in failed if _text(b.get("content")).lstrip().startswith(_REFUSAL)]
+
     def says_truncated(self) -> bool:
         """Say whether an API error reports that the answer before it hit the output limit."""
         errors = {text_of(self.data, "apiError"), text_of(self.data, "error")}
         return "max_output_tokens" in errors or any("output token maximum" in text_of(b, "text") for b in self.blocks)
+
+
+def _text(content: Any) -> str:
+    return "".join(text_of(block, "text") for block in blocks_of(content))
 
 
 def kind_of_line(data: dict[str, Any]) -> str:
@@ -183,7 +194,7 @@ def read(path: Path, report: ReadReport) -> list[Line]:
     for number, data in read_lines(path):
         if data is None:
             report.fates[number] = "broken"
-            report.broken.append(f"{path.name}:{number}")
+            report.broken.append(f"{name_of(path)}:{number}")
             continue
         uuid, parent = text_of(data, "uuid"), text_of(data, "parentUuid") or None
         parent = renamed.get(parent, parent) if parent else None

@@ -21,7 +21,7 @@ from sdft_cli.traces.claude_code.lines import Line, chains, group_of, read
 from sdft_cli.traces.claude_code.prompts import Prompt, prompt_of
 from sdft_cli.traces.claude_code.seen import SeenLines, up_to
 from sdft_cli.traces.claude_code.writer import Writer
-from sdft_cli.traces.fields import text_of
+from sdft_cli.traces.fields import name_of, stem_of, text_of
 from sdft_cli.traces.tools import OFFERED
 from sdft_cli.traces.types import FileSessions, ReadReport
 
@@ -122,7 +122,7 @@ def _inherited(
         files.add(other)
         found = [*taken, *found]
         if group and seen is not None:
-            seen.join(group, group_of(chain, path.stem))
+            seen.join(group, group_of(chain, stem_of(path)))
     return found, held
 
 
@@ -176,8 +176,8 @@ def _session(part: tuple[Prompt | None, list[Message]], name: str, group: str, m
     prompt, messages = part
     if prompt is None:
         return Session(name, tuple(messages), group=group, metadata=metadata)
-    if prompt.names is not None:
-        metadata = {**metadata, OFFERED: list(prompt.names)}
+    if prompt.names is not None or prompt.tools == ():
+        metadata = {**metadata, OFFERED: list(prompt.names or ())}
     system = [Message("system", prompt.system)] if prompt.system else []
     return Session(name, (*system, *messages), prompt.tools or (), group, metadata)
 
@@ -187,7 +187,7 @@ def _chain_sessions(
 ) -> list[Session]:
     """Read one chain of a file: the main one (`agent` is ""), or a subagent's."""
     own = [line for line in lines if line.number > 0]
-    group = group_of(own, path.stem)
+    group = group_of(own, stem_of(path))
     base = f"{group}/agent-{agent}" if agent else group
     models = sorted({text_of(line.message, "model") for line in own if line.kind == "assistant"} - {""})
     project = next((cwd for line in own if isinstance(cwd := line.data.get("cwd"), str)), None)
@@ -203,7 +203,7 @@ def _chain_sessions(
             continue
         for part in _parts(context, writer, prompts):
             number = len(sessions) + 1
-            metadata: dict[str, Any] = {"format": FORMAT, "file": path.name, "models": models, "context": number}
+            metadata: dict[str, Any] = {"format": FORMAT, "file": name_of(path), "models": models, "context": number}
             if context.compacted:
                 metadata["compacted"] = True
             if agent:
@@ -230,15 +230,15 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
     report.unknown.update(untested_versions(lines))
     if seen is not None:
         for line in lines:
-            again = "uuid" in line.data and seen.repeats(line, group_of([line], path.stem), path)
+            again = "uuid" in line.data and seen.repeats(line, group_of([line], stem_of(path)), path)
             line.repeats = line.repeats or again
-    writer, file = Writer(report.notes, lines), {line.uuid: line for line in lines}
+    of_file, file = Writer(report.notes, lines), {line.uuid: line for line in lines}
     references = {text_of(x.data, "agentId"): x for x in lines if x.data.get("type") == "fork-context-ref"}
     sessions: list[Session] = []
     for agent, chain in chains(lines).items():
-        side = agent or (path.stem.removeprefix("agent-") if path.stem.startswith("agent-") else "")
+        side = agent or (stem_of(path).removeprefix("agent-") if stem_of(path).startswith("agent-") else "")
         if side and is_side_query(side, chain):
-            base = group_of(chain, path.stem)
+            base = group_of(chain, stem_of(path))
             _side_turns(chain, f"{base}/agent-{side}", report)
             continue
         reference = references.get(agent, references.get("")) if agent else None
@@ -246,6 +246,7 @@ def read_claude_code(path: Path, seen: SeenLines | None = None) -> FileSessions:
         for place, line in enumerate(before):
             line.number = place - len(before)
         chain = [*before, *chain]
+        writer = Writer(report.notes, [*before, *lines]) if before else of_file
         every_branch = seen is not None and seen.every_branch
         sessions += _chain_sessions(chain, held, agent, path, report, writer, every_branch)
     for line in lines:

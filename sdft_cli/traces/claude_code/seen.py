@@ -15,7 +15,7 @@ import msgspec
 from sdft_cli.errors import DataError
 from sdft_cli.records.on_disk import no_room
 from sdft_cli.traces.claude_code.lines import Line, group_of, read
-from sdft_cli.traces.fields import object_of, text_of
+from sdft_cli.traces.fields import object_of, stem_of, text_of
 from sdft_cli.traces.packed import opened
 from sdft_cli.traces.rows import LOGS, suffix_of
 from sdft_cli.traces.types import ReadReport
@@ -136,7 +136,7 @@ class SeenLines:
             self._last_read = other, read(other, ReadReport())
         lines = self._last_read[1]
         end = next((line for line in lines if line.uuid == uuid), None)
-        return (up_to(lines, end), other, group_of(lines, other.stem)) if end is not None else None
+        return (up_to(lines, end), other, group_of(lines, stem_of(other))) if end is not None else None
 
     def _place(self, uuid: str) -> Path | None:
         """Return the first file of the source that has a line with this `uuid`; all are searched once, when asked."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -143,7 +144,7 @@ def test_a_run_goes_on_with_any_number_of_processes(runs: Runs, killed: dict[str
     name = f"resumed-{count}"
     shutil.copytree(runs.folder / "killed", runs.folder / name)
     assert runs.run(name, count, ["--resume"])["codes"] == [0] * count
-    assert "Going on after step 15" in runs.said(name, 0)
+    assert re.search(r"Going on after step 1[6-9]\b", runs.said(name, 0))  # the first process saved what was whole
     assert_same_run(runs, "1", name)
 
 

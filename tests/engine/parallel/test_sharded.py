@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,7 @@ def test_a_killed_run_in_shards_goes_on_whole_and_in_other_shards(runs: Runs) ->
         shutil.copytree(runs.folder / "killed", runs.folder / name)
         answer = runs.run(name, count, ["--resume"], environment=environment)
         assert answer["codes"] == [0] * count, runs.said(name, 0)
-        assert "Going on after step 15" in runs.said(name, 0)
+        assert re.search(r"Going on after step 1[6-9]\b", runs.said(name, 0))  # the first process saved what was whole
         assert_same_run(runs, "whole", name)
     assert moved(runs, "whole") > 1e-3
     assert len(runs.lines("whole", "metrics.jsonl")) == STEPS

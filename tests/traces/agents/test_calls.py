@@ -20,6 +20,7 @@ def deep(depth: int = 100_000) -> Any:
     ("arguments", "text", "note"),
     [
         ({"a": "é"}, '{"a": "é"}', None),
+        (r'{"a": "\ud83d"}', '{"a": "\ufffd"}', None),
         ('{"b": 1, "a": 2}', '{"b": 1, "a": 2}', None),
         (None, "{}", None),
         ("", "{}", None),

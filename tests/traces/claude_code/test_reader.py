@@ -303,6 +303,71 @@ def test_a_turn_that_the_user_cut_off_is_no_reference_but_stays_in_the_context(
     assert reason_of(session, 3) == "interrupted"
 
 
+REFUSED = (
+    "The user doesn't want to proceed with this tool use. The tool use was rejected (eg. if it was a file edit, the "
+    "new_string was NOT written to the file). To tell you how to proceed, the user said:\nuse the other file"
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "failed", "status"),
+    [
+        (REFUSED, True, "interrupted"),
+        (text(REFUSED), True, "interrupted"),
+        (REFUSED, False, None),
+        (f"grep: {REFUSED}", True, None),
+    ],
+)
+def test_a_turn_whose_call_was_refused_with_words_is_no_reference(
+    write_jsonl: Write, content: object, failed: bool, status: str | None
+) -> None:
+    refused = [{**result("d", content)[0], "is_error": failed}]
+    path = write_jsonl(
+        "s.jsonl",
+        [
+            line("1", None, "user", "hi"),
+            line("2", "1", "assistant", call("c"), mid="m1"),
+            line("3", "2", "assistant", call("d", "Edit"), mid="m1"),
+            line("4", "2", "user", result("c", "body")),
+            line("5", "3", "user", refused),
+            line("6", "5", "assistant", text("ok"), mid="m2"),
+        ],
+    )
+    (session,) = read_claude_code(path).sessions
+    assert [m.status for m in session.messages if m.role == "assistant"] == [status, None]
+    assert (reason_of(session, 1) == "interrupted") == (status == "interrupted")
+    assert "use the other file" in session.messages[3].content
+
+
+@pytest.mark.parametrize("name", ["c", ""])
+def test_calls_of_one_message_with_the_same_id_are_all_kept(write_jsonl: Write, name: str) -> None:
+    first, second = call(name, "Bash", command="a"), call(name, "Read", file_path="/a")
+    path = write_jsonl(
+        "s.jsonl",
+        [
+            line("1", None, "user", "hi"),
+            line("2", "1", "assistant", [*first, *second], mid="m1", wireToolInputs={name: {"command": "b"}}),
+            line("3", "2", "user", result(name, "one")),
+            line("4", "3", "user", result(name, "two")),
+            line("5", "4", "assistant", [*call("d", "Bash", command="c"), *call("d", "Bash", command="c")], mid="m2"),
+            line("6", "5", "user", result("d", "three")),
+            line("7", "6", "assistant", text("ok"), mid="m3"),
+        ],
+    )
+    found = read_claude_code(path)
+    (session,) = found.sessions
+    other = f"{name or 'call'}~2"
+    assert [(c.id, c.name, c.arguments) for c in session.messages[1].tool_calls] == [
+        (name, "Bash", '{"command": "a"}'),
+        (other, "Read", '{"file_path": "/a"}'),
+    ]
+    results = [(m.tool_call_id, m.name, m.content) for m in session.messages if m.role == "tool"]
+    assert results == [(name, "Bash", "one"), (other, "Read", "two"), ("d", "Bash", "three")]
+    assert [c.id for c in session.messages[4].tool_calls] == ["d"]
+    assert not found.report.notes["unanswered_calls"]
+    assert not found.report.notes["repeated_tool_results"]
+
+
 @pytest.mark.parametrize("reason", ["max_tokens", "model_context_window_exceeded", "refusal", None])
 def test_a_turn_that_ran_into_a_limit_is_no_reference(write_jsonl: Write, reason: str | None) -> None:
     answer = [line("2", "1", "assistant", text("half an ans"), mid="m")]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sdft_cli.records import Session
+from sdft_cli.records import Message, Session, ToolCall
 from sdft_cli.traces.claude_code.attachments import attachment_blocks
 from sdft_cli.traces.claude_code.reader import read_claude_code
 from tests.datasets import with_tools
@@ -22,7 +23,7 @@ def said(session: Session) -> list[tuple[str, str]]:
     return [(m.role, m.content) for m in session.messages]
 
 
-def attach(uuid: str, parent: str, kind: str, rendered: Any = None, **fields: Any) -> dict[str, Any]:
+def attach(uuid: str, parent: str | None, kind: str, rendered: Any = None, **fields: Any) -> dict[str, Any]:
     extra = {} if rendered is None else {"rendered": rendered, "renderedRole": "system"}
     return line(uuid, parent, "attachment", attachment={"type": kind, **fields}, **extra)
 
@@ -35,7 +36,7 @@ def tool(name: str, parameters: Any) -> dict[str, Any]:
 OBJECT = {"type": "object", "properties": {"a": {"type": "string"}}}
 
 
-def snapshot(uuid: str, parent: str, system: Any, *tools: dict[str, Any]) -> dict[str, Any]:
+def snapshot(uuid: str, parent: str | None, system: Any, *tools: dict[str, Any]) -> dict[str, Any]:
     return attach(uuid, parent, "prompt_snapshot", systemPrompt=system, tools=list(tools), cliPrefix="")
 
 
@@ -288,3 +289,61 @@ def test_an_answer_without_a_reason_for_its_end_broke_off_where_others_have_one(
         lines += [answer, line(f"u{number + 1}", f"a{number}", "user", "go on")]
     (session,) = read_claude_code(write_jsonl("s.jsonl", lines)).sessions
     assert [m.status for m in session.messages if m.role == "assistant"] == statuses
+
+
+def test_a_snapshot_without_tools_says_that_there_were_none(write_jsonl: Write) -> None:
+    path = write_jsonl(
+        "s.jsonl",
+        [
+            snapshot("p", None, "be brief"),
+            line("1", "p", "user", "hi"),
+            line("2", "1", "assistant", text("hello"), mid="m"),
+        ],
+    )
+    other = Session("x", (Message("assistant", "", (ToolCall("c", "Bash", '{"command": "ls"}'),)),))
+    other = replace(other, metadata={"format": "claude-code"})
+    session, _ = with_tools([*read_claude_code(path).sessions, other])
+    assert session.tools == ()
+
+
+@pytest.mark.parametrize(
+    ("content", "shown", "unknown"),
+    [
+        ({"type": "advisor_result", "text": "Use a lock."}, "Use a lock.", 0),
+        ({"type": "web_search_tool_result_error", "error_code": "max_uses_exceeded"}, "max_uses_exceeded", 0),
+        ({"type": "code_execution_result", "stdout": "4\n", "stderr": "", "return_code": 0, "content": []}, "4\n", 0),
+        ({"type": "bash_code_execution_result", "stdout": "a", "stderr": "b"}, "a\nb", 0),
+        (
+            {
+                "type": "web_fetch_result",
+                "url": "https://a.dev",
+                "content": {"type": "document", "source": {"type": "text", "data": "the page"}},
+            },
+            "https://a.dev\nthe page",
+            0,
+        ),
+        ([{"type": "web_search_result", "title": "A", "url": "https://a.dev"}], "A\nhttps://a.dev", 0),
+        ({"type": "text", "text": "important"}, "important", 0),
+        ({"type": "hologram", "data": "x"}, "", 1),
+        ({"type": "x_result", "content": {"type": "x_result", "content": {"type": "x_result"}}}, "", 1),
+    ],
+)
+def test_a_result_that_is_an_object_is_read(write_jsonl: Write, content: object, shown: str, unknown: int) -> None:
+    served = [
+        {"type": "server_tool_use", "id": "s1", "name": "advisor", "input": {}},
+        {"type": "advisor_tool_result", "tool_use_id": "s1", "content": content},
+        *text("I will."),
+    ]
+    path = write_jsonl(
+        "s.jsonl",
+        [
+            line("1", None, "user", "hi"),
+            line("2", "1", "assistant", served, mid="m"),
+            line("3", "2", "assistant", call("c"), mid="n"),
+            line("4", "3", "user", result("c", content)),
+        ],
+    )
+    found = read_claude_code(path)
+    (session,) = found.sessions
+    assert [m.content for m in session.messages if m.role == "tool"] == [shown, shown]
+    assert found.report.notes["unknown_blocks"] == 2 * unknown

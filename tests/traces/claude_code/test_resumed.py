@@ -8,7 +8,7 @@ from typing import Any
 
 from sdft_cli.traces.source import read_source, resolve_source
 from sdft_cli.traces.types import FileSessions
-from tests.traces.lines import line, text
+from tests.traces.lines import call, line, result, text
 
 Write = Callable[..., Path]
 
@@ -123,3 +123,31 @@ def test_a_subagent_that_inherits_the_conversation_does_not_take_its_turns(write
     found = read(tmp_path / "all")
     assert turns(found) == {"s": ["two", "four"], "s/agent-x1": ["done"]}
     assert [m.content for m in found.sessions[1].messages] == ["one", "two", "three", "four", "task", "done"]
+
+
+STUBBED = [
+    line("u1", None, "user", "one"),
+    line("u2", "u1", "assistant", call("c"), mid="m1"),
+    line("u3", "u2", "user", result("c", "FULL " * 5)),
+    {
+        "type": "content-replacement",
+        "sessionId": "s",
+        "replacements": [{"kind": "tool-result", "toolUseId": "c", "replacement": "<persisted-output>stub"}],
+    },
+    line("u4", "u3", "assistant", text("four"), mid="m2"),
+]
+
+
+def test_a_large_result_is_a_stub_in_a_context_that_another_file_goes_on_from(
+    write_jsonl: Write, tmp_path: Path
+) -> None:
+    more = [line("v1", "u4", "user", "five"), line("v2", "v1", "assistant", text("six"), mid="m3")]
+    fork = {"type": "fork-context-ref", "agentId": "g", "parentLastUuid": "u4", "sessionId": "s"}
+    agent = {"isSidechain": True, "agentId": "g"}
+    asked = [line("w1", None, "user", "do it", **agent), line("w2", "w1", "assistant", text("did"), mid="m4", **agent)]
+    write_jsonl("all/a.jsonl", STUBBED)
+    write_jsonl("all/b.jsonl", of_session("t", more))
+    write_jsonl("all/s/subagents/agent-g.jsonl", [fork, *asked])
+    found = read(tmp_path / "all")
+    shown = {s.session_id: [m.content for m in s.messages if m.role == "tool"] for s in found.sessions}
+    assert shown == {name: ["<persisted-output>stub"] for name in ("s", "t", "s/agent-g")}
