@@ -330,7 +330,6 @@ class WholeRun:
         return self.settings.merge.best and (self.run_folder / "adapter-best").is_dir()
 
     def _merge(self) -> None:
-        from sdft_cli.merging.certificate import CERTIFICATE
         from sdft_cli.report import terminal
         from sdft_cli.stages.merge import run_merge
 
@@ -340,7 +339,7 @@ class WholeRun:
             dtype = settings.dtype or "bfloat16"
             found = run_merge(self._trained(), target, settings.prompts, target.exists(), dtype, settings.base)
             self._show(terminal.merge_table(found))
-            return [target / name for name in (CERTIFICATE, *found["sha256"])]
+            return [target / name for name in found["sha256"]]  # not the card, into which the evaluation goes later
 
         inputs = {"settings": digest(settings.model_dump(mode="json")), **self.manifest.outputs("train")}
         self._stage("merge", settings.dtype or "bfloat16", inputs, merge)

@@ -181,17 +181,13 @@ class Peers:
             end = time.monotonic() + HEARD
             while time.monotonic() < end and not self._heard():
                 time.sleep(EVERY / 10)
-            begun = time.monotonic() + (2 * GRACE if state == "interrupted" else 0.0)  # the first one was, too
-            while time.monotonic() < end + WRITTEN and self._is_waited_for(time.monotonic() < begun):
+            while time.monotonic() < end + WRITTEN and self._first_writes():
                 time.sleep(EVERY / 4)
 
-    def _is_waited_for(self, about_to: bool) -> bool:
-        """Say whether the first process writes, or is at work and may be `about_to`."""
+    def _first_writes(self) -> bool:
         self._look()
         first = self._others.get(0)
-        if first is None or first.state != "at work" or self._is_gone(first):
-            return False
-        return first.writes or about_to
+        return first is not None and first.writes and first.state == "at work" and not self._is_gone(first)
 
     def _heard(self) -> bool:
         """Say whether the first process knows that this one leaves; of the first, which may hold the store, all others.
