@@ -753,12 +753,12 @@ def stored_config(stored: Mapping[str, Any]) -> TrainConfig:
 
 
 RESUMABLE = (
-    *("stop", "checkpoint", "heldout", "gate", "trackers", "samples_every", "rehearse"),
+    *("stop", "checkpoint", "heldout", "gate", "trackers", "samples_every", "rehearse", "min_gpu_gb"),
     *("rollout.vllm_url", "rollout.vllm_timeout", "rollout.vllm_folder"),
 )
 """Sections and values of a training configuration that may change when a run is resumed: no weight depends on them."""
 FOR_MEMORY = (
-    *("optim.max_tokens_per_pass", "segment_tokens", "gradient_checkpointing", "prefix_sharing", "min_gpu_gb"),
+    *("optim.max_tokens_per_pass", "segment_tokens", "gradient_checkpointing", "prefix_sharing"),
     *("rollout.weights", "rollout.max_tokens_per_pass", "distill.chunk_rows"),
 )
 """Values that may change then, too: the run is the same up to rounding, in less memory."""

@@ -18,7 +18,6 @@ my-run/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ from typing import Any
 from sdft_cli.config import TrainConfig, stored_config
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.places import RUN, RUNS_ROOT, meant_folder
+from sdft_cli.records.folders import sha256_of
 from sdft_cli.records.json_files import finite, read_json
 
 FORMAT = "sdft-run"
@@ -118,8 +118,7 @@ def is_current(folder: Path, adapter: object) -> bool:
     weights = folder / str(adapter.get("name", "adapter")) / "adapter_model.safetensors"
     if not weights.is_file():  # where even the last one is gone, there is nothing to compare with
         return not (folder / "adapter" / weights.name).is_file()
-    with weights.open("rb") as file:
-        return bool(hashlib.file_digest(file, "sha256").hexdigest() == adapter["sha256"])
+    return bool(sha256_of(weights) == adapter["sha256"])
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from sdft_cli.config import (
     PrepareConfig,
     TrainConfig,
     build,
+    changed_for_memory,
     fields_of,
     load_train_config,
     nearest_keys,
@@ -151,6 +152,34 @@ def test_a_removed_setting_is_dropped_from_stored_configurations_and_refused_els
         load_train_config("qwen3.5-9b-64k", [f"device={device}"])
     with pytest.raises(UsageError, match=r"^devices is no setting"):
         stored_config({**stored, "devices": 1})
+
+
+def test_a_run_goes_on_with_less_memory_and_says_what_changed() -> None:
+    stored = load_train_config("qwen3.5-9b-64k").model_dump(mode="json")
+    lower = ["segment_tokens=1024", "optim.max_tokens_per_pass=16384", "rollout.weights=adapter"]
+    now = resumed_config(stored, [*lower, "min_gpu_gb=40"], {})
+    assert (now.segment_tokens, now.optim.max_tokens_per_pass, now.rollout.weights) == (1024, 16384, "adapter")
+    assert changed_for_memory(stored, now) == ["optim.max_tokens_per_pass", "segment_tokens", "rollout.weights"]
+    assert changed_for_memory(stored, resumed_config(stored, ["min_gpu_gb=40", "heldout.every=7"], {})) == []
+    with pytest.raises(UsageError, match="would make it another run"):
+        resumed_config(stored, ["max_prompt_tokens=1024"], {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "answers"),
+    [
+        (["distill.lambda_on_policy=1"], (True, False, 8)),
+        (["distill.lambda_on_policy=0.5"], (True, True, 30)),
+        (["distill.lambda_on_policy=0"], (False, True, 30)),
+        (["distill.lambda_on_policy=0", "distill.lambda_start=0.1"], (True, True, 30)),
+        (["distill.lambda_on_policy=1", "teacher.start=3"], (True, True, 30)),
+        (["objective=sft"], (False, True, 30)),
+    ],
+)
+def test_whose_answers_a_run_trains_on(settings: list[str], answers: tuple[bool, bool, int]) -> None:
+    """And the longest of a record whose expert's turn has 30 tokens, with a cap of 8."""
+    found = load_train_config("cpu-demo", ["rollout.max_new_tokens=8", *settings])
+    assert (found.samples, found.trains_on_references, found.longest_answer(30)) == answers
 
 
 @pytest.mark.parametrize("kind", MODELS.values())

@@ -96,30 +96,23 @@ def at_equal_drift(
     them; a point on it is the mean of two neighbours, weighted, item by item. Weights are taken as known. `seeds`: the
     same of each seed of the recipe alone, at its own drift.
     """
-    mean = _at_equal_drift(runs, base, opponents, key, config)
-    seeds = [_at_equal_drift([run], base, opponents, key, config) for run in runs]
-    return mean and {**mean, "seeds": [seed["value"] for seed in seeds if seed]}
-
-
-def _at_equal_drift(
-    runs: Sequence[Contender],
-    base: Contender,
-    opponents: Mapping[str, Sequence[Contender]],
-    key: str,
-    config: EvalConfig,
-) -> dict[str, Any] | None:
-    metric, drift = METRICS[key], value_of(runs, DRIFT)
+    metric, names = METRICS[key], _names(base, METRICS[key])
     curve = sorted(
         [(0.0, [base]), *((value_of(found, DRIFT), found) for found in opponents.values())], key=lambda p: p[0]
     )
-    for (low, left), (high, right) in pairwise(curve):
-        if low <= drift <= high and high > low:
-            share = (drift - low) / (high - low)
-            columns = zip(mean_of_seeds(left, metric), mean_of_seeds(right, metric), strict=True)
-            mixed = [_mean(pair, [1 - share, share]) for pair in columns]
-            names = _names(base, metric)
-            return dict(difference(mean_of_seeds(runs, metric), mixed, names, metric, config).to_json())
-    return None
+
+    def minus_curve(some: Sequence[Contender]) -> dict[str, Any] | None:
+        drift = value_of(some, DRIFT)
+        for (low, left), (high, right) in pairwise(curve):
+            if low <= drift <= high and high > low:
+                share = (drift - low) / (high - low)
+                columns = zip(mean_of_seeds(left, metric), mean_of_seeds(right, metric), strict=True)
+                mixed = [_mean(pair, [1 - share, share]) for pair in columns]
+                return dict(difference(mean_of_seeds(some, metric), mixed, names, metric, config).to_json())
+        return None
+
+    mean, seeds = minus_curve(runs), [minus_curve([run]) for run in runs]
+    return mean and {**mean, "seeds": [seed["value"] for seed in seeds if seed]}
 
 
 def study(

@@ -157,6 +157,11 @@ def _show_ranking(
     best = ranked[0]
     if not best.gate.passed:
         raise VerificationError(best.gate.verdict)
-    given = [name for name in templates if name == best.template or PurePath(name).stem == best.template]
-    wording = f"prepare with --teacher-template {given[0]}" if given else "keep the dataset's wording"
-    say(f"The best of {len(ranked)}: {wording}, and train with --set distill.divergence={best.divergence}.")
+    take = how_to_take(best.template, templates)
+    say(f"The best of {len(ranked)}: {take}, and train with --set distill.divergence={best.divergence}.")
+
+
+def how_to_take(wording: str, given: list[str]) -> str:
+    """Say how to prepare with a wording, by the name or file that it was `given` as; not given, it is the dataset's."""
+    names = [name for name in given if wording in (name, PurePath(name).stem)]
+    return f"prepare with --teacher-template {names[0]}" if names else "keep the dataset's wording"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from sdft_cli.engine.models.names import FAILED, known_as
 from sdft_cli.errors import DataError, VerificationError
 from sdft_cli.merging.tensor_check import TEMPLATES
+from sdft_cli.records.folders import sha256_of
 from sdft_cli.records.json_files import read_json
 
 CERTIFICATE = "merge-certificate.json"
@@ -17,12 +17,6 @@ FORMAT = 3
 CARD = "README.md"
 NOT_HASHED = {CERTIFICATE, CARD}
 """The certificate cannot hold its own hash; the card is written anew after an evaluation."""
-
-
-def file_hash(path: Path) -> str:
-    """Return the hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def visible(folder: Path) -> dict[str, Path]:
@@ -35,7 +29,7 @@ def visible(folder: Path) -> dict[str, Path]:
 
 def file_hashes(folder: Path) -> dict[str, str]:
     """Return the hash of every file that the certificate speaks for."""
-    return {name: file_hash(path) for name, path in visible(folder).items() if name not in NOT_HASHED}
+    return {name: sha256_of(path) for name, path in visible(folder).items() if name not in NOT_HASHED}
 
 
 def read_certificate(folder: Path) -> dict[str, Any]:
@@ -94,7 +88,7 @@ def _changed(folder: Path, expected: Any) -> str | None:
     for name, digest in sorted(expected.items()):
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if file_hash(folder / name) != digest:
+        if sha256_of(folder / name) != digest:
             return f"{name} was changed"
     return None
 
@@ -105,6 +99,6 @@ def _another(document: dict[str, Any], adapter: Path | None, dtype: str | None, 
     if base is not None and (expected := known_as(base)) != {key: document.get(key) for key in expected}:
         return f"its base is {document.get('base')} ({document.get('base_kind')}), not {expected['base']}"
     made_from = document["adapter"]
-    if adapter is not None and made_from["sha256"] != file_hash(adapter / "adapter_model.safetensors"):
+    if adapter is not None and made_from["sha256"] != sha256_of(adapter / "adapter_model.safetensors"):
         return f"it was made from {made_from['name']}, and not from {adapter} as that is now"
     return None

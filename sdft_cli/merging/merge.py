@@ -15,11 +15,11 @@ from sdft_cli.engine.models.names import FAILED, check_base, known_as, license_o
 from sdft_cli.errors import DataError, UsageError, VerificationError
 from sdft_cli.merging.adapter import Adapter
 from sdft_cli.merging.behaviour_check import compare_models, failures, fixed_prompts
-from sdft_cli.merging.certificate import CERTIFICATE, FORMAT, file_hash, file_hashes, has_passed
+from sdft_cli.merging.certificate import CERTIFICATE, FORMAT, file_hashes, has_passed
 from sdft_cli.merging.tensor_check import certify
 from sdft_cli.merging.tensor_file import DTYPES
 from sdft_cli.merging.weights import check_not_quantised, copy_companions, main_dtype, merge_weights
-from sdft_cli.records.folders import new_folder
+from sdft_cli.records.folders import new_folder, sha256_of
 from sdft_cli.records.json_files import write_json
 from sdft_cli.run_folder import CheckPrompt, Run, read_check_prompts
 
@@ -261,7 +261,7 @@ def _certificate(source: Source, merged: Path, dtype: torch.dtype, uses: list[st
         "format": FORMAT,
         "passed": not found.failures,
         "failures": found.failures,
-        "adapter": {"name": source.adapter.name, "sha256": file_hash(source.adapter / "adapter_model.safetensors")},
+        "adapter": {"name": source.adapter.name, "sha256": sha256_of(source.adapter / "adapter_model.safetensors")},
         **({"uses": uses} if uses else {}),
         "dtype": found.dtype,
         "adapted": [asdict(tensor) for tensor in found.adapted],

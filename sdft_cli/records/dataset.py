@@ -11,7 +11,6 @@ my-dataset/
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,7 +21,7 @@ import msgspec
 
 from sdft_cli.errors import DataError, UsageError
 from sdft_cli.places import DATA_ROOT, DATASET, meant_folder
-from sdft_cli.records.folders import new_folder
+from sdft_cli.records.folders import new_folder, sha256_of
 from sdft_cli.records.json_files import read_json
 from sdft_cli.records.types import Record, RecordRow, Rejection, Session
 
@@ -141,12 +140,6 @@ def _write_table(path: Path, table: str, rows: Iterable[dict[str, Any]]) -> int:
             writer.write_table(arrow(group))
             count += len(group)
     return count
-
-
-def sha256_of(path: Path) -> str:
-    """Return the hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_dataset(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -172,6 +173,12 @@ def new_file(target: Path, overwrite: bool = False) -> Iterator[Path]:
         target.absolute().parent.mkdir(parents=True, exist_ok=True)
         with replacing_file(target) as scratch:
             yield scratch
+
+
+def sha256_of(path: Path) -> str:
+    """Return the hex sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_text(target: Path, text: str, overwrite: bool = False) -> None:

@@ -79,7 +79,8 @@ def find_subject(named: str, base: str | None, compare: bool) -> Subject:
 
 def _merged_of(run: Run) -> Path | None:
     """Return the run's merged checkpoint, if it is this adapter's and passed; say why one that is there is not used."""
-    from sdft_cli.merging.certificate import file_hash, has_passed, read_certificate
+    from sdft_cli.merging.certificate import has_passed, read_certificate
+    from sdft_cli.records.folders import sha256_of
 
     merged = run.path / "merged"
     if not merged.is_dir():
@@ -87,7 +88,7 @@ def _merged_of(run: Run) -> Path | None:
     if not has_passed(merged):
         say(f"{merged} did not pass its certificate, so base and adapter answer: merge again with --overwrite.")
         return None
-    if read_certificate(merged)["adapter"]["sha256"] != file_hash(run.adapter / "adapter_model.safetensors"):
+    if read_certificate(merged)["adapter"]["sha256"] != sha256_of(run.adapter / "adapter_model.safetensors"):
         say(f"{merged} is of another adapter, so base and adapter answer: merge again with --overwrite.")
         return None
     return merged

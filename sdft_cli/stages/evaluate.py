@@ -30,8 +30,9 @@ def run_evaluation(
     from sdft_cli.evaluation.contenders import contenders_of, control_names, single_model
     from sdft_cli.evaluation.evaluation import evaluate as run
     from sdft_cli.evaluation.harness import open_harness
-    from sdft_cli.merging.certificate import check_certified, file_hash
+    from sdft_cli.merging.certificate import check_certified
     from sdft_cli.prompts.chat import open_prompts
+    from sdft_cli.records.folders import sha256_of
     from sdft_cli.report.progress import progress_reporter
     from sdft_cli.run_folder import is_run, read_run
 
@@ -67,7 +68,7 @@ def run_evaluation(
         say("chrF of prose was not computed: it needs sacrebleu (pip install 'sdft-cli[eval]').")
     if found:
         adapters = [
-            {"name": one.adapter.name, "sha256": file_hash(one.adapter / "adapter_model.safetensors")}
+            {"name": one.adapter.name, "sha256": sha256_of(one.adapter / "adapter_model.safetensors")}
             for one in [found, *others]
         ]
         result["adapter"] = adapters[0]

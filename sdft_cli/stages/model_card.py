@@ -27,7 +27,8 @@ def write_model_card(run: Run, merged: Path, evaluation: dict[str, Any] | None =
     """
     from sdft_cli.engine.models.names import license_of
     from sdft_cli.errors import VerificationError
-    from sdft_cli.merging.certificate import CARD, file_hash, has_passed, read_certificate
+    from sdft_cli.merging.certificate import CARD, has_passed, read_certificate
+    from sdft_cli.records.folders import sha256_of
     from sdft_cli.records.json_files import read_json
     from sdft_cli.report.cards import Evaluation, model_card
     from sdft_cli.report.evaluation import values_rows
@@ -37,7 +38,7 @@ def write_model_card(run: Run, merged: Path, evaluation: dict[str, Any] | None =
     certificate = read_certificate(merged)
     adapter = certificate.get("adapter", {"name": "adapter", "sha256": None})
     weights = run.path / adapter["name"] / "adapter_model.safetensors"
-    if not weights.is_file() or file_hash(weights) != adapter["sha256"]:
+    if not weights.is_file() or sha256_of(weights) != adapter["sha256"]:
         raise VerificationError(f"{merged} is not of the adapter in {run.path}: merge again with --overwrite.")
     found = evaluation or _evaluation_of(run, adapter["sha256"])
     text = model_card(
@@ -89,21 +90,22 @@ def write_adapter_cards(folder: Path) -> None:
 
 def _write(merged: Path, text: str, own: bool) -> None:
     """Write the card; of one that is sdft's own, note in the certificate what was written."""
-    from sdft_cli.merging.certificate import CARD, CERTIFICATE, file_hash, read_certificate
-    from sdft_cli.records.folders import write_text
+    from sdft_cli.merging.certificate import CARD, CERTIFICATE, read_certificate
+    from sdft_cli.records.folders import sha256_of, write_text
     from sdft_cli.records.json_files import write_json
 
     write_text(merged / CARD, text, overwrite=True)
     if own:
-        write_json(merged / CERTIFICATE, read_certificate(merged) | {"card": file_hash(merged / CARD)})
+        write_json(merged / CERTIFICATE, read_certificate(merged) | {"card": sha256_of(merged / CARD)})
 
 
 def is_own_card(merged: Path) -> bool:
     """Say whether the card of a checkpoint that passed is as sdft wrote it, so that it may be written anew."""
-    from sdft_cli.merging.certificate import CARD, file_hash, read_certificate
+    from sdft_cli.merging.certificate import CARD, read_certificate
+    from sdft_cli.records.folders import sha256_of
 
     written = read_certificate(merged).get("card")
-    return (merged / CARD).is_file() and written == file_hash(merged / CARD)
+    return (merged / CARD).is_file() and written == sha256_of(merged / CARD)
 
 
 def _evaluation_of(run: Run, sha256: str | None) -> dict[str, Any] | None:

@@ -78,10 +78,6 @@ OF_PROFILE: dict[str, dict[str, Any]] = {
     "recommended-qwen3.5-9b-64k": {"teacher_template": "own_turn"},
 }
 """Profile -> settings of `prepare` that suit its model: a wording that a very small one follows, short turns."""
-FOR_OWN_SESSIONS: dict[str, dict[str, Any]] = {
-    "cpu-demo": {name: {"max_new_tokens": 256} for name in ("rollout", "heldout", "gate")},
-}
-"""Profile -> settings of training on one's own sessions: the turns of the demo's are all of 56 tokens or fewer."""
 
 
 def fitting(config: TrainConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sdft_cli import __version__
 from sdft_cli.choices import DEFAULT_PROFILE
-from sdft_cli.stages.project import FOR_OWN_SESSIONS, fitting
+from sdft_cli.stages.project import fitting
 
 if TYPE_CHECKING:
     from sdft_cli.engine.plan.cards import Gpu
@@ -18,6 +18,12 @@ FEW_SESSIONS = 100
 """With fewer sessions than these, more of them are held out: a twentieth of them would be hardly any."""
 ON_A_CPU: dict[str, Any] = {"max_new_tokens": 256, "general": 60, "drift_tokens": 16, "questions": 60}
 """Settings of `eval` that take minutes on a CPU, as in `sdft demo`."""
+
+
+FOR_OWN_SESSIONS: dict[str, dict[str, Any]] = {
+    SMALL_PROFILE: {name: {"max_new_tokens": 256} for name in ("rollout", "heldout", "gate")},
+}
+"""Profile -> settings of training, by section: the turns of the demo's sessions are all of 56 tokens or fewer."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ def project_text(proposal: Proposal, source: str, model: str, license_id: str | 
         "train:",
         f"  # Chosen since {_one_line(proposal.why)}.",
         f"  profile: {_scalar(proposal.profile)}",
-        *(line for name, section in proposal.train.items() for line in _section(name, section)),
+        *_caps(proposal.train),
         "  # Any setting of training may follow, in its section, as",
         "  # optim:",
         "  #   max_steps: 100",
@@ -129,8 +135,13 @@ def project_text(proposal: Proposal, source: str, model: str, license_id: str | 
     return "\n".join(lines) + "\n"
 
 
-def _section(name: str, settings: Mapping[str, Any]) -> list[str]:
-    return [f"  {name}:", *(f"    {key}: {_scalar(value)}" for key, value in settings.items())]
+def _caps(sections: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the settings of training that differ from the profile's, with why."""
+    why = ["  # Answers as long as the turns that prepare keeps: the profile's caps are those of the demo."]
+    found = why if sections else []
+    for name, section in sections.items():
+        found += [f"  {name}:", *(f"    {key}: {_scalar(value)}" for key, value in section.items())]
+    return found
 
 
 def _setting(key: str, value: Any, section: str = "prepare") -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any
 from sdft_cli import __version__
 from sdft_cli.errors import DataError
 from sdft_cli.places import WHOLE_RUN
+from sdft_cli.records.folders import sha256_of
 
 FORMAT = "sdft-whole-run"
 _PACKAGES = ("torch", "transformers", "peft", "accelerate", "unsloth")
@@ -25,12 +26,6 @@ _PACKAGES = ("torch", "transformers", "peft", "accelerate", "unsloth")
 def digest(document: Any) -> str:
     """Return the SHA-256 of a JSON-able document."""
     return hashlib.sha256(json.dumps(document, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _now() -> str:
@@ -89,7 +84,7 @@ class RunManifest:
         if found is None or found["status"] not in ("finished", "skipped") or found["inputs"] != inputs:
             return False
         files = [(self.folder / path, sha256) for path, sha256 in found["outputs"].items()]
-        return all(path.is_file() and file_digest(path) == sha256 for path, sha256 in files)
+        return all(path.is_file() and sha256_of(path) == sha256 for path, sha256 in files)
 
     def outputs(self, name: str) -> dict[str, str]:
         """Return the hashes of what a stage left, as the inputs of another."""
@@ -103,7 +98,7 @@ class RunManifest:
 
     def end(self, name: str, outputs: Sequence[Path], skipped: str | None = None) -> None:
         """Note that a stage is over. `skipped`: why nothing was done."""
-        hashes = {path.relative_to(self.folder).as_posix(): file_digest(path) for path in outputs}
+        hashes = {path.relative_to(self.folder).as_posix(): sha256_of(path) for path in outputs}
         told = {"status": "skipped", "why": skipped} if skipped else {"status": "finished"}
         self._change(name, {**told, "outputs": hashes})
 

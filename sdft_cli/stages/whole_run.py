@@ -159,9 +159,10 @@ class WholeRun:
             return
         prepared = self.manifest.stage("prepare") or {"inputs": {}}
         again = "start a new run with another --out, or this one again with --overwrite"
-        before, now = prepared["inputs"], self._prepare_inputs()
+        now = self._prepare_inputs()
+        before = {"texts": now["texts"], **prepared["inputs"]}  # an old manifest has none
         for key, what in (("settings", "settings of prepare"), ("texts", "texts of its templates")):
-            if before.get(key, None if key == "settings" else now[key]) != now[key]:  # an old manifest has no texts
+            if before.get(key) != now[key]:
                 raise UsageError(
                     f"The {what} are others than those that {self.folder} was started with, and it is trained on its "
                     f"records already: {again}."

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sdft_cli.cli.gate import how_to_take
 from tests.engine.prepared import prepared
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -52,6 +53,14 @@ def test_wordings_and_divergences_are_ranked(sdft: Run, tmp_path: Path, tiny_mod
         assert one["template"] in done.stdout
     assert "with the wording again" in done.stderr  # four turns of the expert's make some prompts too long
     assert "records are over max_prompt_tokens (150)" in done.stderr
+
+
+def test_the_best_wording_is_named_as_it_was_given() -> None:
+    """A file of one's own by its path, also where it has the name of one that ships."""
+    assert how_to_take("mine", ["again", "texts/mine.txt"]) == "prepare with --teacher-template texts/mine.txt"
+    assert how_to_take("again", ["./again.txt", "repeat"]) == "prepare with --teacher-template ./again.txt"
+    assert how_to_take("again", ["own_turn", "again"]) == "prepare with --teacher-template again"
+    assert how_to_take("mine", []) == "keep the dataset's wording"
 
 
 @pytest.mark.parametrize(

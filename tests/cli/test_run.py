@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from sdft_cli.records.folders import sha256_of
 from sdft_cli.records.json_files import read_json
-from sdft_cli.stages.run_manifest import file_digest
 from sdft_cli.traces.examples import write_examples
 from tests.conftest import ROOT
 
@@ -66,7 +67,7 @@ def test_a_whole_run_is_one_folder_with_one_manifest_and_is_not_done_twice(
     for stage in found.values():
         assert stage["started"] <= stage["ended"]
         for path, sha256 in stage["outputs"].items():
-            assert file_digest(folder / path) == sha256
+            assert sha256_of(folder / path) == sha256
     manifest = read_json(folder / "sdft-run.json", "")
     assert manifest["settings"]["train"]["optim"]["max_steps"] == 3  # the option goes before the file
     assert manifest["settings"]["prepare"]["max_seq_tokens"] == 8192  # those of training
@@ -106,13 +107,13 @@ def test_a_whole_run_is_one_folder_with_one_manifest_and_is_not_done_twice(
     assert done.returncode == 2  # the profile's rate falls to 0 behind the last step
     assert "optim.max_steps" in done.stderr
     merged = folder / "run" / "merged" / "model.safetensors"
-    weights = file_digest(merged)
+    weights = sha256_of(merged)
     merged.unlink()
     done = sdft("run", "--resume")
     assert done.returncode == 0, done.stderr
     assert "The sessions have changed since" in done.stderr
     assert done.stderr.count("done before") == 4  # the checkpoint lacked a file, so it was made again
-    assert file_digest(merged) == weights
+    assert sha256_of(merged) == weights
     assert json.loads((folder / "eval.json").read_text())["config"]["questions"] == 1
 
 
@@ -149,6 +150,9 @@ def test_a_run_that_is_killed_again_and_again_ends_as_one_that_was_not(tmp_path:
 @pytest.mark.slow
 def test_a_stage_that_says_stop_stops_the_run_and_is_done_again(sdft: Run, tmp_path: Path, tiny_model: Path) -> None:
     make_project(tmp_path, tiny_model, gate="stop")
+    shutil.copytree(tiny_model, tmp_path / "same")
+    text = (tmp_path / "sdft.yaml").read_text()
+    (tmp_path / "sdft.yaml").write_text(text.replace("merge: {", "merge: {base: same, "))
     done = sdft("run", "--out", "r")
     assert done.returncode == 4
     assert "The teacher-lift gate fails" in done.stderr
@@ -164,6 +168,7 @@ def test_a_stage_that_says_stop_stops_the_run_and_is_done_again(sdft: Run, tmp_p
     assert done.returncode == 0, done.stderr
     assert "1/7 prepare: done before" in done.stderr
     assert stages(tmp_path / "r")["gate"]["outputs"].keys() == {"run/gate.json"}
+    assert read_json(tmp_path / "r" / "run" / "merged" / "merge-certificate.json", "")["base"] == "same"
 
 
 def test_what_is_wrong_is_said_before_anything_is_made(sdft: Run, tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ pytest.importorskip("torch")
 from sdft_cli.config import load_train_config
 from sdft_cli.errors import UsageError
 from sdft_cli.evaluation.contenders import contenders_of
-from sdft_cli.run_folder import Run
+from sdft_cli.run_folder import Run, read_run
+from tests.merging.conftest import make_run
 
 
 def run(name: str, model: str = "o/m", objective: str = "sdft", **info: Any) -> Run:
@@ -35,6 +36,18 @@ def test_two_models_of_one_name_are_refused_before_anything_is_loaded() -> None:
         first(run("a"), run("x/b"), run("y/b"))
     with pytest.raises(UsageError, match="would be called tuned"):
         first(run("a"), run("tuned"))
+
+
+def test_a_merge_in_float32_runs_in_float32(tmp_path: Path, tiny_model: Path) -> None:
+    """Beside a run in bfloat16, as which it would be another model; one in bfloat16 runs as the run does."""
+    import torch
+
+    folder = make_run(tmp_path / "r", tiny_model, overrides=["dtype=bfloat16"])
+    one, expected = read_run(folder), {"base": torch.bfloat16, "tuned": torch.bfloat16, "merged": torch.bfloat16}
+    for exact in (False, True):
+        models = contenders_of(one, str(tiny_model), tiny_model, [], "none", lambda text: None, exact)
+        found = {model.name: model.student.backend.base.dtype for model in models}
+        assert found == (expected | {"merged": torch.float32} if exact else expected)
 
 
 def test_the_commit_that_was_trained_on_comes_before_the_branch() -> None:

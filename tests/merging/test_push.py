@@ -15,8 +15,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from sdft_cli.errors import UsageError, VerificationError  # noqa: E402
-from sdft_cli.merging.certificate import file_hash, file_hashes  # noqa: E402
+from sdft_cli.merging.certificate import file_hashes  # noqa: E402
 from sdft_cli.merging.push import check_repo_name  # noqa: E402
+from sdft_cli.records.folders import sha256_of  # noqa: E402
 from sdft_cli.records.json_files import write_json  # noqa: E402
 from sdft_cli.run_folder import read_run  # noqa: E402
 from sdft_cli.stages.merge import run_merge  # noqa: E402
@@ -160,7 +161,7 @@ def test_a_deleted_card_comes_back_with_its_licence_and_an_edited_one_stays(
     write_model_card(run, ready / "merged")
     assert card.read_text() == written
 
-    found = {"adapter": {"sha256": file_hash(ready / "adapter" / "adapter_model.safetensors")}}
+    found = {"adapter": {"sha256": sha256_of(ready / "adapter" / "adapter_model.safetensors")}}
     name_in_card(ready / "merged", "me/model")
     assert is_own_card(ready / "merged")
     card.write_text(f"{card.read_text()}\nMy own words.\n")

@@ -262,7 +262,7 @@ def check_adapter(model: str, revision: str | None, empty: Any, targets: Sequenc
         DataError: a file of the model is damaged, or after loading it holds no safetensors files.
     """
     folder = loaded_folder(model, revision)
-    if _is_quantised(empty.config):  # merged into its 16-bit form, whose names are looked at then
+    if is_quantised(empty.config):  # merged into its 16-bit form, whose names are looked at then
         return True
     if folder is None or not (loaded or _has_weights(folder)):
         return False
@@ -270,7 +270,8 @@ def check_adapter(model: str, revision: str | None, empty: Any, targets: Sequenc
     return True
 
 
-def _is_quantised(config: Any) -> bool:
+def is_quantised(config: Any) -> bool:
+    """Say whether a transformers config is of weights that are quantised on disk."""
     return any(getattr(c, "quantization_config", None) for c in (config, config.get_text_config()))
 
 

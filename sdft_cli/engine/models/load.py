@@ -16,6 +16,7 @@ from sdft_cli.engine.kernels.autocast import leave_inputs, needs_autocast
 from sdft_cli.engine.kernels.check import check_kernels
 from sdft_cli.engine.models.backend import Backend
 from sdft_cli.engine.models.backend_transformers import PlainModel, Shard, TransformersBackend, load_model
+from sdft_cli.engine.models.disk_names import is_quantised
 from sdft_cli.engine.models.head_check import check_head
 from sdft_cli.engine.models.names import resolve_model
 from sdft_cli.engine.models.quiet import quiet_libraries
@@ -150,8 +151,7 @@ def check_merged_later(config: TrainConfig, merged_into: str | None) -> None:
         UsageError: it is quantised on disk.
         MachineError: its config cannot be had.
     """
-    found = config_of(resolve_model(config.model), config.revision)
-    if merged_into is None and any(getattr(c, "quantization_config", None) for c in (found, found.get_text_config())):
+    if merged_into is None and is_quantised(config_of(resolve_model(config.model), config.revision)):
         raise UsageError(
             f"{config.model} is quantised, and an adapter cannot be merged into it: name its 16-bit form in sdft.yaml, "
             "merge: {base: MODEL}, or train that one."

